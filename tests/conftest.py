@@ -1,0 +1,35 @@
+"""Shared fixtures: quiet libraries, a cache of its own, tiny image folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Path:
+    """A folder of coloured noise: three classes that a network can tell apart, train 8, val 4, test 2 images each."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "flowers"
+    for split, count in (("train", 8), ("val", 4), ("test", 2)):
+        for index, name in enumerate(("daisy", "rose", "tulip")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 120, (40, 48, 3), dtype=np.uint8)
+                pixels[..., index] += 120
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root

@@ -1,0 +1,36 @@
+"""Attention backbones for vision: models, training, evaluation.
+
+Names are imported when first used, so that `import visionattn` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "create_model": "visionattn.models.factory",
+    "model_info": "visionattn.models.factory",
+    "resolve_data_config": "visionattn.models.factory",
+    "load_checkpoint": "visionattn.models.weights",
+    "LoadReport": "visionattn.models.weights",
+    "list_models": "visionattn.backbones",
+    "register_backbone": "visionattn.backbones",
+    "load_config": "visionattn.config",
+    "create_transform": "visionattn.data.transforms",
+    "train": "visionattn.training",
+    "evaluate": "visionattn.training",
+    "predict": "visionattn.training",
+    "kernels": "visionattn.kernels",
+}
+
+__all__ = [*_EXPORTS, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'visionattn' has no attribute {name!r}")
+    module = import_module(_EXPORTS[name])
+    return module if name == "kernels" else getattr(module, name)

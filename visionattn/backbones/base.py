@@ -1,0 +1,122 @@
+"""What every backbone has besides its network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from timm.models import FeatureInfo
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def rename_keys(state: dict[str, torch.Tensor], rules: Sequence[tuple[str, str]], drop: str = "") -> dict[str, torch.Tensor]:
+    """Apply to each key the first rule (regular expression, replacement) that matches it; leave out keys in which `drop` is found."""
+    renamed = {}
+    for key, value in state.items():
+        if drop and re.search(drop, key):
+            continue
+        pattern, replacement = next((rule for rule in rules if re.match(rule[0], key)), ("", ""))
+        renamed[re.sub(pattern, replacement, key, count=1) if pattern else key] = value
+    return renamed
+
+
+class Backbone(nn.Module):
+    """A pyramid: an image `[B, in_chans, H, W]` in, one NCHW map per stage out, finest first.
+
+    A family's class builds `self.stages` (an `nn.ModuleList`, one module per stage) and defines
+    `forward`, which returns the maps of `self.out_indices`. A map is `ceil(size / stride)`.
+
+    Attributes:
+        channels: channels of the returned maps.
+        strides: strides of the returned maps.
+        out_norm: whether the maps are normalised for dense prediction.
+    """
+
+    cnn = False  # whether channels_last memory pays
+    first_conv = ""  # name of the convolution that sees the image
+    stages: nn.ModuleList
+
+    def __init__(self, *, in_chans: int, channels: Sequence[int], strides: Sequence[int], out_norm: bool = False) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.stage_channels, self.stage_strides = tuple(channels), tuple(strides)
+        self.out_indices = tuple(range(len(self.stage_channels)))
+        self.out_norm = out_norm
+        self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, where out_norm asks for it
+        self.grad_checkpointing = False
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.stage_channels[index] for index in self.out_indices)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(self.stage_strides[index] for index in self.out_indices)
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """The maps in timm's terms."""
+        return FeatureInfo(self.feature_dicts(), self.out_indices)
+
+    def feature_dicts(self) -> list[dict[str, Any]]:
+        """One `dict(num_chs, reduction, module)` per stage."""
+        return [
+            {"num_chs": channels, "reduction": stride, "module": f"stages.{index}"}
+            for index, (channels, stride) in enumerate(zip(self.stage_channels, self.stage_strides, strict=True))
+        ]
+
+    def select_stages(self, out_indices: Iterable[int]) -> None:
+        """Return only these stages and drop the parameters behind the last of them.
+
+        Raises:
+            ValueError: an index is out of range.
+        """
+        count = len(self.stage_channels)
+        indices = tuple(out_indices)
+        if not indices or any(not -count <= index < count for index in indices):
+            raise ValueError(f"out_indices: expected indices of the {count} stages, got {indices}")
+        self.out_indices = tuple(sorted({index % count for index in indices}))
+        del self.stages[self.out_indices[-1] + 1 :]
+        for index in set(self.out_norms) - {str(index) for index in self.out_indices}:
+            del self.out_norms[index]
+
+    def run_block(self, block: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """`block(x)`, its activations recomputed in the backward pass if checkpointing is on."""
+        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training."""
+        self.grad_checkpointing = enable
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew; also completes a model that was built on the meta device."""
+        raise NotImplementedError
+
+    def final_norm(self) -> nn.Module | None:
+        """The normalisation that the classifier applies to the last map, over NCHW."""
+        return None
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters beyond norms and biases that are not decayed."""
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that put parameters into layers, from the input on (timm's layer decay)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename the keys of the authors' file (and of other known layouts) to `backbone.*` and `head.*`."""
+        raise NotImplementedError
+
+    def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
+        """Make the model and its weights agree where the file decides or a rule is published.
+
+        `state` has the keys of this backbone; it is changed in place. Returns one line per kind of change.
+        """
+        return []

@@ -1,0 +1,255 @@
+"""Swin Transformer: attention in windows that shift by half a window from block to block.
+
+Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
+Upstream: github microsoft/Swin-Transformer, commit f82860b (MIT); dense mode follows
+SwinTransformer/Swin-Transformer-Semantic-Segmentation, commit 87e6f90 (Apache-2.0).
+
+What differs from upstream, and why:
+
+* Any input size. Where one window covers the shorter side of a map and the classifier accepts the
+  size, window and shift shrink as in the classifier. Elsewhere, and throughout with `out_norm=True`,
+  the map is padded after the norm, then rolled, and shifted blocks are always masked, as in the
+  segmentation code. A shrunken window reads the middle of its bias table, that is the same bias for
+  the same offset.
+* Patch merging opens a stage instead of closing the one before, so that a stage's output is its map.
+* The index of relative positions and the shift mask are computed, not stored.
+* Absolute position embedding (`ape`, off in all released models) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from torch import nn
+
+from visionattn.backbones.base import Backbone, rename_keys
+from visionattn.backbones.registry import register_backbone
+from visionattn.kernels import window_attention
+from visionattn.layers import drop_path_rates
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention in windows with a learned bias per relative position and head."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, dense: bool) -> None:
+        super().__init__()
+        self.num_heads, self.window_size, self.shift, self.dense = num_heads, window_size, shift, dense
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+
+    def window_and_shift(self, height: int, width: int) -> tuple[int, int]:
+        """Window size and shift for a map: as in the classifier where it takes the size, else as in the segmentation code."""
+        side = min(height, width)
+        if not self.dense and side <= self.window_size and height % side == 0 and width % side == 0:
+            return side, 0
+        return self.window_size, self.shift
+
+    def bias(self, window: int) -> torch.Tensor:
+        """Bias between the positions of a window, `[heads, N, N]`."""
+        table = self.relative_position_bias_table
+        position = torch.arange(window, device=table.device)
+        offset = position[:, None] - position[None, :] + self.window_size - 1  # query - key, from 0
+        index = offset[:, None, :, None] * (2 * self.window_size - 1) + offset[None, :, None, :]  # row, col of query; of key
+        return table[index.reshape(-1)].view(window**2, window**2, -1).permute(2, 0, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        batch, height, width, dim = x.shape
+        window, shift = self.window_and_shift(height, width)
+        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
+        x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=self.bias(window))
+        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Window attention and MLP, each on a normed residual branch."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, drop_path: float, dense: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size, shift, dense)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, projected and normed."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/p W/p C
+        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
+
+
+class PatchMerging(nn.Module):
+    """Neighbourhoods of 2 x 2 concatenated, normed and projected: half the size, twice the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
+        batch, height, width, dim = x.shape
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = x.view(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2, dim)
+        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the column in the pair before the row: upstream's order
+        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
+
+
+class Stage(nn.Module):
+    """Patch merging (except in the first stage), then blocks whose windows are shifted every second time."""
+
+    def __init__(
+        self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path: Sequence[float], dense: bool, merge: bool
+    ) -> None:
+        super().__init__()
+        self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(dim, num_heads, window_size, window_size // 2 if index % 2 else 0, mlp_ratio, rate, dense)
+            for index, rate in enumerate(drop_path)
+        )
+
+
+class Swin(Backbone):
+    """Swin Transformer.
+
+    Args:
+        in_chans: input channels.
+        patch_size: stride of the first map.
+        embed_dim: channels of the first stage; each further stage doubles them.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        window_size: side of a window, in positions of the map.
+        mlp_ratio: hidden width of the MLP relative to the channels.
+        drop_path_rate: stochastic depth at the last block, growing linearly from 0.
+        out_norm: norm each map for dense prediction and pad as the segmentation code does.
+    """
+
+    first_conv = "patch_embed.proj"
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        patch_size: int = 4,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        out_norm: bool = False,
+    ) -> None:
+        dims = [embed_dim * 2**index for index in range(len(depths))]
+        super().__init__(
+            in_chans=in_chans, channels=dims, strides=[patch_size * 2**index for index in range(len(depths))], out_norm=out_norm
+        )
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
+        rates = drop_path_rates(drop_path_rate, depths)
+        self.stages = nn.ModuleList(
+            Stage(dim, heads, window_size, mlp_ratio, stage_rates, dense=out_norm, merge=index > 0)
+            for index, (dim, heads, stage_rates) in enumerate(zip(dims, num_heads, rates, strict=True))
+        )
+        if out_norm:
+            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.init_weights()
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x, maps = self.patch_embed(x), []
+        for index, stage in enumerate(self.stages):
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = self.run_block(block, x)
+            if index in self.out_indices:
+                y = self.out_norms[str(index)](x) if self.out_norm else x
+                maps.append(y.permute(0, 3, 1, 2).contiguous())  # B C H W
+        return maps
+
+    def init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
+                module.reset_parameters()
+            elif isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, WindowAttention):
+                trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+    def final_norm(self) -> nn.Module:
+        return LayerNorm2d(self.stage_channels[-1], eps=1e-5)
+
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
+        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    @staticmethod
+    def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Keys of the official classifier, the official segmentation backbone, and timm."""
+        # Upstream's stage i ends with the merging that opens our stage i + 1; timm has it where we have it.
+        merges_late = any(key.startswith("layers.0.downsample.") for key in state)
+        moved = [(rf"^layers\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(8)] if merges_late else []
+        rules = [
+            *moved,
+            (r"^layers\.", "backbone.stages."),
+            (r"^patch_embed\.", "backbone.patch_embed."),
+            (r"^norm(\d)\.", r"backbone.out_norms.\1."),
+            (r"^norm\.", "head.norm."),
+            (r"^head\.(fc\.)?", "head.fc."),
+        ]
+        return rename_keys(state, rules, drop=r"relative_position_index$|attn_mask$")
+
+    def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
+        """Bias tables of another window are resized bicubically, as upstream's fine-tuning does."""
+        notes: dict[str, int] = {}
+        for name, table in self.named_parameters():
+            given = state.get(name)
+            if not name.endswith("relative_position_bias_table") or given is None or given.shape == table.shape:
+                continue
+            old, new = (int(rows**0.5) for rows in (given.shape[0], table.shape[0]))
+            if given.dim() != 2 or given.shape[1] != table.shape[1] or old**2 != given.shape[0]:
+                continue  # another width: the strict load reports it
+            grid = given.float().T.reshape(1, -1, old, old)
+            state[name] = F.interpolate(grid, size=(new, new), mode="bicubic").view(-1, new * new).T.to(given.dtype)
+            line = f"relative position tables {old}x{old} -> {new}x{new}, bicubic"
+            notes[line] = notes.get(line, 0) + 1
+        return [f"{line} ({count} tables)" for line, count in notes.items()]
+
+
+def _variant(embed_dim: int, depths: tuple[int, ...], num_heads: tuple[int, ...], window_size: int = 7) -> dict[str, Any]:
+    return {"embed_dim": embed_dim, "depths": depths, "num_heads": num_heads, "window_size": window_size}
+
+
+_384 = {"input_size": (3, 384, 384), "crop_pct": 1.0}
+
+register_backbone(
+    Swin,
+    {
+        "swin_tiny": _variant(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+        "swin_small": _variant(96, (2, 2, 18, 2), (3, 6, 12, 24)),
+        "swin_base": _variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+        "swin_base_384": _variant(128, (2, 2, 18, 2), (4, 8, 16, 32), window_size=12),
+        "swin_large": _variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+        "swin_large_384": _variant(192, (2, 2, 18, 2), (6, 12, 24, 48), window_size=12),
+    },
+    {"*": {"crop_pct": 0.9}, "swin_base_384": _384, "swin_large_384": _384},
+)

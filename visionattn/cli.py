@@ -1,0 +1,294 @@
+"""The command line: each command parses, calls one library function, prints.
+
+Nothing heavy is imported at the top: `visionattn --help` must not load torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from visionattn.errors import EXIT_INTERRUPTED, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from visionattn.training.console import Console
+
+_verbose = False
+
+
+class Commands(TyperGroup):
+    """Turns what a user can mend into one block on standard error and the exit code that goes with it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except UserError as error:
+            _fail(error.block(), error.exit_code)
+        except (Interrupted, KeyboardInterrupt):
+            sys.exit(EXIT_INTERRUPTED)
+        except Exception as error:
+            hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
+            _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    if _verbose:
+        traceback.print_exc()
+    typer.secho(text, err=True, fg=typer.colors.RED)
+    sys.exit(code)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Attention backbones for vision: train, evaluate, predict.",
+    epilog="Begin with: visionattn train --config quickstart",
+)
+models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
+config_app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of every key: list, show, schema.")
+app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, text for people on standard error.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any config key, for example optim.lr=1e-4.", show_default=False)
+]
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    global _verbose
+    _verbose = verbose
+    if version:
+        from visionattn import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: visionattn train --data flowers --model swin_tiny train.epochs=30")
+def train(
+    overrides: Overrides = None,
+    config: Annotated[str | None, typer.Option(help="Path or shipped name, see: visionattn config list.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder of images (data.root).")] = None,
+    model: Annotated[str | None, typer.Option(help="Backbone (model.name).")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set (train.epochs).")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Hold out this share for validation (data.val_fraction).")] = None,
+    resume: Annotated[str | None, typer.Option(help="Run folder to go on with, bit for bit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, run one step, write nothing.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings of the data check stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a classifier and evaluate it."""
+    settings = list(overrides or [])
+    flags = {"data.root": data, "model.name": model, "train.epochs": epochs, "data.val_fraction": val_fraction}
+    settings += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    from visionattn.config import load_config
+
+    if config is None and resume is None and not settings:
+        fix = "visionattn train --config quickstart\nvisionattn train --data FOLDER"
+        raise UserError("VA-C005", "nothing to train on: give --data or --config", fix=fix)
+    source = config if config is not None or resume is None else Path(resume) / "config.yaml"
+    if resume is not None and not Path(resume, "config.yaml").is_file():
+        source = None  # `train` says what is wrong with the run
+    given = load_config(source, settings)  # before torch is loaded: a mistake is said at once
+    from visionattn.training.jobs import train as run_training
+
+    result = run_training(given, resume=resume, dry_run=dry_run, strict=strict, console=_console(as_json))
+    if as_json and result is not None:
+        _print_json({"run": str(result.run), "best": result.best, "metrics": result.metrics})
+
+
+@app.command("eval", epilog="Example: visionattn eval runs/digits-swin_tiny/001 --split test")
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, checkpoint folder or weights file in one.")],
+    data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Metrics of a run or a checkpoint on a split."""
+    from visionattn.training.inference import evaluate as run_evaluation
+    from visionattn.training.report import evaluation_dict, print_evaluation
+
+    console = _console(as_json)
+    result = run_evaluation(source, data=data, split=split, batch_size=batch_size, console=console)
+    print_evaluation(result, console)
+    if as_json:
+        _print_json(evaluation_dict(result))
+
+
+@app.command(epilog="Example: visionattn predict runs/digits-swin_tiny/001 --source photos/ --out predictions")
+def predict(
+    run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, checkpoint folder or weights file in one.")],
+    source: Annotated[list[str], typer.Option(help="File, folder or glob; may be given several times.")],
+    out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
+    save: Annotated[str, typer.Option(help="What to write to --out: json, csv or both.")] = "json,csv",
+    topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Classes of images."""
+    formats = save.split(",")
+    if unknown := set(formats) - {"json", "csv"}:
+        raise UserError("VA-C002", f"--save: expected json, csv or both, got {', '.join(sorted(unknown))}")
+    from visionattn.training.inference import predict as run_prediction
+    from visionattn.training.inference import predictions_dict, save_predictions
+
+    console = _console(as_json)
+    predictions, unreadable = run_prediction(run, source, topk=topk, console=console)
+    shown = [[item.path, item.classes[0], f"{item.probabilities[0]:.3f}"] for item in predictions[:20]]
+    console.table(["image", "class", "probability"], shown)
+    if len(predictions) > len(shown):
+        console.line(f"... and {len(predictions) - len(shown)} more")
+    for path, reason in unreadable:
+        console.warn(f"unreadable: {path} ({reason})")
+    for path in save_predictions(Path(out), predictions, unreadable, formats) if out else []:
+        console.say("written", str(path))
+    if as_json:
+        _print_json(predictions_dict(predictions, unreadable))
+
+
+@models_app.command("list", epilog='Example: visionattn models list "swin*"')
+def models_list(pattern: Annotated[str, typer.Argument(help="Glob.")] = "*", as_json: Json = False) -> None:
+    """Names, parameters and cost of all models."""
+    from visionattn.backbones import list_models
+    from visionattn.models import model_info
+
+    names = list_models(pattern)
+    if not names:
+        raise UserError("VA-M001", f'no model matches "{pattern}"', fix="visionattn models list")
+    facts = [model_info(name) for name in names]
+    if as_json:
+        _print_json(facts)
+        return
+    rows = [[fact["name"], f"{fact['params'] / 1e6:.1f}M", f"{fact['gmacs']:.1f}", fact["cfg"]["input_size"][1]] for fact in facts]
+    console = _console()
+    console.table(["name", "params", "GMACs", "px"], rows)
+    console.line(f"{len(names)} models. `visionattn models info {names[0]}` for details.")
+
+
+@models_app.command("info", epilog="Example: visionattn models info swin_tiny")
+def models_info(name: str, as_json: Json = False) -> None:
+    """Everything about one model."""
+    from visionattn.models import model_info
+
+    facts = model_info(name)
+    if as_json:
+        _print_json(facts)
+        return
+    console = _console()
+    for key, value in facts.items():
+        text = "\n".join(f"{inner} = {item}" for inner, item in value.items()) if isinstance(value, dict) else str(value)
+        console.say(key, text)
+
+
+@data_app.command("check", epilog="Example: visionattn data check flowers")
+def data_check(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Decode every image once and report what training would stumble over."""
+    from visionattn.training.jobs import check
+
+    console = _console(as_json)
+    report = check(_data_config(root, overrides), console=console, strict=strict)
+    if as_json:
+        _print_json(report.as_dict())
+
+
+@data_app.command("preview", epilog="Example: visionattn data preview flowers --out preview.png")
+def data_preview(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
+    overrides: Overrides = None,
+    out: Annotated[str, typer.Option(help="Picture to write.")] = "preview.png",
+    count: Annotated[int, typer.Option(min=1, max=200, help="Images.")] = 24,
+) -> None:
+    """A picture of training images as the network would see them, augmented."""
+    from visionattn.training.jobs import preview_data
+
+    preview_data(_data_config(root, overrides), Path(out), count)
+    typer.echo(out)
+
+
+@config_app.command("list")
+def config_list(as_json: Json = False) -> None:
+    """Names of the shipped configs, with the first line of each."""
+    from visionattn.config import find_config, shipped_names
+
+    heads = {name: find_config(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in shipped_names()}
+    if as_json:
+        _print_json(heads)
+    else:
+        _console().table(["config", "what it is"], [[name, head] for name, head in heads.items()])
+
+
+@config_app.command("show", epilog="Example: visionattn config show quickstart train.epochs=3")
+def config_show(
+    name: Annotated[str | None, typer.Argument(help="Path or shipped name; default: all defaults.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """A config with all its values, each with its meaning."""
+    from visionattn.config import describe, load_config
+
+    if name is not None and "=" in name:
+        name, overrides = None, [name, *(overrides or [])]
+    typer.echo(describe(load_config(name, overrides or [])), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """JSON schema of a config, for editors."""
+    from visionattn.config import Config
+
+    _print_json(Config.model_json_schema())
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, optional parts and a self-check: a report to paste into an issue."""
+    from visionattn.training.doctor import diagnose, print_diagnosis
+
+    report = diagnose()
+    if as_json:
+        _print_json(report)
+    else:
+        print_diagnosis(report, _console())
+    if report["problems"]:
+        raise typer.Exit(7)
+
+
+def main() -> None:
+    """Entry point of the `visionattn` command."""
+    app(prog_name="visionattn")
+
+
+def _console(as_json: bool = False) -> Console:
+    from visionattn.training.console import Console
+
+    return Console(stderr=as_json)
+
+
+def _data_config(root: str, overrides: list[str] | None) -> Any:
+    from visionattn.config import load_config
+
+    return load_config(None, [f"data.root={root}", *(overrides or [])])
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1))

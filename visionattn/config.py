@@ -1,0 +1,454 @@
+"""Every setting of a run: type, default, bounds and meaning in one place, and how files are read.
+
+A config is YAML: `base:` names the files it builds on (shipped names or paths), `key=value` from
+the command line comes last. The result is validated once and never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import types
+import typing
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from visionattn.errors import UserError, did_you_mean
+
+SHIPPED = files("visionattn") / "configs"
+
+
+class Section(BaseModel):
+    """A frozen mapping that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _setting(default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, **bounds)
+
+
+class ModelConfig(Section):
+    name: str = _setting("eca_resnet18", "Backbone, see `visionattn models list`.")
+    weights: str = _setting("none", "Checkpoint to start from: a path, or none to train from scratch.")
+    in_chans: int = _setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
+    img_size: int | tuple[int, int] = _setting(224, "Input size in pixels: one number, or [height, width].")
+    drop_rate: float = _setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
+    drop_path_rate: float = _setting(0.0, "Stochastic depth, growing linearly to this rate at the last block.", ge=0, lt=1)
+    grad_checkpointing: bool = _setting(False, "Recompute activations in the backward pass: less memory, more time.")
+    args: dict[str, Any] = _setting({}, "Arguments of the family's class, for example depths or embed_dim.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Input height and width in pixels."""
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+
+
+class DataConfig(Section):
+    root: str = _setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
+    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = _setting(
+        "auto", "Layout of data.root; auto reads it from what lies there."
+    )
+    dataset: str = _setting("", "Class in torchvision.datasets, for format torchvision.")
+    train: str = _setting("train", "Name of the training split (folder, CSV file stem, npz prefix).")
+    val: str = _setting("val", "Name of the validation split.")
+    test: str = _setting("test", "Name of the test split, used by `visionattn eval --split test`.")
+    val_fraction: float | None = _setting(
+        None, "Share of the training set held out as validation: seeded, stratified, whole groups.", gt=0, lt=1
+    )
+    group_by: str = _setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
+    classes: Literal["auto"] | list[str] | str = _setting(
+        "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
+    )
+    multi_label: bool = _setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
+    exclude: list[str] = _setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
+    on_error: Literal["stop", "skip"] = _setting(
+        "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
+    )
+    alpha_background: Literal["black", "white"] = _setting("black", "Background under transparent pixels.")
+    range: Literal["dtype", "percentile"] | tuple[float, float] = _setting(
+        "dtype", "Scaling of 16-bit and float images: dtype maximum, 1st-99th percentile, or [low, high]."
+    )
+    max_pixels: int = _setting(178_956_970, "Largest image accepted, in pixels.", ge=1)
+    workers: int | Literal["auto"] = _setting("auto", "Loader processes; auto is the number of cores, at most 8.")
+    cache: Literal["none", "ram"] = _setting("none", "ram keeps decoded images in memory (per worker).")
+
+
+class CropConfig(Section):
+    scale: tuple[float, float] = _setting((0.08, 1.0), "Range of the crop's area, as a share of the image.")
+    ratio: tuple[float, float] = _setting((0.75, 1.3333), "Range of the crop's width / height.")
+
+
+class AugmentConfig(Section):
+    random_resized_crop: CropConfig | None = _setting(CropConfig(), "Random crop, resized to img_size; null resizes the whole image.")
+    pad_crop: int = _setting(0, "Pixels of reflected border before a random crop of img_size (with random_resized_crop: null).", ge=0)
+    hflip: float = _setting(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vflip: float = _setting(0.0, "Probability of an up-down flip.", ge=0, le=1)
+    rotate: float = _setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
+    shift: float = _setting(0.0, "Largest shift, as a share of the size.", ge=0, lt=1)
+    zoom: float = _setting(0.0, "Largest relative change of scale.", ge=0, lt=1)
+    color_jitter: float = _setting(0.0, "Strength of brightness, contrast and saturation changes (hue: a quarter).", ge=0)
+    rand_augment: str = _setting("", "RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1.")
+    random_erasing: float = _setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
+    mixup: float = _setting(0.0, "Mixup alpha; 0 is off.", ge=0)
+    cutmix: float = _setting(0.0, "CutMix alpha; 0 is off.", ge=0)
+
+
+class LossConfig(Section):
+    label_smoothing: float = _setting(0.0, "Label smoothing.", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] | list[float] = _setting(
+        "none", "Weight per class: none, balanced (inverse frequency), or a list."
+    )
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "sgd"] = _setting("adamw", "Optimizer.")
+    lr: float = _setting(1e-3, "Learning rate, given for lr_batch samples per step.", gt=0)
+    lr_batch: int | None = _setting(
+        None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
+    )
+    weight_decay: float = _setting(0.05, "Weight decay; norms, biases and the family's own list are left out.", ge=0)
+    betas: tuple[float, float] = _setting((0.9, 0.999), "AdamW betas.")
+    momentum: float = _setting(0.9, "SGD momentum (Nesterov).", ge=0, lt=1)
+    layer_decay: float | None = _setting(None, "Factor on the rate from each layer to the one before it.", gt=0, le=1)
+    clip_grad: float | None = _setting(5.0, "Largest gradient norm; null: no clipping.", gt=0)
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "poly", "step", "constant"] = _setting("cosine", "Learning rate over the run, set at each step.")
+    warmup_epochs: float = _setting(0.0, "Epochs of linear warm-up from a thousandth of the rate; at most half of the run.", ge=0)
+    min_lr: float = _setting(1e-6, "Rate at the end of cosine and poly.", ge=0)
+    power: float = _setting(0.9, "Exponent of poly.", gt=0)
+    step_epochs: float = _setting(30.0, "Epochs between the drops of step.", gt=0)
+    gamma: float = _setting(0.1, "Factor of each drop of step.", gt=0, le=1)
+
+
+class TrainConfig(Section):
+    epochs: int = _setting(20, "Passes over the training set.", ge=1)
+    batch_size: int = _setting(32, "Images per step and device.", ge=1)
+    accum: int = _setting(1, "Steps whose gradients are added before an update.", ge=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
+    device: Literal["auto", "cpu"] = _setting("auto", "auto takes CUDA or MPS where there is one.")
+    ema: float | None = _setting(None, "Decay of the moving average of the weights (then evaluated and exported); null: none.", gt=0, lt=1)
+    freeze: Literal["none", "backbone"] = _setting("none", "What is not trained.")
+    channels_last: bool | Literal["auto"] = _setting("auto", "Memory layout; auto: on for the CNN families.")
+    deterministic: bool = _setting(True, "Use deterministic operations where torch has them.")
+    save_every: int = _setting(0, "Optimizer steps between checkpoints; 0: at each epoch's end.", ge=0)
+
+
+class EvalConfig(Section):
+    every: int = _setting(1, "Epochs between evaluations.", ge=1)
+    best: Literal["auto", "top1", "balanced_accuracy", "macro_f1", "auroc"] = _setting(
+        "auto", "Metric that chooses the best checkpoint; auto: top1, or macro_f1 for multi-label."
+    )
+    batch_size: int | None = _setting(None, "Images per evaluation step; null: as in training.", ge=1)
+    crop_pct: float | None = _setting(
+        None, "Share of the resized image that is kept by the centre crop; null: the model's own.", gt=0, le=1
+    )
+
+
+class LogConfig(Section):
+    every_steps: int = _setting(20, "Optimizer steps between log lines.", ge=1)
+    tensorboard: bool = _setting(True, "Write TensorBoard events to tb/.")
+    images: int = _setting(16, "Pictures per TensorBoard panel.", ge=0, le=64)
+
+
+class OutputConfig(Section):
+    dir: str = _setting("runs", "Folder of all runs.")
+    name: str = _setting("", "Folder of this kind of run inside it; empty: <data>-<model>.")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    version: Literal[1] = _setting(1, "Version of the config format.")
+    task: Literal["classify"] = _setting("classify", "What is learned.")
+    seed: int = _setting(0, "Seed of weights, order, augmentation and dropout.", ge=0)
+    plugins: list[str] = _setting([], "Importable modules that register backbones of your own.")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if min(self.model.size) < 32:
+            raise ValueError("model.img_size: expected at least 32 pixels per side")
+        if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("augment.mixup and augment.cutmix mix single labels: set them to 0 with data.multi_label")
+        if self.data.multi_label and self.eval.best == "top1":
+            raise ValueError("eval.best: top1 needs one label per image; use macro_f1 or auroc with data.multi_label")
+        return self
+
+
+# ---------------------------------------------------------------- reading
+
+# Keys that hold paths: the only ones in which ${env:NAME} is replaced.
+PATH_KEYS = ("data.root", "output.dir", "model.weights", "data.classes")
+_ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def shipped_names() -> list[str]:
+    """Names of the configs inside the package that are meant to be run."""
+    root = Path(str(SHIPPED))
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("base/"))
+
+
+def find_config(name: str, beside: Path | None = None) -> Path:
+    """The file of a config: a path (also relative to the file that names it), or a shipped name.
+
+    Raises:
+        UserError: VA-C004, no such file or shipped config.
+    """
+    candidates = [Path(name).expanduser()]
+    if beside is not None:
+        candidates += [beside / name, beside / f"{name}.yaml"]
+    candidates.append(Path(str(SHIPPED)) / f"{name}.yaml")
+    for path in candidates:
+        if path.is_file():
+            return path
+    hint = did_you_mean(name, shipped_names())
+    raise UserError(
+        "VA-C004", f'config "{name}" is neither a file nor a shipped config', fix=f"{hint} List them: visionattn config list".strip()
+    )
+
+
+def load_config(source: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read, merge and validate.
+
+    Args:
+        source: path or shipped name; None for the defaults.
+        overrides: `key=value` strings with dotted keys; they come last.
+
+    Raises:
+        UserError: VA-C001 to VA-C004; all unknown keys and wrong values are reported together.
+    """
+    merged, origins = ({}, {}) if source is None else _read(find_config(str(source)), ())
+    for text in overrides:
+        key, sign, _ = text.partition("=")
+        if not sign or not key.strip():
+            raise UserError("VA-C001", f'"{text}" is not of the form key=value', where="command line", fix="Example: train.epochs=5")
+        origins[key.strip()] = "command line"
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(merged), OmegaConf.from_dotlist(list(overrides))), resolve=False)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError("VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=", ".join(overrides)) from error
+    return config_from_dict(merged, origins)
+
+
+def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> Config:
+    """Validate a plain mapping; `origins` tells for a dotted key where it was set (`file:line`)."""
+    origins = origins or {}
+    problems: list[tuple[str, str, str]] = []  # code, dotted key, message
+    values = _substitute_env(values, "", problems)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems += [_problem(details) for details in error.errors(include_url=False)]
+    if not problems:
+        return config
+    lines = [" ".join(filter(None, (_origin(key, origins), f"{key}: {message}" if key else message))) for _, key, message in problems]
+    raise UserError(problems[0][0], "\n  ".join(dict.fromkeys(lines)), fix="Keys and their meaning: visionattn config show")
+
+
+def changed_values(config: Config) -> dict[str, Any]:
+    """Only what differs from the defaults, as nested plain values."""
+    return _difference(config.model_dump(mode="json"), Config().model_dump(mode="json"))
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML text in the order they are declared."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def describe(config: Config) -> str:
+    """YAML of all values with each key's meaning as a comment."""
+
+    def section(model: BaseModel, indent: str) -> list[str]:
+        lines = []
+        for name, field in type(model).model_fields.items():
+            value = getattr(model, name)
+            if isinstance(value, Section):
+                lines += ["", f"{indent}{name}:", *section(value, indent + "  ")]
+            else:
+                plain = model.model_dump(mode="json", include={name})[name]
+                text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).removesuffix("\n...\n").strip()
+                lines.append(f"{indent + name + ': ' + text:<40}  # {field.description or ''}")
+        return lines
+
+    return "\n".join(section(config, "")).strip() + "\n"
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+    if path.resolve() in seen:
+        raise UserError("VA-C003", f"{path} names itself under base:", where=" -> ".join(str(p) for p in seen))
+    text = path.read_text(encoding="utf-8")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        own: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if node is not None else {}
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise _syntax_error(path, text, error) from error
+    if not isinstance(own, dict):
+        raise UserError("VA-C003", "a config is a mapping of keys to values", where=f"{path}:1")
+    origins = {key: f"{path.name}:{line}" for key, line in _lines(node, "")}
+    bases = own.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise UserError("VA-C002", "base: expected a config name or a list of names", where=origins.get("base", str(path)))
+    merged: dict[str, Any] = {}
+    merged_origins: dict[str, str] = {}
+    for name in bases:
+        values, lines = _read(find_config(name, beside=path.parent), (*seen, path.resolve()))
+        merged = _merge(merged, values)
+        merged_origins |= lines
+    return _merge(merged, own), merged_origins | origins
+
+
+def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.merge(low, high), resolve=False))
+
+
+def _syntax_error(path: Path, text: str, error: Exception) -> UserError:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if mark is None:
+        return UserError("VA-C003", f"not valid YAML: {problem}", where=str(path))
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    return UserError(
+        "VA-C003", f"not valid YAML: {problem}\n  {line}\n  {' ' * mark.column}^", where=f"{path}:{mark.line + 1}, column {mark.column + 1}"
+    )
+
+
+def _lines(node: Any, prefix: str) -> list[tuple[str, int]]:
+    found = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}{key.value}"
+            found.append((dotted, key.start_mark.line + 1))
+            found += _lines(value, f"{dotted}.")
+    return found
+
+
+def _origin(key: str, origins: dict[str, str]) -> str:
+    while key:
+        if key in origins:
+            return origins[key]
+        key = key.rpartition(".")[0]
+    return ""
+
+
+def _substitute_env(value: Any, key: str, problems: list[tuple[str, str, str]]) -> Any:
+    if isinstance(value, dict):
+        return {name: _substitute_env(item, f"{key}.{name}" if key else str(name), problems) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute_env(item, key, problems) for item in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    if key not in PATH_KEYS or "${" in _ENV.sub("", value):
+        problems.append(("VA-C002", key, f'"{value}": only ${{env:NAME}} is replaced, and only in {", ".join(PATH_KEYS)}'))
+        return value
+    for name in _ENV.findall(value):
+        if name not in os.environ:
+            problems.append(("VA-C002", key, f"the environment variable {name} is not set"))
+    return _ENV.sub(lambda match: os.environ.get(match[1], ""), value)
+
+
+def _problem(details: Any) -> tuple[str, str, str]:
+    path = [part for part in details["loc"] if isinstance(part, str)]
+    section, keys = _walk(path)
+    dotted = ".".join(keys)
+    if details["type"] == "extra_forbidden":
+        unknown = keys[-1]
+        parent = ".".join(keys[:-1])
+        near = did_you_mean(unknown, section.model_fields, 1)
+        if not near:
+            leaf = [known for known in _all_keys(Config, "") if known.rpartition(".")[2] == unknown]
+            near = did_you_mean(dotted, _all_keys(Config, ""), 1) if not leaf else f"Did you mean {leaf[0]}?"
+        elif parent:
+            near = near.replace("Did you mean ", f"Did you mean {parent}.")
+        return "VA-C001", dotted, f"unknown key. {near}".strip()
+    if details["type"] == "value_error":
+        return "VA-C002", dotted, str(details["ctx"]["error"])
+    field = section.model_fields.get(keys[-1]) if keys else None
+    expected = _expected(field) if field is not None else details["msg"]
+    got = details["input"]
+    shown = f'"{got}"' if isinstance(got, str) else repr(got)
+    return "VA-C002", dotted, f"expected {expected}, got {shown}"
+
+
+def _walk(path: list[str]) -> tuple[type[BaseModel], list[str]]:
+    """The section a pydantic location ends in, and the location without pydantic's own union tags."""
+    section: type[BaseModel] = Config
+    keys: list[str] = []
+    for index, part in enumerate(path):
+        keys.append(part)
+        field = section.model_fields.get(part)
+        if field is None:
+            break
+        inner = _section_of(field.annotation)
+        if inner is None:
+            break
+        if index + 1 < len(path):
+            section = inner
+            if path[index + 1] == inner.__name__:  # a tag of Optional[Section]
+                del path[index + 1]
+    return section, keys
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((inner for inner in map(_section_of, typing.get_args(annotation)) if inner), None)
+
+
+def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        keys.append(prefix + name)
+        if inner is not None:
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _expected(field: Any) -> str:
+    """The type of a field in words, with its bounds: `integer >= 1`."""
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "null", dict: "a mapping"}
+
+    def words(annotation: Any) -> str:
+        origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin is Literal:
+            return "one of " + ", ".join(str(value) for value in args) if len(args) > 1 else str(args[0])
+        if origin in (Union, types.UnionType):
+            return " or ".join(words(arg) for arg in args)
+        if origin in (list, tuple):
+            inner = [words(arg) for arg in args if arg is not Ellipsis]
+            return f"[{', '.join(inner)}]" if origin is tuple else f"a list of {inner[0]}"
+        return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+
+    text = words(field.annotation)
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(mark, name)}" for mark in field.metadata for name, sign in signs.items() if getattr(mark, name, None) is not None
+    ]
+    return " ".join([text, " and ".join(bounds)]).strip()
+
+
+def _difference(value: Any, default: Any) -> Any:
+    if not isinstance(value, dict) or not isinstance(default, dict):
+        return value
+    return {key: _difference(item, default.get(key)) for key, item in value.items() if item != default.get(key)}

@@ -1,0 +1,64 @@
+"""Errors a user can do something about: one code, what, where, why, and how to fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+# Exit code of the command line by the letter of the error code.
+EXIT_CODES = {"C": 2, "M": 2, "D": 3, "W": 4, "R": 7}
+EXIT_DIVERGED = 5
+EXIT_OUT_OF_MEMORY = 6
+EXIT_INTERRUPTED = 130
+
+
+class UserError(ValueError):
+    """A mistake or a circumstance the user can mend; printed as one block, without a traceback.
+
+    Args:
+        code: `VA-` code, for example `VA-D001`; its letter gives the exit code.
+        what: one line saying what is wrong.
+        where: file, key or step.
+        why: the reason, where `what` does not tell it.
+        fix: what to do, as a command or a config key where there is one.
+        exit_code: overrides the exit code of the letter.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        what: str,
+        *,
+        where: str = "",
+        why: str = "",
+        fix: str = "",
+        exit_code: int | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.code, self.what, self.where, self.why, self.fix = code, what, where, why, fix
+        self.exit_code = EXIT_CODES[code[3]] if exit_code is None else exit_code
+
+    def block(self) -> str:
+        """The message as it is printed, one block of lines."""
+        lines = [f"error {self.code}: {self.what}"]
+        for label, text in (("where", self.where), ("why", self.why), ("fix", self.fix)):
+            if text:
+                lines.append(f"  {label:<6}" + text.replace("\n", "\n" + " " * 8))
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.block()
+
+
+class ArgumentError(UserError, TypeError):
+    """An argument that the called class does not take."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, after the state of the run was saved."""
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
+    """`Did you mean a, b?` with the closest known words, or an empty string."""
+    close = get_close_matches(word, list(known), n=count, cutoff=0.55)
+    return f"Did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,221 @@
+"""Checkpoint files: read without running anything in them, renamed to our keys, loaded strictly."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import pickle
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from visionattn.backbones import Backbone
+from visionattn.backbones.registry import get_variant, list_models
+from visionattn.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from visionattn.models.factory import Classifier
+
+State = dict[str, torch.Tensor]
+
+# Where official files keep their tensors.
+CONTAINERS = ("model", "state_dict", "state_dict_ema")
+
+# Objects beside the tensors in official files. They are rebuilt as data, nothing of theirs is run;
+# yacs' CfgNode becomes an OrderedDict, because torch fills no other subclass of dict.
+SAFE_OBJECTS: list[Any] = [argparse.Namespace, pathlib.PosixPath, (OrderedDict, "yacs.config.CfgNode")]
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        matched: tensors loaded as they are.
+        reshaped: one line per adaptation (first convolution, position tables, kernel sizes).
+        skipped: one line per part that was left as it was (classifier).
+        reason: one line that sums it up.
+    """
+
+    matched: int
+    reshaped: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    reason: str = ""
+
+
+def load_checkpoint(
+    model: Classifier | Backbone,
+    source: str | Path | Mapping[str, Any],
+    *,
+    allow: Collection[str] = ("classifier", "first_conv", "position"),
+) -> LoadReport:
+    """Load a file or a state dict, in the authors' layout, timm's or ours.
+
+    After renaming, every tensor must fit, except for what `allow` names: "classifier" (another
+    number of classes leaves the model's own), "first_conv" (input channels summed, or repeated and
+    scaled), "position" (tables resampled by the family's rule).
+
+    Args:
+        model: a classifier, or a backbone (`features_only`), which takes the backbone's part.
+        source: path of a .safetensors or .pth file, or a mapping of names to tensors.
+        allow: differences that are adapted instead of refused.
+
+    Raises:
+        UserError: VA-W002 no such file, VA-W003 another model's weights, VA-W004 a pickle that would
+            run code, VA-W005 not readable.
+    """
+    from visionattn.models.factory import Classifier
+
+    given = _tensors(source if isinstance(source, Mapping) else read_file(Path(source)))
+    backbone = model.backbone if isinstance(model, Classifier) else model
+    state = given if any(key.startswith("backbone.") for key in given) else backbone.from_upstream(given)
+    whole = isinstance(model, Classifier)
+    if not whole:
+        state = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+    prefix = "backbone." if whole else ""
+    reshaped = _adapt_position(backbone, state, prefix) if "position" in allow else []
+    if "first_conv" in allow:
+        reshaped += _adapt_first_conv(model, state, f"{prefix}{backbone.first_conv}.weight")
+    skipped = _keep_classifier(model, state) if whole and "classifier" in allow else []
+
+    wanted = model.state_dict()
+    kept = {key for key in wanted if key.endswith("num_batches_tracked") or (skipped and key.startswith("head.fc."))}
+    missing = [key for key in wanted if key not in state and key not in kept]
+    unexpected = [key for key in state if key not in wanted]
+    shapes = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
+    if missing or unexpected or shapes:
+        raise _mismatch(model, given, state, missing, unexpected, shapes)
+    model.load_state_dict(state, strict=False)  # all differences were dealt with above
+    total = len(wanted) - sum(key.endswith("num_batches_tracked") for key in wanted)
+    reason = "; ".join([f"{len(state)} of {total} tensors loaded", *reshaped, *skipped])
+    return LoadReport(matched=len(state), reshaped=reshaped, skipped=skipped, reason=reason)
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
+    """The content of a checkpoint file; a pickle is restricted to tensors and a few plain objects.
+
+    Raises:
+        UserError: VA-W002, VA-W004, VA-W005.
+    """
+    if not path.is_file():
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError("VA-W002", f'checkpoint "{path}" not found', fix=did_you_mean(path.name, siblings))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(SAFE_OBJECTS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error) and "Unsupported" not in str(error):
+            raise _unreadable(path, error) from error
+        raise UserError(
+            "VA-W004",
+            f"{path.name} holds more than tensors and was not opened",
+            where=str(path),
+            why=str(error).split("Please file")[0].split("\n\t")[-1].strip()[:300],
+            fix="a checkpoint that needs code to load can do anything on your machine: ask its author for safetensors",
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, Mapping):
+        raise UserError("VA-W005", f"{path.name} holds a {type(content).__name__}, not named tensors", where=str(path))
+    return content
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(
+        "VA-W005",
+        f"{path.name} is not a readable checkpoint ({path.stat().st_size:,} bytes)",
+        where=str(path),
+        why=str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
+        fix="the file is truncated or something else: download it again",
+    )
+
+
+def _tensors(content: Mapping[str, Any]) -> State:
+    """The named tensors inside a container, without the prefix of DataParallel."""
+    for key in CONTAINERS:
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    state = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _adapt_position(backbone: Backbone, state: State, prefix: str) -> list[str]:
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    notes = backbone.adapt(own)
+    state.update({prefix + key: value for key, value in own.items()})
+    return notes
+
+
+def _adapt_first_conv(model: torch.nn.Module, state: State, key: str) -> list[str]:
+    """Input channels: summed for one, else repeated in turn and scaled so that the response stays."""
+    weight, wanted = state.get(key), model.get_parameter(key)
+    if weight is None or weight.dim() != 4 or weight.shape[1] == wanted.shape[1] or weight.shape[0] != wanted.shape[0]:
+        return []
+    old, new = weight.shape[1], wanted.shape[1]
+    if new == 1:
+        state[key] = weight.sum(1, keepdim=True)
+    else:
+        state[key] = weight[:, torch.arange(new) % old] * (old / new)
+    return [f"first convolution {old} -> {new} input channels ({'summed' if new == 1 else 'repeated and scaled'})"]
+
+
+def _keep_classifier(model: Classifier, state: State) -> list[str]:
+    given, own = state.get("head.fc.weight"), getattr(model.head.fc, "weight", None)
+    if own is not None and (given is None or given.shape == own.shape):
+        return []  # the same size; a file without a classifier is refused by the strict load
+    for key in ("head.fc.weight", "head.fc.bias"):
+        state.pop(key, None)
+    if own is None:
+        return ["the file's classifier left out (num_classes=0)"] if given is not None else []
+    classes = given.shape[0] if given is not None else 0
+    return [f"checkpoint head has {classes} classes, the model {own.shape[0]}: head left as initialised"]
+
+
+def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpected: list[str], shapes: list[str]) -> UserError:
+    wanted = model.state_dict()
+    lines = [f"matched {len(state) - len(unexpected) - len(shapes)} tensors"]
+    if shapes:
+        lines += [f"shape   {key}: file {list(state[key].shape)}, model {list(wanted[key].shape)}" for key in shapes[:3]]
+    lines += [f"missing {key}" for key in missing[:3]] + [f"unknown {key}" for key in unexpected[:3]]
+    rest = len(shapes) + len(missing) + len(unexpected) - (len(lines) - 1)
+    lines += [f"... and {rest} more"] if rest > 0 else []
+    asked = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+    what = f"the file does not fit {asked}"
+    guess = recognise(given)
+    if guess and guess != asked:
+        what = f"looks like {guess}{_blocks(guess)} - you asked for {asked}{_blocks(asked)}"
+    fix = f"create_model({guess!r}) or the right file" if guess and guess != asked else "check the model's arguments"
+    return UserError("VA-W003", what, why="\n".join(lines), fix=fix)
+
+
+def recognise(given: State) -> str | None:
+    """The registered model whose backbone a state dict fits best, if more than nine tenths of its tensors do."""
+    best, score = None, 0.9
+    for name in list_models():
+        variant = get_variant(name)
+        state = given if any(key.startswith("backbone.") for key in given) else variant.cls.from_upstream(given)
+        own = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
+        with torch.device("meta"):
+            wanted = {key: value.shape for key, value in variant.cls(**variant.args).state_dict().items()}
+        fits = sum(own.get(key) == shape for key, shape in wanted.items()) / max(len(wanted), len(own), 1)
+        if fits > score:
+            best, score = name, fits
+    return best
+
+
+def _blocks(name: str) -> str:
+    depths = get_variant(name).args.get("depths") if name in list_models() else None
+    return f" ({sum(depths)} blocks)" if depths else ""

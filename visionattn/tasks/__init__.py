@@ -1,0 +1,5 @@
+"""Tasks own what says what a prediction is worth: loss, outputs, metrics."""
+
+from visionattn.tasks.classification import Classification
+
+__all__ = ["Classification"]

@@ -1,0 +1,350 @@
+"""Training, from a config or a run folder to the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import traceback
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, set_seed
+
+from visionattn.backbones.registry import get_variant
+from visionattn.config import Config, load_config
+from visionattn.data.check import CheckReport, check_data, exclude_unreadable, preview
+from visionattn.data.classification import ClassificationDataset, Data, load_data, manifest, manifest_hash
+from visionattn.data.sampling import mix, require_batches
+from visionattn.errors import Interrupted, UserError
+from visionattn.files import atomic_write, cache_folder
+from visionattn.models import Classifier, load_checkpoint
+from visionattn.tasks import Classification
+from visionattn.training.build import build_eval_transform, build_model, build_train_transform, make_accelerator, worker_count
+from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.training.console import Console, duration, percent
+from visionattn.training.evaluation import eval_loader, evaluate_model
+from visionattn.training.report import evaluation_dict, save_evaluation, write_report
+from visionattn.training.run import RunFolder, csv_text, environment
+from visionattn.training.trainer import Trainer
+
+# What may differ when a run goes on: it does not change what is computed, or only how long.
+RESUMABLE_KEYS = ("train.epochs", "train.save_every", "train.device", "data.workers", "data.cache", "log", "output", "eval.batch_size")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run came to.
+
+    Attributes:
+        run: run folder.
+        best: `metric`, `value` and `epoch` of the best checkpoint.
+        metrics: all validation metrics of that checkpoint.
+    """
+
+    run: Path
+    best: dict[str, Any]
+    metrics: dict[str, float | None]
+
+
+def train(
+    config: Config | str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    dry_run: bool = False,
+    strict: bool = False,
+    console: Console | None = None,
+    **overrides: Any,
+) -> TrainResult | None:
+    """Train a model and evaluate it.
+
+    Args:
+        config: a `Config`, a path or the name of a shipped config; None for the defaults.
+        resume: run folder to go on with.
+        dry_run: build everything and run one step, writing nothing; returns None.
+        strict: warnings of the data check stop.
+        console: where progress is printed.
+        **overrides: settings by dotted key, for example `**{"train.epochs": 3}`.
+
+    Raises:
+        UserError: whatever the user can mend; see its `code`.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    console = console or Console()
+    settings = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    if isinstance(config, Config) and settings:
+        raise TypeError("overrides go with a config name or path; a Config is complete")
+    resumed = RunFolder.open(Path(resume)) if resume is not None else None
+    if not isinstance(config, Config):
+        config = load_config(resumed.path / "config.yaml" if resumed and config is None else config, settings)
+    if resumed is not None:
+        _same_config(resumed, config)
+    for plugin in config.plugins:
+        import_module(plugin)
+    get_variant(config.model.name)  # a wrong name is said before the data are read
+
+    accelerator = make_accelerator(config)
+    if not accelerator.is_main_process:
+        console = Console(quiet=True)
+    with accelerator.main_process_first():
+        data, report = _checked_data(config, console, strict, cache_folder() if not dry_run else None)
+    rows = manifest(data)
+    if resumed is not None:
+        _same_data(resumed, manifest_hash(rows))
+    require_batches(len(data.train), config.train.batch_size * config.train.accum, accelerator.num_processes)
+
+    set_seed(config.seed)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    model = build_model(config, data.classes)
+    weights = _initial_weights(model, config)
+    task = Classification(data.classes, data.train.labels, config.loss, config.augment, multi_label=config.data.multi_label)
+    train_set = ClassificationDataset(data.train, build_train_transform(model, config), seed=config.seed)
+    val_set = ClassificationDataset(data.val, build_eval_transform(model, config))
+    set_seed(mix(config.seed, 1 + accelerator.process_index))  # dropout differs between processes
+
+    if dry_run:
+        return _dry_run(config, model, task, data, train_set, val_set, accelerator, console)
+    run = resumed or _create_run(config, data, accelerator)
+    if accelerator.is_main_process:
+        if resumed is not None:
+            run.lock()
+        console.log_to(run.path / "log.txt")
+    try:
+        if accelerator.is_main_process:
+            run.write_state("running", reason=None, pid=os.getpid(), **({} if resumed else environment()))
+            if resumed is None:
+                _write_data(run, data, report, rows, train_set, val_set)
+                atomic_write(run.path / "env.txt", json.dumps(environment()["versions"], indent=1) + "\n")
+            run.write_config(config)
+        trainer = Trainer(config, model, task, data, train_set, val_set, run, accelerator, console)
+        checkpoint = latest_checkpoint(run.checkpoints) if resumed is not None else None
+        _say_start(console, config, data, model, weights, run, accelerator, trainer, resumed is not None, checkpoint)
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+        if resumed is not None and accelerator.is_main_process:
+            run.rewind_metrics(trainer.step)
+        trainer.fit()
+        result = _finish(trainer, run, data, val_set, console) if accelerator.is_main_process else None
+        accelerator.wait_for_everyone()
+        return result
+    except (Interrupted, KeyboardInterrupt) as error:
+        if accelerator.is_main_process:
+            run.write_state("interrupted", reason="interrupted")
+            saved = (run.checkpoints / "last").exists()
+            console.say("", (f"saved checkpoints/last ({error})\n" if saved else "") + f"go on:  visionattn train --resume {run.path}")
+        raise
+    except UserError as error:
+        if accelerator.is_main_process:
+            run.write_state("failed", reason=error.code)
+            console.log(error.block())
+        raise
+    except BaseException:
+        if accelerator.is_main_process:
+            run.write_state("failed", reason="internal")
+            console.log(traceback.format_exc())
+        raise
+    finally:
+        if accelerator.is_main_process:
+            run.unlock()
+
+
+def check(config: Config, *, console: Console | None = None, strict: bool = False) -> CheckReport:
+    """Decode every image of data.root once and say what training would stumble over.
+
+    Raises:
+        UserError: the first error found; with `strict` also the first warning.
+    """
+    return _checked_data(config, console or Console(), strict, cache_folder())[1]
+
+
+def preview_data(config: Config, path: Path, count: int) -> None:
+    """Write a picture of augmented training images, with their classes."""
+    data = load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+    preview(data, build_train_transform(build_model(config, data.classes), config), count, path)
+
+
+def _same_config(run: RunFolder, after: Config) -> None:
+    """Only settings that leave the result alone may differ from those the run began with.
+
+    Raises:
+        UserError: VA-C010 with all others that differ.
+    """
+    before = load_config(run.path / "config.yaml")
+    changes = _changes(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
+    refused = [line for key, line in changes if not any(key == free or key.startswith(f"{free}.") for free in RESUMABLE_KEYS)]
+    if refused:
+        raise UserError(
+            "VA-C010",
+            "a run goes on only with the settings it began with\n  " + "\n  ".join(refused),
+            where=str(run.path / "config.yaml"),
+            fix=f"leave them out, or start a new run; these may change: {', '.join(RESUMABLE_KEYS)}",
+        )
+
+
+def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [item for name in keys for item in _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)]
+    return [] if before == after else [(key, f"{key}: {before} -> {after}")]
+
+
+def _same_data(run: RunFolder, digest: str) -> None:
+    known = run.read_state().get("data")
+    if known is not None and known != digest:
+        raise UserError(
+            "VA-C010",
+            "the data are not those the run began with",
+            where=str(run.path / "data" / "manifest.csv"),
+            why=f"manifest hash {digest}, at the start {known}",
+            fix="restore the files, or start a new run",
+        )
+
+
+def _checked_data(config: Config, console: Console, strict: bool, cache: Path | None) -> tuple[Data, CheckReport]:
+    data = load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+    total = sum(len(part) for part in data.sets)
+    with tempfile.TemporaryDirectory() as folder, console.progress("check", total) as bar:
+        report = check_data(data, config.data, cache_dir=cache / "check" if cache else Path(folder), progress=bar.update)
+    notes = [*data.notes, *report.notes]
+    data = exclude_unreadable(data, report, config.data)
+    warnings = [note for note in notes if note.level == "warning"]
+    test = f", test {len(data.test):,}" if data.test is not None else ""
+    console.say("task", f"classify ({len(data.classes)} classes{', several per image' if config.data.multi_label else ''})")
+    text = f"train {len(data.train):,} images, val {len(data.val):,}{test}, {len(data.classes)} classes   check: {len(warnings)} warnings"
+    console.say("data", text)
+    for note in notes:
+        if note.level == "info":
+            console.say("", note.text)
+        else:
+            console.warn(f"{note.code} {note.text}")
+    if strict and warnings:
+        raise UserError(warnings[0].code, warnings[0].text, why="--strict makes warnings of the data check stop")
+    return data, report
+
+
+def _initial_weights(model: Classifier, config: Config) -> str:
+    """Load model.weights; returns the line that says what was loaded."""
+    source = config.model.weights
+    if source == "none":
+        return "none: training from scratch"
+    path = Path(source).expanduser()
+    if path.is_dir():
+        checkpoint = path if (path / "meta.json").is_file() else latest_checkpoint(RunFolder.open(path).checkpoints)
+        if checkpoint is None:
+            raise UserError("VA-W002", "the run has no checkpoint yet", where=str(path))
+        report = load_checkpoint(model, read_weights(checkpoint))
+    else:
+        report = load_checkpoint(model, path)
+    return f"{source}  {report.reason}"
+
+
+def _create_run(config: Config, data: Data, accelerator: Accelerator) -> RunFolder:
+    name = config.output.name or f"{data.name}-{config.model.name}"
+    path = [str(RunFolder.create(Path(config.output.dir).expanduser() / name).path) if accelerator.is_main_process else ""]
+    broadcast_object_list(path)
+    return RunFolder(Path(path[0]))
+
+
+def _write_data(
+    run: RunFolder, data: Data, report: CheckReport, rows: list[Any], train_set: ClassificationDataset, val_set: ClassificationDataset
+) -> None:
+    folder = run.path / "data"
+    atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in data.classes))
+    atomic_write(folder / "manifest.csv", csv_text(["path", "label", "split", "bytes", "hash16"], [list(row) for row in rows]))
+    atomic_write(folder / "check.json", json.dumps(report.as_dict(), indent=1))
+    preview(data, train_set.transform, 24, folder / "preview_train.png")
+    run.write_state("running", data=manifest_hash(rows))
+
+
+def _say_start(
+    console: Console,
+    config: Config,
+    data: Data,
+    model: Classifier,
+    weights: str,
+    run: RunFolder,
+    accelerator: Accelerator,
+    trainer: Trainer,
+    resumed: bool,
+    checkpoint: Path | None,
+) -> None:
+    params = sum(parameter.numel() for parameter in model.parameters())
+    height, width = config.model.size
+    console.say("model", f"{config.model.name}  {params / 1e6:.2f} M parameters  {height}x{width} px  {len(data.classes)} classes")
+    if checkpoint is not None:
+        meta = read_meta(checkpoint)
+        epoch, step = divmod(meta["step"], trainer.steps_per_epoch)
+        console.say(
+            "resume",
+            f"{checkpoint.name}: epoch {epoch + 1} step {step}/{trainer.steps_per_epoch}: weights, optimizer, EMA, random state, position",
+        )
+    elif resumed:
+        console.say("resume", "no checkpoint was saved yet: starting from the beginning")
+    else:
+        console.say("weights", weights)
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    processes = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
+    batch = f"{config.train.batch_size}" + (f" x {config.train.accum}" if config.train.accum > 1 else "")
+    console.say(
+        "run",
+        f"{run.path}   seed {config.seed}   device {accelerator.device}{processes} ({precision})   batch {batch}   steps/epoch {trainer.steps_per_epoch}",
+    )
+
+
+def _dry_run(
+    config: Config,
+    model: Classifier,
+    task: Classification,
+    data: Data,
+    train_set: ClassificationDataset,
+    val_set: ClassificationDataset,
+    accelerator: Accelerator,
+    console: Console,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, model, task, data, train_set, val_set, RunFolder(Path(folder)), accelerator, console)
+        loss, norm = trainer.train_step(next(iter(trainer.train_loader)))
+        console.say(
+            "dry run",
+            f"one step: loss {loss:.3f}, gradient norm {norm:.2f}; {trainer.total_steps} steps would follow. Nothing was written.",
+        )
+
+
+def _finish(trainer: Trainer, run: RunFolder, data: Data, val_set: ClassificationDataset, console: Console) -> TrainResult:
+    """Evaluate the best checkpoint once more and write what people read."""
+    config = trainer.config
+    best = trainer.best or {"metric": trainer.monitor, "value": None, "epoch": config.train.epochs}
+    folder = run.checkpoints / ("best" if (run.checkpoints / "best").is_dir() else "last")
+    model = build_model(config, data.classes)
+    load_checkpoint(model, read_weights(folder), allow=())
+    model.to(trainer.accelerator.device)
+    loader = eval_loader(val_set, config.eval.batch_size or config.train.batch_size, worker_count(config))
+    evaluation = evaluate_model(
+        model, trainer.task, loader, split="val", device=trainer.accelerator.device, autocast=trainer.accelerator.autocast
+    )
+    save_evaluation(run.path / "eval" / "val", evaluation, data.val, data.classes)
+    seconds = sum(line["seconds"] for line in run.read_metrics() if line["kind"] == "epoch")
+    interval = f", 95 % interval {100 * evaluation.interval[0]:.1f}-{100 * evaluation.interval[1]:.1f}" if evaluation.interval else ""
+    summary = f"best {best['metric']} {percent(best['value'])} at epoch {best['epoch']} (val, {evaluation.count} images{interval})"
+    facts = {
+        "model": config.model.name,
+        "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}, {len(data.classes)} classes",
+        "result": summary,
+        "training": f"{config.train.epochs} epochs, {duration(seconds)}, batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}, seed {config.seed}",
+        "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
+    }
+    report = write_report(run, evaluation, data.val, data.classes, facts)
+    run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
+    console.line(f"done in {duration(seconds)}.  {summary}")
+    split = " --split test" if data.test is not None else ""
+    console.line(
+        f"next:  visionattn eval {run.path}{split}\n       visionattn predict {run.path} --source FILE_OR_FOLDER\n       tensorboard --logdir {run.path / 'tb'}"
+    )
+    console.line(f"report {report}")
+    return TrainResult(run.path, best, evaluation.metrics)
