@@ -156,8 +156,8 @@ def predict(
         console.line(f"... and {len(predictions) - len(shown)} more")
     for path, reason in unreadable:
         console.warn(f"unreadable: {path} ({reason})")
-    for path in save_predictions(Path(out), predictions, unreadable, formats) if out else []:
-        console.say("written", str(path))
+    for file in save_predictions(Path(out), predictions, unreadable, formats) if out else []:
+        console.say("written", str(file))
     if as_json:
         _print_json(predictions_dict(predictions, unreadable))
 
@@ -247,7 +247,7 @@ def config_show(
     from visionattn.config import describe, load_config
 
     if name is not None and "=" in name:
-        name, overrides = None, [name, *(overrides or [])]
+        overrides, name = [name, *(overrides or [])], None
     typer.echo(describe(load_config(name, overrides or [])), nl=False)
 
 

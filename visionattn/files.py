@@ -72,7 +72,7 @@ def sync_folder(path: Path) -> None:
 
 def sweep_temporary(folder: Path) -> list[Path]:
     """Delete what an interrupted write left behind; returns what was deleted."""
-    found = [path for path in folder.glob(f"{TEMPORARY}*")] if folder.is_dir() else []
+    found = list(folder.glob(f"{TEMPORARY}*")) if folder.is_dir() else []
     for path in found:
         if path.is_dir():
             shutil.rmtree(path)

@@ -37,7 +37,7 @@ class Backbone(nn.Module):
 
     cnn = False  # whether channels_last memory pays
     first_conv = ""  # name of the convolution that sees the image
-    stages: nn.ModuleList
+    stages: Any  # nn.ModuleList; Any, because torch types what is in it as plain modules
 
     def __init__(self, *, in_chans: int, channels: Sequence[int], strides: Sequence[int], out_norm: bool = False) -> None:
         super().__init__()

@@ -110,12 +110,13 @@ class _ECANet(Backbone):
         sizes = []
         for name, module in self.named_modules():
             given = state.get(f"{name}.conv.weight")
-            if isinstance(module, ECA) and given is not None:
-                if given.dim() == 3 and given.shape[2] != module.conv.weight.shape[2]:
-                    sizes.append(given.shape[2])
-                    old = module.conv.weight
-                    module.set_kernel_size(given.shape[2])
-                    module.to(old.device, old.dtype)
+            if not isinstance(module, ECA) or given is None or given.dim() != 3:
+                continue
+            old = module.conv.weight
+            if given.shape[2] != old.shape[2]:
+                sizes.append(given.shape[2])
+                module.set_kernel_size(given.shape[2])
+                module.to(old.device, old.dtype)
         return [f"kernel sizes of {len(sizes)} ECA gates set to {sorted(set(sizes))} as in the file"] if sizes else []
 
 
@@ -143,7 +144,7 @@ class ECAResNet(_ECANet):
         width: int = 64,
         drop_path_rate: float = 0.0,
     ) -> None:
-        cls = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
+        cls: type[BasicBlock] | type[Bottleneck] = Bottleneck if block == "bottleneck" else BasicBlock
         widths = [width * 2**index for index in range(len(depths))]
         channels = [cls.expansion * stage_width for stage_width in widths]
         super().__init__(in_chans=in_chans, channels=channels, strides=[4 * 2**index for index in range(len(depths))])
@@ -173,7 +174,7 @@ class ECAResNet(_ECANet):
         return maps
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^(conv1|bn1)", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+        return {"stem": r"^(?:conv1|bn1)", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

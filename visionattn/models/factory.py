@@ -25,6 +25,9 @@ class Classifier(nn.Module):
         num_features: channels of the last map; `head_hidden_size` is the same.
     """
 
+    backbone: Backbone
+    head: LinearHead
+
     def __init__(
         self, backbone: Backbone, num_classes: int, *, drop_rate: float = 0.0, pretrained_cfg: dict[str, Any] | None = None
     ) -> None:
@@ -219,6 +222,7 @@ def model_info(name: str) -> dict[str, Any]:
     variant = get_variant(name)
     with torch.device("meta"):
         model = create_model(name).eval()
+        assert isinstance(model, Classifier)
         image = torch.empty(1, *variant.cfg["input_size"])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)

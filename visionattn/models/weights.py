@@ -73,18 +73,18 @@ def load_checkpoint(
     from visionattn.models.factory import Classifier
 
     given = _tensors(source if isinstance(source, Mapping) else read_file(Path(source)))
+    classifier = model if isinstance(model, Classifier) else None
     backbone = model.backbone if isinstance(model, Classifier) else model
     state = given if any(key.startswith("backbone.") for key in given) else backbone.from_upstream(given)
-    whole = isinstance(model, Classifier)
-    if not whole:
+    if classifier is None:
         state = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
-    prefix = "backbone." if whole else ""
+    prefix = "backbone." if classifier is not None else ""
     reshaped = _adapt_position(backbone, state, prefix) if "position" in allow else []
     if "first_conv" in allow:
         reshaped += _adapt_first_conv(model, state, f"{prefix}{backbone.first_conv}.weight")
-    skipped = _keep_classifier(model, state) if whole and "classifier" in allow else []
+    skipped = _keep_classifier(classifier, state) if classifier is not None and "classifier" in allow else []
 
     wanted = model.state_dict()
     kept = {key for key in wanted if key.endswith("num_batches_tracked") or (skipped and key.startswith("head.fc."))}

@@ -75,7 +75,7 @@ class Classification:
         truth = labels.astype(bool) if self.multi_label else np.eye(len(self.classes), dtype=bool)[labels]
         guess = probabilities >= 0.5 if self.multi_label else np.eye(len(self.classes), dtype=bool)[probabilities.argmax(1)]
         hits, support, guessed = (truth & guess).sum(0), truth.sum(0), guess.sum(0)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for index, name in enumerate(self.classes):
             recall = _ratio(hits[index], support[index])
             precision = _ratio(hits[index], guessed[index])

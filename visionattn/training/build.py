@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from visionattn.config import Config
-from visionattn.data.transforms import EvalTransform, TrainTransform, eval_transform, train_transform
+from visionattn.data.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
 
@@ -54,7 +54,7 @@ def build_model(config: Config, classes: list[str]) -> Classifier:
     return model
 
 
-def build_train_transform(model: Classifier, config: Config) -> TrainTransform:
+def build_train_transform(model: Classifier, config: Config) -> TrainTransform | RandAugmentTransform:
     """Augmentation and normalisation for a model."""
     cfg = model.pretrained_cfg
     return train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])

@@ -13,8 +13,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 
-from visionattn.data.classification import ClassificationDataset, collate
 from visionattn.data.sampling import eval_indices
+from visionattn.data.sets import ClassificationDataset, collate
 from visionattn.errors import UserError
 from visionattn.tasks import Classification
 from visionattn.tasks.classification import Metrics, wilson_interval

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from visionattn.config import Config, config_from_dict
-from visionattn.data.classification import ClassificationDataset, FileImages, ImageSet, load_split
+from visionattn.data.classification import load_split
 from visionattn.data.images import IMAGE_SUFFIXES
+from visionattn.data.sets import ClassificationDataset, FileImages, ImageSet
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write
 from visionattn.models import Classifier, load_checkpoint

@@ -18,8 +18,9 @@ from accelerate.utils import broadcast_object_list, set_seed
 from visionattn.backbones.registry import get_variant
 from visionattn.config import Config, load_config
 from visionattn.data.check import CheckReport, check_data, exclude_unreadable, preview
-from visionattn.data.classification import ClassificationDataset, Data, load_data, manifest, manifest_hash
+from visionattn.data.classification import load_data
 from visionattn.data.sampling import mix, require_batches
+from visionattn.data.sets import ClassificationDataset, Data, manifest, manifest_hash
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write, cache_folder
 from visionattn.models import Classifier, load_checkpoint
@@ -92,7 +93,7 @@ def train(
         console = Console(quiet=True)
     with accelerator.main_process_first():
         data, report = _checked_data(config, console, strict, cache_folder() if not dry_run else None)
-    rows = manifest(data)
+    rows = manifest(data, report.hashes)
     if resumed is not None:
         _same_data(resumed, manifest_hash(rows))
     require_batches(len(data.train), config.train.batch_size * config.train.accum, accelerator.num_processes)
@@ -109,7 +110,8 @@ def train(
     set_seed(mix(config.seed, 1 + accelerator.process_index))  # dropout differs between processes
 
     if dry_run:
-        return _dry_run(config, model, task, data, train_set, val_set, accelerator, console)
+        _dry_run(config, model, task, data, train_set, val_set, accelerator, console)
+        return None
     run = resumed or _create_run(config, data, accelerator)
     if accelerator.is_main_process:
         if resumed is not None:
@@ -119,7 +121,7 @@ def train(
         if accelerator.is_main_process:
             run.write_state("running", reason=None, pid=os.getpid(), **({} if resumed else environment()))
             if resumed is None:
-                _write_data(run, data, report, rows, train_set, val_set)
+                _write_data(run, config, data, report, rows, model)
                 atomic_write(run.path / "env.txt", json.dumps(environment()["versions"], indent=1) + "\n")
             run.write_config(config)
         trainer = Trainer(config, model, task, data, train_set, val_set, run, accelerator, console)
@@ -166,7 +168,7 @@ def check(config: Config, *, console: Console | None = None, strict: bool = Fals
 def preview_data(config: Config, path: Path, count: int) -> None:
     """Write a picture of augmented training images, with their classes."""
     data = load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
-    preview(data, build_train_transform(build_model(config, data.classes), config), count, path)
+    preview(data.train, data.classes, build_train_transform(build_model(config, data.classes), config), count, path)
 
 
 def _same_config(run: RunFolder, after: Config) -> None:
@@ -211,14 +213,13 @@ def _checked_data(config: Config, console: Console, strict: bool, cache: Path | 
     total = sum(len(part) for part in data.sets)
     with tempfile.TemporaryDirectory() as folder, console.progress("check", total) as bar:
         report = check_data(data, config.data, cache_dir=cache / "check" if cache else Path(folder), progress=bar.update)
-    notes = [*data.notes, *report.notes]
     data = exclude_unreadable(data, report, config.data)
-    warnings = [note for note in notes if note.level == "warning"]
+    warnings = [note for note in report.notes if note.level == "warning"]
     test = f", test {len(data.test):,}" if data.test is not None else ""
     console.say("task", f"classify ({len(data.classes)} classes{', several per image' if config.data.multi_label else ''})")
     text = f"train {len(data.train):,} images, val {len(data.val):,}{test}, {len(data.classes)} classes   check: {len(warnings)} warnings"
     console.say("data", text)
-    for note in notes:
+    for note in report.notes:
         if note.level == "info":
             console.say("", note.text)
         else:
@@ -251,14 +252,13 @@ def _create_run(config: Config, data: Data, accelerator: Accelerator) -> RunFold
     return RunFolder(Path(path[0]))
 
 
-def _write_data(
-    run: RunFolder, data: Data, report: CheckReport, rows: list[Any], train_set: ClassificationDataset, val_set: ClassificationDataset
-) -> None:
+def _write_data(run: RunFolder, config: Config, data: Data, report: CheckReport, rows: list[Any], model: Classifier) -> None:
     folder = run.path / "data"
     atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in data.classes))
     atomic_write(folder / "manifest.csv", csv_text(["path", "label", "split", "bytes", "hash16"], [list(row) for row in rows]))
     atomic_write(folder / "check.json", json.dumps(report.as_dict(), indent=1))
-    preview(data, train_set.transform, 24, folder / "preview_train.png")
+    preview(data.train, data.classes, build_train_transform(model, config), 24, folder / "preview_train.png")
+    preview(data.val, data.classes, build_eval_transform(model, config), 24, folder / "preview_val.png")
     run.write_state("running", data=manifest_hash(rows))
 
 
@@ -291,10 +291,8 @@ def _say_start(
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     processes = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
     batch = f"{config.train.batch_size}" + (f" x {config.train.accum}" if config.train.accum > 1 else "")
-    console.say(
-        "run",
-        f"{run.path}   seed {config.seed}   device {accelerator.device}{processes} ({precision})   batch {batch}   steps/epoch {trainer.steps_per_epoch}",
-    )
+    speed = f"device {accelerator.device}{processes} ({precision})   batch {batch}   steps/epoch {trainer.steps_per_epoch}"
+    console.say("run", f"{run.path}   seed {config.seed}   {speed}")
 
 
 def _dry_run(
@@ -336,15 +334,15 @@ def _finish(trainer: Trainer, run: RunFolder, data: Data, val_set: Classificatio
         "model": config.model.name,
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}, {len(data.classes)} classes",
         "result": summary,
-        "training": f"{config.train.epochs} epochs, {duration(seconds)}, batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}, seed {config.seed}",
+        "training": f"{config.train.epochs} epochs, {duration(seconds)}, seed {config.seed}, "
+        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }
     report = write_report(run, evaluation, data.val, data.classes, facts)
     run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
     console.line(f"done in {duration(seconds)}.  {summary}")
-    split = " --split test" if data.test is not None else ""
-    console.line(
-        f"next:  visionattn eval {run.path}{split}\n       visionattn predict {run.path} --source FILE_OR_FOLDER\n       tensorboard --logdir {run.path / 'tb'}"
-    )
+    console.line(f"next:  visionattn eval {run.path}{' --split test' if data.test is not None else ''}")
+    console.line(f"       visionattn predict {run.path} --source FILE_OR_FOLDER")
+    console.line(f"       tensorboard --logdir {run.path / 'tb'}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)

@@ -40,7 +40,11 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, 
         steps_per_epoch: optimizer steps of an epoch.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
-    warmup = {"warmup_t": min(round(config.warmup_epochs * steps_per_epoch), steps // 2), "warmup_lr_init": peak / 1000, "t_in_epochs": False}
+    warmup = {
+        "warmup_t": min(round(config.warmup_epochs * steps_per_epoch), steps // 2),
+        "warmup_lr_init": peak / 1000,
+        "t_in_epochs": False,
+    }
     if config.name == "cosine":
         return CosineLRScheduler(optimizer, t_initial=steps, lr_min=min(config.min_lr, peak), **warmup)
     if config.name == "poly":

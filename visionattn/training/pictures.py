@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from visionattn.data.classification import ClassificationDataset, Data, ImageSet
 from visionattn.data.images import UnreadableImage
+from visionattn.data.sets import ClassificationDataset, Data, ImageSet
 from visionattn.tasks.classification import confusion_matrix
 from visionattn.training.evaluation import Evaluation
 
@@ -31,7 +31,7 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder), purge_step=purge_step or None)
         self.images = images
 
-    def scalars(self, group: str, values: dict[str, float | None], step: int) -> None:
+    def scalars(self, group: str, values: Mapping[str, float | None], step: int) -> None:
         for name, value in values.items():
             if value is not None:
                 self.writer.add_scalar(f"{group}/{name}", value, step)
@@ -47,7 +47,7 @@ class TensorBoard:
         self, evaluation: Evaluation, data: Data, dataset: Any, history: list[dict[str, Any]], step: int, *, pictures: bool
     ) -> None:
         """Metrics of the validation set; on a new best also predictions, confusion matrix and curves."""
-        self.scalars("val", dict(evaluation.metrics), step)
+        self.scalars("val", evaluation.metrics, step)
         if not pictures:
             return
         if self.images:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from visionattn.data.classification import ImageSet
+from visionattn.data.sets import ImageSet
 from visionattn.files import atomic_folder, atomic_write
 from visionattn.training.console import Console, percent
 from visionattn.training.evaluation import Evaluation
@@ -73,9 +73,8 @@ def write_report(run: RunFolder, evaluation: Evaluation, images: ImageSet, class
         parts.append(f"<h2>Confusion matrix</h2>{_img(confusion_figure(evaluation, classes))}")
     worst = worst_rows(evaluation, WORST)
     if worst:
-        parts.append(
-            f"<h2>Worst images</h2><p>truth -> prediction, with its probability</p>{_img(_worst_figure(evaluation, images, classes, worst))}"
-        )
+        figure = _worst_figure(evaluation, images, classes, worst)
+        parts.append(f"<h2>Worst images</h2><p>truth -> prediction, with its probability</p>{_img(figure)}")
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"

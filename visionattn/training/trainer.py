@@ -7,6 +7,7 @@ import math
 import random
 import signal
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,8 +23,8 @@ from torch.utils.data import DataLoader
 
 from visionattn.config import Config
 from visionattn.data.check import too_many_unreadable
-from visionattn.data.classification import ClassificationDataset, Data, collate
 from visionattn.data.sampling import TrainSampler
+from visionattn.data.sets import ClassificationDataset, Data, collate
 from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, Interrupted, UserError
 from visionattn.files import atomic_write
 from visionattn.models import Classifier
@@ -94,6 +95,7 @@ class Trainer:
             collate_fn=collate,
             generator=torch.Generator(),  # its own: making an iterator would draw from the stream dropout uses
             persistent_workers=workers > 0,
+            worker_init_fn=ignore_interrupt,
             pin_memory=accelerator.device.type == "cuda",
         )
         eval_batch = config.eval.batch_size or config.train.batch_size
@@ -183,11 +185,14 @@ class Trainer:
             UserError: VA-R002, a loss or a gradient that is not finite.
         """
         config, accelerator = self.config, self.accelerator
+        if not len(batch["index"]):
+            return 0.0, 0.0  # nothing of the batch could be read: no update
         image = batch["image"].to(accelerator.device, non_blocking=True)
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         mixed = self.task.mix({**batch, "image": image, "label": batch["label"].to(accelerator.device)})
-        parts = list(zip(mixed["image"].tensor_split(config.train.accum), mixed["label"].tensor_split(config.train.accum), strict=True))
+        count = min(config.train.accum, len(mixed["image"]))  # fewer where images could not be read
+        parts = list(zip(mixed["image"].tensor_split(count), mixed["label"].tensor_split(count), strict=True))
         total = 0.0
         for index, (part, label) in enumerate(parts):
             last = index == len(parts) - 1
@@ -339,10 +344,11 @@ class Trainer:
         )
 
     def _out_of_memory(self, error: Exception) -> UserError:
-        train, model = self.config.train, self.config.model
+        train, (height, width) = self.config.train, self.config.model.size
+        setting = f"batch {train.batch_size}, {height}x{width} px, {self.accelerator.mixed_precision}"
         return UserError(
             "VA-R001",
-            f"out of memory at step {self.step + 1}: batch {train.batch_size}, {model.size[0]}x{model.size[1]} px, {self.accelerator.mixed_precision}",
+            f"out of memory at step {self.step + 1}: {setting}",
             why=str(error).splitlines()[0],
             fix=f"in this order: train.batch_size={max(1, train.batch_size // 2)} train.accum={train.accum * 2} (same effective batch)\n"
             "model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then resume with a new run",
@@ -370,10 +376,16 @@ class Trainer:
                 signal.signal(name, handler)
 
 
+def ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: loaders go on, so that the step and the save can finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def random_state() -> dict[str, Any]:
     """The global generators of python, numpy and torch as plain values and tensors."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = typing.cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state(legacy=True))
     return {
         "python": (version, list(words), gauss),
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),

@@ -1,0 +1,204 @@
+"""What every registered backbone keeps to. The registry is the list of cases; depth is cut where it is an argument."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import visionattn as va
+from visionattn.backbones.registry import get_variant
+from visionattn.errors import ArgumentError, UserError
+
+NAMES = va.list_models()
+
+
+def small(name: str, **arguments: Any) -> Any:
+    """The model with two blocks per stage (the second is the shifted one) instead of all."""
+    depths = get_variant(name).args.get("depths")
+    if depths:
+        arguments.setdefault("depths", [min(2, depth) for depth in depths])
+    torch.manual_seed(0)
+    return va.create_model(name, **arguments)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (96, 96), (65, 97)])
+def test_maps_are_nchw_finest_first_at_any_size(name: str, size: tuple[int, int]) -> None:
+    model = small(name, features_only=True).eval()
+    with torch.no_grad():
+        maps = model(torch.randn(1, 3, *size))
+    expected = [(1, c, math.ceil(size[0] / s), math.ceil(size[1] / s)) for c, s in zip(model.channels, model.strides, strict=True)]
+    assert [tuple(feature.shape) for feature in maps] == expected
+    assert model.feature_info.channels() == list(model.channels)
+    assert model.feature_info.reduction() == list(model.strides)
+    assert all(torch.isfinite(feature).all() for feature in maps)
+
+
+def test_out_indices_select_and_prune(name: str) -> None:
+    whole, part = small(name, features_only=True).eval(), small(name, features_only=True, out_indices=(1, 2)).eval()
+    part.load_state_dict(whole.state_dict(), strict=False)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps, chosen = whole(image), part(image)
+    assert all(torch.equal(a, b) for a, b in zip(chosen, maps[1:3], strict=True))
+    assert len(part.stages) == 3
+    assert part.channels == whole.channels[1:3]
+    with pytest.raises(ValueError, match="out_indices"):
+        small(name, features_only=True, out_indices=(7,))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_in_chans_and_num_classes(name: str, channels: int) -> None:
+    model = small(name, in_chans=channels, num_classes=5).eval()
+    image = torch.randn(2, channels, 64, 64)
+    with torch.no_grad():
+        assert model(image).shape == (2, 5)
+        pooled = model.forward_head(model.forward_features(image), pre_logits=True)
+        model.reset_classifier(0)
+        assert torch.equal(model(image), pooled)
+    assert pooled.shape == (2, model.num_features)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    weight = model.get_parameter(f"{model.pretrained_cfg['first_conv']}.weight")
+    assert weight.shape[1] == channels
+
+
+def test_parts_of_the_classifier_agree(name: str) -> None:
+    model = small(name, num_classes=5).eval()
+    image = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        logits, features = model(image), model.forward_features(image)
+        final, maps = model.forward_intermediates(image)
+        assert torch.equal(model.forward_head(features), logits)
+        assert torch.equal(final, features)
+        assert torch.equal(maps[-1], features)
+        assert len(model.forward_intermediates(image, indices=2, intermediates_only=True)) == 2
+    assert [info["num_chs"] for info in model.feature_info] == [feature.shape[1] for feature in maps]
+
+
+def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name: str) -> None:
+    model = small(name, num_classes=5, drop_path_rate=0.0).train()
+    checkpointed = copy.deepcopy(model)
+    checkpointed.set_grad_checkpointing()
+    image = torch.randn(2, 3, 96, 96)
+    for net in (model, checkpointed):
+        net(image).square().sum().backward()
+    for (key, one), two in zip(model.named_parameters(), checkpointed.parameters(), strict=True):
+        assert one.grad is not None and one.grad.abs().sum() > 0, key
+        assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-5 * float(one.grad.abs().max())), key
+
+
+def test_images_do_not_see_each_other_and_eval_repeats(name: str) -> None:
+    model = small(name, num_classes=5, drop_path_rate=0.2, drop_rate=0.1).eval()
+    image = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        together = model(image)
+        assert torch.equal(model(image), together)
+        alone = torch.cat([model(one[None]) for one in image])
+    assert torch.allclose(alone, together, atol=1e-4 * float(together.abs().max()))
+
+
+def test_bfloat16(name: str) -> None:
+    model = small(name, num_classes=5).eval()
+    image = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        exact = model(image)
+        low = model.to(torch.bfloat16)(image.to(torch.bfloat16))
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max().clamp(min=0.1)
+
+
+def test_meta_construction_and_init_leave_no_nan(name: str) -> None:
+    with torch.device("meta"):
+        model = small(name, num_classes=5)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 7)
+    model.init_weights()
+    assert not any(torch.isnan(tensor).any() for tensor in model.state_dict().values())
+    assert torch.isfinite(model.eval()(torch.randn(1, 3, 64, 64))).all()
+
+
+def test_layer_groups_and_weight_decay_cover_the_parameters(name: str) -> None:
+    from timm.optim import param_groups_layer_decay
+
+    model = small(name, num_classes=5)
+    names = dict(model.named_parameters())
+    assert model.no_weight_decay() <= set(names)
+    groups = param_groups_layer_decay(model, weight_decay=0.05, no_weight_decay_list=model.no_weight_decay(), layer_decay=0.5)
+    scale = {key: group["lr_scale"] for group in groups for key, value in names.items() if any(value is p for p in group["params"])}
+    assert len(scale) == len(names)
+    first = scale[f"{model.pretrained_cfg['first_conv']}.weight"]
+    assert first == min(scale.values()) < scale["head.fc.weight"] == 1.0
+    decayed = {key for group in groups if group["weight_decay"] for key, value in names.items() if any(value is p for p in group["params"])}
+    assert not decayed & model.no_weight_decay()
+    assert all(names[key].ndim > 1 for key in decayed)
+
+
+def test_state_dict_round_trip_and_parameter_names(name: str) -> None:
+    model, other = small(name, num_classes=5).eval(), small(name, num_classes=5).eval()
+    assert all(key.startswith(("backbone.", "head.")) for key in model.state_dict())
+    report = va.load_checkpoint(other, model.state_dict(), allow=())
+    assert report.reshaped == report.skipped == []
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(other(image), model(image))
+
+
+FAMILIES = sorted({get_variant(name).cls: name for name in reversed(NAMES)}.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_compile_and_export(name: str) -> None:
+    model = small(name, num_classes=5).eval()
+    image = torch.randn(2, 3, 96, 64)
+    batch = torch.export.Dim("batch", min=1, max=16)
+    with torch.no_grad():
+        exported = torch.export.export(model, (image,), dynamic_shapes=({0: batch},)).module()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        for count in (2, 3):
+            image = torch.randn(count, 3, 96, 64)
+            assert torch.allclose(exported(image), model(image), atol=1e-5)
+            assert torch.allclose(compiled(image), model(image), atol=1e-5)
+
+
+def test_wrong_names_and_arguments() -> None:
+    with pytest.raises(UserError) as caught:
+        va.create_model("swin_tinny")
+    assert caught.value.code == "VA-M001" and "swin_tiny" in caught.value.fix and caught.value.exit_code == 2
+    with pytest.raises(ArgumentError) as caught:
+        va.create_model("swin_tiny", windowsize=7)
+    assert caught.value.code == "VA-M002" and "Did you mean window_size?" in caught.value.fix
+    assert isinstance(caught.value, TypeError)
+    with pytest.raises(ValueError, match="output_stride"):
+        va.create_model("swin_tiny", output_stride=16)
+    with pytest.raises(UserError) as caught:
+        va.create_model("swin_tiny", pretrained=True)
+    assert caught.value.code == "VA-W001" and caught.value.exit_code == 4
+
+
+def test_a_name_is_registered_once() -> None:
+    from visionattn.backbones.eca import ECAResNet
+
+    with pytest.raises(ValueError, match="registered already"):
+        va.register_backbone(ECAResNet, {"eca_resnet18": {}})
+
+
+def test_listing() -> None:
+    assert va.list_models("swin_*_384") == ["swin_base_384", "swin_large_384"]
+    assert "eca_mobilenetv2" in va.list_models(family="eca")
+    info = va.model_info("swin_tiny")
+    assert info["params"] == 28_288_354
+    assert info["channels"] == [96, 192, 384, 768]
+    assert info["gmacs"] == pytest.approx(4.5, rel=0.04)  # the paper counts 4.5 G

@@ -1,0 +1,218 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionattn.config import AugmentConfig, DataConfig
+from visionattn.data.check import CheckReport, check_data, exclude_unreadable, preview, too_many_unreadable
+from visionattn.data.classification import load_data
+from visionattn.data.sets import Data, FileImages
+from visionattn.data.transforms import train_transform
+from visionattn.errors import UserError
+
+
+def picture(value: int, size: tuple[int, int] = (20, 16)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    value = 0
+    for split, count in (("train", 6), ("val", 3), ("test", 2)):
+        for name in ("rose", "tulip"):
+            folder = tmp_path / "flowers" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                picture(value := value + 1).save(folder / f"{index}.png")
+    return tmp_path / "flowers"
+
+
+def look(root: Path, **settings: object) -> tuple[Data, CheckReport, DataConfig]:
+    in_chans = settings.pop("in_chans", 3)
+    config = DataConfig(root=str(root), **settings)  # type: ignore[arg-type]
+    data = load_data(config, seed=0, in_chans=in_chans)  # type: ignore[arg-type]
+    return data, check_data(data, config, cache_dir=root.parent / "cache"), config
+
+
+def notes(report: CheckReport, code: str) -> list[str]:
+    return [f"{note.level}: {note.text}" for note in report.notes if note.code == code]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def test_clean_data(root: Path) -> None:
+    before = sorted(root.rglob("*"))
+    data, report, settings = look(root)
+    assert report.notes == [] and report.unreadable == {} and report.too_large == {}
+    assert report.counts == {"train": {"rose": 6, "tulip": 6}, "val": {"rose": 3, "tulip": 3}, "test": {"rose": 2, "tulip": 2}}
+    assert set(report.hashes) == {name for part in data.sets for name in part.ids} and all(len(h) == 16 for h in report.hashes.values())
+    assert exclude_unreadable(data, report, settings) is data
+    assert json.loads(json.dumps(report.as_dict()))["counts"]["val"]["rose"] == 3
+    assert sorted(root.rglob("*")) == before
+
+
+def test_progress(root: Path) -> None:
+    settings = DataConfig(root=str(root))
+    seen: list[int] = []
+    check_data(load_data(settings, seed=0, in_chans=3), settings, cache_dir=root.parent / "c", progress=seen.append)
+    assert seen == list(range(1, 23))
+
+
+def test_results_are_kept_per_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(root / "val/rose/0.png")
+    _, first, _ = look(root)
+    (stored,) = (root.parent / "cache").iterdir()
+    decoded: list[str] = []
+    original = FileImages.facts
+    monkeypatch.setattr(FileImages, "facts", lambda self, index: decoded.append(self.paths[index]) or original(self, index))
+    _, again, _ = look(root)
+    assert decoded == [] and again == first
+    changed = root / "train/rose/1.png"
+    picture(777).save(changed)
+    os.utime(changed, ns=(1, 1))
+    _, third, _ = look(root)
+    assert decoded == [str(changed)] and third.hashes["train/rose/1.png"] != first.hashes["train/rose/1.png"]
+    decoded.clear()
+    stored.write_text('{"version": 1, "fil')
+    _, fourth, _ = look(root)
+    assert len(decoded) == 22 and fourth == third
+    assert [path.name for path in stored.parent.iterdir()] == [stored.name]  # no temporary file left
+
+
+def test_d006_same_picture_in_two_splits(root: Path) -> None:
+    for index in range(3):
+        shutil.copy(root / f"train/rose/{index}.png", root / f"val/rose/{index}.png")
+    shutil.copy(root / "train/tulip/0.png", root / "test/tulip/0.png")
+    for split in ("train", "val"):  # empty files are no pictures
+        (root / split / "rose/empty.png").write_bytes(b"")
+    _, report, _ = look(root)
+    first, second = notes(report, "VA-D006")
+    assert first.startswith("warning: 3 images appear in both train and val: train/rose/0.png = val/rose/0.png")
+    assert second.startswith("warning: 1 image appears in both train and test")
+
+
+def test_d010_and_d011(root: Path) -> None:
+    cut(root / "train/rose/0.png")
+    (root / "train/tulip/0.png").write_bytes(b"")
+    (root / "val/rose/0.png").write_text("not a picture")
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    data, report, settings = look(root)
+    (broken,) = notes(report, "VA-D010")
+    assert broken.startswith("warning: train/rose/0.png cannot be decoded: ") and len(broken) > 50
+    assert notes(report, "VA-D011") == [
+        "warning: train/tulip/0.png is no image: empty file (0 bytes)",
+        "warning: val/rose/0.png is no image: not an image: no known format starts like this",
+    ]
+    assert set(report.unreadable) == {"train/rose/0.png", "train/tulip/0.png", "val/rose/0.png"}
+    remaining = exclude_unreadable(data, report, settings)
+    assert [len(part) for part in remaining.sets] == [10, 5, 4] and not set(remaining.train.ids) & set(report.unreadable)
+    np.testing.assert_array_equal(remaining.train.images.read(0), data.train.images.read(1))
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
+
+
+def test_too_many_unreadable() -> None:
+    assert not too_many_unreadable(3, 10, "stop") and too_many_unreadable(4, 10, "stop")
+    assert not too_many_unreadable(10, 10_000, "stop") and too_many_unreadable(11, 10_000, "stop")
+    assert not too_many_unreadable(10, 10, "skip")
+
+
+def test_stop_and_skip(root: Path) -> None:
+    for name in ("train/rose/0", "train/rose/1", "train/rose/2", "train/tulip/1", "val/rose/1", "val/rose/2"):
+        cut(root / f"{name}.png")
+    data, report, settings = look(root)
+    with pytest.raises(UserError) as caught:
+        exclude_unreadable(data, report, settings)
+    error = caught.value
+    assert (error.code, error.exit_code) == ("VA-D010", 3) and "6 of 22" in error.what and "data.on_error=skip" in error.fix
+    assert len(error.where.splitlines()) == 5 and error.where.startswith("train/rose/0.png: ")
+    skipping = DataConfig(root=str(root), on_error="skip")
+    assert [len(part) for part in exclude_unreadable(data, report, skipping).sets] == [8, 4, 4]
+
+
+def test_a_class_or_split_without_readable_images(root: Path) -> None:
+    for index in range(6):
+        cut(root / f"train/tulip/{index}.png")
+    data, report, settings = look(root, on_error="skip")
+    with pytest.raises(UserError, match="tulip") as caught:
+        exclude_unreadable(data, report, settings)
+    assert (caught.value.code, caught.value.exit_code) == ("VA-D005", 3)
+    for name in ("rose", "tulip"):
+        for index in range(6):
+            picture(index).save(root / f"train/{name}/{index}.png")
+        for index in range(3):
+            cut(root / f"val/{name}/{index}.png")
+    data, report, settings = look(root, on_error="skip")
+    with pytest.raises(UserError, match="val has no readable image"):
+        exclude_unreadable(data, report, settings)
+
+
+def test_d015_d016_d018_and_information(root: Path) -> None:
+    Image.fromarray(np.arange(100, 4196, dtype=np.uint16).reshape(64, 64)).save(root / "train/rose/0.png")
+    picture(1).convert("RGBA").save(root / "train/rose/1.png")
+    picture(2).convert("CMYK").save(root / "train/rose/c.jpg")
+    picture(3).save(root / "train/rose/g.gif", save_all=True, append_images=[picture(4)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(5).save(root / "val/rose/r.jpg", exif=exif)
+    picture(6).convert("L").save(root / "val/rose/l.png")
+    _, report, _ = look(root)
+    assert notes(report, "VA-D015") == [
+        "info: 1 of 26 images are 16-bit: scaled by the maximum of their type (data.range); measured values 100 to 4195"
+    ]
+    assert notes(report, "VA-D016") == ["info: 1 of 26 images have transparency: laid on black (data.alpha_background)"]
+    cmyk, frames = notes(report, "VA-D018")
+    assert cmyk.startswith("warning: 1 of 26 images are CMYK") and frames.startswith("warning: 1 of 26 images are animated")
+    rotated, grey = notes(report, "")
+    assert "EXIF" in rotated and grey.startswith("info: 2 of 26 images are grey") and "model.in_chans=1" in grey
+    _, report, _ = look(root, in_chans=1, alpha_background="white", range=(0.0, 4095.0))
+    assert "white" in notes(report, "VA-D016")[0] and "(0.0, 4095.0)" in notes(report, "VA-D015")[0]
+    assert any("reduced to luminance" in text for text in notes(report, ""))
+
+
+def test_d020_too_large(root: Path) -> None:
+    picture(0, (100, 80)).save(root / "val/tulip/9.png")
+    _, fine, _ = look(root)
+    assert fine.too_large == {}
+    data, report, settings = look(root, max_pixels=7999, on_error="skip")  # also where the cache knows the file
+    assert list(report.too_large) == ["val/tulip/9.png"] and report.unreadable == {}
+    (note,) = notes(report, "VA-D020")
+    assert note.startswith("error: val/tulip/9.png") and "7,999" in note and "data.max_pixels" in note
+    with pytest.raises(UserError) as caught:
+        exclude_unreadable(data, report, settings)
+    assert (caught.value.code, caught.value.exit_code) == ("VA-D020", 3) and "7,999" in caught.value.what
+    assert look(root)[1].too_large == {}
+
+
+def test_notes_of_loading_come_first(root: Path) -> None:
+    shutil.rmtree(root / "val/tulip")
+    cut(root / "train/rose/0.png")
+    _, report, _ = look(root)
+    assert [note.code for note in report.notes] == ["VA-D004", "VA-D010"]
+
+
+def test_arrays_are_checked_too(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 4096, (8, 6, 5)).astype(np.uint16)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(8) % 2, val_images=images[:2], val_labels=np.arange(2))
+    _, report, _ = look(tmp_path / "x.npz")
+    assert "2 images appear in both train and val" in notes(report, "VA-D006")[0]
+    assert f"measured values {images.min()} to {images.max()}" in notes(report, "VA-D015")[0]
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_preview(root: Path, in_chans: int) -> None:
+    data, _, _ = look(root, in_chans=in_chans)
+    transform = train_transform(AugmentConfig(color_jitter=0.3), (32, 48), (0.5,) * in_chans, (0.5,) * in_chans)
+    path = root.parent / "preview.png"
+    preview(data.train, data.classes, transform, 9, path)
+    with Image.open(path) as sheet:
+        assert sheet.size == (6 + 3 * (48 + 6), 6 + 3 * (32 + 16 + 6)) and np.asarray(sheet).std() > 20
+    first = path.read_bytes()
+    preview(data.train, data.classes, transform, 9, path)
+    assert path.read_bytes() == first

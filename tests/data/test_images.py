@@ -1,0 +1,250 @@
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from visionattn.config import DataConfig
+from visionattn.data.images import UnreadableImage, image_facts, read_array, read_image, to_unit
+from visionattn.errors import UserError
+
+SETTINGS = DataConfig()
+
+
+def picture(height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    small = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return cv2.GaussianBlur(small, (0, 0), 2)
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def read(source: object, in_chans: int = 3, **settings: object) -> np.ndarray:
+    return read_image(source, settings=DataConfig(**settings), in_chans=in_chans)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
+def test_colour_is_read_as_pillow_reads_it(form: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(encoded(Image.fromarray(picture()), form))
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    array = read(path)
+    assert array.dtype == np.uint8 and array.shape == (24, 32, 3)
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(read(Image.open(path)), expected)
+    np.testing.assert_array_equal(read(path, 1)[:, :, 0], np.asarray(Image.open(path).convert("L")))
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 95, "subsampling": 0}, {"quality": 60, "progressive": True}, {"quality": 80, "subsampling": 2}]
+)
+def test_the_fast_jpeg_decoder_gives_pillows_pixels(options: dict[str, object]) -> None:
+    data = encoded(Image.fromarray(picture(75, 101)), "JPEG", **options)
+    np.testing.assert_array_equal(read(data), np.asarray(Image.open(BytesIO(data))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_is_applied_once(orientation: int, form: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(picture()), form, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+    np.testing.assert_array_equal(read(data), expected)
+    assert read(data).shape[:2] == ((24, 32) if orientation < 5 else (32, 24))
+    assert image_facts(data, max_pixels=10**6).rotated == (orientation != 1)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_exif_orientation_of_sixteen_bits(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    values = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80
+    upright = {1: values, 3: values[::-1, ::-1], 6: np.rot90(values, -1)}[orientation]
+    for form in ("PNG", "TIFF"):
+        data = encoded(Image.fromarray(values), form, exif=exif)
+        np.testing.assert_allclose(read(data, 1)[:, :, 0], upright / 65535, atol=1e-6)
+
+
+def test_grey_and_palette() -> None:
+    grey = picture(channels=1)
+    data = encoded(Image.fromarray(grey), "PNG")
+    np.testing.assert_array_equal(read(data), np.repeat(grey[:, :, None], 3, 2))
+    np.testing.assert_array_equal(read(data, 1)[:, :, 0], grey)
+    assert image_facts(data, max_pixels=10**6).grey
+    palette = Image.fromarray(picture()).quantize(16)
+    np.testing.assert_array_equal(read(encoded(palette, "PNG")), np.asarray(palette.convert("RGB")))
+    one_bit = Image.fromarray(grey > 128)
+    np.testing.assert_array_equal(read(encoded(one_bit, "PNG"))[:, :, 0], np.where(grey > 128, 255, 0))
+
+
+@pytest.mark.parametrize(("background", "value"), [("black", 0), ("white", 255)])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparency_is_laid_on_the_background(mode: str, background: str, value: int) -> None:
+    image = Image.new("RGBA", (8, 4), (200, 200, 200, 255))
+    image.paste((90, 90, 90, 0), (0, 0, 4, 4))
+    if mode == "P":
+        palette = Image.new("P", (8, 4), 1)
+        palette.putpalette([0, 0, 0, 200, 200, 200])
+        palette.paste(0, (0, 0, 4, 4))
+        data = encoded(palette, "PNG", transparency=0)
+    elif mode == "RGB":
+        data = encoded(image.convert("RGB"), "PNG", transparency=(90, 90, 90))
+    else:
+        data = encoded(image.convert(mode), "PNG")
+    array = read(data, alpha_background=background)
+    assert array.shape == (4, 8, 3)
+    assert (array[:, :4] == value).all() and (array[:, 4:] == 200).all()
+    assert (read(data, 1, alpha_background=background)[:, :4] == value).all()
+    assert image_facts(data, max_pixels=10**6).alpha
+
+
+def test_half_transparent() -> None:
+    data = encoded(Image.new("RGBA", (2, 2), (100, 100, 100, 128)), "PNG")
+    assert abs(int(read(data)[0, 0, 0]) - 50) <= 1
+    assert abs(int(read(data, alpha_background="white")[0, 0, 0]) - 177) <= 1
+
+
+def test_cmyk() -> None:
+    image = Image.fromarray(picture()).convert("CMYK")
+    data = encoded(image, "JPEG", quality=95)
+    np.testing.assert_array_equal(read(data), np.asarray(Image.open(BytesIO(data)).convert("RGB")))
+    assert image_facts(data, max_pixels=10**6).mode == "CMYK"
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "WEBP"])
+def test_the_first_frame_is_read(form: str) -> None:
+    frames = [Image.new("RGB", (16, 8), colour) for colour in ("red", "blue")]
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    assert read(data)[0, 0].tolist() == [255, 0, 0]
+    assert image_facts(data, max_pixels=10**6).more_frames
+
+
+def test_sixteen_bit_grey() -> None:
+    values = np.linspace(0, 65535, 24 * 32).astype(np.uint16).reshape(24, 32)
+    for form in ("PNG", "TIFF"):
+        data = encoded(Image.fromarray(values), form)
+        array = read(data)
+        assert array.dtype == np.float32 and array.shape == (24, 32, 3)
+        np.testing.assert_allclose(array[:, :, 1], values / 65535, atol=1e-6)
+        facts = image_facts(data, max_pixels=10**6)
+        assert (facts.depth, facts.low, facts.high, facts.grey) == (16, 0, 65535, True)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colour_keeps_its_bits(suffix: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (12, 10, channels), dtype=np.uint16)
+    data = cv2.imencode(suffix, values[:, :, [2, 1, 0, 3][:channels]])[1].tobytes()
+    expected = values[:, :, :3] / 65535
+    if channels == 4:
+        expected = expected * (values[:, :, 3:] / 65535)
+    np.testing.assert_allclose(read(data), expected, atol=1e-6)
+    facts = image_facts(data, max_pixels=10**6)
+    assert facts.depth == 16 and facts.high == values.max() and facts.alpha == (channels == 4)
+
+
+def test_float_image() -> None:
+    values = np.linspace(0, 0.5, 48, dtype=np.float32).reshape(6, 8)
+    np.testing.assert_allclose(read(encoded(Image.fromarray(values), "TIFF"), 1)[:, :, 0], values)
+    np.testing.assert_allclose(read(encoded(Image.fromarray(values * 100), "TIFF"), 1)[:, :, 0], values * 2, atol=1e-6)
+    values[0, 0] = np.nan
+    with pytest.raises(UnreadableImage, match="NaN"):
+        read(encoded(Image.fromarray(values), "TIFF"))
+
+
+def test_range_rules() -> None:
+    samples = np.arange(1001, dtype=np.uint16)
+    assert to_unit(samples, "dtype").max() == pytest.approx(1000 / 65535)
+    np.testing.assert_allclose(to_unit(samples, (100.0, 600.0))[[0, 100, 350, 600, 1000]], [0, 0, 0.5, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(to_unit(samples, "percentile")[[0, 10, 500, 990, 1000]], [0, 0, 0.5, 1, 1], atol=1e-6)
+    assert not to_unit(np.full(4, 7, np.uint16), "percentile").any()
+    assert to_unit(np.array([0, 65535], np.int32), "dtype").tolist() == [0, 1]
+    assert to_unit(np.array([0, 2**31 - 1], np.int32), "dtype").tolist() == [0, 1]
+    assert to_unit(np.array([-5], np.int32), "dtype").tolist() == [0]
+    data = encoded(Image.fromarray(np.full((4, 4), 350, np.uint16)), "PNG")
+    assert read(data, range=(100.0, 600.0))[0, 0, 0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_arrays(in_chans: int) -> None:
+    for array in (picture(), picture(channels=1), picture(channels=1)[:, :, None], picture(channels=4)):
+        assert read_array(array, settings=SETTINGS, in_chans=in_chans).shape == (24, 32, in_chans)
+        deep = read_array(array.astype(np.uint16) * 257, settings=SETTINGS, in_chans=in_chans)
+        shallow = read_array(array, settings=SETTINGS, in_chans=in_chans)
+        assert deep.dtype == np.float32
+        np.testing.assert_allclose(deep * 255, shallow, atol=1.01)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "TIFF", "BMP"])
+def test_truncated(form: str, tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), form)
+    path = tmp_path / "cut.img"
+    path.write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(UnreadableImage) as caught:
+        read(path)
+    assert caught.value.code == "VA-D010" and caught.value.path == str(path) and caught.value.reason
+    with pytest.raises(UnreadableImage):
+        image_facts(path, max_pixels=10**6)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "empty file"), (b"hello, this is text", "not an image"), (b"\xff\xd8\xff", "not an image")]
+)
+def test_no_image(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "fake.jpg"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        read(path)
+    assert caught.value.code == "VA-D011" and "BytesIO" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableImage, match="No such file"):
+        read(tmp_path / "none.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged EXIF
+def test_flipped_bytes_never_raise_anything_else() -> None:
+    generator = np.random.default_rng(0)
+    for form in ("JPEG", "PNG", "GIF", "TIFF", "WEBP"):
+        data = encoded(Image.fromarray(picture()), form)
+        for _ in range(40):
+            damaged = bytearray(data)
+            for position in generator.integers(0, len(data), 6):
+                damaged[position] = generator.integers(0, 256)
+            try:
+                assert read(bytes(damaged), max_pixels=10**5).dtype in (np.uint8, np.float32)
+            except UnreadableImage:
+                pass
+            except UserError as error:
+                assert error.code == "VA-D020"
+
+
+def test_decompression_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("L", (200, 100)).save(path)
+    with pytest.raises(UserError) as caught:
+        read(path, max_pixels=19_999)
+    assert caught.value.code == "VA-D020" and caught.value.exit_code == 3
+    assert "19,999" in caught.value.what and "data.max_pixels=20000" in caught.value.fix and str(path) in caught.value.block()
+    assert read(path, max_pixels=20_000).shape == (100, 200, 3)
+
+
+def test_the_limit_holds_above_and_below_pillows_own(tmp_path: Path) -> None:
+    path = tmp_path / "header.png"
+    data = bytearray(encoded(Image.new("L", (8, 8)), "PNG"))
+    data[16:24] = (20_000).to_bytes(4, "big") * 2  # 400 million pixels, more than Pillow opens
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="VA-D020"):
+        read(path)

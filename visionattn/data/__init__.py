@@ -1,0 +1,1 @@
+"""Images and labels: decoding, splits, augmentation, order, and the check before training."""
