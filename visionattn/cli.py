@@ -6,6 +6,7 @@ Nothing heavy is imported at the top: `visionattn --help` must not load torch.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -40,7 +41,7 @@ class Commands(TyperGroup):
 def _fail(text: str, code: int) -> NoReturn:
     if _verbose:
         traceback.print_exc()
-    typer.secho(text, err=True, fg=typer.colors.RED)
+    typer.secho(text, err=True, fg=None if os.environ.get("NO_COLOR") else typer.colors.RED)
     sys.exit(code)
 
 
@@ -66,18 +67,21 @@ Overrides = Annotated[
 ]
 
 
-@app.callback()
-def _options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    global _verbose
-    _verbose = verbose
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from visionattn import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    global _verbose
+    _verbose = verbose
 
 
 @app.command(epilog="Example: visionattn train --data flowers --model swin_tiny train.epochs=30")
@@ -96,7 +100,7 @@ def train(
     """Train a classifier and evaluate it."""
     settings = list(overrides or [])
     flags = {"data.root": data, "model.name": model, "train.epochs": epochs, "data.val_fraction": val_fraction}
-    settings += [f"{key}={value}" for key, value in flags.items() if value is not None]
+    settings += [_setting(key, value) for key, value in flags.items() if value is not None]
     from visionattn.config import load_config
 
     if config is None and resume is None and not settings:
@@ -142,7 +146,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Classes of images."""
-    formats = save.split(",")
+    formats = [name.strip() for name in save.split(",")]
     if unknown := set(formats) - {"json", "csv"}:
         raise UserError("VA-C002", f"--save: expected json, csv or both, got {', '.join(sorted(unknown))}")
     from visionattn.training.inference import predict as run_prediction
@@ -222,6 +226,7 @@ def data_preview(
     """A picture of training images as the network would see them, augmented."""
     from visionattn.training.jobs import preview_data
 
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     preview_data(_data_config(root, overrides), Path(out), count)
     typer.echo(out)
 
@@ -234,8 +239,10 @@ def config_list(as_json: Json = False) -> None:
     heads = {name: find_config(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in shipped_names()}
     if as_json:
         _print_json(heads)
-    else:
-        _console().table(["config", "what it is"], [[name, head] for name, head in heads.items()])
+        return
+    width = max(map(len, heads))
+    for name, head in heads.items():  # not through the console, whose package loads torch
+        typer.echo(f"{name:<{width}}  {head}")
 
 
 @config_app.command("show", epilog="Example: visionattn config show quickstart train.epochs=3")
@@ -252,7 +259,7 @@ def config_show(
 
 
 @config_app.command("schema")
-def config_schema() -> None:
+def config_schema(as_json: Json = True) -> None:
     """JSON schema of a config, for editors."""
     from visionattn.config import Config
 
@@ -287,7 +294,12 @@ def _console(as_json: bool = False) -> Console:
 def _data_config(root: str, overrides: list[str] | None) -> Any:
     from visionattn.config import load_config
 
-    return load_config(None, [f"data.root={root}", *(overrides or [])])
+    return load_config(None, [_setting("data.root", root), *(overrides or [])])
+
+
+def _setting(key: str, value: Any) -> str:
+    """`key=value` in which text stays text: a folder may be called 2024."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _print_json(value: Any) -> None:

@@ -6,10 +6,12 @@ the command line comes last. The result is validated once and never changed afte
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import types
 import typing
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -17,7 +19,8 @@ from typing import Any, Literal, Union
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from visionattn.errors import UserError, did_you_mean
 
@@ -27,7 +30,15 @@ SHIPPED = files("visionattn") / "configs"
 class Section(BaseModel):
     """A frozen mapping that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (annotation, *typing.get_args(annotation)):
+            raise PydanticCustomError("bool_for_other", "true and false are neither numbers nor text")
+        return value
 
 
 def _setting(default: Any, description: str, **bounds: Any) -> Any:
@@ -220,7 +231,9 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    hint = did_you_mean(name, shipped_names())
+    leaves = {known.rpartition("/")[2]: known for known in shipped_names()}
+    near = [leaves[leaf] for leaf in get_close_matches(name.removesuffix(".yaml").rpartition("/")[2], leaves, 3, 0.55)]
+    hint = f"Did you mean {', '.join(near)}?" if near else did_you_mean(name, leaves.values())
     raise UserError(
         "VA-C004", f'config "{name}" is neither a file nor a shipped config', fix=f"{hint} List them: visionattn config list".strip()
     )
@@ -244,7 +257,7 @@ def load_config(source: str | Path | None = None, overrides: tuple[str, ...] | l
         origins[key.strip()] = "command line"
     try:
         merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(merged), OmegaConf.from_dotlist(list(overrides))), resolve=False)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a list where a mapping is, or the reverse
         raise UserError("VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=", ".join(overrides)) from error
     return config_from_dict(merged, origins)
 
@@ -295,13 +308,17 @@ def describe(config: Config) -> str:
 def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
     if path.resolve() in seen:
         raise UserError("VA-C003", f"{path} names itself under base:", where=" -> ".join(str(p) for p in seen))
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError("VA-C003", f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        own: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False) if node is not None else {}
+        empty = node is None or node.tag == "tag:yaml.org,2002:null"
+        own: Any = {} if empty else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise _syntax_error(path, text, error) from error
-    if not isinstance(own, dict):
+    if not isinstance(own, dict) or (isinstance(node, yaml.ScalarNode) and not empty):
         raise UserError("VA-C003", "a config is a mapping of keys to values", where=f"{path}:1")
     origins = {key: f"{path.name}:{line}" for key, line in _lines(node, "")}
     bases = own.pop("base", [])
@@ -312,13 +329,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
     merged_origins: dict[str, str] = {}
     for name in bases:
         values, lines = _read(find_config(name, beside=path.parent), (*seen, path.resolve()))
-        merged = _merge(merged, values)
+        merged = _merge(merged, values, path)
         merged_origins |= lines
-    return _merge(merged, own), merged_origins | origins
+    return _merge(merged, own, path), merged_origins | origins
 
 
-def _merge(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
-    return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.merge(low, high), resolve=False))
+def _merge(low: dict[str, Any], high: dict[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.merge(low, high), resolve=False))
+    except (OmegaConfBaseException, TypeError) as error:
+        raise UserError("VA-C002", f"does not fit its base: {str(error).splitlines()[0]}", where=str(path)) from error
 
 
 def _syntax_error(path: Path, text: str, error: Exception) -> UserError:
@@ -344,11 +364,12 @@ def _lines(node: Any, prefix: str) -> list[tuple[str, int]]:
 
 
 def _origin(key: str, origins: dict[str, str]) -> str:
+    inside = next((where for known, where in origins.items() if known.startswith(f"{key}.")), "")
     while key:
         if key in origins:
             return origins[key]
         key = key.rpartition(".")[0]
-    return ""
+    return inside
 
 
 def _substitute_env(value: Any, key: str, problems: list[tuple[str, str, str]]) -> Any:
@@ -381,13 +402,15 @@ def _problem(details: Any) -> tuple[str, str, str]:
         elif parent:
             near = near.replace("Did you mean ", f"Did you mean {parent}.")
         return "VA-C001", dotted, f"unknown key. {near}".strip()
+    if details["type"] == "invalid_key":
+        return "VA-C001", dotted, f"{details['input']!r}: unknown key, keys are text"
     if details["type"] == "value_error":
-        return "VA-C002", dotted, str(details["ctx"]["error"])
+        key, _, message = str(details["ctx"]["error"]).partition(": ")
+        return ("VA-C002", key, message) if key in _all_keys(Config, "") else ("VA-C002", dotted, str(details["ctx"]["error"]))
     field = section.model_fields.get(keys[-1]) if keys else None
     expected = _expected(field) if field is not None else details["msg"]
-    got = details["input"]
-    shown = f'"{got}"' if isinstance(got, str) else repr(got)
-    return "VA-C002", dotted, f"expected {expected}, got {shown}"
+    got = json.dumps(details["input"], ensure_ascii=False, default=str)
+    return "VA-C002", dotted, f"expected {expected}, got {got}"
 
 
 def _walk(path: list[str]) -> tuple[type[BaseModel], list[str]]:
@@ -438,14 +461,18 @@ def _expected(field: Any) -> str:
         if origin in (list, tuple):
             inner = [words(arg) for arg in args if arg is not Ellipsis]
             return f"[{', '.join(inner)}]" if origin is tuple else f"a list of {inner[0]}"
+        if _section_of(annotation) is not None:
+            return "a mapping"
         return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 
-    text = words(field.annotation)
+    text, null = words(field.annotation), ""
+    if text.endswith(" or null"):
+        text, null = text.removesuffix(" or null"), "or null"
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(mark, name)}" for mark in field.metadata for name, sign in signs.items() if getattr(mark, name, None) is not None
     ]
-    return " ".join([text, " and ".join(bounds)]).strip()
+    return " ".join(filter(None, [text, " and ".join(bounds), null]))
 
 
 def _difference(value: Any, default: Any) -> Any:

@@ -114,28 +114,29 @@ def read_file(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(SAFE_OBJECTS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Unsupported" not in str(error):
-            raise _unreadable(path, error) from error
+        refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
+        if refused is None:
+            raise _unreadable(path, "it is neither a zip archive nor a pickle of tensors") from error
         raise UserError(
             "VA-W004",
             f"{path.name} holds more than tensors and was not opened",
             where=str(path),
-            why=str(error).split("Please file")[0].split("\n\t")[-1].strip()[:300],
+            why=refused,
             fix="a checkpoint that needs code to load can do anything on your machine: ask its author for safetensors",
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, str(error).partition("\n")[0][:300] or type(error).__name__) from error
     if not isinstance(content, Mapping):
         raise UserError("VA-W005", f"{path.name} holds a {type(content).__name__}, not named tensors", where=str(path))
     return content
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, why: str) -> UserError:
     return UserError(
         "VA-W005",
         f"{path.name} is not a readable checkpoint ({path.stat().st_size:,} bytes)",
         where=str(path),
-        why=str(error).splitlines()[0][:300] if str(error) else type(error).__name__,
+        why=why,
         fix="the file is truncated or something else: download it again",
     )
 

@@ -25,6 +25,8 @@ class Console:
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
         self.rich = RichConsole(stderr=stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        if not self.rich.is_terminal:
+            self.rich.width = 160  # tables in files and pipes are not cut to a terminal
         self._log: Path | None = None
         self._early: list[str] = []  # printed before the run folder existed
 
@@ -86,7 +88,7 @@ class Console:
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}"),
         )
-        with Progress(*columns, console=self.rich, transient=True) as progress:
+        with Progress(*columns, console=self.rich, transient=True, refresh_per_second=4) as progress:
             bar = Bar(label, total, done, self, progress)
             yield bar
 

@@ -102,6 +102,7 @@ def train(
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time at every allocation
     model = build_model(config, data.classes)
     weights = _initial_weights(model, config)
     task = Classification(data.classes, data.train.labels, config.loss, config.augment, multi_label=config.data.multi_label)

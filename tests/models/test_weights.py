@@ -1,0 +1,176 @@
+"""Reading checkpoint files: layouts, adaptations, refusals."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import visionattn as va
+from tests.parity import Record
+from visionattn.errors import UserError
+
+RECORD = "eca_resnet18_k3577__64x64"
+
+
+@pytest.fixture(scope="module")
+def official() -> dict[str, torch.Tensor]:
+    """ECA-ResNet-18 in the authors' keys."""
+    return Record("eca", RECORD).state()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(Record("eca", RECORD).image())
+
+
+@pytest.mark.parametrize("container", ["bare", "model", "state_dict", "module"])
+def test_containers_of_official_files(container: str, official: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    content: Any = official
+    if container == "module":
+        content = {
+            "epoch": 99,
+            "arch": "eca",
+            "best_prec1": 70.9,
+            "state_dict": {f"module.{key}": value for key, value in official.items()},
+        }
+    elif container != "bare":
+        content = {container: OrderedDict(official), "args": argparse.Namespace(lr=0.1, path=Path("x"))}
+    torch.save(content, tmp_path / "file.pth.tar")
+    model = va.create_model("eca_resnet18", checkpoint_path=tmp_path / "file.pth.tar")
+    reference = va.create_model("eca_resnet18")
+    va.load_checkpoint(reference, official, allow=())
+    assert torch.equal(logits(model), logits(reference))
+
+
+def test_yacs_node_is_read_as_data_without_yacs(official: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Swin's files hold the training config as a dict subclass of another package."""
+    yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    config.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    sys.modules |= {"yacs": yacs, "yacs.config": config}
+    try:
+        node = config.CfgNode({"LR": 0.1})
+        torch.save({"model": official, "config": node}, tmp_path / "swin.pth")
+    finally:
+        del sys.modules["yacs"], sys.modules["yacs.config"]
+    assert va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "swin.pth").matched == 110
+
+
+def test_safetensors_of_ours_and_of_the_authors(official: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(official, tmp_path / "theirs.safetensors")
+    model = va.create_model("eca_resnet18", checkpoint_path=tmp_path / "theirs.safetensors")
+    save_file(model.state_dict(), tmp_path / "ours.safetensors")
+    assert torch.equal(logits(va.create_model("eca_resnet18", checkpoint_path=tmp_path / "ours.safetensors")), logits(model))
+
+
+def test_another_classifier_and_first_convolution(official: dict[str, torch.Tensor]) -> None:
+    model = va.create_model("eca_resnet18", num_classes=5, in_chans=1)
+    before = model.head.fc.weight.clone()
+    report = va.load_checkpoint(model, official)
+    assert report.reshaped == ["first convolution 3 -> 1 input channels (summed)"]
+    assert report.skipped == ["checkpoint head has 1000 classes, the model 5: head left as initialised"]
+    assert report.matched == 108 and report.reason.startswith("108 of 110 tensors loaded; ")
+    assert torch.equal(model.head.fc.weight, before)
+    grey = torch.randn(2, 1, 64, 64)
+    colour = va.create_model("eca_resnet18", num_classes=0)
+    va.load_checkpoint(colour, official)
+    model.reset_classifier(0)
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(grey), colour.eval()(grey.expand(-1, 3, -1, -1)), atol=1e-4)
+    wide = va.create_model("eca_resnet18", num_classes=0, in_chans=6)
+    va.load_checkpoint(wide, official)
+    with torch.no_grad():
+        image = torch.randn(2, 3, 64, 64)
+        assert torch.allclose(wide.eval()(image.repeat(1, 2, 1, 1)), colour(image), atol=1e-4)
+
+
+def test_differences_that_were_not_asked_for_are_refused(official: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("eca_resnet18", num_classes=5), official, allow=())
+    assert caught.value.code == "VA-W003" and "head.fc.weight: file [1000, 512], model [5, 512]" in caught.value.why
+    incomplete = {key: value for key, value in official.items() if key != "layer1.0.conv1.weight"}
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("eca_resnet18"), incomplete)
+    assert "missing backbone.stages.0.0.conv1.weight" in caught.value.why
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("eca_resnet18"), {**official, "extra.weight": torch.zeros(1)})
+    assert "unknown extra.weight" in caught.value.why
+
+
+def test_the_wrong_file_is_recognised() -> None:
+    with torch.device("meta"):
+        small = va.create_model("swin_small").state_dict()
+    given = {key: torch.zeros(value.shape) for key, value in small.items()}
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("swin_tiny"), given)
+    assert caught.value.what == "looks like swin_small (24 blocks) - you asked for swin_tiny (12 blocks)"
+    assert caught.value.exit_code == 4
+
+
+def test_a_backbone_takes_its_part_of_a_classifier(official: dict[str, torch.Tensor]) -> None:
+    backbone = va.create_model("eca_resnet18", features_only=True)
+    assert va.load_checkpoint(backbone, official).matched == 108
+    model = va.create_model("eca_resnet18")
+    va.load_checkpoint(model, official)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(image), model.eval().backbone(image), strict=True))
+
+
+class Trap:
+    """A pickle that would run a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_is_refused(legacy: bool, official: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    proof = tmp_path / "ran"
+    torch.save({"state_dict": official, "extra": Trap(proof)}, tmp_path / "bad.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "bad.pth")
+    assert caught.value.code == "VA-W004" and caught.value.exit_code == 4 and "system" in caught.value.why
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps(Trap(proof)))
+    with pytest.raises(UserError):
+        va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "plain.pkl")
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "page.pth", "empty.safetensors", "list.pth"])
+def test_files_that_are_no_checkpoint(name: str, official: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "cut.pth":
+        torch.save(official, path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name == "cut.safetensors":
+        save_file(official, path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name == "page.pth":
+        path.write_text("<!DOCTYPE html><html>Sign in</html>")
+    elif name == "list.pth":
+        torch.save([torch.zeros(1)], path)
+    else:
+        path.touch()
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("eca_resnet18"), path)
+    assert caught.value.code == "VA-W005" and caught.value.exit_code == 4
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    (tmp_path / "swin_tiny.pth").touch()
+    with pytest.raises(UserError) as caught:
+        va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "swin_tny.pth")
+    assert caught.value.code == "VA-W002" and "swin_tiny.pth" in caught.value.fix

@@ -1,0 +1,322 @@
+"""The loop: it learns, it stops where it must, and it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import visionattn as va
+from visionattn.config import Config, load_config
+from visionattn.errors import UserError
+from visionattn.training.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+from visionattn.training.console import Console
+from visionattn.training.optim import build_optimizer, build_schedule, scaled_lr
+from visionattn.training.trainer import random_state, set_random_state
+
+TINY = (
+    "model.name=eca_resnet18",
+    "model.args={width: 8}",
+    "model.img_size=32",
+    "train.batch_size=6",
+    "data.workers=0",
+    "log.tensorboard=false",
+    "log.every_steps=1",
+    "schedule.warmup_epochs=0",
+)
+
+
+def config(root: Path, *overrides: str) -> Config:
+    return load_config(None, [*TINY, f"data.root={root / 'flowers'}", f"output.dir={root / 'runs'}", *overrides])
+
+
+def weights(run: Path, checkpoint: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / checkpoint / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def quiet(given: Config, **arguments: Any) -> Any:
+    return va.train(given, console=Console(quiet=True), **arguments)
+
+
+def test_learns_a_tiny_set_and_the_run_tells_all(flowers: Path) -> None:
+    result = quiet(config(flowers.parent, "train.epochs=12", "augment.color_jitter=0", "train.ema=0.5"))
+    assert result.best["metric"] == "top1" and result.best["value"] == 1.0
+    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    steps, epochs = ([line for line in lines if line["kind"] == kind] for kind in ("step", "epoch"))
+    assert [line["step"] for line in steps] == list(range(1, 49))
+    assert len(epochs) == 12 and epochs[-1]["train_loss"] < epochs[0]["train_loss"]
+    assert json.loads((result.run / "run.json").read_text())["state"] == "done"
+    again = va.evaluate(result.run, console=Console(quiet=True))
+    assert again.metrics == result.metrics
+    test = va.evaluate(result.run, split="test", console=Console(quiet=True))
+    assert test.count == 6 and test.metrics["top1"] == 1.0
+    assert (result.run / "eval" / "test" / "metrics.json").is_file()
+    found, unreadable = va.predict(result.run, [flowers / "test" / "rose"], topk=2)
+    assert [item.classes[0] for item in found] == ["rose", "rose"] and not unreadable
+    assert "ema.safetensors" in {path.name for path in (result.run / "checkpoints" / "best").iterdir()}
+
+
+def test_checkpoint_folder_and_file_are_enough(flowers: Path, tmp_path: Path) -> None:
+    result = quiet(config(flowers.parent, "train.epochs=2"))
+    moved = tmp_path / "elsewhere"
+    (result.run / "checkpoints" / "best").rename(moved)
+    for source in (moved, moved / "model.safetensors"):
+        assert va.evaluate(source, data=flowers, console=Console(quiet=True)).metrics == result.metrics
+    started = quiet(config(flowers.parent, f"model.weights={moved}", "train.epochs=1", "optim.lr=1e-12", "train.freeze=backbone"))
+    assert started.metrics["top1"] == result.metrics["top1"]  # nothing moved: the weights were the start
+
+
+@pytest.mark.parametrize("accum", [1, 2])
+def test_same_seed_same_weights_whatever_the_workers(flowers: Path, accum: int) -> None:
+    settings = ("train.epochs=2", f"train.accum={accum}", "model.drop_path_rate=0.2", "augment.mixup=0.2")
+    one = quiet(config(flowers.parent, *settings))
+    two = quiet(config(flowers.parent, *settings, "data.workers=2"))
+    other = quiet(config(flowers.parent, *settings, "seed=1"))
+    assert same(weights(one.run), weights(two.run))
+    assert not same(weights(one.run), weights(other.run))
+
+
+def test_accumulation_equals_the_large_batch() -> None:
+    """Without batch statistics the sum of the parts' gradients is the gradient of the whole."""
+    from visionattn.tasks import Classification
+
+    torch.manual_seed(0)
+    model = va.create_model("swin_tiny", patch_size=4, embed_dim=16, depths=(1, 1), num_heads=(1, 2), window_size=4, num_classes=3)
+    given = load_config()
+    task = Classification(["a", "b", "c"], np.array([0, 1, 2]), given.loss, given.augment)
+    image, label = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
+
+    def gradient(parts: int) -> torch.Tensor:
+        model.zero_grad()
+        for piece, target in zip(image.tensor_split(parts), label.tensor_split(parts), strict=True):
+            (task.loss(model(piece), {"label": target})["loss"] / parts).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    assert torch.allclose(gradient(3), gradient(1), atol=1e-6)
+
+
+def start(root: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    code = "import sys, visionattn as va; from visionattn.config import load_config; va.train(load_config(None, sys.argv[1:]))"
+    settings = [*TINY, f"data.root={root / 'flowers'}", f"output.dir={root / 'runs'}", *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", code, *settings], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
+        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.stdout.read().decode() if process.stdout else "no output")
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(flowers: Path) -> None:
+    """SIGKILL, with workers, augmentation, dropout, stochastic depth, mixup and a moving average."""
+    settings = (
+        "train.epochs=4",
+        "train.save_every=3",
+        "train.ema=0.9",
+        "data.workers=2",
+        "model.drop_rate=0.1",
+        "model.drop_path_rate=0.2",
+        "augment.color_jitter=0.3",
+        "augment.rotate=20",
+        "augment.mixup=0.4",
+        "augment.cutmix=1.0",
+        "optim.layer_decay=0.9",
+    )
+    torch.set_num_threads(1)  # sums differ between thread counts
+    straight = start(flowers.parent, *settings, "output.name=straight")
+    assert straight.wait(240) == 0, straight.stdout.read().decode()
+    killed = start(flowers.parent, *settings, "output.name=killed")
+    run = flowers.parent / "runs" / "killed" / "001"
+    wait_for_step(run, 7, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert json.loads((run / "run.json").read_text())["state"] == "running"  # nobody could say otherwise
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    step = read_checkpoint(checkpoint)[2]["step"]
+    assert 0 < step < 16
+    code = "import sys, visionattn as va; va.train(resume=sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    reference = flowers.parent / "runs" / "straight" / "001"
+    for checkpoint_name in ("last", "best"):
+        for part in ("model.safetensors", "ema.safetensors"):
+            one, two = (load_file(path / "checkpoints" / checkpoint_name / part) for path in (reference, run))
+            assert same(one, two), (checkpoint_name, part)
+    drop = ("seconds", "images_per_second", "schema", "train_loss")  # the mean loss of the interrupted epoch covers its second part
+    logs = [
+        [{key: value for key, value in json.loads(line).items() if key not in drop} for line in (path / "metrics.jsonl").open()]
+        for path in (reference, run)
+    ]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.slow
+def test_interrupt_saves_and_says_how_to_go_on(flowers: Path) -> None:
+    process = start(flowers.parent, "train.epochs=500", "output.name=stopped", "data.workers=2")
+    run = flowers.parent / "runs" / "stopped" / "001"
+    wait_for_step(run, 2, process)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0].decode()
+    assert process.returncode != 0
+    assert output.count("finishing this step, saving") == 1
+    assert f"visionattn train --resume {run}" in output
+    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
+    assert latest_checkpoint(run / "checkpoints") is not None
+    assert not (run / ".lock").exists()
+
+
+def test_more_epochs_go_on_from_the_end(flowers: Path) -> None:
+    first = quiet(config(flowers.parent, "train.epochs=1", "schedule.name=constant"))
+    straight = quiet(config(flowers.parent, "train.epochs=2", "schedule.name=constant"))
+    changed = load_config(first.run / "config.yaml", ["train.epochs=2"])
+    quiet(changed, resume=first.run)
+    assert same(weights(first.run), weights(straight.run))
+    with pytest.raises(UserError) as caught:
+        quiet(load_config(first.run / "config.yaml", ["optim.lr=0.5", "train.epochs=3"]), resume=first.run)
+    assert caught.value.code == "VA-C010" and "optim.lr: 0.001 -> 0.5" in caught.value.what and "epochs" not in caught.value.what
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_module_and_the_batch(flowers: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        quiet(config(flowers.parent, "optim.name=sgd", "optim.lr=1e30", "optim.clip_grad=null", "train.epochs=5"))
+    error = caught.value
+    assert (error.code, error.exit_code) == ("VA-R002", 5)
+    assert "backbone." in error.where
+    (run,) = (flowers.parent / "runs").glob("*/001")
+    record = json.loads((run / "diverged.json").read_text())
+    assert len(record["images"]) == 6 and all((flowers / name).is_file() for name in record["images"])
+    state = json.loads((run / "run.json").read_text())
+    assert (state["state"], state["reason"]) == ("failed", "VA-R002")
+
+
+def test_images_that_break_after_the_check_are_left_out_and_counted(flowers: Path) -> None:
+    from visionattn.data.check import check_data
+    from visionattn.data.classification import load_data
+    from visionattn.files import cache_folder
+
+    given = config(flowers.parent, "train.epochs=1", "data.on_error=skip", "train.batch_size=24")
+    data = load_data(given.data, seed=0, in_chans=3)
+    check_data(data, given.data, cache_dir=cache_folder() / "check")
+    victim = flowers / "train" / "rose" / "0.png"
+    size, times = victim.stat().st_size, victim.stat()
+    victim.write_bytes(b"\0" * size)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))  # as the check has it in its cache
+    result = quiet(given)
+    log = (result.run / "log.txt").read_text()
+    assert "unreadable, left out: train/rose/0.png" in log
+
+
+def test_no_weight_decay_layer_decay_and_rate(flowers: Path) -> None:
+    model = va.create_model("swin_tiny", depths=(1, 1, 1, 1), num_classes=3)
+    given = load_config(None, ["optim.lr=1e-3", "optim.lr_batch=256", "optim.layer_decay=0.5", "schedule.warmup_epochs=1"])
+    assert scaled_lr(given.optim, 64) == pytest.approx(2.5e-4)
+    optimizer = build_optimizer(model, given.optim, 64)
+    table = model.backbone.stages[0].blocks[0].attn.relative_position_bias_table
+    group = next(group for group in optimizer.param_groups if any(table is p for p in group["params"]))
+    assert group["weight_decay"] == 0
+    schedule = build_schedule(optimizer, given.schedule, steps=100, steps_per_epoch=10)
+    rates = []
+    for step in range(101):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[-1]["lr"])
+    assert rates[0] == pytest.approx(2.5e-7) and max(rates) == pytest.approx(2.5e-4, rel=0.05) and rates[-1] == pytest.approx(1e-6)
+    assert rates[:11] == sorted(rates[:11]) and rates[11:] == sorted(rates[11:], reverse=True)
+
+
+@pytest.mark.parametrize("name", ["poly", "step", "constant"])
+def test_other_schedules(name: str) -> None:
+    model = torch.nn.Linear(2, 2)
+    given = load_config(None, [f"schedule.name={name}", "schedule.step_epochs=3", "schedule.warmup_epochs=0", "optim.lr=1.0"])
+    optimizer = build_optimizer(model, given.optim, 1)
+    schedule = build_schedule(optimizer, given.schedule, steps=100, steps_per_epoch=10)
+    schedule.step_update(60)
+    expected = {"poly": 1e-6 + (1 - 1e-6) * 0.4**0.9, "step": 0.01, "constant": 1.0}[name]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+
+
+def test_random_state_round_trip(tmp_path: Path) -> None:
+    state = random_state()
+    torch.save(state, tmp_path / "state.pt")
+    drawn = (random.random(), np.random.rand(), torch.rand(1))
+    set_random_state(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
+
+
+def checkpoint_parts(value: float) -> dict[str, Any]:
+    model = {"weight": torch.full((200, 200), value)}
+    return {"model": model, "ema": None, "state": {"step": int(value)}, "meta": {"step": int(value), "classes": [], "config": {}}}
+
+
+def test_checkpoints_rotate_and_damage_is_found(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        save_checkpoint(tmp_path, **checkpoint_parts(value))
+    assert latest_checkpoint(tmp_path) == tmp_path / "last"
+    assert read_checkpoint(tmp_path / "prev")[2]["step"] == 1
+    with (tmp_path / "last" / "model.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / "last")
+    assert caught.value.code == "VA-W005"
+    assert latest_checkpoint(tmp_path) == tmp_path / "prev"  # the one before is whole
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch\nfrom pathlib import Path\nfrom visionattn.training.checkpoint import save_checkpoint\n"
+        "value = 0\nwhile True:\n    value += 1\n"
+        "    model = {str(i): torch.full((400, 400), float(value)) for i in range(8)}\n"
+        "    save_checkpoint(Path(sys.argv[1]), model=model, ema=None, state={'step': value}, meta={'step': value})\n"
+        "    print(value, flush=True)\n"
+    )
+    generator = random.Random(0)
+    known = 0
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline()
+        time.sleep(generator.uniform(0, 0.25))
+        process.kill()
+        known = max([1, *(int(line) for line in process.communicate()[0].split())])
+        found = latest_checkpoint(tmp_path)
+        assert found is not None
+        model, _, state = read_checkpoint(found)
+        assert all((tensor == state["step"]).all() for tensor in model.values())  # parts of one moment
+        assert state["step"] >= known
+        assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    save_checkpoint(tmp_path, **checkpoint_parts(1.0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10))
+    with pytest.raises(UserError) as caught:
+        save_checkpoint(tmp_path, **checkpoint_parts(2.0))
+    assert (caught.value.code, caught.value.exit_code) == ("VA-R004", 7)
+    assert read_checkpoint(tmp_path / "last")[2]["step"] == 1
+    assert not list(tmp_path.glob(".tmp-*"))

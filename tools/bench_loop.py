@@ -1,0 +1,223 @@
+"""Time per training step: the trainer against a bare PyTorch loop of the same model, data and settings."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate.utils import set_seed
+from measure import add_common, csv_path, finish, interleave, machine, paired, summary
+from rich.console import Console as RichConsole
+from torch import nn
+from torch.utils.data import DataLoader
+
+from visionattn.config import Config, load_config
+from visionattn.data.sampling import TrainSampler
+from visionattn.data.sets import ArrayImages, ClassificationDataset, Data, ImageSet, collate
+from visionattn.tasks import Classification
+from visionattn.training.build import build_eval_transform, build_model, build_train_transform, make_accelerator
+from visionattn.training.console import Console
+from visionattn.training.run import RunFolder
+from visionattn.training.trainer import Trainer
+
+GOAL = 0.03
+CLASSES = 100
+
+
+class LoopTrainer(Trainer):
+    """The trainer without what comes after an epoch (evaluation, checkpoint); keeps the epoch's mean loss."""
+
+    mean_loss = math.nan
+
+    def _end_of_epoch(self, epoch: int, train_loss: float, lr: float, seconds: float) -> None:
+        self.mean_loss = train_loss
+
+
+class BareLoop:
+    """What one would write by hand: loader, model, AdamW, and nothing else.
+
+    Args:
+        loader: gives the batches of the trainer's loader.
+        channels_last: memory layout, as the trainer chose it.
+    """
+
+    def __init__(
+        self, config: Config, model: nn.Module, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool
+    ) -> None:
+        self.loader, self.device, self.channels_last, self.autocast = loader, device, channels_last, autocast
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        undecayed = model.no_weight_decay()
+        plain = [p for name, p in model.named_parameters() if p.ndim <= 1 or name in undecayed]
+        decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in undecayed]
+        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay)
+        self.clip_grad = config.optim.clip_grad
+        self.passes = 0
+
+    def epoch(self) -> float:
+        """All batches of the loader once; returns the mean loss."""
+        self.loader.batch_sampler.set_position(self.passes, 0)  # type: ignore[union-attr]
+        self.passes += 1
+        losses = []
+        for batch in self.loader:
+            image = batch["image"].to(self.device, non_blocking=True)
+            if self.channels_last:
+                image = image.contiguous(memory_format=torch.channels_last)
+            label = batch["label"].to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                logits = self.model(image)
+            loss = F.cross_entropy(logits.float(), label)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+
+def synthetic_data(config: Config, number: int) -> Data:
+    """Arrays a quarter larger than the model's input: no decoding, which would hide the loop's share."""
+    generator = np.random.default_rng(config.seed)
+    height, width = (side * 5 // 4 for side in config.model.size)
+
+    def split(name: str, count: int) -> ImageSet:
+        pixels = generator.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+        images = ArrayImages(pixels, config.data, config.model.in_chans)
+        labels = generator.integers(0, CLASSES, count, dtype=np.int64)
+        return ImageSet(name, images, labels, [f"{name}[{index}]" for index in range(count)], None)
+
+    return Data("synthetic", [str(index) for index in range(CLASSES)], split("train", number), split("val", 8), None, [])
+
+
+def build(config: Config, steps: int, folder: Path) -> tuple[LoopTrainer, BareLoop]:
+    """Both sides with the same weights, data, augmentation and loader settings."""
+    accelerator = make_accelerator(config)
+    data = synthetic_data(config, steps * config.train.batch_size)
+    set_seed(config.seed)
+    model = build_model(config, data.classes)
+    twin = copy.deepcopy(model)
+    task = Classification(data.classes, data.train.labels, config.loss, config.augment)
+    train_set = ClassificationDataset(data.train, build_train_transform(model, config), seed=config.seed)
+    val_set = ClassificationDataset(data.val, build_eval_transform(model, config))
+    console = Console()
+    # The bar does all its work, as on a terminal, but draws into a file.
+    console.rich = RichConsole(file=(folder / "terminal.txt").open("w"), force_terminal=True, width=120, highlight=False, soft_wrap=True)
+    console.log_to(folder / "log.txt")
+    trainer = LoopTrainer(config, model, task, data, train_set, val_set, RunFolder(folder), accelerator, console)
+    workers = config.data.workers
+    loader: DataLoader[Any] = DataLoader(
+        train_set,
+        batch_sampler=TrainSampler(len(train_set), config.train.batch_size, config.seed),
+        num_workers=int(workers),
+        collate_fn=collate,
+        persistent_workers=int(workers) > 0,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    return trainer, BareLoop(config, twin, loader, accelerator.device, trainer.channels_last, accelerator.mixed_precision == "bf16")
+
+
+def timed(epoch: Callable[[], Any], steps: int, device: torch.device) -> float:
+    """Milliseconds per step of one epoch."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    epoch()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - started) / steps
+
+
+def without_bar(trainer: LoopTrainer, steps: int) -> float:
+    """The trainer as it runs where no terminal is attached."""
+    terminal = trainer.console.rich
+    trainer.console.rich = RichConsole(file=terminal.file, force_terminal=False, width=120, highlight=False, soft_wrap=True)
+    milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
+    trainer.console.rich = terminal
+    return milliseconds
+
+
+def deterministic(trainer: LoopTrainer, steps: int) -> float:
+    """The trainer with torch's deterministic operations, which `visionattn train` turns on unless told otherwise."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
+    torch.use_deterministic_algorithms(False)
+    return milliseconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common(parser, "loop", rounds=15)
+    parser.add_argument("--model", default="eca_resnet18", help="backbone (default %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="pixels (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="images per step (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="steps per block (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes; 0 has the least noise on a CPU (default %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's own)")
+    args = parser.parse_args()
+    rounds, steps, batch = (2, 2, 4) if args.quick else (args.rounds, args.steps, args.batch)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set on both sides
+    config = load_config(
+        None,
+        [
+            f"model.name={args.model}",
+            f"model.img_size={args.size}",
+            f"data.workers={args.workers}",
+            f"train.batch_size={batch}",
+            f"train.epochs={3 * rounds + 1}",
+            f"train.precision={args.precision}",
+            f"train.device={args.device}",
+            "schedule.name=constant",  # the schedule is computed at each step, and the bare loop needs none
+            "log.tensorboard=false",
+        ],
+    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        trainer, bare = build(config, steps, Path(folder))
+        device = trainer.accelerator.device
+        # Warm-up, and the proof that both do the same work.
+        bare_loss = bare.epoch()
+        trainer._epoch()
+        if not math.isclose(bare_loss, trainer.mean_loss, rel_tol=1e-4):
+            print(f"the sides do not compute the same: mean loss {trainer.mean_loss:.6f}, bare loop {bare_loss:.6f}")
+            return 1
+        print(f"mean loss of the first {steps} steps: trainer {trainer.mean_loss:.6f}, bare loop {bare_loss:.6f}")
+        values = interleave(
+            {
+                "bare loop": lambda: timed(bare.epoch, steps, device),
+                "trainer": lambda: timed(trainer._epoch, steps, device),
+                "trainer without bar": lambda: without_bar(trainer, steps),
+                "trainer, deterministic": lambda: deterministic(trainer, steps),
+            },
+            rounds,
+        )
+        trainer.console.rich.file.close()
+
+    rows = []
+    for side, times in values.items():
+        overheads = [100 * (ratio - 1) for ratio in paired(times, values["bare loop"])]
+        rows.append({"side": side, **summary("ms_per_step", times), **summary("overhead_percent", overheads)})
+    overhead = rows[1]["overhead_percent"]  # the trainer with its bar; the rows after it are for information
+    missed = [] if overhead <= 100 * GOAL else [f"overhead {overhead:.2f} %, goal at most {100 * GOAL:.0f} %"]
+    setting = {"model": args.model, "size": args.size, "batch": batch, "precision": args.precision, "workers": args.workers}
+    facts = {**machine(device), **setting, "rounds": rounds, "steps per block": steps}
+    title = "Training step, wall ms: median (min-max); overhead over the bare loop of the same round"
+    return finish(title, rows, facts, csv_path(args, "loop"), missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Inference and training step of our Swin-T and Swin-S against timm's with the same weights."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import timm
+import torch
+import torch.nn.functional as F
+from measure import Row, add_common, csv_path, finish, interleave, machine, paired, summary
+from torch import Tensor, nn
+
+import visionattn as va
+from visionattn.training.build import fast_bf16
+
+THEIRS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_small": "swin_small_patch4_window7_224"}
+GOAL = 0.97
+LOGITS_TOLERANCE = 1e-4
+TRAINING_TOLERANCE = 1e-3  # AdamW's first step has the gradient's sign only: it enlarges rounding
+
+
+def build_pair(name: str, device: torch.device) -> tuple[nn.Module, nn.Module, Mapping[str, Tensor]]:
+    """Ours, timm's, and the weights of both in timm's layout."""
+    torch.manual_seed(0)
+    theirs = timm.create_model(THEIRS[name], pretrained=False, drop_path_rate=0.0).to(device)
+    own = va.create_model(name).to(device)
+    state = {key: value.clone() for key, value in theirs.state_dict().items()}
+    reload(own, theirs, state)
+    return own, theirs, state
+
+
+def reload(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Both back to the same weights."""
+    va.load_checkpoint(own, state, allow=())
+    theirs.load_state_dict(state)
+
+
+def inference(model: nn.Module, image: Tensor, bf16: bool) -> Tensor:
+    """Logits."""
+    with torch.inference_mode(), torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+        return model(image)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, bf16: bool) -> Tensor:
+    """Forward, backward, update; returns the loss before it."""
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
+        logits = model(image)
+    loss = F.cross_entropy(logits.float(), label)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.05)
+
+
+def disagreement(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor], image: Tensor, label: Tensor) -> list[str]:
+    """What differs in float32 between the two: logits, or the losses of two training steps; leaves both with new weights."""
+    problems = []
+    a, b = (inference(model.eval(), image, False) for model in (own, theirs))
+    error = float((a - b).abs().max() / b.abs().max())
+    print(f"  logits: largest difference {error:.1e} of the largest logit")
+    if not error <= LOGITS_TOLERANCE:
+        problems.append(f"logits differ by {error:.1e}, at most {LOGITS_TOLERANCE:.0e} is allowed")
+    losses = []
+    for model in (own.train(), theirs.train()):
+        optimizer = new_optimizer(model)
+        losses.append([float(train_step(model, optimizer, image, label, False)) for _ in range(2)])
+    print("  losses of two training steps: " + ", ".join(f"{x:.6f} / {y:.6f}" for x, y in zip(*losses, strict=True)))
+    if not all(abs(x - y) <= TRAINING_TOLERANCE * abs(y) for x, y in zip(*losses, strict=True)):
+        problems.append(f"training goes apart: losses {losses[0]} and {losses[1]}")
+    if losses[0][0] == losses[0][1]:
+        problems.append("a training step changed nothing")
+    return problems
+
+
+def milliseconds(call: Callable[[], Tensor], device: torch.device, repeats: int) -> float:
+    """Per call: CUDA events on a GPU; CPU time of this thread where it does all the work, else wall time."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / repeats
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    started = clock()
+    for _ in range(repeats):
+        call()
+    return 1000 * (clock() - started) / repeats
+
+
+def measure(own: nn.Module, theirs: nn.Module, mode: str, image: Tensor, label: Tensor, bf16: bool, rounds: int, repeats: int) -> Row:
+    """Medians, spread and ratios of one case; the first calls of both sides are not counted."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for name, model in (("ours", own), ("timm", theirs)):
+        model.train(mode == "train")
+        if mode == "train":
+            calls[name] = partial(train_step, model, new_optimizer(model), image, label, bf16)
+        else:
+            calls[name] = partial(inference, model, image, bf16)
+    for call in calls.values():
+        milliseconds(call, image.device, min(repeats, 3))
+    values = interleave({name: partial(milliseconds, call, image.device, repeats) for name, call in calls.items()}, rounds)
+    ratios = paired(values["timm"], values["ours"])
+    return {**summary("ours_ms", values["ours"]), **summary("timm_ms", values["timm"]), **summary("timm/ours", ratios)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_common(parser, "models", rounds=9)
+    parser.add_argument("--models", nargs="+", choices=list(THEIRS), default=list(THEIRS))
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--modes", nargs="+", choices=("infer", "train"), default=["infer", "train"])
+    parser.add_argument("--batch", type=int, default=8, help="images per call (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=None, help="calls per measurement (default 1 on a CPU, 20 on a GPU)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    repeats = args.repeats or (20 if device.type == "cuda" else 1)
+    rounds, batch, repeats = (2, 1, 1) if args.quick else (args.rounds, args.batch, repeats)
+    if "bf16" in args.precisions and not fast_bf16(cpu=device.type == "cpu"):
+        print("bf16: this device has no hardware for it; the bf16 rows measure emulation")
+
+    rows, missed = [], []
+    for name in args.models:
+        print(f"{name} and {THEIRS[name]}:")
+        own, theirs, state = build_pair(name, device)
+        image = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1)).to(device)
+        label = torch.arange(batch, device=device)
+        problems = disagreement(own, theirs, state, image, label)
+        if problems:
+            print("\n".join(f"{name}: {problem}" for problem in problems))
+            return 1
+        for precision in args.precisions:
+            for mode in args.modes:
+                reload(own, theirs, state)
+                row = measure(own, theirs, mode, image, label, precision == "bf16", rounds, repeats)
+                rows.append({"model": name, "precision": precision, "mode": mode, **row})
+                ratio = row["timm/ours"]
+                print(f"  {precision} {mode}: ours {row['ours_ms']:.1f} ms, timm {row['timm_ms']:.1f} ms, {ratio:.3f}x", flush=True)
+                if not ratio >= GOAL:
+                    missed.append(f"{name} {precision} {mode}: {ratio:.3f}x of timm's speed, goal {GOAL}x")
+        del own, theirs
+        gc.collect()
+    clock = "CUDA events" if device.type == "cuda" else "thread CPU time" if args.threads == 1 else "wall"
+    bf16 = "hardware" if fast_bf16(cpu=device.type == "cpu") else "emulated"
+    facts = {**machine(device), "timm": timm.__version__, "clock": clock, "bf16": bf16, "batch": batch, "rounds": rounds, "calls": repeats}
+    return finish("Swin at 224 px, ms per call: median (min-max)", rows, facts, csv_path(args, "models"), missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

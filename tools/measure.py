@@ -1,0 +1,106 @@
+"""What the benchmarks share: interleaved rounds, the table, the CSV file, the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
+
+
+def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
+    """--rounds, --quick and --csv."""
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds; each measures every side once (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="smoke run: a few small rounds; writes a CSV file only with --csv")
+    parser.add_argument("--csv", type=Path, default=None, metavar="PATH", help=f"result file (default docs/benchmarks/{name}.csv)")
+
+
+def csv_path(args: argparse.Namespace, name: str) -> Path | None:
+    """Where results go; numbers of a smoke run never replace measured ones."""
+    if args.csv is not None:
+        return Path(args.csv)
+    return None if args.quick else RESULTS / f"{name}.csv"
+
+
+def interleave(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each side returns per round; every second round runs backwards, so that a drift favours none."""
+    values: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in sides if number % 2 == 0 else reversed(sides):
+            values[name].append(sides[name]())
+    return values
+
+
+def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
+    """Ratios within each round."""
+    return [a / b for a, b in zip(numerator, denominator, strict=True)]
+
+
+def summary(name: str, values: Sequence[float]) -> Row:
+    """Columns `name`, the median, and `name_min`, `name_max`."""
+    return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
+
+
+def machine(device: torch.device) -> Row:
+    """What a number depends on besides the code."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"device": name, "torch": torch.__version__, "date": date, "threads": torch.get_num_threads()}
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def finish(title: str, rows: Sequence[Row], facts: Row, path: Path | None, missed: Sequence[str]) -> int:
+    """Print the table, write the file, say which goals were missed; returns the exit code."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    console.print("  ".join(f"{key} {value}" for key, value in facts.items()), markup=False, soft_wrap=True)
+    columns = [name for name in rows[0] if not name.endswith(("_min", "_max"))]
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if isinstance(rows[0][name], float) else "left", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(_cell(row, name) for name in columns))
+    console.print(table)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in {**row, **facts}.items()})
+        console.print(f"CSV: {path}", markup=False)
+    for line in missed:
+        console.print(f"goal missed: {line}", markup=False)
+    if not missed:
+        console.print("all goals met")
+    return 1 if missed else 0
+
+
+def _cell(row: Row, name: str) -> str:
+    value = row[name]
+    if not isinstance(value, float):
+        return str(value)
+    if f"{name}_min" not in row:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({row[f'{name}_min']:.3f}-{row[f'{name}_max']:.3f})"
