@@ -17,14 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import pytest
 import typer
-from click.testing import Result
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from visionattn import __version__
 from visionattn.cli import app
@@ -125,9 +123,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 # ---------------------------------------------------------------- help, version, start
 
 
-def commands() -> list[tuple[str, click.Command]]:
+def commands() -> list[tuple[str, Any]]:
     """All commands with their full name; the program itself has the empty name."""
-    found: list[tuple[str, click.Command]] = []
+    found: list[tuple[str, Any]] = []
 
     def walk(command: Any, name: str) -> None:
         found.append((name, command))
@@ -145,7 +143,7 @@ def test_the_commands() -> None:
 
 
 @pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
-def test_help(name: str, command: click.Command) -> None:
+def test_help(name: str, command: Any) -> None:
     text = done(*name.split(), "--help").stdout
     squeezed = re.sub(r"\s", "", text)
     assert "Usage:" in text and (command.help is None or re.sub(r"\s", "", command.help.splitlines()[0]) in squeezed)
@@ -713,6 +711,16 @@ def test_r005_a_run_in_use(trained: Trained, tmp_path: Path) -> None:
     (run / ".lock").write_text(json.dumps({"pid": finished.pid, "host": here}))
     done("train", "--resume", run)
     assert not (run / ".lock").exists() and json.loads((run / "run.json").read_text())["state"] == "done"
+
+
+def test_r007_a_file_where_a_folder_should_be(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for command in (
+        ("train", "--data", trained.data, *settings(tmp_path, f"output.dir={tmp_path / 'file'}")),
+        ("predict", trained.run, "--source", trained.data / "test", "--out", tmp_path / "file"),
+        ("data", "preview", trained.data, *TINY, "--out", tmp_path / "file" / "x.png"),
+    ):
+        assert str(tmp_path / "file") in refused(tmp_path, "VA-R007", 7, *command)
 
 
 def test_r002_diverged(trained: Trained, tmp_path: Path) -> None:

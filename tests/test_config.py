@@ -223,6 +223,12 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("version=2", "version: expected 1, got 2"),
         ("data.root=3", "data.root: expected text, got 3"),
         ("model.img_size=16", "model.img_size: expected at least 32 pixels per side"),
+        ("data.workers=-1", "data.workers: expected integer >= 0 or auto, got -1"),
+        ("optim.betas=[0.9, 1]", "optim.betas: expected numbers >= 0 and < 1, got [0.9, 1.0]"),
+        (
+            "augment.random_resized_crop.scale=[1, 0.5]",
+            "augment.random_resized_crop.scale: expected [low, high] with 0 < low <= high, got [1, 0.5]",
+        ),
     ],
 )
 def test_wrong_types_and_values(given: str, expected: str) -> None:

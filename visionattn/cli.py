@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from visionattn.errors import EXIT_INTERRUPTED, Interrupted, UserError
+from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, Interrupted, UserError
 
 if TYPE_CHECKING:
     from visionattn.training.console import Console
@@ -33,6 +33,9 @@ class Commands(TyperGroup):
             _fail(error.block(), error.exit_code)
         except (Interrupted, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
+        except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            fix = "choose another folder: output.dir=FOLDER, or --out"
+            _fail(f"error VA-R007: cannot read or write there: {error.strerror}\n  where {error.filename}\n  fix   {fix}", EXIT_CODES["R"])
         except Exception as error:
             hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
             _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)
@@ -122,7 +125,7 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, checkpoint folder or weights file in one.")],
     data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
-    batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
     as_json: Json = False,
 ) -> None:
     """Metrics of a run or a checkpoint on a split."""

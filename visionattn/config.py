@@ -197,6 +197,14 @@ class Config(Section):
     def _check(self) -> Config:
         if min(self.model.size) < 32:
             raise ValueError("model.img_size: expected at least 32 pixels per side")
+        if self.data.workers != "auto" and self.data.workers < 0:
+            raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
+        if not all(0 <= beta < 1 for beta in self.optim.betas):
+            raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")
+        crop = self.augment.random_resized_crop
+        for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
+            if not 0 < low <= high:
+                raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
         if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):
             raise ValueError("augment.mixup and augment.cutmix mix single labels: set them to 0 with data.multi_label")
         if self.data.multi_label and self.eval.best == "top1":

@@ -94,9 +94,19 @@ def _shortcut(in_chans: int, out_chans: int, stride: int) -> nn.Module:
 
 
 class _ECANet(Backbone):
-    """What both trunks share: initialisation, and kernel sizes that follow the checkpoint."""
+    """What both trunks share: stem and stages in turn, initialisation, kernel sizes that follow the checkpoint."""
 
     cnn = True
+    stem: nn.Sequential
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x, maps = self.stem(x), []
+        for index, blocks in enumerate(self.stages):
+            for block in blocks:
+                x = self.run_block(block, x)
+            if index in self.out_indices:
+                maps.append(x)  # B C H W
+        return maps
 
     def init_weights(self) -> None:
         for module in self.modules():
@@ -104,6 +114,9 @@ class _ECANet(Backbone):
                 module.reset_parameters()
             elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """The gate's kernel sizes are those of the file."""
@@ -132,7 +145,7 @@ class ECAResNet(_ECANet):
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
     """
 
-    first_conv = "conv1"
+    first_conv = "stem.0"
 
     def __init__(
         self,
@@ -148,10 +161,8 @@ class ECAResNet(_ECANet):
         widths = [width * 2**index for index in range(len(depths))]
         channels = [cls.expansion * stage_width for stage_width in widths]
         super().__init__(in_chans=in_chans, channels=channels, strides=[4 * 2**index for index in range(len(depths))])
-        self.conv1 = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        conv = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
         self.stages = nn.ModuleList()
         inputs = [width, *channels[:-1]]
         for index, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
@@ -163,24 +174,11 @@ class ECAResNet(_ECANet):
             self.stages.append(nn.ModuleList(blocks))
         self.init_weights()
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        maps = []
-        for index, blocks in enumerate(self.stages):
-            for block in blocks:
-                x = self.run_block(block, x)
-            if index in self.out_indices:
-                maps.append(x)  # B C H W
-        return maps
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^(?:conv1|bn1)", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
-
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keys of the official classifier."""
         moved = [(rf"^layer{i + 1}\.", f"backbone.stages.{i}.") for i in range(4)]
-        return rename_keys(state, [*moved, (r"^(conv1|bn1)\.", r"backbone.\1."), (r"^fc\.", "head.fc.")])
+        return rename_keys(state, [*moved, (r"^conv1\.", "backbone.stem.0."), (r"^bn1\.", "backbone.stem.1."), (r"^fc\.", "head.fc.")])
 
 
 class InvertedResidual(nn.Module):
@@ -245,18 +243,6 @@ class ECAMobileNetV2(_ECANet):
         self.stem = nn.Sequential(_conv_bn_relu(in_chans, 32, 3, 2), *parts[0])
         self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in parts[1:])
         self.init_weights()
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x, maps = self.stem(x), []
-        for index, blocks in enumerate(self.stages):
-            for block in blocks:
-                x = self.run_block(block, x)
-            if index in self.out_indices:
-                maps.append(x)  # B C H W
-        return maps
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

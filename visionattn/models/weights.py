@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,7 @@ from safetensors.torch import load_file
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError, did_you_mean
-
-if TYPE_CHECKING:
-    from visionattn.models.factory import Classifier
+from visionattn.models.classifier import Classifier
 
 State = dict[str, torch.Tensor]
 
@@ -70,8 +68,6 @@ def load_checkpoint(
         UserError: VA-W002 no such file, VA-W003 another model's weights, VA-W004 a pickle that would
             run code, VA-W005 not readable.
     """
-    from visionattn.models.factory import Classifier
-
     given = _tensors(source if isinstance(source, Mapping) else read_file(Path(source)))
     classifier = model if isinstance(model, Classifier) else None
     backbone = model.backbone if isinstance(model, Classifier) else model

@@ -6,6 +6,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from visionattn.config import Config
 from visionattn.data.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
@@ -19,6 +20,7 @@ def make_accelerator(config: Config) -> Accelerator:
     precision = {"auto": "bf16" if fast_bf16(cpu) else "no", "fp32": "no"}.get(config.train.precision, config.train.precision)
     if precision == "fp16" and cpu:
         raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
+    AcceleratorState._reset_state()  # it keeps the precision of the process' first run otherwise
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:

@@ -102,9 +102,10 @@ def train(
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time at every allocation
+        # Filling fresh memory is a debugging aid that costs time at every allocation.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = build_model(config, data.classes)
-    weights = _initial_weights(model, config)
+    weights = _initial_weights(model, config, console)
     task = Classification(data.classes, data.train.labels, config.loss, config.augment, multi_label=config.data.multi_label)
     train_set = ClassificationDataset(data.train, build_train_transform(model, config), seed=config.seed)
     val_set = ClassificationDataset(data.val, build_eval_transform(model, config))
@@ -230,7 +231,7 @@ def _checked_data(config: Config, console: Console, strict: bool, cache: Path | 
     return data, report
 
 
-def _initial_weights(model: Classifier, config: Config) -> str:
+def _initial_weights(model: Classifier, config: Config, console: Console) -> str:
     """Load model.weights; returns the line that says what was loaded."""
     source = config.model.weights
     if source == "none":
@@ -243,6 +244,8 @@ def _initial_weights(model: Classifier, config: Config) -> str:
         report = load_checkpoint(model, read_weights(checkpoint))
     else:
         report = load_checkpoint(model, path)
+    if report.skipped:
+        console.warn(f"VA-M003 {report.skipped[0]} ({report.matched} tensors loaded)")
     return f"{source}  {report.reason}"
 
 

@@ -85,7 +85,8 @@ def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: 
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype != np.uint8 else 255)
-        axes.set_title(title if len(title) <= 26 else title[:25] + "…", fontsize=7, color=colors[index] if colors else "black")
+        lines = [line if len(line) <= 26 else line[:25] + "…" for line in title.split("\n")]
+        axes.set_title("\n".join(lines), fontsize=7, color=colors[index] if colors else "black")
         axes.axis("off")
     return figure
 
@@ -107,7 +108,7 @@ def predictions_figure(evaluation: Evaluation, dataset: ClassificationDataset, c
             right = bool(((probabilities >= 0.5) == (label > 0.5)).all())
             text = label_text(probabilities, classes)
         pictures.append(picture)
-        titles.append(text if right else f"{label_text(label, classes)} -> {text}")
+        titles.append(text if right else f"{label_text(label, classes)} ->\n{text}")
         colors.append("green" if right else "firebrick")
     return picture_grid(pictures, titles, colors) if pictures else Figure()
 

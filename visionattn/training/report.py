@@ -107,7 +107,7 @@ def _per_image(evaluation: Evaluation, images: ImageSet, classes: list[str]) -> 
 def _worst_figure(evaluation: Evaluation, images: ImageSet, classes: list[str], worst: list[int]) -> Figure:
     shown = [(row, readable_picture(images, int(evaluation.indices[row]))) for row in worst]
     pictures = [(row, picture) for row, picture in shown if picture is not None]
-    titles = [f"{label_text(evaluation.labels[row], classes)} -> {_guess(evaluation, row, classes)}" for row, _ in pictures]
+    titles = [f"{label_text(evaluation.labels[row], classes)} ->\n{_guess(evaluation, row, classes)}" for row, _ in pictures]
     return picture_grid([picture for _, picture in pictures], titles) if pictures else Figure()
 
 

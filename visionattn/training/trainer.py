@@ -300,9 +300,9 @@ class Trainer:
             if better:
                 keep_best(self.run.checkpoints)
             if self.tensorboard is not None and evaluation is not None:
-                self.tensorboard.evaluation(
-                    evaluation, self.data, self.val_loader.dataset, self.run.read_metrics(), self.step, pictures=better
-                )
+                pictures = better or epoch == self.config.train.epochs
+                history, dataset = self.run.read_metrics(), self.val_loader.dataset
+                self.tensorboard.evaluation(evaluation, self.data, dataset, history, self.step, pictures=pictures)
         return evaluation
 
     def _log_step(self, epoch: int, loss: float, lr: float, grad_norm: float, speed: float) -> None:

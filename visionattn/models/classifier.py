@@ -1,0 +1,147 @@
+"""A backbone and a linear head as one model, with the methods timm's users expect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from visionattn.backbones import Backbone
+from visionattn.heads import LinearHead
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear head; parameters are `backbone.*` and `head.*`.
+
+    Attributes:
+        pretrained_cfg: input size, mean, std, interpolation and crop of the model, in timm's keys.
+        num_features: channels of the last map; `head_hidden_size` is the same.
+    """
+
+    backbone: Backbone
+    head: LinearHead
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, *, drop_rate: float = 0.0, pretrained_cfg: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = LinearHead(backbone.channels, num_classes, norm=backbone.final_norm(), drop_rate=drop_rate)
+        self.num_classes = num_classes
+        self.in_chans = backbone.in_chans
+        self.num_features = self.head_hidden_size = self.head.num_features
+        self.pretrained_cfg = pretrained_cfg or {}
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        return self.pretrained_cfg
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """One `dict(num_chs, reduction, module)` per stage."""
+        return [{**info, "module": f"backbone.{info['module']}"} for info in self.backbone.feature_dicts()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, num_classes]` of images `[B, in_chans, H, W]`; pooled features if `num_classes` is 0."""
+        return self.head(self.backbone(x))  # type: ignore[no-any-return]
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """The last map, `[B, C, H / 32, W / 32]`."""
+        return self.backbone(x)[-1]  # type: ignore[no-any-return]
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Logits of the last map, or its pooled features with `pre_logits`."""
+        return self.head([x], pre_logits)  # type: ignore[no-any-return]
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """The last map and the maps of the stages in `indices` (a count takes the last ones).
+
+        `norm` applies the head's norm to the last map; all maps are computed, so `stop_early` saves nothing here.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt: maps are NCHW, got {output_fmt!r}")
+        maps = self.backbone(x)
+        final = maps[-1]
+        if norm:
+            maps[-1] = self.head.norm(final)
+        chosen = [maps[index] for index in self._stage_indices(indices, len(maps))]
+        return chosen if intermediates_only else (final, chosen)
+
+    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop the stages behind the last of `indices`, and the classifier; returns the indices kept."""
+        kept = self._stage_indices(indices, len(self.backbone.channels))
+        self.backbone.select_stages(range(max(kept) + 1))
+        if prune_norm:
+            self.head.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return kept
+
+    @staticmethod
+    def _stage_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+        if indices is None:
+            return list(range(count))
+        if isinstance(indices, int):
+            return list(range(count - indices, count))
+        return [range(count)[index] for index in indices]
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer (an identity when `num_classes` is 0)."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new linear layer for `num_classes`; 0 removes it. Pooling is the average."""
+        if global_pool not in (None, "avg"):
+            raise ValueError(f"global_pool: only 'avg' exists, got {global_pool!r}")
+        like = next(self.backbone.parameters())
+        self.head.reset(num_classes)
+        self.head.fc.to(like.device, like.dtype)
+        self.num_classes = num_classes
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Record the size that transforms are built for; the network takes any size from 32 up."""
+        self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *as_pair(img_size))}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters beyond norms and biases that are not decayed."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that put parameters into layers, from the input on (timm's layer decay)."""
+
+        def below(pattern: str) -> str:
+            return r"^backbone\." + pattern.removeprefix("^")
+
+        matcher = self.backbone.group_matcher(coarse)
+        blocks = matcher["blocks"]
+        return {
+            "stem": below(matcher["stem"]),
+            "blocks": below(blocks) if isinstance(blocks, str) else [(below(pattern), order) for pattern, order in blocks],
+        }
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew; also completes a model that was built on the meta device."""
+        self.backbone.init_weights()
+        for module in self.head.modules():
+            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+                module.reset_parameters()
+        self.head.init_weights()
+
+
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of an image size."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
