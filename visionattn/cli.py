@@ -272,13 +272,13 @@ def config_schema(as_json: Json = True) -> None:
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Versions, devices, optional parts and a self-check: a report to paste into an issue."""
-    from visionattn.training.doctor import diagnose, print_diagnosis
+    from visionattn.training.doctor import diagnose, diagnosis_text
 
     report = diagnose()
     if as_json:
         _print_json(report)
     else:
-        print_diagnosis(report, _console())
+        _console().line(diagnosis_text(report))
     if report["problems"]:
         raise typer.Exit(7)
 

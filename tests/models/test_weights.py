@@ -77,7 +77,7 @@ def test_another_classifier_and_first_convolution(official: dict[str, torch.Tens
     before = model.head.fc.weight.clone()
     report = va.load_checkpoint(model, official)
     assert report.reshaped == ["first convolution 3 -> 1 input channels (summed)"]
-    assert report.skipped == ["checkpoint head has 1000 classes, the model 5: head left as initialised"]
+    assert report.skipped == ["checkpoint head has 1000 classes, the model 5: head re-initialised"]
     assert report.matched == 108 and report.reason.startswith("108 of 110 tensors loaded; ")
     assert torch.equal(model.head.fc.weight, before)
     grey = torch.randn(2, 1, 64, 64)

@@ -178,7 +178,7 @@ def _keep_classifier(model: Classifier, state: State) -> list[str]:
     if own is None:
         return ["the file's classifier left out (num_classes=0)"] if given is not None else []
     classes = given.shape[0] if given is not None else 0
-    return [f"checkpoint head has {classes} classes, the model {own.shape[0]}: head left as initialised"]
+    return [f"checkpoint head has {classes} classes, the model {own.shape[0]}: head re-initialised"]
 
 
 def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpected: list[str], shapes: list[str]) -> UserError:

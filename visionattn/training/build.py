@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 
 import torch
 from accelerate import Accelerator
@@ -43,17 +44,37 @@ def fast_bf16(cpu: bool) -> bool:
 def build_model(config: Config, classes: list[str]) -> Classifier:
     """The classifier of a config for these classes, with initial weights."""
     settings = config.model
-    model = create_model(
-        settings.name,
-        num_classes=len(classes),
-        in_chans=settings.in_chans,
-        img_size=settings.size,
-        drop_rate=settings.drop_rate,
-        drop_path_rate=settings.drop_path_rate,
-        **settings.args,
-    )
+    try:
+        model = create_model(
+            settings.name,
+            num_classes=len(classes),
+            in_chans=settings.in_chans,
+            img_size=settings.size,
+            drop_rate=settings.drop_rate,
+            drop_path_rate=settings.drop_path_rate,
+            **settings.args,
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
+        what = f"{settings.name} cannot be built with model.args {settings.args}"
+        raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
     assert isinstance(model, Classifier)
     return model
+
+
+def import_plugins(config: Config) -> None:
+    """Import the modules under `plugins:`, which register backbones.
+
+    Raises:
+        UserError: VA-C002, a module that cannot be imported.
+    """
+    for plugin in config.plugins:
+        try:
+            import_module(plugin)
+        except ImportError as error:
+            fix = "it must be importable: install it, or put its folder on PYTHONPATH"
+            raise UserError("VA-C002", f'plugins: "{plugin}" cannot be imported', why=str(error), fix=fix) from error
 
 
 def build_train_transform(model: Classifier, config: Config) -> TrainTransform | RandAugmentTransform:

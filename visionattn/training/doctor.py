@@ -14,28 +14,16 @@ from visionattn.backbones.registry import get_variant
 from visionattn.files import cache_folder
 from visionattn.models import create_model
 from visionattn.training.build import fast_bf16
-from visionattn.training.console import Console
 from visionattn.training.run import environment
 
 OPTIONAL = ("triton", "onnx", "monai", "mmseg")
 
 
-def diagnose() -> dict[str, Any]:
-    """Everything the report shows; `problems` lists what does not work."""
-    problems: list[str] = []
-    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+def diagnose(*, self_check: bool = True) -> dict[str, Any]:
+    """Everything the report shows; `problems` lists what does not work. `self_check` runs one model of each family."""
     started = time.perf_counter()
-    checks = {}
-    for family in sorted({get_variant(name).family for name in list_models()}):
-        name = min(list_models(family=family), key=lambda name: len(get_variant(name).name))
-        try:
-            with torch.no_grad():
-                finite = bool(torch.isfinite(create_model(name).eval()(torch.zeros(1, 3, 64, 64))).all())
-            checks[family] = "ok" if finite else "output is not finite"
-        except Exception as error:  # a report names every fault instead of ending at the first
-            checks[family] = f"{type(error).__name__}: {error}"
-        if checks[family] != "ok":
-            problems.append(f"{name}: {checks[family]}")
+    families = _forward_checks() if self_check else {}
+    cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": environment()["versions"],
         "machine": platform.platform(),
@@ -46,22 +34,38 @@ def diagnose() -> dict[str, Any]:
         },
         "optional": {name: "found" if find_spec(name) else "missing" for name in OPTIONAL},
         "cache": str(cache_folder()),
-        "families": checks,
+        "families": families,
         "seconds": round(time.perf_counter() - started, 1),
-        "problems": problems,
+        "problems": [f"{family}: {text}" for family, text in families.items() if text != "ok"],
     }
 
 
-def print_diagnosis(report: dict[str, Any], console: Console) -> None:
-    """The report as text."""
+def diagnosis_text(report: dict[str, Any]) -> str:
+    """The report for people."""
     versions = dict(report["versions"])
-    console.line(f"visionattn {versions.pop('visionattn', '?')}   " + "   ".join(f"{name} {number}" for name, number in versions.items()))
-    console.say("machine", report["machine"])
-    console.say("devices", "\n".join(f"{name}: {text}" for name, text in report["devices"].items()))
-    console.say("optional", "   ".join(f"{name}: {text}" for name, text in report["optional"].items()))
-    console.say("cache", report["cache"])
-    good = sum(text == "ok" for text in report["families"].values())
-    console.say("self-check", f"{good} of {len(report['families'])} families forward ok in {report['seconds']} s")
-    for problem in report["problems"]:
-        console.warn(problem)
-    console.line("nothing to fix" if not report["problems"] else f"{len(report['problems'])} problems")
+    own = versions.pop("visionattn", "?")
+    lines = [("visionattn", own + "   " + "   ".join(f"{name} {number}" for name, number in versions.items()))]
+    lines.append(("machine", report["machine"]))
+    lines += [("devices" if name == "cpu" else "", f"{name}: {text}") for name, text in report["devices"].items()]
+    lines.append(("optional", "   ".join(f"{name}: {text}" for name, text in report["optional"].items())))
+    lines.append(("cache", report["cache"]))
+    if report["families"]:
+        good = sum(text == "ok" for text in report["families"].values())
+        lines.append(("self-check", f"{good} of {len(report['families'])} families forward ok in {report['seconds']} s"))
+        lines += [("", f"! {problem}") for problem in report["problems"]]
+        lines.append(("", "nothing to fix" if not report["problems"] else f"{len(report['problems'])} problems"))
+    return "\n".join(f"{label:<11} {text}" for label, text in lines)
+
+
+def _forward_checks() -> dict[str, str]:
+    """One forward pass of the shortest-named model of each family: ok, or what went wrong."""
+    checks = {}
+    for family in sorted({get_variant(name).family for name in list_models()}):
+        name = min(list_models(family=family), key=len)
+        try:
+            with torch.no_grad():
+                finite = bool(torch.isfinite(create_model(name).eval()(torch.zeros(1, 3, 64, 64))).all())
+            checks[family] = "ok" if finite else f"{name}: output is not finite"
+        except Exception as error:  # a report names every fault instead of ending at the first
+            checks[family] = f"{name}: {type(error).__name__}: {error}"
+    return checks

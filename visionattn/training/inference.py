@@ -6,7 +6,6 @@ import glob
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write
 from visionattn.models import Classifier, load_checkpoint
 from visionattn.tasks import Classification
-from visionattn.training.build import build_eval_transform, build_model, make_accelerator, worker_count
+from visionattn.training.build import build_eval_transform, build_model, import_plugins, make_accelerator, worker_count
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
 from visionattn.training.console import Console
 from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model
@@ -201,8 +200,7 @@ def load_run_model(source: str | Path) -> tuple[Classifier, Config, list[str], R
         checkpoint = found
     meta = read_meta(checkpoint)
     config = config_from_dict(meta["config"])
-    for plugin in config.plugins:
-        import_module(plugin)
+    import_plugins(config)
     model = build_model(config, meta["classes"])
     load_checkpoint(model, read_weights(checkpoint, name), allow=())
     folder = checkpoint.resolve().parent.parent

@@ -7,7 +7,6 @@ import os
 import tempfile
 import traceback
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,17 @@ from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write, cache_folder
 from visionattn.models import Classifier, load_checkpoint
 from visionattn.tasks import Classification
-from visionattn.training.build import build_eval_transform, build_model, build_train_transform, make_accelerator, worker_count
+from visionattn.training.build import (
+    build_eval_transform,
+    build_model,
+    build_train_transform,
+    import_plugins,
+    make_accelerator,
+    worker_count,
+)
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
 from visionattn.training.console import Console, duration, percent
+from visionattn.training.doctor import diagnose, diagnosis_text
 from visionattn.training.evaluation import eval_loader, evaluate_model
 from visionattn.training.report import evaluation_dict, save_evaluation, write_report
 from visionattn.training.run import RunFolder, csv_text, environment
@@ -76,7 +83,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM, after saving.
     """
     console = console or Console()
-    settings = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
     if isinstance(config, Config) and settings:
         raise TypeError("overrides go with a config name or path; a Config is complete")
     resumed = RunFolder.open(Path(resume)) if resume is not None else None
@@ -84,8 +91,7 @@ def train(
         config = load_config(resumed.path / "config.yaml" if resumed and config is None else config, settings)
     if resumed is not None:
         _same_config(resumed, config)
-    for plugin in config.plugins:
-        import_module(plugin)
+    import_plugins(config)
     get_variant(config.model.name)  # a wrong name is said before the data are read
 
     accelerator = make_accelerator(config)
@@ -121,10 +127,11 @@ def train(
         console.log_to(run.path / "log.txt")
     try:
         if accelerator.is_main_process:
-            run.write_state("running", reason=None, pid=os.getpid(), **({} if resumed else environment()))
+            facts = {} if resumed is not None else {**environment(), "device": str(accelerator.device)}
+            run.write_state("running", reason=None, pid=os.getpid(), stopped=None, **facts)
             if resumed is None:
                 _write_data(run, config, data, report, rows, model)
-                atomic_write(run.path / "env.txt", json.dumps(environment()["versions"], indent=1) + "\n")
+                atomic_write(run.path / "env.txt", diagnosis_text(diagnose(self_check=False)) + "\n")
             run.write_config(config)
         trainer = Trainer(config, model, task, data, train_set, val_set, run, accelerator, console)
         checkpoint = latest_checkpoint(run.checkpoints) if resumed is not None else None
@@ -347,6 +354,7 @@ def _finish(trainer: Trainer, run: RunFolder, data: Data, val_set: Classificatio
     console.line(f"done in {duration(seconds)}.  {summary}")
     console.line(f"next:  visionattn eval {run.path}{' --split test' if data.test is not None else ''}")
     console.line(f"       visionattn predict {run.path} --source FILE_OR_FOLDER")
-    console.line(f"       tensorboard --logdir {run.path / 'tb'}")
+    if config.log.tensorboard:
+        console.line(f"       tensorboard --logdir {run.path / 'tb'}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)

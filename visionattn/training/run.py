@@ -107,7 +107,9 @@ class RunFolder:
 
     def write_state(self, state: str, **facts: Any) -> None:
         """Update `run.json`: running, done, failed or interrupted, with a reason code."""
-        content = {**self.read_state(), "state": state, "updated": _now(), **facts}
+        now = _now()
+        ended = {} if state == "running" else {"stopped": now}
+        content = {**self.read_state(), "state": state, "updated": now, **ended, **facts}
         atomic_write(self.path / "run.json", json.dumps(content, indent=1))
 
     def append_metrics(self, line: dict[str, Any]) -> None:
