@@ -34,7 +34,7 @@ class Commands(TyperGroup):
         except (Interrupted, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
         except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            fix = "choose another folder: output.dir=FOLDER, or --out"
+            fix = "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE"
             _fail(f"error VA-R007: cannot read or write there: {error.strerror}\n  where {error.filename}\n  fix   {fix}", EXIT_CODES["R"])
         except Exception as error:
             hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"

@@ -32,6 +32,12 @@ from visionattn.kernels import window_attention
 from visionattn.layers import drop_path_rates
 
 
+def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Zeros below and to the right of `[B, H, W, C]`, until `size` divides both sides."""
+    bottom, right = -x.shape[1] % size, -x.shape[2] % size
+    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x  # padding by nothing would copy
+
+
 class WindowAttention(nn.Module):
     """Multi-head attention in windows with a learned bias per relative position and head."""
 
@@ -60,7 +66,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         batch, height, width, dim = x.shape
         window, shift = self.window_and_shift(height, width)
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        x = pad_to_multiple(x, window)
         q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
         x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=self.bias(window))
         return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
@@ -92,7 +98,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/p W/p C
-        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
+        x = pad_to_multiple(x.permute(0, 2, 3, 1), self.patch_size).permute(0, 3, 1, 2)
         return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
@@ -105,9 +111,9 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
+        x = pad_to_multiple(x, 2)
         batch, height, width, dim = x.shape
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        x = x.view(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2, dim)
+        x = x.view(batch, height // 2, 2, width // 2, 2, dim)
         x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the column in the pair before the row: upstream's order
         return self.reduction(self.norm(x))  # type: ignore[no-any-return]
 
@@ -178,7 +184,7 @@ class Swin(Backbone):
                 x = self.run_block(block, x)
             if index in self.out_indices:
                 y = self.out_norms[str(index)](x) if self.out_norm else x
-                maps.append(y.permute(0, 3, 1, 2).contiguous())  # B C H W
+                maps.append(y.permute(0, 3, 1, 2))  # B C H W
         return maps
 
     def init_weights(self) -> None:

@@ -111,7 +111,7 @@ def train(
         # Filling fresh memory is a debugging aid that costs time at every allocation.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = build_model(config, data.classes)
-    weights = _initial_weights(model, config, console)
+    weights = _initial_weights(model, config, console) if resumed is None else ""
     task = Classification(data.classes, data.train.labels, config.loss, config.augment, multi_label=config.data.multi_label)
     train_set = ClassificationDataset(data.train, build_train_transform(model, config), seed=config.seed)
     val_set = ClassificationDataset(data.val, build_eval_transform(model, config))
@@ -134,7 +134,9 @@ def train(
                 atomic_write(run.path / "env.txt", diagnosis_text(diagnose(self_check=False)) + "\n")
             run.write_config(config)
         trainer = Trainer(config, model, task, data, train_set, val_set, run, accelerator, console)
-        checkpoint = latest_checkpoint(run.checkpoints) if resumed is not None else None
+        checkpoint = _resume_point(run, accelerator) if resumed is not None else None
+        if resumed is not None and checkpoint is None:
+            weights = _initial_weights(model, config, console)
         _say_start(console, config, data, model, weights, run, accelerator, trainer, resumed is not None, checkpoint)
         if checkpoint is not None:
             trainer.resume(checkpoint)
@@ -256,6 +258,13 @@ def _initial_weights(model: Classifier, config: Config, console: Console) -> str
     return f"{source}  {report.reason}"
 
 
+def _resume_point(run: RunFolder, accelerator: Accelerator) -> Path | None:
+    """The checkpoint to go on from; one process looks, because leftovers of a killed save are removed on the way."""
+    found = [str(latest_checkpoint(run.checkpoints) or "") if accelerator.is_main_process else ""]
+    broadcast_object_list(found)
+    return Path(found[0]) if found[0] else None
+
+
 def _create_run(config: Config, data: Data, accelerator: Accelerator) -> RunFolder:
     name = config.output.name or f"{data.name}-{config.model.name}"
     path = [str(RunFolder.create(Path(config.output.dir).expanduser() / name).path) if accelerator.is_main_process else ""]
@@ -295,9 +304,9 @@ def _say_start(
             "resume",
             f"{checkpoint.name}: epoch {epoch + 1} step {step}/{trainer.steps_per_epoch}: weights, optimizer, EMA, random state, position",
         )
-    elif resumed:
-        console.say("resume", "no checkpoint was saved yet: starting from the beginning")
     else:
+        if resumed:
+            console.say("resume", "no checkpoint was saved yet: starting from the beginning")
         console.say("weights", weights)
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     processes = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
