@@ -28,7 +28,18 @@ def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) ->
         f"data.root={flowers}",
         f"output.dir={flowers.parent / 'runs'}",
     ]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "visionattn", "train", *settings]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "visionattn",
+        "train",
+        *settings,
+    ]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240)
     (run,) = (flowers.parent / "runs").glob("*/*")
     # The gloo backend now and then aborts after all work is done; the files tell whether it was.

@@ -68,9 +68,12 @@ def evaluate_model(
     split: str,
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    gather: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
-    """Run the model over a split; with several processes the results of all are joined.
+    """Run the model over a split.
+
+    With `gather` all processes call it, each with its own share, and each gets the result of all.
 
     Raises:
         UserError: VA-D010, no image of the split could be read.
@@ -93,7 +96,9 @@ def evaluate_model(
                 parts.append((task.outputs(logits).cpu().numpy(), batch["label"].numpy(), np.asarray(batch["index"])))
             bar.update(step + 1)
     model.train(was_training)
-    gathered = gather_object([(parts, unreadable, loss, done)])
+    gathered = [(parts, unreadable, loss, done)]
+    if gather:
+        gathered = gather_object(gathered)
     parts = [part for shard in gathered for part in shard[0]]
     unreadable = sorted(item for shard in gathered for item in shard[1])
     if not parts:

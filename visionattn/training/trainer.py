@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
@@ -223,6 +223,9 @@ class Trainer:
     def evaluate(self, epoch: int) -> Evaluation:
         """Metrics on the validation set, of the moving average where there is one."""
         model = self.ema.module if self.ema is not None else self.bare_model
+        if self.accelerator.num_processes > 1:
+            for buffer in model.buffers():  # batch statistics of the last step are each process' own: those of the first count
+                broadcast(buffer)
         return evaluate_model(
             model,
             self.task,
@@ -230,6 +233,7 @@ class Trainer:
             split="val",
             device=self.accelerator.device,
             autocast=self.accelerator.autocast,
+            gather=True,
             console=self.console,
         )
 
