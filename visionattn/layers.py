@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from timm.layers import calculate_drop_path_rates
-
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Stochastic depth per block of each stage, growing linearly from 0 at the first block to `rate` at the last."""
-    rates = iter(calculate_drop_path_rates(rate, sum(depths)))
-    return [[next(rates) for _ in range(depth)] for depth in depths]
+    last = max(sum(depths) - 1, 1)
+    starts = [sum(depths[:index]) for index in range(len(depths))]
+    return [[rate * (start + block) / last for block in range(depth)] for start, depth in zip(starts, depths, strict=True)]
