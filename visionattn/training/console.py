@@ -12,8 +12,6 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from visionattn.errors import UserError
-
 
 class Console:
     """Prints for people and keeps a copy in the run's log.
@@ -58,9 +56,6 @@ class Console:
 
     def warn(self, text: str) -> None:
         self.line(" " * 12 + "! " + text, style="yellow")
-
-    def error(self, error: UserError) -> None:
-        self.line(error.block(), style="red")
 
     def table(self, columns: list[str], rows: list[list[Any]], title: str = "") -> None:
         """A table; numbers are aligned to the right."""

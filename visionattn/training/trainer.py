@@ -220,7 +220,7 @@ class Trainer:
             self.ema.update(self.bare_model, step=self.step)
         return total, norm
 
-    def evaluate(self, epoch: int) -> Evaluation:
+    def evaluate(self) -> Evaluation:
         """Metrics on the validation set, of the moving average where there is one."""
         model = self.ema.module if self.ema is not None else self.bare_model
         if self.accelerator.num_processes > 1:
@@ -281,7 +281,7 @@ class Trainer:
         line: dict[str, Any] = {"kind": "epoch", "step": self.step, "epoch": epoch, "train_loss": train_loss, "lr": lr, "seconds": seconds}
         better = False
         if epoch % self.config.eval.every == 0 or epoch == self.config.train.epochs:
-            evaluation = self.evaluate(epoch)
+            evaluation = self.evaluate()
             value = evaluation.metrics[self.monitor]
             better = value is not None and (self.best is None or value > self.best["value"])
             if better:
