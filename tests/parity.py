@@ -19,16 +19,35 @@ import torch
 FIXTURES = Path(__file__).parent / "fixtures" / "parity"
 
 # Buffers that follow from the configuration: zeros in the file, to be dropped or recomputed.
-DERIVED = ("relative_position_index", "attn_mask", "num_batches_tracked")
+DERIVED = (
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "num_batches_tracked",
+    "relative_pos_index",
+    "seq_length_scale",
+    "padding_mask",
+)
 
 # First match wins: a range by name, else 1 / sqrt(fan in) times a gain.
 RANGES = [
     (r"running_var$", 0.5, 1.5),
     (r"running_mean$", -0.2, 0.2),
-    (r"relative_position_bias_table$", -1.0, 1.0),
+    (r"layer_scale_[12]$", 0.01, 0.03),
+    (r"(^|\.)gamma[12]?$", 0.5, 1.0),
+    (r"logit_scale$", 1.5, 2.5),
+    (r"temperature$", 1.0, 3.0),
+    (r"(rpb|relative_position_bias_table|relative_pos_bias_local)$", -1.0, 1.0),
+    (r"query_embedding$", -0.3, 0.3),
     (r"bias$", -0.15, 0.15),
 ]
-GAINS = [(r"^features\.", 1.5), (r"^layer\d+\.", 1.0)]
+GAINS = [
+    (r"\.pos_embed\.weight$", 0.3),
+    (r"\.cpe\.\d+\.proj\.weight$", 0.15),
+    (r"^main_blocks\.\d+\.\d+\.1\.attn\.qkv\.weight$", 0.15),
+    (r"^features\.", 1.5),
+    (r"^layer\d+\.", 1.0),
+]
 
 
 def uniform(seed: str, shape: tuple[int, ...], low: float, high: float) -> np.ndarray:
@@ -45,7 +64,9 @@ def fill(key: str, shape: tuple[int, ...]) -> np.ndarray:
             return uniform(key, shape, low, high).astype(np.float32)
     if len(shape) <= 1:
         return uniform(key, shape, 0.75, 1.25).astype(np.float32)
-    if len(shape) == 3 and shape[:2] == (1, 1):
+    if key.endswith("learnable_tokens"):  # heads, head dim, cells of the local window
+        deviation = shape[1] ** -0.5
+    elif len(shape) == 3 and shape[:2] == (1, 1):
         deviation = 0.5
     else:
         usual = 1.4 if len(shape) == 4 and shape[2] > 1 else 1.0
@@ -69,7 +90,7 @@ def image_batch(shape: tuple[int, int, int, int], salt: int) -> np.ndarray:
 
 
 class Record:
-    """One recorded run of the authors' code."""
+    """One recorded run of the authors' code; `facts` names our model and the arguments that make it the same."""
 
     def __init__(self, family: str, name: str) -> None:
         content = json.loads((FIXTURES / f"{family}.json").read_text())

@@ -111,7 +111,11 @@ class Backbone(nn.Module):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Rename the keys of the authors' file (and of other known layouts) to `backbone.*` and `head.*`."""
+        """Rename the keys of a file to `backbone.*` and `head.*`.
+
+        Known layouts: the authors' classifier and dense backbone, timm's, and those of torchvision and
+        mmpretrain where they publish the model. `backbone.` in front of a file's keys is taken off before.
+        """
         raise NotImplementedError
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:

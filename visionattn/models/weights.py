@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def load_checkpoint(
     given = _tensors(source if isinstance(source, Mapping) else read_file(Path(source)))
     classifier = model if isinstance(model, Classifier) else None
     backbone = model.backbone if isinstance(model, Classifier) else model
-    state = given if any(key.startswith("backbone.") for key in given) else backbone.from_upstream(given)
+    state = to_our_keys(given, backbone)
     if classifier is None:
         state = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -125,6 +126,20 @@ def read_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UserError("VA-W005", f"{path.name} holds a {type(content).__name__}, not named tensors", where=str(path))
     return content
+
+
+def to_our_keys(given: State, backbone: Backbone) -> State:
+    """The tensors of a file, whatever its layout, under `backbone.*` and `head.*`."""
+    bare = {key.removeprefix("backbone."): value for key, value in given.items()}
+    ours = {_pattern(key) for key in backbone.state_dict()} | {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
+    if sum(_pattern(key) in ours for key in bare) > 0.9 * len(bare):  # not all, so that a fault in a file of ours is named
+        return {key if key.startswith("head.") else f"backbone.{key}": value for key, value in bare.items()}
+    return backbone.from_upstream(bare)
+
+
+def _pattern(key: str) -> str:
+    """A key with its numbers made equal: blocks of any depth have the same names."""
+    return re.sub(r"\d+", "#", key)
 
 
 def _unreadable(path: Path, why: str) -> UserError:
@@ -203,10 +218,11 @@ def recognise(given: State) -> str | None:
     best, score = None, 0.9
     for name in list_models():
         variant = get_variant(name)
-        state = given if any(key.startswith("backbone.") for key in given) else variant.cls.from_upstream(given)
-        own = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
         with torch.device("meta"):
-            wanted = {key: value.shape for key, value in variant.cls(**variant.args).state_dict().items()}
+            backbone = variant.cls(**variant.args)
+        state = to_our_keys(given, backbone)
+        own = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
+        wanted = {key: value.shape for key, value in backbone.state_dict().items()}
         fits = sum(own.get(key) == shape for key, shape in wanted.items()) / max(len(wanted), len(own), 1)
         if fits > score:
             best, score = name, fits
