@@ -82,9 +82,14 @@ def load_checkpoint(
     if "first_conv" in allow:
         reshaped += _adapt_first_conv(model, state, f"{prefix}{backbone.first_conv}.weight")
     skipped = _keep_classifier(classifier, state) if classifier is not None and "classifier" in allow else []
+    kept = {"head.fc.weight", "head.fc.bias"} if skipped else set()
 
     wanted = model.state_dict()
-    kept = {key for key in wanted if key.endswith("num_batches_tracked") or (skipped and key.startswith("head.fc."))}
+    norms = {key for key in wanted if key.startswith(f"{prefix}out_norms.")}
+    if norms and not norms & set(state):  # a classifier's file starts a dense model, whose norms it cannot have
+        kept |= norms
+        skipped.append(f"the norms of {len(backbone.out_norms)} outputs are not in the file: they start anew")
+    kept |= {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state and key not in kept]
     unexpected = [key for key in state if key not in wanted]
     shapes = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
