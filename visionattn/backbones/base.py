@@ -118,6 +118,11 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Arguments that the shapes of a file (under this backbone's keys) decide, beyond what tells the variants apart."""
+        return {}
+
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Make the model and its weights agree where the file decides or a rule is published.
 

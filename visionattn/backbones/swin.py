@@ -18,6 +18,7 @@ What differs from upstream, and why:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -223,6 +224,11 @@ class Swin(Backbone):
             (r"^head\.(fc\.)?", "head.fc."),
         ]
         return rename_keys(state, rules, drop=r"relative_position_index$|attn_mask$")
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        tables = [value.shape[0] for key, value in state.items() if key.endswith("relative_position_bias_table")]
+        return {"window_size": (math.isqrt(tables[0]) + 1) // 2} if tables else {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Bias tables of another window are resized bicubically, as upstream's fine-tuning does."""
