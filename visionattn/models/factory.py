@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,27 +91,37 @@ def model_info(name: str) -> dict[str, Any]:
     Raises:
         UserError: VA-M001 unknown name.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     variant = get_variant(name)
     with torch.device("meta"):
-        model = create_model(name).eval()
-        assert isinstance(model, Classifier)
-        image = torch.empty(1, *variant.cfg["input_size"])
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    backbone = model.backbone
+        backbone = variant.cls(**variant.args)
     return {
         "name": name,
         "family": variant.family,
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "gmacs": round(counter.get_total_flops() / 2e9, 3),
+        **(shipped_counts().get(name) or count(name)),
         "channels": list(backbone.channels),
         "strides": list(backbone.strides),
         "args": dict(variant.args),
         "cfg": dict(variant.cfg),
         "about": inspect.getdoc(sys.modules[variant.cls.__module__]) or "",
     }
+
+
+def count(name: str) -> dict[str, Any]:
+    """Parameters of the classifier with 1000 classes, and GMACs of one image at the published size: `params`, `gmacs`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = create_model(name).eval()
+        image = torch.empty(1, *get_variant(name).cfg["input_size"])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return {"params": sum(parameter.numel() for parameter in model.parameters()), "gmacs": round(counter.get_total_flops() / 2e9, 3)}
+
+
+@cache
+def shipped_counts() -> dict[str, dict[str, Any]]:
+    """`count` of every model of the package, made beforehand: counting all takes a minute."""
+    return json.loads((files("visionattn.models") / "records" / "counts.json").read_text(encoding="utf-8"))
 
 
 def _pretrained_cfg(variant: Variant, backbone: Backbone, num_classes: int, img_size: int | tuple[int, int] | None) -> dict[str, Any]:
