@@ -36,6 +36,7 @@ class Backbone(nn.Module):
     """
 
     cnn = False  # whether channels_last memory pays
+    pool_first = False  # whether the classifier pools before the final norm
     first_conv = ""  # name of the convolution that sees the image
     stages: Any  # nn.ModuleList; Any, because torch types what is in it as plain modules
 
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def final_norm(self) -> nn.Module | None:
-        """The normalisation that the classifier applies to the last map, over NCHW."""
+        """The normalisation that the classifier applies to the last map, or with `pool_first` to its average, over NCHW."""
         return None
 
     def no_weight_decay(self) -> set[str]:

@@ -28,7 +28,9 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = LinearHead(backbone.channels, num_classes, norm=backbone.final_norm(), drop_rate=drop_rate)
+        self.head = LinearHead(
+            backbone.channels, num_classes, norm=backbone.final_norm(), pool_first=backbone.pool_first, drop_rate=drop_rate
+        )
         self.num_classes = num_classes
         self.in_chans = backbone.in_chans
         self.num_features = self.head_hidden_size = self.head.num_features
@@ -66,13 +68,14 @@ class Classifier(nn.Module):
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """The last map and the maps of the stages in `indices` (a count takes the last ones).
 
-        `norm` applies the head's norm to the last map; all maps are computed, so `stop_early` saves nothing here.
+        `norm` applies the head's norm to the last map, where the head norms maps and not their average (as in timm).
+        All maps are computed, so `stop_early` saves nothing here.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: maps are NCHW, got {output_fmt!r}")
         maps = self.backbone(x)
         final = maps[-1]
-        if norm:
+        if norm and not self.head.pool_first:
             maps[-1] = self.head.norm(final)
         chosen = [maps[index] for index in self._stage_indices(indices, len(maps))]
         return chosen if intermediates_only else (final, chosen)
