@@ -22,10 +22,14 @@ from visionattn.errors import ArgumentError, UserError
 NAMES = va.list_models()
 
 
+# The widest at a tenth of their width: two blocks of each stage alone have 100 to 600 M parameters.
+NARROW = {name: {"embed_dim": 64, "num_heads": (2, 4, 8, 16)} for name in ("davit_large", "davit_large_384", "davit_huge", "davit_giant")}
+
+
 def short(name: str) -> dict[str, Any]:
     """Arguments that leave two blocks per stage: the second is the shifted or dilated one."""
     depths = get_variant(name).args.get("depths")
-    return {"depths": [min(2, depth) for depth in depths]} if depths else {}
+    return {**({"depths": [min(2, depth) for depth in depths]} if depths else {}), **NARROW.get(name, {})}
 
 
 def small(name: str, **arguments: Any) -> Any:
