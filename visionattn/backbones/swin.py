@@ -29,13 +29,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import window_attention
-from visionattn.layers import drop_path_rates
-
-
-def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros below and to the right of `[B, H, W, C]`, until `size` divides both sides."""
-    bottom, right = -x.shape[1] % size, -x.shape[2] % size
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x  # padding by nothing would copy
+from visionattn.layers import drop_path_rates, pad_to_multiple
 
 
 class WindowAttention(nn.Module):
