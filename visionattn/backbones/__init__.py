@@ -1,7 +1,7 @@
 """The families; importing this package registers them all."""
 
-from visionattn.backbones import eca, swin, van
+from visionattn.backbones import eca, ela, swin, van
 from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import list_models, register_backbone
 
-__all__ = ["Backbone", "eca", "list_models", "register_backbone", "swin", "van"]
+__all__ = ["Backbone", "eca", "ela", "list_models", "register_backbone", "swin", "van"]
