@@ -1,8 +1,17 @@
-"""Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`."""
+"""Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`, or `[B, C, H, W]` where there are no heads."""
 
 from visionattn.kernels.channel import channel_attention
-from visionattn.kernels.gate import channel_gate
+from visionattn.kernels.depthwise import dilated_depthwise_conv2d
+from visionattn.kernels.gate import channel_gate, strip_gate
 from visionattn.kernels.routing import region_routes, routed_attention
 from visionattn.kernels.window import window_attention
 
-__all__ = ["channel_attention", "channel_gate", "region_routes", "routed_attention", "window_attention"]
+__all__ = [
+    "channel_attention",
+    "channel_gate",
+    "dilated_depthwise_conv2d",
+    "region_routes",
+    "routed_attention",
+    "strip_gate",
+    "window_attention",
+]
