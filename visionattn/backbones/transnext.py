@@ -45,14 +45,14 @@ class Geometry(NamedTuple):
         pool: height and width of the pooled map; those of the map itself in plain attention.
         log_keys: log of the number of keys each query sees, `[H, W, 1, 1]`.
         coords: relative positions (rows, columns), each once, on a logarithmic scale, `[T, 2]`.
-        index: row of `coords` for each query and pooled key, `[H, W, Hp, Wp]` of the map, or of the
+        pairs: row of `coords` for each query and pooled key, `[H, W, Hp, Wp]` of the map, or of the
             map of another size from which the bias is resized.
     """
 
     pool: tuple[int, int]
     log_keys: torch.Tensor
     coords: torch.Tensor
-    index: torch.Tensor
+    pairs: torch.Tensor
 
 
 def shrunk(size: tuple[int, int], ratio: int) -> tuple[int, int]:
@@ -78,7 +78,7 @@ def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch
 def relative_positions(
     size: tuple[int, int], pool: tuple[int, int], pretrain_size: tuple[int, int], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`coords` and `index` of `Geometry`; `pretrain_size` is that of the map the weights were trained at."""
+    """`coords` and `pairs` of `Geometry`; `pretrain_size` is that of the map the weights were trained at."""
     axes, indices = [], []
     for queries, keys, trained in zip(size, pool, pretrain_size, strict=True):
         distance, index = axis_distances(queries, keys, device)
@@ -111,8 +111,8 @@ class PositionBias(nn.Module):
 
     def forward(self, size: tuple[int, int], geometry: Geometry) -> torch.Tensor:  # heads, H W, Hp Wp
         table = self.fc2(F.relu(self.fc1(geometry.coords.to(self.fc1.weight.dtype))))  # T heads
-        trained, pool = geometry.index.shape[:2], geometry.index.shape[2:]
-        bias = table.T[:, geometry.index.flatten()].unflatten(1, (trained.numel(), pool.numel()))
+        trained, pool = geometry.pairs.shape[:2], geometry.pairs.shape[2:]
+        bias = table.T.index_select(1, geometry.pairs.flatten()).unflatten(1, (trained.numel(), pool.numel()))
         bias = _resize(bias, pool, geometry.pool)
         return _resize(bias.transpose(1, 2), trained, size).transpose(1, 2)
 
@@ -179,8 +179,9 @@ class AggregatedAttention(CosineAttention):
     def forward(self, x: torch.Tensor, geometry: Geometry) -> torch.Tensor:  # B H W C
         q = F.normalize(self.q(x).unflatten(-1, (self.num_heads, self.head_dim)), dim=-1)
         k, v = self.keys_values(x)
-        pooled = F.adaptive_avg_pool2d(F.gelu(self.sr(x.permute(0, 3, 1, 2))), geometry.pool)
-        k_pool, v_pool = self.keys_values(self.norm(pooled.permute(0, 2, 3, 1)))
+        pooled = F.gelu(F.linear(x, self.sr.weight.flatten(1), self.sr.bias))  # a 1x1 convolution, faster where channels are last
+        pooled = F.adaptive_avg_pool2d(pooled.permute(0, 3, 1, 2), geometry.pool).permute(0, 2, 3, 1)
+        k_pool, v_pool = self.keys_values(self.norm(pooled))
         out = aggregated_attention(
             self.scaled(q, geometry),
             k,
@@ -270,11 +271,11 @@ class TransNeXt(Backbone):
         sr_ratios: by how much the map is pooled for the distant keys, per stage; with 1 the stage
             attends to all positions of the map itself.
         mlp_ratios: hidden width of the gated MLP relative to the channels, times 3/2, per stage.
-        img_size: side in px (or height and width) of the images that `pretrain_size` and the
-            interpolation start from; images of any size are taken.
-        pretrain_size: side in px (or height and width) of the images the weights were trained at
-            first: relative positions are scaled by it. Default `img_size`. Models of 224 px that are
-            used at another size keep 224.
+        img_size: side in px (or height and width) of the images in training. It sets the default of
+            `pretrain_size` and the map that is interpolated from; it does not bind the input.
+        pretrain_size: side in px (or height and width) of the images that the weights were first
+            trained at; relative positions are scaled by it. Default `img_size`. Keep 224 where
+            weights of 224 px are used or fine-tuned at another size.
         position_mode: "extrapolation" computes the position bias for the map at hand,
             "interpolation" for the map of `img_size` and resizes it.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
@@ -345,6 +346,7 @@ class TransNeXt(Backbone):
             elif isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
             elif isinstance(module, CosineAttention):
                 module.init_weights()
