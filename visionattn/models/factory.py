@@ -45,7 +45,8 @@ def create_model(
             another number of input channels are adapted and reported (`load_checkpoint`).
         num_classes: outputs of the classifier; 0 for pooled features.
         in_chans: input channels.
-        img_size: size the transforms are built for; the network takes any size from 32 up.
+        img_size: size the transforms are built for; the network takes any size from 32 up. Families whose
+            position tables depend on it (`img_size` of the class) are built for it.
         features_only: return the backbone, which gives a list of maps.
         out_indices: stages whose maps are returned, with `features_only`.
         output_stride: 32, the only stride.
@@ -70,6 +71,8 @@ def create_model(
         )
     if drop_path_rate:
         args["drop_path_rate"] = drop_path_rate
+    if img_size is not None and "img_size" in inspect.signature(variant.cls.__init__).parameters:
+        args["img_size"] = img_size
     check_arguments(variant, args)
     backbone = variant.cls(in_chans=in_chans, **{**variant.args, **args})
     model: Classifier | Backbone
