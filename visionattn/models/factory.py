@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -31,7 +31,8 @@ def create_model(
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
-    output_stride: Literal[32] = 32,
+    output_stride: int = 32,
+    global_pool: str = "avg",
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     **args: Any,
@@ -49,18 +50,18 @@ def create_model(
             position tables depend on it (`img_size` of the class) are built for it.
         features_only: return the backbone, which gives a list of maps.
         out_indices: stages whose maps are returned, with `features_only`.
-        output_stride: 32, the only stride.
+        output_stride: the largest stride a returned map may have. Strides cannot be turned into
+            dilation: below 32, `out_indices` has to leave out the stages behind it.
+        global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
         **args: arguments of the family's class.
 
     Raises:
         UserError: VA-M001 unknown name, VA-M002 unknown argument, VA-W001 to VA-W005 weights.
-        ValueError: another output stride; `out_indices` without `features_only`.
+        ValueError: a map beyond the output stride; another pooling; `out_indices` without `features_only`.
     """
     variant = get_variant(name)
-    if output_stride != 32:
-        raise ValueError(f"output_stride: {name} has stride 32 only, got {output_stride}")
     if out_indices is not None and not features_only:
         raise ValueError("out_indices needs features_only=True; on a classifier use forward_intermediates(indices=...)")
     if pretrained and checkpoint_path is None:
@@ -80,8 +81,12 @@ def create_model(
         backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
         model = backbone
     else:
-        model = Classifier(
-            backbone, num_classes, drop_rate=drop_rate, pretrained_cfg=_pretrained_cfg(variant, backbone, num_classes, img_size)
+        cfg = _pretrained_cfg(variant, backbone, num_classes, img_size)
+        model = Classifier(backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, pretrained_cfg=cfg)
+    if backbone.strides[-1] > output_stride:
+        raise ValueError(
+            f"output_stride: the last map of {name} has stride {backbone.strides[-1]}, not {output_stride}; "
+            "features_only=True with fewer out_indices ends before it"
         )
     if checkpoint_path is not None:
         load_checkpoint(model, checkpoint_path)
