@@ -51,11 +51,10 @@ class WindowAttention(nn.Module):
 
     def bias(self, window: int) -> torch.Tensor:
         """Bias between the positions of a window, `[heads, N, N]`, each from 0 to 16."""
-        weight = self.cpb_mlp[0].weight
-        offset = torch.arange(1 - window, window, device=weight.device, dtype=torch.float32)
+        offset = torch.arange(1 - window, window, device=self.logit_scale.device, dtype=torch.float32)
         offset = 8 * offset / max((self.pretrained_window_size or window) - 1, 1)
         offset = offset.sign() * (1 + offset.abs()).log2() / 3  # log-spaced; the largest is 1 at the pretraining window
-        table = torch.stack(torch.meshgrid(offset, offset, indexing="ij"), -1).to(weight.dtype)  # rows columns 2
+        table = torch.stack(torch.meshgrid(offset, offset, indexing="ij"), -1).to(self.logit_scale.dtype)  # rows columns 2
         return relative_position_bias(16 * self.cpb_mlp(table).sigmoid(), window)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
