@@ -29,13 +29,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import window_attention
-from visionattn.layers import drop_path_rates
-
-
-def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros below and to the right of `[B, H, W, C]`, until `size` divides both sides."""
-    bottom, right = -x.shape[1] % size, -x.shape[2] % size
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x  # padding by nothing would copy
+from visionattn.layers import PatchEmbed, PatchMerging, drop_path_rates, pad_to_multiple
 
 
 class WindowAttention(nn.Module):
@@ -86,36 +80,6 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches, projected and normed."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/p W/p C
-        x = pad_to_multiple(x.permute(0, 2, 3, 1), self.patch_size).permute(0, 3, 1, 2)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
-
-
-class PatchMerging(nn.Module):
-    """Neighbourhoods of 2 x 2 concatenated, normed and projected: half the size, twice the channels."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
-        x = pad_to_multiple(x, 2)
-        batch, height, width, dim = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, dim)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the column in the pair before the row: upstream's order
-        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):
