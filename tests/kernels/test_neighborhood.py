@@ -96,7 +96,7 @@ def test_the_halves() -> None:
 
 @pytest.mark.parametrize("border", ["shift", "mask"])
 def test_gradients_in_float64(border: str) -> None:
-    tensors = [tensor.requires_grad_() for tensor in inputs(1, 6, 3, 2, 2, (3, 3), torch.float64)]
+    tensors = [tensor.requires_grad_() for tensor in inputs(1, 6, 3, 1, 2, (3, 3), torch.float64)]
 
     def run(*given: torch.Tensor) -> torch.Tensor:
         return neighborhood_attention(*given[:3], 3, (2, 1), bias=given[3], border=border)

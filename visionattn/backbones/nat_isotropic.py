@@ -43,7 +43,8 @@ class GlobalAttention(nn.Module):
 
     def bias(self, height: int, width: int) -> torch.Tensor:
         """Bias between the positions of a grid, `[heads, N, N]`."""
-        table, shape = self.rpb, (2 * height - 1, 2 * width - 1)
+        table: torch.Tensor = self.rpb
+        shape = (2 * height - 1, 2 * width - 1)
         if table.shape[1:] != shape:
             table = F.interpolate(table[None], size=shape, mode="bicubic")[0]
 
