@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from visionattn.kernels import neighborhood_attention
+
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Stochastic depth per block of each stage, growing linearly from 0 at the first block to `rate` at the last."""
@@ -64,3 +66,62 @@ def relative_position_bias(table: torch.Tensor, window: int) -> torch.Tensor:
     offset = position[:, None] - position[None, :] + side // 2  # query - key, from 0
     index = offset[:, None, :, None] * side + offset[None, :, None, :]  # row, column of query; of key
     return table.flatten(0, 1)[index.reshape(-1)].view(window**2, window**2, -1).permute(2, 0, 1)
+
+
+class PatchMerging(nn.Module):
+    """Neighbourhoods of 2 x 2 concatenated, normed and projected: half the size, twice the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
+        return self.reduction(self.norm(concat_2x2(x)))  # type: ignore[no-any-return]
+
+
+class NeighborhoodAttention(nn.Module):
+    """Multi-head neighborhood attention with a learned bias per relative position and head.
+
+    A map smaller than kernel size x dilation is padded with zeros below and to the right, as in NATTEN
+    0.14 and 0.15, whose users trained the released weights: the zeros become keys and values (the
+    projection's bias) and are attended to.
+    """
+
+    def __init__(self, dim: int, num_heads: int, kernel_size: int, dilation: int) -> None:
+        super().__init__()
+        self.num_heads, self.kernel_size, self.dilation = num_heads, kernel_size, dilation
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        batch, height, width, dim = x.shape
+        least = self.kernel_size * self.dilation
+        bottom, right = max(least - height, 0), max(least - width, 0)
+        if bottom or right:
+            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
+        x = neighborhood_attention(q, k, v, self.kernel_size, self.dilation, bias=self.rpb)
+        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+
+
+def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[int]) -> list[list[int]]:
+    """Dilation per block of each stage.
+
+    Args:
+        dilations: per stage a number d, which stands for 1, d, 1, d, ..., or one number per block.
+        depths: blocks per stage.
+
+    Raises:
+        ValueError: the lists do not fit `depths`.
+    """
+    if len(dilations) != len(depths):
+        raise ValueError(f"dilations: expected one entry for each of the {len(depths)} stages, got {len(dilations)}")
+    stages = []
+    for index, (given, depth) in enumerate(zip(dilations, depths, strict=True)):
+        stage = [given if block % 2 else 1 for block in range(depth)] if isinstance(given, int) else list(given)
+        if len(stage) != depth:
+            raise ValueError(f"dilations: stage {index} has {depth} blocks, got {len(stage)} dilations {stage}")
+        stages.append(stage)
+    return stages

@@ -30,7 +30,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import window_attention
-from visionattn.layers import PatchEmbed, concat_2x2, drop_path_rates, pad_to_multiple, relative_position_bias, window_and_shift
+from visionattn.layers import PatchEmbed, PatchMerging, drop_path_rates, pad_to_multiple, relative_position_bias, window_and_shift
 
 
 class WindowAttention(nn.Module):
@@ -68,18 +68,6 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
-
-
-class PatchMerging(nn.Module):
-    """Neighbourhoods of 2 x 2 concatenated, normed and projected: half the size, twice the channels."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
-        return self.reduction(self.norm(concat_2x2(x)))  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):

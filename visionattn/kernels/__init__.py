@@ -4,6 +4,7 @@ from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.channel import channel_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.gate import channel_gate, strip_gate
+from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
 from visionattn.kernels.routing import region_routes, routed_attention
 from visionattn.kernels.window import window_attention
 
@@ -12,6 +13,9 @@ __all__ = [
     "channel_attention",
     "channel_gate",
     "dilated_depthwise_conv2d",
+    "neighborhood_aggregate",
+    "neighborhood_attention",
+    "neighborhood_scores",
     "region_routes",
     "routed_attention",
     "strip_gate",
