@@ -41,15 +41,16 @@ def recognise(given: State) -> Recognised | None:
     for name in list_models():
         families.setdefault(get_variant(name).cls, []).append(get_variant(name))
     for cls, variants in families.items():
-        state = to_our_keys(given, _on_meta(cls, variants[0].args))
+        example = _shallow(variants[0])
+        state = to_our_keys(given, example)
         own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
         first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
-        if first is None or first.dim() != 4:
+        if first is None or first.dim() != 4 or not _alike(own, example):
             continue
         told = {**cls.told_by(own), "in_chans": first.shape[1]}
         if any(key.startswith("out_norms.") for key in own):
             told["out_norm"] = True
-        for variant in variants:
+        for variant in _as_deep(own, variants):
             backbone = _on_meta(cls, {**variant.args, **told})
             fitting = dict(own)
             backbone.adapt(fitting)
@@ -82,6 +83,28 @@ def _pattern(key: str) -> str:
 def _on_meta(cls: type[Backbone], args: Any) -> Backbone:
     with torch.device("meta"):
         return cls(**args)
+
+
+def _shallow(variant: Variant) -> Backbone:
+    """A network with the key patterns of a family; the whole models of all families take half a minute to build."""
+    depths = variant.args.get("depths")
+    return _on_meta(variant.cls, {**variant.args, **({"depths": [min(2, depth) for depth in depths]} if depths else {})})
+
+
+def _alike(own: State, example: Backbone) -> bool:
+    theirs, ours = ({_pattern(key) for key in keys} for keys in (own, example.state_dict()))
+    return len(theirs & ours) > 0.5 * len(theirs | ours)
+
+
+def _as_deep(own: State, variants: list[Variant]) -> list[Variant]:
+    """The variants with as many blocks per stage as the file has; all, where none has."""
+    blocks: dict[int, int] = {}
+    for key in own:
+        if found := re.match(r"stages\.(\d+)\.(?:blocks\.)?(\d+)\.", key):
+            stage, block = int(found[1]), int(found[2])
+            blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    depths = [blocks[stage] for stage in sorted(blocks)]
+    return [variant for variant in variants if list(variant.args.get("depths", ())) == depths] or variants
 
 
 def _share(given: State, wanted: State) -> float:
