@@ -207,7 +207,10 @@ def test_fx_sees_layers_as_a_whole() -> None:
 
 def test_a_model_saved_by_timm_is_read_by_timm(tmp_path: Path) -> None:
     from timm.models import save_for_hf
+    from timm.models._hub import has_hf_hub
 
+    if not has_hf_hub():
+        pytest.skip("this timm does not work with the installed huggingface_hub")
     model = timm.create_model("va_eca_resnet18", num_classes=5, in_chans=1).eval()
     save_for_hf(model, tmp_path)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
