@@ -84,8 +84,7 @@ class NeighborhoodAttention(nn.Module):
     """Multi-head neighborhood attention with a learned bias per relative position and head.
 
     A map smaller than kernel size x dilation is padded with zeros below and to the right, as in NATTEN
-    0.14 and 0.15, whose users trained the released weights: the zeros become keys and values (the
-    projection's bias) and are attended to.
+    0.14 and 0.15: the zeros become keys and values (the projection's bias) and are attended to.
     """
 
     def __init__(self, dim: int, num_heads: int, kernel_size: int, dilation: int) -> None:

@@ -1,6 +1,6 @@
 """Isotropic NAT and DiNAT: a ViT of 16-pixel patches with neighborhood attention; ViT-rpb: its twin with global attention.
 
-Paper: Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001, section 4.3.
+Paper: Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001.
 Upstream: github SHI-Labs/Neighborhood-Attention-Transformer, commit d334f5b (MIT), with NATTEN 0.14.
 
 What differs from upstream, and why:

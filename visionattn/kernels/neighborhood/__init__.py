@@ -21,7 +21,7 @@ def neighborhood_attention(
     scale: float | None = None,
     border: Border = "shift",
 ) -> torch.Tensor:
-    """Multi-head attention of each position to its neighborhood (NAT, arXiv 2204.07143, eq. 1 to 3; DiNAT, arXiv 2209.15001).
+    """Multi-head attention of each position to its neighborhood (NAT, arXiv 2204.07143, section 3; DiNAT, arXiv 2209.15001).
 
     The neighborhood is a window of `kernel_size` positions, `dilation` apart. At the border of the map
     "shift" moves the window inward, so that every position sees the same number of keys: NATTEN's rule,
