@@ -15,6 +15,7 @@ from torch import nn
 
 import visionattn as va
 from tests.parity import fill, relative_error
+from visionattn.layers import window_and_shift
 
 State = dict[str, torch.Tensor]
 
@@ -143,9 +144,7 @@ def test_dense_layout_of_the_authors() -> None:
 
 
 def test_windows_shrink_as_in_the_classifier_and_never_in_dense_mode() -> None:
-    """Last maps of 7 x 14 and 4 x 8 take one shrunken window per square; 4 x 6 is no size of the classifier."""
-    from visionattn.layers import window_and_shift
-
+    """A map of 8 x 4 has two windows of 4 x 4; the classifier does not take 4 x 6."""
     assert window_and_shift(14, 21, 7, 3, dense=False) == (7, 3)
     assert window_and_shift(7, 14, 7, 3, dense=False) == (7, 0)
     assert window_and_shift(8, 4, 7, 3, dense=False) == (4, 0)

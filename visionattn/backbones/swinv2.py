@@ -60,13 +60,15 @@ class WindowAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         batch, height, width, dim = x.shape
         window, shift = window_and_shift(height, width, self.window_size, self.shift, self.dense)
-        q, k, v = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads).unbind(3)
+        qkv = self.qkv(x).view(batch, height, width, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.unbind(3)
         scale = self.logit_scale.clamp(max=math.log(100)).exp().squeeze(-1)  # heads 1
         q = scale * F.normalize(q + self.q_bias.view(self.num_heads, -1), dim=-1)
         k = F.normalize(k, dim=-1)
         # Padded here, not before: the gradient of normalising a key of zeros would overflow in half precision.
-        q, k, v = (pad_to_multiple(y.to(v.dtype), window) for y in (q, k, v))  # autocast normalises in float32
+        q, k, v = (pad_to_multiple(y, window) for y in (q, k, v))
         v = v + self.v_bias.view(self.num_heads, -1)
+        q, k, v = (y.to(qkv.dtype) for y in (q, k, v))  # under autocast norms and biases are float32
         x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=self.bias(window), scale=1.0)
         return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
