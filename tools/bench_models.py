@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -16,6 +15,7 @@ from measure import Row, add_common, csv_path, finish, interleave, machine, pair
 from torch import Tensor, nn
 
 import visionattn as va
+from visionattn.models.speed import milliseconds
 from visionattn.training.build import fast_bf16
 
 THEIRS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_small": "swin_small_patch4_window7_224"}
@@ -79,23 +79,6 @@ def disagreement(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor],
     if losses[0][0] == losses[0][1]:
         problems.append("a training step changed nothing")
     return problems
-
-
-def milliseconds(call: Callable[[], Tensor], device: torch.device, repeats: int) -> float:
-    """Per call: CUDA events on a GPU; CPU time of this thread where it does all the work, else wall time."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / repeats
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    started = clock()
-    for _ in range(repeats):
-        call()
-    return 1000 * (clock() - started) / repeats
 
 
 def measure(own: nn.Module, theirs: nn.Module, mode: str, image: Tensor, label: Tensor, bf16: bool, rounds: int, repeats: int) -> Row:

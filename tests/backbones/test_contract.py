@@ -1,8 +1,13 @@
-"""What every registered backbone keeps to. The registry is the list of cases; depth is cut where it is an argument."""
+"""What every registered backbone keeps to.
+
+The registry is the list of cases. Depth is cut where it is an argument; names that are the same
+network once their depth is cut (swin_tiny and swin_small) are one case that bears all their names.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -17,16 +22,32 @@ from visionattn.errors import ArgumentError, UserError
 NAMES = va.list_models()
 
 
-def small(name: str, **arguments: Any) -> Any:
-    """The model with two blocks per stage (the second is the shifted one) instead of all."""
+# The widest at a tenth of their width: two blocks of each stage alone have 100 to 600 M parameters.
+NARROW = {name: {"embed_dim": 64, "num_heads": (2, 4, 8, 16)} for name in ("davit_large", "davit_large_384", "davit_huge", "davit_giant")}
+
+
+def short(name: str) -> dict[str, Any]:
+    """Arguments that leave two blocks per stage: the second is the shifted or dilated one."""
     depths = get_variant(name).args.get("depths")
-    if depths:
-        arguments.setdefault("depths", [min(2, depth) for depth in depths])
+    return {**({"depths": [min(2, depth) for depth in depths]} if depths else {}), **NARROW.get(name, {})}
+
+
+def small(name: str, **arguments: Any) -> Any:
     torch.manual_seed(0)
-    return va.create_model(name, **arguments)
+    return va.create_model(name, **{**short(name), **arguments})
 
 
-@pytest.fixture(params=NAMES)
+def cases() -> list[Any]:
+    """One name of each set that cut depth makes equal, under the names of all."""
+    same: dict[str, list[str]] = {}
+    for name in NAMES:
+        variant = get_variant(name)
+        arguments = {**variant.args, **short(name)}
+        same.setdefault(f"{variant.cls.__name__} {sorted(arguments.items())}", []).append(name)
+    return [pytest.param(names[0], id="+".join(names)) for names in same.values()]
+
+
+@pytest.fixture(params=cases())
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -54,6 +75,20 @@ def test_out_indices_select_and_prune(name: str) -> None:
     assert part.channels == whole.channels[1:3]
     with pytest.raises(ValueError, match="out_indices"):
         small(name, features_only=True, out_indices=(7,))
+
+
+def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> None:
+    if "out_norm" not in inspect.signature(get_variant(name).cls).parameters:
+        assert get_variant(name).cls.cnn or get_variant(name).family == "van"  # no norm of outputs in their dense code
+        return
+    classifier, dense = small(name), small(name, features_only=True, out_norm=True, output_stride=32).eval()
+    report = va.load_checkpoint(dense, classifier.state_dict())
+    assert len(report.skipped) == bool(dense.out_norms)
+    with torch.no_grad():
+        maps = dense(torch.randn(1, 3, 65, 97))
+    for feature in maps:  # the norms are fresh: each position has mean 0 and deviation 1
+        assert torch.allclose(feature.mean(1), torch.zeros(()), atol=1e-4)
+        assert torch.allclose(feature.std(1, correction=0), torch.ones(()), atol=1e-2)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

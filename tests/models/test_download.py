@@ -492,8 +492,9 @@ def test_create_model_adapts(published: tuple[Server, Any], caplog: pytest.LogCa
         model = va.create_model("eca_resnet18", "in22k", num_classes=5, in_chans=1, img_size=96)
     assert "checkpoint head has 7 classes, the model 5" in caplog.text and "3 -> 1 input channels" in caplog.text
     assert model.pretrained_cfg["input_size"] == (1, 96, 96) and model.pretrained_cfg["mean"] == (0.5,)
-    backbone = va.create_model("eca_resnet18", pretrained=True, features_only=True)
-    assert all(torch.equal(value, states["in1k"][f"backbone.{key}"]) for key, value in backbone.state_dict().items())
+    for stages in (None, (0, 2)):
+        backbone = va.create_model("eca_resnet18", pretrained=True, features_only=True, out_indices=stages)
+        assert all(torch.equal(value, states["in1k"][f"backbone.{key}"]) for key, value in backbone.state_dict().items())
 
 
 def test_a_tag_without_loading(published: tuple[Server, Any]) -> None:

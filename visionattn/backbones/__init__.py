@@ -1,7 +1,22 @@
 """The families; importing this package registers them all."""
 
-from visionattn.backbones import eca, swin
+from visionattn.backbones import biformer, davit, dinat_s, eca, ela, nat, nat_isotropic, swin, swinv2, transnext, van
 from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import list_models, register_backbone
 
-__all__ = ["Backbone", "eca", "list_models", "register_backbone", "swin"]
+__all__ = [
+    "Backbone",
+    "biformer",
+    "davit",
+    "dinat_s",
+    "eca",
+    "ela",
+    "list_models",
+    "nat",
+    "nat_isotropic",
+    "register_backbone",
+    "swin",
+    "swinv2",
+    "transnext",
+    "van",
+]

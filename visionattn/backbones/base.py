@@ -36,6 +36,7 @@ class Backbone(nn.Module):
     """
 
     cnn = False  # whether channels_last memory pays
+    pool_first = False  # whether the classifier pools before the final norm
     first_conv = ""  # name of the convolution that sees the image
     stages: Any  # nn.ModuleList; Any, because torch types what is in it as plain modules
 
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def final_norm(self) -> nn.Module | None:
-        """The normalisation that the classifier applies to the last map, over NCHW."""
+        """The normalisation that the classifier applies to the last map, or with `pool_first` to its average, over NCHW."""
         return None
 
     def no_weight_decay(self) -> set[str]:
@@ -117,6 +118,11 @@ class Backbone(nn.Module):
         mmpretrain where they publish the model. `backbone.` in front of a file's keys is taken off before.
         """
         raise NotImplementedError
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Arguments that the shapes of a file (under this backbone's keys) decide, beyond what tells the variants apart."""
+        return {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Make the model and its weights agree where the file decides or a rule is published.

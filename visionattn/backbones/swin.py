@@ -18,6 +18,7 @@ What differs from upstream, and why:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,13 +30,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import window_attention
-from visionattn.layers import drop_path_rates
-
-
-def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros below and to the right of `[B, H, W, C]`, until `size` divides both sides."""
-    bottom, right = -x.shape[1] % size, -x.shape[2] % size
-    return F.pad(x, (0, 0, 0, right, 0, bottom)) if bottom or right else x  # padding by nothing would copy
+from visionattn.layers import PatchEmbed, PatchMerging, drop_path_rates, pad_to_multiple, relative_position_bias, window_and_shift
 
 
 class WindowAttention(nn.Module):
@@ -48,27 +43,14 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
 
-    def window_and_shift(self, height: int, width: int) -> tuple[int, int]:
-        """Window size and shift for a map: as in the classifier where it takes the size, else as in the segmentation code."""
-        side = min(height, width)
-        if not self.dense and side <= self.window_size and height % side == 0 and width % side == 0:
-            return side, 0
-        return self.window_size, self.shift
-
-    def bias(self, window: int) -> torch.Tensor:
-        """Bias between the positions of a window, `[heads, N, N]`."""
-        table = self.relative_position_bias_table
-        position = torch.arange(window, device=table.device)
-        offset = position[:, None] - position[None, :] + self.window_size - 1  # query - key, from 0
-        index = offset[:, None, :, None] * (2 * self.window_size - 1) + offset[None, :, None, :]  # row, col of query; of key
-        return table[index.reshape(-1)].view(window**2, window**2, -1).permute(2, 0, 1)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         batch, height, width, dim = x.shape
-        window, shift = self.window_and_shift(height, width)
+        window, shift = window_and_shift(height, width, self.window_size, self.shift, self.dense)
         x = pad_to_multiple(x, window)
         q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
-        x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=self.bias(window))
+        table = self.relative_position_bias_table.unflatten(0, (2 * self.window_size - 1, -1))
+        bias = relative_position_bias(table, window)
+        x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=bias)
         return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
@@ -88,36 +70,6 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-class PatchEmbed(nn.Module):
-    """Non-overlapping patches, projected and normed."""
-
-    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/p W/p C
-        x = pad_to_multiple(x.permute(0, 2, 3, 1), self.patch_size).permute(0, 3, 1, 2)
-        return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
-
-
-class PatchMerging(nn.Module):
-    """Neighbourhoods of 2 x 2 concatenated, normed and projected: half the size, twice the channels."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
-        x = pad_to_multiple(x, 2)
-        batch, height, width, dim = x.shape
-        x = x.view(batch, height // 2, 2, width // 2, 2, dim)
-        x = x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the column in the pair before the row: upstream's order
-        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
-
-
 class Stage(nn.Module):
     """Patch merging (except in the first stage), then blocks whose windows are shifted every second time."""
 
@@ -130,6 +82,44 @@ class Stage(nn.Module):
             Block(dim, num_heads, window_size, window_size // 2 if index % 2 else 0, mlp_ratio, rate, dense)
             for index, rate in enumerate(drop_path)
         )
+
+
+def rename_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the keys of all layouts in which Swin, V1 or V2, is published."""
+    inside = [
+        (r"(.*)\.attn\.w_msa\.", r"\1.attn."),  # OpenMMLab
+        (r"(.*)\.ffn\.layers\.0\.0\.", r"\1.mlp.fc1."),
+        (r"(.*)\.ffn\.layers\.1\.", r"\1.mlp.fc2."),
+        (r"(.*)\.mlp\.0\.", r"\1.mlp.fc1."),  # torchvision
+        (r"(.*)\.mlp\.3\.", r"\1.mlp.fc2."),
+    ]
+    # Stage i of the authors and of OpenMMLab ends with the merging that opens our stage i + 1; timm has it where we have it.
+    merges_late = any(key.startswith(("layers.0.downsample.", "stages.0.downsample.")) for key in state)
+    moved = [(rf"^(?:layers|stages)\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(8)] if merges_late else []
+    # torchvision counts the patches, each stage and each merging as one of `features`.
+    for i in range(8):
+        moved.append((rf"^features\.{2 * i + 1}\.", f"backbone.stages.{i}.blocks."))
+        moved.append((rf"^features\.{2 * i + 2}\.", f"backbone.stages.{i + 1}.downsample."))
+    # OpenMMLab's classifier numbers its final norm by the stage, as dense backbones do theirs.
+    openmmlab_classifier = any(".w_msa." in key for key in state) and any(key.startswith("head.fc.") for key in state)
+    outside = [
+        *moved,
+        (r"^features\.0\.0\.", "backbone.patch_embed.proj."),
+        (r"^features\.0\.2\.", "backbone.patch_embed.norm."),
+        (r"^patch_embed\.projection\.", "backbone.patch_embed.proj."),
+        (r"^patch_embed\.", "backbone.patch_embed."),
+        (r"^(?:layers|stages)\.", "backbone.stages."),
+        (r"^norm\d\.", "head.norm.") if openmmlab_classifier else (r"^norm(\d)\.", r"backbone.out_norms.\1."),
+        (r"^norm\.", "head.norm."),
+        (r"^head\.(fc\.)?", "head.fc."),
+    ]
+    derived = r"(relative_position_index|relative_coords_table|attn_mask)$"
+    return rename_keys(rename_keys(state, inside, drop=derived), outside)
+
+
+def from_unfold(parameter: torch.Tensor) -> torch.Tensor:
+    """A merging's parameter of OpenMMLab in our order: nn.Unfold puts the channel before the row and the column."""
+    return parameter.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)  # ... C row col -> ... col row C
 
 
 class Swin(Backbone):
@@ -210,19 +200,18 @@ class Swin(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, the official segmentation backbone, and timm."""
-        # Upstream's stage i ends with the merging that opens our stage i + 1; timm has it where we have it.
-        merges_late = any(key.startswith("layers.0.downsample.") for key in state)
-        moved = [(rf"^layers\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(8)] if merges_late else []
-        rules = [
-            *moved,
-            (r"^layers\.", "backbone.stages."),
-            (r"^patch_embed\.", "backbone.patch_embed."),
-            (r"^norm(\d)\.", r"backbone.out_norms.\1."),
-            (r"^norm\.", "head.norm."),
-            (r"^head\.(fc\.)?", "head.fc."),
-        ]
-        return rename_keys(state, rules, drop=r"relative_position_index$|attn_mask$")
+        """Keys of the official classifier, the official segmentation backbone, timm, torchvision and OpenMMLab."""
+        renamed = rename_swin(state)
+        if any(".w_msa." in key for key in state):
+            for key in renamed:
+                if key.endswith((".downsample.norm.weight", ".downsample.norm.bias", ".downsample.reduction.weight")):
+                    renamed[key] = from_unfold(renamed[key])
+        return renamed
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        tables = [value.shape[0] for key, value in state.items() if key.endswith("relative_position_bias_table")]
+        return {"window_size": (math.isqrt(tables[0]) + 1) // 2} if tables else {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Bias tables of another window are resized bicubically, as upstream's fine-tuning does."""
@@ -251,11 +240,12 @@ register_backbone(
     Swin,
     {
         "swin_tiny": _variant(96, (2, 2, 6, 2), (3, 6, 12, 24)),
+        "swin_tiny_c24": _variant(96, (2, 2, 6, 2), (4, 8, 16, 32), window_size=8),
         "swin_small": _variant(96, (2, 2, 18, 2), (3, 6, 12, 24)),
         "swin_base": _variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
         "swin_base_384": _variant(128, (2, 2, 18, 2), (4, 8, 16, 32), window_size=12),
         "swin_large": _variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
         "swin_large_384": _variant(192, (2, 2, 18, 2), (6, 12, 24, 48), window_size=12),
     },
-    {"*": {"crop_pct": 0.9}, "swin_base_384": _384, "swin_large_384": _384},
+    {"*": {"crop_pct": 0.9}, "swin_tiny_c24": {"input_size": (3, 256, 256)}, "swin_base_384": _384, "swin_large_384": _384},
 )

@@ -1,6 +1,23 @@
-"""Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`."""
+"""Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`, or `[B, C, H, W]` where there are no heads."""
 
-from visionattn.kernels.gate import channel_gate
+from visionattn.kernels.aggregated import aggregated_attention
+from visionattn.kernels.channel import channel_attention
+from visionattn.kernels.depthwise import dilated_depthwise_conv2d
+from visionattn.kernels.gate import channel_gate, strip_gate
+from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
+from visionattn.kernels.routing import region_routes, routed_attention
 from visionattn.kernels.window import window_attention
 
-__all__ = ["channel_gate", "window_attention"]
+__all__ = [
+    "aggregated_attention",
+    "channel_attention",
+    "channel_gate",
+    "dilated_depthwise_conv2d",
+    "neighborhood_aggregate",
+    "neighborhood_attention",
+    "neighborhood_scores",
+    "region_routes",
+    "routed_attention",
+    "strip_gate",
+    "window_attention",
+]

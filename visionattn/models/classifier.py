@@ -17,6 +17,7 @@ class Classifier(nn.Module):
 
     Attributes:
         pretrained_cfg: input size, mean, std, interpolation and crop of the model, in timm's keys.
+        default_cfg: the same, under timm's older name.
         num_features: channels of the last map; `head_hidden_size` is the same.
     """
 
@@ -24,11 +25,24 @@ class Classifier(nn.Module):
     head: LinearHead
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, *, drop_rate: float = 0.0, pretrained_cfg: dict[str, Any] | None = None
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        *,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        pretrained_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = LinearHead(backbone.channels, num_classes, norm=backbone.final_norm(), drop_rate=drop_rate)
+        self.head = LinearHead(
+            backbone.channels,
+            num_classes,
+            norm=backbone.final_norm(),
+            pool_first=backbone.pool_first,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+        )
         self.num_classes = num_classes
         self.in_chans = backbone.in_chans
         self.num_features = self.head_hidden_size = self.head.num_features
@@ -37,6 +51,10 @@ class Classifier(nn.Module):
     @property
     def default_cfg(self) -> dict[str, Any]:
         return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, cfg: dict[str, Any]) -> None:
+        self.pretrained_cfg = cfg
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
@@ -66,22 +84,25 @@ class Classifier(nn.Module):
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """The last map and the maps of the stages in `indices` (a count takes the last ones).
 
-        `norm` applies the head's norm to the last map; all maps are computed, so `stop_early` saves nothing here.
+        `norm` applies the head's norm to the last map, where the head norms maps and not their average (as in timm).
+        All maps are computed, so `stop_early` saves nothing here.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: maps are NCHW, got {output_fmt!r}")
         maps = self.backbone(x)
         final = maps[-1]
-        if norm:
+        if norm and not self.head.pool_first:
             maps[-1] = self.head.norm(final)
         chosen = [maps[index] for index in self._stage_indices(indices, len(maps))]
         return chosen if intermediates_only else (final, chosen)
 
     def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
-        """Drop the stages behind the last of `indices`, and the classifier; returns the indices kept."""
-        kept = self._stage_indices(indices, len(self.backbone.channels))
+        """Drop the stages behind the last of `indices` (and the head's norm with them), and the classifier; returns the indices kept."""
+        count = len(self.backbone.channels)
+        kept = self._stage_indices(indices, count)
         self.backbone.select_stages(range(max(kept) + 1))
-        if prune_norm:
+        self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
+        if prune_norm or max(kept) + 1 < count:  # the norm is that of the last stage
             self.head.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0)
@@ -89,23 +110,20 @@ class Classifier(nn.Module):
 
     @staticmethod
     def _stage_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
-        if indices is None:
-            return list(range(count))
-        if isinstance(indices, int):
-            return list(range(count - indices, count))
-        return [range(count)[index] for index in indices]
+        chosen = range(count) if indices is None else range(-indices, 0) if isinstance(indices, int) else indices
+        if not chosen or any(not -count <= index < count for index in chosen):
+            raise ValueError(f"indices: expected a count or indices of the {count} stages, got {indices}")
+        return [index % count for index in chosen]
 
     def get_classifier(self) -> nn.Module:
         """The linear layer (an identity when `num_classes` is 0)."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new linear layer for `num_classes`; 0 removes it. Pooling is the average."""
-        if global_pool not in (None, "avg"):
-            raise ValueError(f"global_pool: only 'avg' exists, got {global_pool!r}")
+        """A new linear layer for `num_classes`; 0 removes it. `global_pool`: "avg", "" for a map, None leaves it as it is."""
         like = next(self.backbone.parameters())
-        self.head.reset(num_classes)
-        self.head.fc.to(like.device, like.dtype)
+        self.head.reset(num_classes, global_pool)
+        self.head.fc.to(like.device, like.dtype).train(self.training)
         self.num_classes = num_classes
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:

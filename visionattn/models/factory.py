@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -30,7 +33,8 @@ def create_model(
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
-    output_stride: Literal[32] = 32,
+    output_stride: int = 32,
+    global_pool: str = "avg",
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     **args: Any,
@@ -47,17 +51,20 @@ def create_model(
         num_classes: outputs of the classifier, 0 for pooled features; None for those of the weights
             that name or `pretrained` ask for, else 1000.
         in_chans: input channels.
-        img_size: size the transforms are built for; the network takes any size from 32 up.
+        img_size: size the transforms are built for; the network takes any size from 32 up. Families whose
+            position tables depend on it (`img_size` of the class) are built for it.
         features_only: return the backbone, which gives a list of maps.
         out_indices: stages whose maps are returned, with `features_only`.
-        output_stride: 32, the only stride.
+        output_stride: the largest stride a returned map may have. Strides cannot be turned into
+            dilation: below 32, `out_indices` has to leave out the stages behind it.
+        global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
         **args: arguments of the family's class.
 
     Raises:
         UserError: VA-M001 unknown name, VA-M002 unknown argument, VA-W001 to VA-W007 weights.
-        ValueError: another output stride; `out_indices` without `features_only`.
+        ValueError: a map beyond the output stride; another pooling; `out_indices` without `features_only`.
     """
     model_name, tag = split_name(name)
     variant = get_variant(model_name)
@@ -65,25 +72,29 @@ def create_model(
     asked = find_record(name, pretrained if isinstance(pretrained, str) else None) if tag or download else None
     if num_classes is None:
         num_classes = (asked.num_classes if asked else None) or 1000
-    if output_stride != 32:
-        raise ValueError(f"output_stride: {name} has stride 32 only, got {output_stride}")
     if out_indices is not None and not features_only:
         raise ValueError("out_indices needs features_only=True; on a classifier use forward_intermediates(indices=...)")
     if drop_path_rate:
         args["drop_path_rate"] = drop_path_rate
+    if img_size is not None and "img_size" in inspect.signature(variant.cls.__init__).parameters:
+        args["img_size"] = img_size
     check_arguments(variant, args)
     file = fetch(asked) if asked and download else None
     backbone = variant.cls(in_chans=in_chans, **{**variant.args, **args})
-    model: Classifier | Backbone
-    if features_only:
-        backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
-        model = backbone
-    else:
+    model: Classifier | Backbone = backbone
+    if not features_only:
         record = asked or next(iter(records_of(variant.name)), None)
         cfg = _pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
-        model = Classifier(backbone, num_classes, drop_rate=drop_rate, pretrained_cfg=cfg)
+        model = Classifier(backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, pretrained_cfg=cfg)
     if source := checkpoint_path or (file and file.path):
         logging.getLogger(__name__).info("%s: %s", source, load_checkpoint(model, source).reason)
+    if features_only:  # after loading: the file has all stages
+        backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
+    if backbone.strides[-1] > output_stride:
+        raise ValueError(
+            f"output_stride: the last map of {name} has stride {backbone.strides[-1]}, not {output_stride}; "
+            "features_only=True with fewer out_indices ends before it"
+        )
     return model
 
 
@@ -93,21 +104,13 @@ def model_info(name: str) -> dict[str, Any]:
     Raises:
         UserError: VA-M001 unknown name.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     variant = get_variant(name)
     with torch.device("meta"):
-        model = create_model(name).eval()
-        assert isinstance(model, Classifier)
-        image = torch.empty(1, *variant.cfg["input_size"])
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    backbone = model.backbone
+        backbone = variant.cls(**variant.args)
     return {
         "name": name,
         "family": variant.family,
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "gmacs": round(counter.get_total_flops() / 2e9, 3),
+        **(shipped_counts().get(name) or count(name)),
         "channels": list(backbone.channels),
         "strides": list(backbone.strides),
         "args": dict(variant.args),
@@ -115,6 +118,24 @@ def model_info(name: str) -> dict[str, Any]:
         "weights": [record.name for record in records_of(name)],
         "about": inspect.getdoc(sys.modules[variant.cls.__module__]) or "",
     }
+
+
+def count(name: str) -> dict[str, Any]:
+    """Parameters of the classifier with 1000 classes, and GMACs of one image at the published size: `params`, `gmacs`."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = create_model(name).eval()
+        image = torch.empty(1, *get_variant(name).cfg["input_size"])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    return {"params": sum(parameter.numel() for parameter in model.parameters()), "gmacs": round(counter.get_total_flops() / 2e9, 3)}
+
+
+@cache
+def shipped_counts() -> dict[str, dict[str, Any]]:
+    """`count` of every model of the package, made beforehand: counting all takes a minute."""
+    return json.loads((files("visionattn.models") / "records" / "counts.json").read_text(encoding="utf-8"))
 
 
 def _pretrained_cfg(

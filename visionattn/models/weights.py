@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 import pickle
-import re
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +19,7 @@ from visionattn.backbones import Backbone
 from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError, did_you_mean
 from visionattn.models.classifier import Classifier
-
-State = dict[str, torch.Tensor]
+from visionattn.models.recognition import State, recognise, to_our_keys
 
 # Where official files keep their tensors.
 CONTAINERS = ("model", "state_dict", "state_dict_ema")
@@ -82,9 +80,14 @@ def load_checkpoint(
     if "first_conv" in allow:
         reshaped += _adapt_first_conv(model, state, f"{prefix}{backbone.first_conv}.weight")
     skipped = _keep_classifier(classifier, state) if classifier is not None and "classifier" in allow else []
+    kept = {"head.fc.weight", "head.fc.bias"} if skipped else set()
 
     wanted = model.state_dict()
-    kept = {key for key in wanted if key.endswith("num_batches_tracked") or (skipped and key.startswith("head.fc."))}
+    norms = {key for key in wanted if key.startswith(f"{prefix}out_norms.")}
+    if norms and not norms & set(state):  # a classifier's file starts a dense model, whose norms it cannot have
+        kept |= norms
+        skipped.append(f"the norms of {len(backbone.out_norms)} outputs are not in the file: they start anew")
+    kept |= {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state and key not in kept]
     unexpected = [key for key in state if key not in wanted]
     shapes = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
@@ -126,20 +129,6 @@ def read_file(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UserError("VA-W005", f"{path.name} holds a {type(content).__name__}, not named tensors", where=str(path))
     return content
-
-
-def to_our_keys(given: State, backbone: Backbone) -> State:
-    """The tensors of a file, whatever its layout, under `backbone.*` and `head.*`."""
-    bare = {key.removeprefix("backbone."): value for key, value in given.items()}
-    ours = {_pattern(key) for key in backbone.state_dict()} | {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
-    if sum(_pattern(key) in ours for key in bare) > 0.9 * len(bare):  # not all, so that a fault in a file of ours is named
-        return {key if key.startswith("head.") else f"backbone.{key}": value for key, value in bare.items()}
-    return backbone.from_upstream(bare)
-
-
-def _pattern(key: str) -> str:
-    """A key with its numbers made equal: blocks of any depth have the same names."""
-    return re.sub(r"\d+", "#", key)
 
 
 def _unreadable(path: Path, why: str) -> UserError:
@@ -206,27 +195,13 @@ def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpe
     lines += [f"... and {rest} more"] if rest > 0 else []
     asked = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
     what = f"the file does not fit {asked}"
+    fix = "check the model's arguments"
     guess = recognise(given)
-    if guess and guess != asked:
-        what = f"looks like {guess}{_blocks(guess)} - you asked for {asked}{_blocks(asked)}"
-    fix = f"create_model({guess!r}) or the right file" if guess and guess != asked else "check the model's arguments"
+    if guess is not None and asked not in guess.names:
+        names = " or ".join(f"{name}{_blocks(name)}" for name in guess.names)
+        what = f"looks like {names} - you asked for {asked}{_blocks(asked)}"
+        fix = f"create_model({guess.names[0]!r}) or the right file"
     return UserError("VA-W003", what, why="\n".join(lines), fix=fix)
-
-
-def recognise(given: State) -> str | None:
-    """The registered model whose backbone a state dict fits best, if more than nine tenths of its tensors do."""
-    best, score = None, 0.9
-    for name in list_models():
-        variant = get_variant(name)
-        with torch.device("meta"):
-            backbone = variant.cls(**variant.args)
-        state = to_our_keys(given, backbone)
-        own = {key.removeprefix("backbone."): value.shape for key, value in state.items() if key.startswith("backbone.")}
-        wanted = {key: value.shape for key, value in backbone.state_dict().items()}
-        fits = sum(own.get(key) == shape for key, shape in wanted.items()) / max(len(wanted), len(own), 1)
-        if fits > score:
-            best, score = name, fits
-    return best
 
 
 def _blocks(name: str) -> str:

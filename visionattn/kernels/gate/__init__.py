@@ -1,4 +1,4 @@
-"""Efficient channel attention: a gate per channel from a 1-D convolution over the channel axis."""
+"""Gates of convolutional networks: per channel (ECA), and per channel, row and column (ELA)."""
 
 from __future__ import annotations
 
@@ -25,3 +25,44 @@ def channel_gate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     pooled = x.mean((2, 3)).unsqueeze(1)  # B 1 C
     gate = F.conv1d(pooled, weight, padding=weight.shape[2] // 2).sigmoid()
     return x * gate.transpose(1, 2).unsqueeze(-1)  # B C 1 1
+
+
+def strip_gate(
+    x: torch.Tensor,
+    conv_weight: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    *,
+    num_groups: int,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Scale each position by a gate of its row and a gate of its column (ELA, arXiv 2403.01123, section 3).
+
+    A gate is `sigmoid(group_norm(conv1d(mean over the other axis)))`; convolution and norm are the same
+    for rows and columns.
+
+    Args:
+        x: feature map `[B, C, H, W]`.
+        conv_weight: `[C, C / g, k]` with k odd, for a convolution in g groups of channels along the
+            strip; zeros stand beyond its ends.
+        norm_weight, norm_bias: `[C]`.
+        num_groups: groups of channels that are normed together, with all positions of the strip.
+        eps: added to the variance.
+
+    Returns:
+        `[B, C, H, W]`, dtype of `x`.
+
+    Raises:
+        ValueError: `conv_weight` is not `[C, C / g, k]` with k odd; `num_groups` does not divide C.
+    """
+    channels, shape = x.shape[1], list(conv_weight.shape)
+    if len(shape) != 3 or shape[0] != channels or channels % shape[1] or shape[2] % 2 == 0:
+        raise ValueError(f"strip_gate: conv_weight must be [{channels}, {channels} / groups, k] with k odd, got {shape}")
+    if channels % num_groups:
+        raise ValueError(f"strip_gate: {num_groups} groups of the norm do not divide {channels} channels")
+
+    def gate(strip: torch.Tensor) -> torch.Tensor:  # B C length
+        strip = F.conv1d(strip, conv_weight, padding=shape[2] // 2, groups=channels // shape[1])
+        return F.group_norm(strip, num_groups, norm_weight, norm_bias, eps).sigmoid()
+
+    return x * gate(x.mean(3)).unsqueeze(3) * gate(x.mean(2)).unsqueeze(2)

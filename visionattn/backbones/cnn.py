@@ -1,0 +1,226 @@
+"""ResNet and MobileNetV2 trunks whose blocks hold a gate; the families (eca.py, ela.py) say which gate and where.
+
+Papers: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, with the stride in
+the 3x3 convolution; Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+from visionattn.backbones.base import Backbone, rename_keys
+from visionattn.layers import drop_path_rates
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The gate of the blocks of a stage.
+
+    Attributes:
+        name: what it is called in a residual block.
+        build: makes it for a number of channels.
+        inner: it gates the output of the 3x3 convolution of bottlenecks and of inverted residuals that
+            expand (those that do not have no gate), instead of the output of the branch.
+    """
+
+    name: str
+    build: Callable[[int], nn.Module]
+    inner: bool = False
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A network without its classifier: the stem, the blocks of each stage, and what their maps are."""
+
+    stem: nn.Sequential
+    stages: nn.ModuleList
+    channels: Sequence[int]
+    strides: Sequence[int]
+
+
+class GatedCNN(Backbone):
+    """Stem and stages in turn."""
+
+    cnn = True
+
+    def __init__(self, in_chans: int, trunk: Trunk) -> None:
+        super().__init__(in_chans=in_chans, channels=trunk.channels, strides=trunk.strides)
+        self.stem = trunk.stem
+        self.stages = trunk.stages
+        self.init_weights()
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x, maps = self.stem(x), []
+        for index, blocks in enumerate(self.stages):
+            for block in blocks:
+                x = self.run_block(block, x)
+            if index in self.out_indices:
+                maps.append(x)  # B C H W
+        return maps
+
+    def init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, (nn.Conv1d, nn.BatchNorm2d, nn.GroupNorm)):
+                module.reset_parameters()
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a gate on a residual branch."""
+
+    expansion = 1
+
+    def __init__(self, in_chans: int, width: int, stride: int, gate: Gate, drop_path: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.gate_name = gate.name
+        self.add_module(gate.name, gate.build(width))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.downsample = _shortcut(in_chans, width, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = getattr(self, self.gate_name)(self.bn2(self.conv2(y)))
+        return self.relu(self.downsample(x) + self.drop_path(y))  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a gate on a residual branch; the 3x3 has the stride."""
+
+    expansion = 4
+
+    def __init__(self, in_chans: int, width: int, stride: int, gate: Gate, drop_path: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.gate_name, self.gate_inner = gate.name, gate.inner
+        self.add_module(gate.name, gate.build(width if gate.inner else 4 * width))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+        self.downsample = _shortcut(in_chans, 4 * width, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = getattr(self, self.gate_name)
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(gate(y))) if self.gate_inner else gate(self.bn3(self.conv3(y)))
+        return self.relu(self.downsample(x) + self.drop_path(y))  # type: ignore[no-any-return]
+
+
+def _shortcut(in_chans: int, out_chans: int, stride: int) -> nn.Module:
+    if stride == 1 and in_chans == out_chans:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(in_chans, out_chans, 1, stride, bias=False), nn.BatchNorm2d(out_chans))
+
+
+def resnet(
+    in_chans: int,
+    block: Literal["basic", "bottleneck"],
+    depths: Sequence[int],
+    width: int,
+    gates: Sequence[Gate],
+    drop_path_rate: float,
+) -> Trunk:
+    """A ResNet with one kind of gate per stage; `width` is that of the stem, each further stage doubles it."""
+    cls: type[BasicBlock] | type[Bottleneck] = Bottleneck if block == "bottleneck" else BasicBlock
+    widths = [width * 2**index for index in range(len(depths))]
+    channels = [cls.expansion * stage_width for stage_width in widths]
+    conv = nn.Conv2d(in_chans, width, 7, 2, 3, bias=False)
+    stem = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+    stages = nn.ModuleList()
+    inputs = [width, *channels[:-1]]
+    for index, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
+        first_stride = 1 if index == 0 else 2
+        blocks = [
+            cls(channels[index] if depth else inputs[index], widths[index], 1 if depth else first_stride, gates[index], rate)
+            for depth, rate in enumerate(rates)
+        ]
+        stages.append(nn.ModuleList(blocks))
+    return Trunk(stem, stages, channels, [4 * 2**index for index in range(len(depths))])
+
+
+def resnet_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """torchvision's names, which the authors of gates keep, to ours."""
+    moved = [(rf"^layer{index + 1}\.", f"backbone.stages.{index}.") for index in range(4)]
+    return rename_keys(state, [*moved, (r"^conv1\.", "backbone.stem.0."), (r"^bn1\.", "backbone.stem.1."), (r"^fc\.", "head.fc.")])
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise 3x3, linear projection and a gate."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int, expansion: int, gate: Gate, drop_path: float) -> None:
+        super().__init__()
+        hidden = expansion * in_chans
+        layers: list[nn.Module] = [] if expansion == 1 else [_conv_bn_relu(in_chans, hidden, 1)]
+        layers.append(_conv_bn_relu(hidden, hidden, 3, stride, groups=hidden))
+        if gate.inner and expansion > 1:
+            layers.append(gate.build(hidden))
+        layers += [nn.Conv2d(hidden, out_chans, 1, bias=False), nn.BatchNorm2d(out_chans)]
+        if not gate.inner:
+            layers.append(gate.build(out_chans))
+        self.conv = nn.Sequential(*layers)
+        self.residual = stride == 1 and in_chans == out_chans
+        self.drop_path = DropPath(drop_path) if drop_path and self.residual else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.drop_path(self.conv(x))
+        return x + y if self.residual else y  # type: ignore[no-any-return]
+
+
+def _conv_bn_relu(in_chans: int, out_chans: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_chans), nn.ReLU6(inplace=True))
+
+
+# MobileNetV2: expansion, channels, depth, stride; by stage. The first entry belongs to the stem (stride 2).
+_SETTINGS = (
+    ((1, 16, 1, 1),),
+    ((6, 24, 2, 2),),
+    ((6, 32, 3, 2),),
+    ((6, 64, 4, 2), (6, 96, 3, 1)),
+    ((6, 160, 3, 2), (6, 320, 1, 1)),
+)
+
+
+def mobilenetv2(in_chans: int, gate: Gate, drop_path_rate: float) -> Trunk:
+    """MobileNetV2; the last map is the 1280-channel one that the classifier pools."""
+    depths = [sum(depth for _, _, depth, _ in groups) for groups in _SETTINGS]
+    chans, parts = 32, []
+    for groups, rates in zip(_SETTINGS, drop_path_rates(drop_path_rate, depths), strict=True):
+        blocks: list[nn.Module] = []
+        for expansion, out_chans, depth, stride in groups:
+            for index in range(depth):
+                blocks.append(InvertedResidual(chans, out_chans, 1 if index else stride, expansion, gate, rates[len(blocks)]))
+                chans = out_chans
+        parts.append(blocks)
+    parts[-1].append(_conv_bn_relu(chans, 1280, 1))
+    stem = nn.Sequential(_conv_bn_relu(in_chans, 32, 3, 2), *parts[0])
+    return Trunk(stem, nn.ModuleList(nn.ModuleList(blocks) for blocks in parts[1:]), (24, 32, 96, 1280), (4, 8, 16, 32))
+
+
+def mobilenetv2_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """torchvision's names to ours; its `features.N` counts the stem, all blocks and the last convolution."""
+    rules = [(r"^features\.([01])\.", r"backbone.stem.\1.")]
+    number = 2
+    for stage, depth in enumerate((2, 3, 7, 5)):
+        rules += [(rf"^features\.{number + block}\.", f"backbone.stages.{stage}.{block}.") for block in range(depth)]
+        number += depth
+    return rename_keys(state, [*rules, (r"^classifier\.1\.", "head.fc.")])

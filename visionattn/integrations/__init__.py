@@ -1,0 +1,1 @@
+"""Other people's registries. Each module is imported on request only."""

@@ -1,0 +1,107 @@
+"""Our models in timm's registry, as `va_<name>`; only after `register()` has been called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
+from torch import nn
+
+from visionattn.backbones import Backbone, list_models
+from visionattn.backbones.registry import Variant, get_variant
+from visionattn.models import Classifier, create_model, load_checkpoint
+from visionattn.models.classifier import as_pair
+from visionattn.models.weights import SAFE_OBJECTS
+
+PREFIX = "va_"  # timm has models named davit_tiny and the like, and would let itself be overwritten
+
+# timm reads the configurations of a new model from this name, in the module of its entry function.
+default_cfgs: dict[str, Any] = {}
+
+
+def register() -> list[str]:
+    """Make every registered backbone known to timm; a second call adds those registered since.
+
+    Then `timm.create_model("va_swin_tiny", ...)` takes timm's arguments and those of our `create_model`;
+    `features_only=True` gives our backbone, `feature_cls="getter"` timm's wrapper around the classifier.
+
+    Returns:
+        The names in timm's registry.
+    """
+    for variant in map(get_variant, list_models()):
+        name = PREFIX + variant.name
+        if name not in default_cfgs:
+            cfgs = {f"{name}.{tag}" if tag else name: cfg for tag, cfg in pretrained_cfgs(variant).items()}
+            default_cfgs.update(generate_default_cfgs(cfgs))
+            globals()[name] = register_model(_entrypoint(name, variant))
+            for module in _untraceable(variant.cls):
+                register_notrace_module(module)
+    return list(default_cfgs)
+
+
+def pretrained_cfgs(variant: Variant) -> dict[str, dict[str, Any]]:
+    """Tag -> configuration in timm's keys; the tag is empty where no weights are known."""
+    return {"": dict(variant.cfg)}
+
+
+def _untraceable(cls: type[Backbone]) -> list[type[nn.Module]]:
+    """The layers of a family. They look at the size of the map in Python, which torch.fx cannot record: it sees them as a whole."""
+    found = [item for item in vars(sys.modules[cls.__module__]).values() if isinstance(item, type) and issubclass(item, nn.Module)]
+    return [item for item in found if item.__module__.startswith("visionattn.") and not issubclass(item, Backbone)]
+
+
+def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **args: Any) -> nn.Module:
+        return _build(name, variant, pretrained, **args)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = name
+    return entrypoint
+
+
+def _build(
+    name: str,
+    variant: Variant,
+    pretrained: bool,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    **args: Any,
+) -> nn.Module:
+    overlay = dict(pretrained_cfg_overlay or {})
+    if img_size is not None:
+        overlay.setdefault("input_size", (3, *as_pair(img_size)))
+    ours = {}  # what timm would turn into a wrapper that our models do not need
+    if "feature_cls" not in args:
+        ours = {key: args.pop(key) for key in ("features_only", "out_indices") if key in args}
+    facts: dict[str, Any] = {}
+
+    def build(**arguments: Any) -> nn.Module:
+        with torch.device(device) if device is not None else nullcontext():
+            model = create_model(variant.name, img_size=img_size, **ours, **arguments)
+        if isinstance(model, Classifier):
+            facts.update({key: model.pretrained_cfg[key] for key in ("pool_size", "first_conv", "classifier")})
+        return model.to(dtype=dtype)
+
+    def load(state: dict[str, Any], model: Classifier | Backbone) -> dict[str, Any]:
+        load_checkpoint(model, state)
+        return model.state_dict()  # loaded and adapted already: timm finds nothing left to do
+
+    with torch.serialization.safe_globals(SAFE_OBJECTS):
+        model = build_model_with_cfg(
+            build,
+            name,
+            pretrained,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=load,
+            feature_cfg={"out_indices": None},
+            **args,
+        )
+    if isinstance(model, Classifier):
+        model.pretrained_cfg.update(facts)  # only now: timm would adapt the layers named there a second time
+    return model  # type: ignore[no-any-return]

@@ -1,0 +1,121 @@
+"""Neighborhood attention: each position attends to a window of positions around it."""
+
+from __future__ import annotations
+
+import torch
+
+from visionattn.kernels.neighborhood import reference
+from visionattn.kernels.neighborhood.reference import Border
+
+Pair = int | tuple[int, int]
+
+
+def neighborhood_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kernel_size: Pair,
+    dilation: Pair = 1,
+    *,
+    bias: torch.Tensor | None = None,
+    scale: float | None = None,
+    border: Border = "shift",
+) -> torch.Tensor:
+    """Multi-head attention of each position to its neighborhood (NAT, arXiv 2204.07143, eq. 1 to 3; DiNAT, arXiv 2209.15001).
+
+    The neighborhood is a window of `kernel_size` positions, `dilation` apart. At the border of the map
+    "shift" moves the window inward, so that every position sees the same number of keys: NATTEN's rule,
+    applied to each residue class modulo the dilation by itself. "mask" keeps the window centred and
+    leaves out what lies outside: TransNeXt's rule (arXiv 2311.17132). `reference.py` is the definition.
+
+    Args:
+        q, k, v: `[B, H, W, heads, dim]`, any strides.
+        kernel_size: height and width of the window in positions, odd; one number for both.
+        dilation: distance of neighbouring keys in rows and columns; one number for both.
+        bias: added to the scores, `[heads, 2 * kh - 1, 2 * kw - 1]`; entry `key - query + kernel_size - 1`,
+            counted in dilated steps.
+        scale: factor on q; default `dim ** -0.5`.
+        border: "shift" or "mask".
+
+    Returns:
+        `[B, H, W, heads, dim]`.
+
+    Raises:
+        ValueError: a kernel size is even, shapes do not fit, or with "shift" the map is smaller than
+            kernel size x dilation.
+    """
+    weights = neighborhood_scores(q, k, kernel_size, dilation, bias=bias, scale=scale, border=border).softmax(-1)
+    return neighborhood_aggregate(weights, v, kernel_size, dilation, border=border)
+
+
+def neighborhood_scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    kernel_size: Pair,
+    dilation: Pair = 1,
+    *,
+    bias: torch.Tensor | None = None,
+    scale: float | None = None,
+    border: Border = "shift",
+) -> torch.Tensor:
+    """First half of `neighborhood_attention`: the scores before the softmax.
+
+    Returns:
+        `[B, H, W, heads, kh * kw]`, the window row by row; -inf where border "mask" leaves a key out.
+
+    Raises:
+        ValueError: as `neighborhood_attention`.
+    """
+    kernel, steps = _check("neighborhood_scores", q, kernel_size, dilation, border)
+    heads, dim = q.shape[3:]
+    if q.shape != k.shape:
+        raise ValueError(f"neighborhood_scores: q and k must have one shape, got {list(q.shape)} and {list(k.shape)}")
+    table = (heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
+    if bias is not None and bias.shape != table:
+        raise ValueError(f"neighborhood_scores: bias must be [heads, 2 * kh - 1, 2 * kw - 1] = {list(table)}, got {list(bias.shape)}")
+    scale = dim**-0.5 if scale is None else scale
+    return reference.scores(q, k, kernel_size=kernel, dilation=steps, bias=bias, scale=scale, border=border)
+
+
+def neighborhood_aggregate(
+    weights: torch.Tensor, v: torch.Tensor, kernel_size: Pair, dilation: Pair = 1, *, border: Border = "shift"
+) -> torch.Tensor:
+    """Second half of `neighborhood_attention`: the sum of the values, weighted.
+
+    Args:
+        weights: `[B, H, W, heads, kh * kw]`; with border "mask", weights of positions outside the map have no effect.
+        v: `[B, H, W, heads, dim]`.
+        kernel_size, dilation, border: as for `neighborhood_attention`.
+
+    Returns:
+        `[B, H, W, heads, dim]`.
+
+    Raises:
+        ValueError: as `neighborhood_attention`.
+    """
+    kernel, steps = _check("neighborhood_aggregate", v, kernel_size, dilation, border)
+    expected = (*v.shape[:4], kernel[0] * kernel[1])
+    if weights.shape != expected:
+        raise ValueError(f"neighborhood_aggregate: weights must be [B, H, W, heads, kh * kw] = {list(expected)}, got {list(weights.shape)}")
+    return reference.aggregate(weights, v, kernel_size=kernel, dilation=steps, border=border)
+
+
+def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Kernel size and dilation as pairs, checked against the map."""
+    if x.dim() != 5:
+        raise ValueError(f"{op}: tensors are [B, H, W, heads, dim], got {list(x.shape)}")
+    kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
+    steps = (dilation, dilation) if isinstance(dilation, int) else (dilation[0], dilation[1])
+    if any(side < 1 or side % 2 == 0 for side in kernel):
+        raise ValueError(f"{op}: kernel_size must be odd, got {kernel_size}")
+    if any(step < 1 for step in steps):
+        raise ValueError(f"{op}: dilation must be at least 1, got {dilation}")
+    if border not in ("shift", "mask"):
+        raise ValueError(f'{op}: border is "shift" or "mask", got {border!r}')
+    height, width = x.shape[1:3]
+    if border == "shift" and (height < kernel[0] * steps[0] or width < kernel[1] * steps[1]):
+        raise ValueError(
+            f"{op}: a map of {height}x{width} is smaller than kernel size x dilation, "
+            f"{kernel[0] * steps[0]}x{kernel[1] * steps[1]}; pad it first"
+        )
+    return kernel, steps

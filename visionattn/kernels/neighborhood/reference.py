@@ -1,0 +1,83 @@
+"""Definition of neighborhood attention: index tables from the shapes, then gathers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Border = Literal["shift", "mask"]
+
+
+def axis_table(
+    length: int, kernel: int, dilation: int, border: Border, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per position of an axis, `[length, kernel]` each: its keys, `key - query + kernel - 1` in dilated steps, whether the key exists.
+
+    A position sees its own residue class modulo the dilation, in which it has a number (its step).
+    """
+    position = torch.arange(length, device=device)[:, None]
+    step, residue = position // dilation, position % dilation
+    start = step - kernel // 2
+    if border == "shift":
+        count = (length - residue + dilation - 1) // dilation  # positions of the residue class
+        start = torch.minimum(start.clamp(min=0), count - kernel)
+    key_step = start + torch.arange(kernel, device=device)
+    key = key_step * dilation + residue
+    return key.clamp(0, length - 1), key_step - step + kernel - 1, (key >= 0) & (key < length)
+
+
+def neighbors(
+    height: int, width: int, kernel_size: tuple[int, int], dilation: tuple[int, int], border: Border, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per position of a map, `[H * W, kh * kw]` each: index of its keys, index into the flattened bias table, whether the key exists."""
+    area = kernel_size[0] * kernel_size[1]
+    rows, row_offsets, row_inside = axis_table(height, kernel_size[0], dilation[0], border, device)
+    cols, col_offsets, col_inside = axis_table(width, kernel_size[1], dilation[1], border, device)
+
+    def outer(a: torch.Tensor) -> torch.Tensor:  # H kh -> H 1 kh 1
+        return a[:, None, :, None]
+
+    index = outer(rows) * width + cols[:, None]  # cols: W kw -> W 1 kw
+    offset = outer(row_offsets) * (2 * kernel_size[1] - 1) + col_offsets[:, None]
+    inside = outer(row_inside) & col_inside[:, None]
+    return index.reshape(-1, area), offset.reshape(-1, area), inside.reshape(-1, area)
+
+
+def scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: torch.Tensor | None,
+    scale: float,
+    border: Border,
+) -> torch.Tensor:
+    """Products of each query with its keys, plus bias, `[B, H, W, heads, kh * kw]`; -inf where a key is outside."""
+    batch, height, width, heads, _ = q.shape
+    index, offset, inside = neighbors(height, width, kernel_size, dilation, border, q.device)
+    out = (_by_head(k)[:, index] @ (_by_head(q) * scale).unsqueeze(-1)).view(batch, heads, *index.shape)
+    if bias is not None:
+        out = out + bias.to(out.dtype).flatten(1)[:, offset]
+    if border == "mask":
+        out = out.masked_fill(~inside, -torch.inf)
+    return out.view(batch, heads, height, width, -1).permute(0, 2, 3, 1, 4)
+
+
+def aggregate(
+    weights: torch.Tensor, v: torch.Tensor, *, kernel_size: tuple[int, int], dilation: tuple[int, int], border: Border
+) -> torch.Tensor:
+    """Weighted sum of the values in each neighborhood, `[B, H, W, heads, dim]`; values outside count as zero."""
+    batch, height, width, heads, dim = v.shape
+    index, _, inside = neighbors(height, width, kernel_size, dilation, border, v.device)
+    weights = _by_head(weights)
+    if border == "mask":
+        weights = weights.masked_fill(~inside, 0.0)
+    out = weights.unsqueeze(-2) @ _by_head(v)[:, index]
+    return out.view(batch, heads, height, width, dim).permute(0, 2, 3, 1, 4)
+
+
+def _by_head(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B heads) (H W) d
+    batch, height, width, heads, dim = x.shape
+    return x.permute(0, 3, 1, 2, 4).reshape(batch * heads, height * width, dim)

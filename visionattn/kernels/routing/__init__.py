@@ -1,0 +1,98 @@
+"""Attention from each region of a feature map to a few regions chosen for it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def routed_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    routes: torch.Tensor,
+    region: tuple[int, int],
+    *,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Multi-head attention of the positions of a region to those of the regions it is routed to.
+
+    The fine level of bi-level routing attention (BiFormer, arXiv 2303.08810, eq. 5 and 6); the
+    coarse level is `region_routes`. `reference.py` is the definition.
+
+    Args:
+        q, k, v: `[B, H, W, heads, dim]`, any strides.
+        routes: `[B, R, topk]` int64, the regions whose keys the queries of region r see; regions are
+            numbered row by row from 0 to R - 1. The order does not matter, a region named twice counts
+            twice. Values are not checked.
+        region: height and width of a region; they divide H and W.
+        scale: factor on q; default `dim ** -0.5`. BiFormer takes `(heads * dim) ** -0.5`.
+
+    Returns:
+        `[B, H, W, heads, dim]`. There is no gradient to `routes`.
+
+    Raises:
+        ValueError: q, k and v differ in shape, the region does not divide the map, or `routes` is not
+            int64 `[B, R, topk]`.
+    """
+    if not q.shape == k.shape == v.shape:
+        raise ValueError(f"routed_attention: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
+    rows, cols = _region_grid("routed_attention", q, region)
+    batch, _, _, heads, dim = q.shape
+    (rh, rw), count = region, rows * cols
+    if routes.dtype != torch.int64 or routes.dim() != 3 or routes.shape[:2] != (batch, count):
+        wanted = f"[{batch}, {count}, topk]"
+        raise ValueError(f"routed_attention: routes must be int64 {wanted}, got {routes.dtype} {list(routes.shape)}")
+
+    def regions(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B R) N heads d
+        x = x.reshape(batch, rows, rh, cols, rw, heads, dim).transpose(2, 3)
+        return x.reshape(batch * count, rh * rw, heads, dim)
+
+    # Rows of one table for all images: the backward of index_select adds whole regions, that of gather single numbers.
+    first = count * torch.arange(batch, device=routes.device)
+    index = (routes + first[:, None, None]).flatten()
+
+    def chosen(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B R) heads (topk N) d
+        return regions(x).index_select(0, index).view(batch * count, -1, heads, dim).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(regions(q).transpose(1, 2), chosen(k), chosen(v), scale=scale)
+    out = out.transpose(1, 2).reshape(batch, rows, cols, rh, rw, heads, dim).transpose(2, 3)
+    return out.reshape(q.shape)
+
+
+def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:
+    """The regions whose mean key has the largest product with a region's mean query, all heads together.
+
+    The coarse level of bi-level routing attention (BiFormer, arXiv 2303.08810, eq. 3 and 4).
+
+    Args:
+        q, k: `[B, H, W, heads, dim]`, any strides.
+        region: height and width of a region; they divide H and W.
+        topk: regions per region.
+
+    Returns:
+        `[B, R, topk]` int64, the best first; without gradient. Which of equal regions come first is not defined.
+
+    Raises:
+        ValueError: the region does not divide the map, or there are fewer than `topk` regions.
+    """
+    rows, cols = _region_grid("region_routes", q, region)
+    if not 1 <= topk <= rows * cols:
+        raise ValueError(f"region_routes: topk must be between 1 and the number of regions, {rows * cols}, got {topk}")
+
+    def mean(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> B R C
+        x = x.detach().flatten(3)
+        return x.reshape(x.shape[0], rows, region[0], cols, region[1], x.shape[3]).mean((2, 4)).flatten(1, 2)
+
+    # The factor does not change the order; it keeps half precision in range.
+    scores = (mean(q) * (q.shape[3] * q.shape[4]) ** -0.5) @ mean(k).transpose(-2, -1)
+    return scores.topk(topk, dim=-1).indices
+
+
+def _region_grid(name: str, x: torch.Tensor, region: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of regions of a map."""
+    height, width = x.shape[1:3]
+    rh, rw = region
+    if height % rh or width % rw:
+        raise ValueError(f"{name}: a region of {rh}x{rw} does not divide the map of {height}x{width}; pad it first")
+    return height // rh, width // rw

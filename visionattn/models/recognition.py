@@ -1,0 +1,91 @@
+"""Whose weights a file holds, told by the names and shapes of its tensors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from visionattn.backbones import Backbone
+from visionattn.backbones.registry import Variant, get_variant, list_models
+
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What the tensors of a file tell.
+
+    Attributes:
+        names: registered models with these shapes; more than one where shapes do not tell them apart
+            (nat_mini and dinat_mini differ in their dilations only).
+        args: arguments of the family's class that the file asks for beyond those of the models (another window).
+        num_classes: outputs of the classifier; 0 if there is none.
+        in_chans: channels of the images.
+        fit: share of tensors with the name and shape of the model's, 1.0 if all have.
+    """
+
+    names: tuple[str, ...]
+    args: dict[str, Any]
+    num_classes: int
+    in_chans: int
+    fit: float
+
+
+def recognise(given: State) -> Recognised | None:
+    """The registered models that the tensors of a file fit best; None where nine tenths do not fit any."""
+    found: list[tuple[float, int, Recognised]] = []
+    families: dict[type[Backbone], list[Variant]] = {}
+    for name in list_models():
+        families.setdefault(get_variant(name).cls, []).append(get_variant(name))
+    for cls, variants in families.items():
+        state = to_our_keys(given, _on_meta(cls, variants[0].args))
+        own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+        first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
+        if first is None or first.dim() != 4:
+            continue
+        told = {**cls.told_by(own), "in_chans": first.shape[1]}
+        if any(key.startswith("out_norms.") for key in own):
+            told["out_norm"] = True
+        for variant in variants:
+            backbone = _on_meta(cls, {**variant.args, **told})
+            fitting = dict(own)
+            backbone.adapt(fitting)
+            fit = _share(fitting, backbone.state_dict())
+            beyond = {key: value for key, value in told.items() if key != "in_chans" and variant.args.get(key) != value}
+            classes = head.shape[0] if head is not None else 0
+            found.append((fit, -len(beyond), Recognised((variant.name,), beyond, classes, first.shape[1], fit)))
+    best = max(((fit, plain) for fit, plain, _ in found), default=(0.0, 0))
+    if best[0] <= 0.9:
+        return None
+    same = [one for fit, plain, one in found if (fit, plain) == best]
+    names = tuple(name for one in same for name in one.names)
+    return Recognised(names, same[0].args, same[0].num_classes, same[0].in_chans, best[0])
+
+
+def to_our_keys(given: State, backbone: Backbone) -> State:
+    """The tensors of a file, whatever its layout, under `backbone.*` and `head.*`."""
+    bare = {key.removeprefix("backbone."): value for key, value in given.items()}
+    ours = {_pattern(key) for key in backbone.state_dict()} | {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
+    if sum(_pattern(key) in ours for key in bare) > 0.9 * len(bare):  # not all, so that a fault in a file of ours is named
+        return {key if key.startswith("head.") else f"backbone.{key}": value for key, value in bare.items()}
+    return backbone.from_upstream(bare)
+
+
+def _pattern(key: str) -> str:
+    """A key with its numbers made equal: blocks of any depth have the same names."""
+    return re.sub(r"\d+", "#", key)
+
+
+def _on_meta(cls: type[Backbone], args: Any) -> Backbone:
+    with torch.device("meta"):
+        return cls(**args)
+
+
+def _share(given: State, wanted: State) -> float:
+    """Tensors with the same name and shape, over all names of either; counters of batches are nobody's weights."""
+    given, wanted = ({k: v for k, v in side.items() if not k.endswith("num_batches_tracked")} for side in (given, wanted))
+    same = sum(key in given and given[key].shape == value.shape for key, value in wanted.items())
+    return same / len(given.keys() | wanted.keys())
