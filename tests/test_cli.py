@@ -27,7 +27,12 @@ from typer.testing import CliRunner, Result
 from visionattn import __version__
 from visionattn.cli import app
 from visionattn.config import load_config, shipped_names
+from visionattn.files import sha256_of
+from visionattn.models import records
+from visionattn.models.download import store
+from visionattn.models.records import find_record
 from visionattn.training.checkpoint import read_checkpoint
+from visionattn.training.inference import load_run_model
 
 RUNNER = CliRunner()
 TINY = (
@@ -139,7 +144,7 @@ def commands() -> list[tuple[str, Any]]:
 def test_the_commands() -> None:
     names = {name for name, _ in commands()}
     assert {"train", "eval", "predict", "models list", "models info", "data check", "data preview", "doctor"} <= names
-    assert {"config list", "config show", "config schema"} <= names
+    assert {"config list", "config show", "config schema", "weights list", "weights download", "weights verify"} <= names
 
 
 @pytest.mark.parametrize(("name", "command"), commands(), ids=lambda value: value if isinstance(value, str) else "")
@@ -639,29 +644,90 @@ def test_m003_another_head_goes_on_and_is_said(trained: Trained, flowers: Path, 
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
-def test_w002_w005_weights_to_start_from(trained: Trained, tmp_path: Path, name: str) -> None:
+def test_w005_w006_weights_to_start_from(trained: Trained, tmp_path: Path, name: str) -> None:
     args = ("train", "--data", trained.data, *settings(tmp_path, f"model.weights={tmp_path / name}"))
-    assert name in refused(tmp_path, "VA-W002", 4, *args)
+    assert name in refused(tmp_path, "VA-W006", 4, *args)
     for content in (b"", b"<html>404 not found</html>" * 20):
         (tmp_path / name).write_bytes(content)
         assert name in refused(tmp_path, "VA-W005", 4, *args)
 
 
-def test_w002_w005_weights_of_a_run(trained: Trained, tmp_path: Path) -> None:
+def test_w005_w006_weights_of_a_run(trained: Trained, tmp_path: Path) -> None:
     run = trained.copy(tmp_path)
     weights = run / "checkpoints/best/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.unlink()  # `last` may be the same file
     for command in (("eval", run), ("predict", run, "--source", trained.data)):
-        assert "model.safetensors" in refused(tmp_path, "VA-W002", 4, *command)
+        assert "model.safetensors" in refused(tmp_path, "VA-W006", 4, *command)
     weights.write_bytes(content)
     assert "sha256" in refused(tmp_path, "VA-W005", 4, "eval", run)
     (run / "checkpoints/best/meta.json").write_text("{")
     assert "meta.json" in refused(tmp_path, "VA-W005", 4, "eval", run)
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
-    refused(tmp_path, "VA-W002", 4, "eval", run)
+    refused(tmp_path, "VA-W006", 4, "eval", run)
+
+
+@pytest.mark.parametrize(
+    ("weights", "code", "words"),
+    [
+        ("in1k", "VA-W001", "weights import FILE"),
+        ("pretrained", "VA-W001", "drive.google.com"),
+        ("in21k", "VA-W007", "in1k"),
+        ("in21k/", "VA-W006", "in21k"),
+    ],
+)
+def test_published_weights_that_cannot_be_had(trained: Trained, tmp_path: Path, weights: str, code: str, words: str) -> None:
+    assert words in refused(tmp_path, code, 4, "train", "--data", trained.data, *settings(tmp_path, f"model.weights={weights}"))
+
+
+@pytest.fixture
+def stored(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Made-up published weights of the tiny model, in the cache as if downloaded; returns their name."""
+    known = find_record("eca_resnet18.in1k")
+    made = known.model_copy(update={"tag": "made", "crop_pct": 0.5, "mean": (0.1, 0.2, 0.3), "num_classes": 3})
+    monkeypatch.setattr(records, "records", lambda: (known, made))
+    store(trained.run / "checkpoints/best/model.safetensors", made.name)
+    return made.name
+
+
+def test_training_starts_from_published_weights(stored: str, trained: Trained, tmp_path: Path) -> None:
+    digest = sha256_of(trained.run / "checkpoints/best/model.safetensors")
+    result = done("train", "--data", trained.data, *settings(tmp_path, "model.weights=made", "eval.crop_pct=null"))
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("weights"))
+    assert f"{stored}  sha256 {digest[:8]} (as on first use)" in line and "tensors loaded" in line and "head" not in line
+    assert line in (only_run(tmp_path) / "log.txt").read_text()
+    model, _, _, _ = load_run_model(only_run(tmp_path))
+    assert model.pretrained_cfg["mean"] == (0.1, 0.2, 0.3) and model.pretrained_cfg["crop_pct"] == 0.5
+
+
+def test_weights_list() -> None:
+    facts = json.loads(done("weights", "list", "swin_t*", "--license", "mit", "--json").stdout)
+    assert facts[0]["name"] == "swin_tiny.in1k" and all(fact["weights_license"] == "MIT" for fact in facts)
+    assert facts[0]["path"] is None and facts[0]["sources"][0]["status"] == "unverified"
+    shown = done("weights", "list", "*").stdout
+    assert "swin_tiny.in22k" in shown and "github.com" in shown and "by hand" in shown and "not stated" in shown
+    assert va("weights", "list", "nothing*").exit_code == 4
+
+
+def test_weights_download_and_verify(stored: str, tmp_path: Path) -> None:
+    (answer,) = json.loads(done("weights", "download", stored, "--json").stdout)["files"]
+    path = Path(answer["path"])
+    assert answer["name"] == stored and path.is_file() and answer["sha256"] == sha256_of(path) and answer["checked"] == "as on first use"
+    assert str(path) in done("weights", "download", stored).stdout and "MiB" in done("weights", "list", "*.made").stdout
+    assert json.loads(done("weights", "verify", "--json").stdout)["files"][0]["result"] == "as on first use"
+    assert stored in done("weights", "verify", stored).stdout
+    result = va("weights", "verify", "eca_resnet18", stored, "--json")
+    assert result.exit_code == 4
+    assert [item["result"] for item in json.loads(result.stdout)["files"]] == ["missing", "as on first use"]
+    path.write_bytes(path.read_bytes()[:-1])
+    result = va("weights", "verify")
+    assert result.exit_code == 4 and "VA-W002" in result.stdout and "mismatch" in result.stdout and not path.exists()
+    assert "0 files" in done("weights", "verify").stdout
+    assert "weights import FILE" in refused(tmp_path, "VA-W001", 4, "weights", "download", "eca_resnet18")
+    refused(tmp_path, "VA-M001", 2, "weights", "download", stored, "swin_tinny")
+    refused(tmp_path, "VA-W007", 4, "weights", "verify", "eca_resnet18.in2k")
 
 
 # ---------------------------------------------------------------- bad input: runs and resumption
@@ -771,6 +837,9 @@ def test_models_list() -> None:
     shown = done("models", "list", "swin_t*").stdout
     assert "28.3M" in shown and f"{len(names)} models" in shown
     assert va("models", "list", "nothing*").exit_code == 2
+    facts = json.loads(done("models", "list", "eca_m*", "--pretrained", "--json").stdout)
+    assert [fact["name"] for fact in facts] == ["eca_mobilenetv2"] and facts[0]["weights"] == ["eca_mobilenetv2.in1k"]
+    assert va("models", "list", "eca_m*", "--license", "mit").exit_code == 2
 
 
 def test_models_info(tmp_path: Path) -> None:

@@ -44,7 +44,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    wanted = [*ROOT.glob("visionattn/**/*.py"), *ROOT.glob("visionattn/configs/**/*.yaml"), ROOT / "visionattn" / "py.typed"]
+    wanted = [
+        *ROOT.glob("visionattn/**/*.py"),
+        *ROOT.glob("visionattn/**/*.yaml"),
+        *ROOT.glob("visionattn/**/*.json"),
+        ROOT / "visionattn" / "py.typed",
+    ]
     missing = {path.relative_to(ROOT).as_posix() for path in wanted} - names
     assert len([name for name in names if name.endswith(".yaml")]) >= 4 and not missing
 

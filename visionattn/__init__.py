@@ -15,7 +15,7 @@ _EXPORTS = {
     "model_info": "visionattn.models.factory",
     "load_checkpoint": "visionattn.models.weights",
     "LoadReport": "visionattn.models.weights",
-    "list_models": "visionattn.backbones",
+    "list_models": "visionattn.models.records",
     "register_backbone": "visionattn.backbones",
     "load_config": "visionattn.config",
     "resolve_data_config": "timm.data",

@@ -58,9 +58,11 @@ app = typer.Typer(
     epilog="Begin with: visionattn train --config quickstart",
 )
 models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info.")
+weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoint files: list, download, verify.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
 config_app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of every key: list, show, schema.")
 app.add_typer(models_app, name="models")
+app.add_typer(weights_app, name="weights")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
@@ -170,22 +172,33 @@ def predict(
 
 
 @models_app.command("list", epilog='Example: visionattn models list "swin*"')
-def models_list(pattern: Annotated[str, typer.Argument(help="Glob.")] = "*", as_json: Json = False) -> None:
+def models_list(
+    pattern: Annotated[str, typer.Argument(help="Glob.")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models with published weights.")] = False,
+    license: Annotated[str | None, typer.Option(help="Only models with weights under this licence, for example mit.")] = None,
+    as_json: Json = False,
+) -> None:
     """Names, parameters and cost of all models."""
-    from visionattn.backbones import list_models
     from visionattn.models import model_info
+    from visionattn.models.records import list_models, records_of
 
-    names = list_models(pattern)
+    names = list_models(pattern, pretrained=pretrained, license=license)
     if not names:
         raise UserError("VA-M001", f'no model matches "{pattern}"', fix="visionattn models list")
-    facts = [model_info(name) for name in names]
+    facts = [model_info(name) for name in dict.fromkeys(name.partition(".")[0] for name in names)]
     if as_json:
         _print_json(facts)
         return
-    rows = [[fact["name"], f"{fact['params'] / 1e6:.1f}M", f"{fact['gmacs']:.1f}", fact["cfg"]["input_size"][1]] for fact in facts]
+    rows = []
+    for fact in facts:
+        published = records_of(fact["name"])
+        top1 = published[0].top1 if published else None
+        tags = ", ".join(record.tag for record in published) or "-"
+        row = [fact["name"], f"{fact['params'] / 1e6:.1f}M", f"{fact['gmacs']:.1f}", fact["cfg"]["input_size"][1]]
+        rows.append([*row, "-" if top1 is None else top1, tags])
     console = _console()
-    console.table(["name", "params", "GMACs", "px"], rows)
-    console.line(f"{len(names)} models. `visionattn models info {names[0]}` for details.")
+    console.table(["name", "params", "GMACs", "px", "top-1 (publisher)", "weights"], rows)
+    console.line(f"{len(facts)} models. `visionattn models info {facts[0]['name']}` for details.")
 
 
 @models_app.command("info", epilog="Example: visionattn models info swin_tiny")
@@ -201,6 +214,94 @@ def models_info(name: str, as_json: Json = False) -> None:
     for key, value in facts.items():
         text = "\n".join(f"{inner} = {item}" for inner, item in value.items()) if isinstance(value, dict) else str(value)
         console.say(key, text)
+
+
+@weights_app.command("list", epilog='Example: visionattn weights list "swin*"')
+def weights_list(
+    pattern: Annotated[str, typer.Argument(help="Glob on model.tag.")] = "*",
+    license: Annotated[str | None, typer.Option(help="Only weights under this licence, for example mit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Published weights: what they reach, where they come from, under which licence, and whether they are here."""
+    from visionattn.models.download import cached_path
+    from visionattn.models.records import find_record, list_models
+
+    found = [find_record(name) for name in list_models(pattern, pretrained=True, license=license)]
+    if not found:
+        raise UserError("VA-W007", f'no weights match "{pattern}"', fix="visionattn weights list")
+    paths = [cached_path(record) for record in found]
+    if as_json:
+        shown = zip(found, paths, strict=True)
+        _print_json([{"name": item.name, **item.model_dump(mode="json"), "path": path and str(path)} for item, path in shown])
+        return
+    rows = [
+        [
+            item.name,
+            item.input_size[1],
+            item.top1 if item.top1 is not None else "-",
+            item.weights_license or "not stated",
+            next((source.host for source in item.sources if source.fetchable), "by hand"),
+            f"{path.stat().st_size / 2**20:,.0f} MiB" if path else "-",
+        ]
+        for item, path in zip(found, paths, strict=True)
+    ]
+    console = _console()
+    console.table(["name", "px", "top-1 (publisher)", "weights licence", "from", "local"], rows)
+    console.line(f"{len(found)} files. `visionattn weights download {found[0].name}` fetches one; by hand: it tells how.")
+
+
+@weights_app.command("download", epilog="Example: visionattn weights download swin_tiny swin_base.in22k")
+def weights_download(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="model (its default weights) or model.tag.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch published weights into the cache; what is there already is checked."""
+    from visionattn.models.download import fetch
+    from visionattn.models.records import find_record
+
+    console = _console(as_json)
+    wanted = [find_record(name) for name in names]  # a wrong name is said before anything is fetched
+    done = []
+    for record in wanted:
+        file = fetch(record)
+        console.say(record.name, f"{file.path}\nsha256 {file.sha256} ({file.checked})")
+        done.append({"name": record.name, "path": str(file.path), "sha256": file.sha256, "checked": file.checked})
+    if as_json:
+        _print_json({"files": done})
+
+
+@weights_app.command("verify", epilog="Example: visionattn weights verify")
+def weights_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="model or model.tag; default: all in the cache.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash files in the cache and compare with what was published, or with the hash seen on first use."""
+    from visionattn.models.download import cached_path, check_cached
+    from visionattn.models.records import find_record, records
+
+    console = _console(as_json)
+    wanted = [find_record(name) for name in names] if names else [record for record in records() if cached_path(record)]
+    done: list[dict[str, str | None]] = []
+    for record in wanted:
+        path = cached_path(record)
+        if path is None:
+            done.append({"name": record.name, "path": None, "sha256": None, "result": "missing"})
+            continue
+        try:
+            file = check_cached(record, path)
+            done.append({"name": record.name, "path": str(path), "sha256": file.sha256, "result": file.checked})
+        except UserError as error:  # the others are checked all the same
+            console.warn(error.block())
+            done.append({"name": record.name, "path": str(path), "sha256": None, "result": "mismatch"})
+    if as_json:
+        _print_json({"files": done})
+    else:
+        console.table(["name", "result", "sha256"], [[item["name"], item["result"], (item["sha256"] or "-")[:16]] for item in done])
+        console.line(f"{len(done)} files.")
+    if any(item["result"] in ("missing", "mismatch") for item in done):
+        raise typer.Exit(EXIT_CODES["W"])
 
 
 @data_app.command("check", epilog="Example: visionattn data check flowers")

@@ -47,7 +47,9 @@ def _setting(default: Any, description: str, **bounds: Any) -> Any:
 
 class ModelConfig(Section):
     name: str = _setting("eca_resnet18", "Backbone, see `visionattn models list`.")
-    weights: str = _setting("none", "Checkpoint to start from: a path, or none to train from scratch.")
+    weights: str = _setting(
+        "none", "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, or none."
+    )
     in_chans: int = _setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
     img_size: int | tuple[int, int] = _setting(224, "Input size in pixels: one number, or [height, width].")
     drop_rate: float = _setting(0.0, "Dropout before the classifier.", ge=0, lt=1)

@@ -1,15 +1,24 @@
-"""Writes that are whole or not there: temporary name, fsync, rename."""
+"""Writes that are whole or not there: temporary name, fsync, rename; locks and hashes."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import shutil
+import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from visionattn.errors import UserError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 TEMPORARY = ".tmp-"
 
@@ -81,23 +90,57 @@ def sweep_temporary(folder: Path) -> list[Path]:
     return found
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Stop before a write that the disk cannot hold.
+@contextmanager
+def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Hold a lock on a file against other processes and threads; the system takes it back when its holder ends, killed or not.
+
+    `waiting` is called once if somebody else holds it. A file system without locks gives none.
+    """
+    with path.open("a") as file:
+        told = False
+        while True:
+            try:
+                if sys.platform == "win32":
+                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+                    break
+            if not told:
+                waiting()
+                told = True
+            time.sleep(0.1)
+        yield
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int, *, what: str = "the checkpoint", fix: str = "") -> None:
+    """Stop before a write that the disk cannot hold; `what` and `fix` as in `disk_full`.
 
     Raises:
         UserError: VA-R004.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise disk_full(folder, f"{free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed")
+        raise disk_full(folder, f"{free / 2**20:,.0f} MiB free, {needed / 2**20:,.0f} MiB needed", what=what, fix=fix)
 
 
-def disk_full(folder: Path, why: str) -> UserError:
-    """VA-R004; what was written before stays whole."""
+def disk_full(folder: Path, why: str, *, what: str = "the checkpoint", fix: str = "") -> UserError:
+    """VA-R004: `what` was not written; what was written before stays whole."""
     return UserError(
         "VA-R004",
-        "the disk is full: the checkpoint was not written",
+        f"the disk is full: {what} was not written",
         where=str(folder),
         why=why,
-        fix="free space, then visionattn train --resume RUN",
+        fix=fix or "free space, then visionattn train --resume RUN",
     )

@@ -173,4 +173,4 @@ def test_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "swin_tiny.pth").touch()
     with pytest.raises(UserError) as caught:
         va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "swin_tny.pth")
-    assert caught.value.code == "VA-W002" and "swin_tiny.pth" in caught.value.fix
+    assert caught.value.code == "VA-W006" and "swin_tiny.pth" in caught.value.fix

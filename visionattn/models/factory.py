@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -16,17 +17,18 @@ import torch
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, check_arguments, get_variant
-from visionattn.errors import UserError
 from visionattn.models.classifier import Classifier, as_pair
+from visionattn.models.download import CachedFile, fetch
+from visionattn.models.records import Record, find_record, records_of, split_name
 from visionattn.models.weights import load_checkpoint
 
 
 def create_model(
     name: str,
-    pretrained: bool = False,
+    pretrained: bool | str = False,
     *,
     checkpoint_path: str | Path | None = None,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     in_chans: int = 3,
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
@@ -40,11 +42,14 @@ def create_model(
     """A model by name.
 
     Args:
-        name: see `list_models()`.
-        pretrained: load published weights (none can be downloaded yet: use `checkpoint_path`).
-        checkpoint_path: a file of the authors, of timm or of ours. A classifier of another size and
-            another number of input channels are adapted and reported (`load_checkpoint`).
-        num_classes: outputs of the classifier; 0 for pooled features.
+        name: see `list_models()`; with a tag (`swin_tiny.in22k`) the preprocessing and the classes are
+            those of these weights.
+        pretrained: load published weights, downloaded on first use: those of the name's tag, or of the
+            tag given here, or the model's default (`list_models(pretrained=True)`). A classifier of
+            another size and another number of input channels are adapted and logged (`load_checkpoint`).
+        checkpoint_path: a file of the authors, of timm or of ours, loaded in the same way instead.
+        num_classes: outputs of the classifier, 0 for pooled features; None for those of the weights
+            that name or `pretrained` ask for, else 1000.
         in_chans: input channels.
         img_size: size the transforms are built for; the network takes any size from 32 up. Families whose
             position tables depend on it (`img_size` of the class) are built for it.
@@ -58,43 +63,43 @@ def create_model(
         **args: arguments of the family's class.
 
     Raises:
-        UserError: VA-M001 unknown name, VA-M002 unknown argument, VA-W001 to VA-W005 weights.
+        UserError: VA-M001 unknown name, VA-M002 unknown argument, VA-W001 to VA-W007 weights.
         ValueError: a map beyond the output stride; another pooling; `out_indices` without `features_only`.
     """
-    variant = get_variant(name)
+    model_name, tag = split_name(name)
+    variant = get_variant(model_name)
+    download = bool(pretrained) and checkpoint_path is None
+    asked = find_record(name, pretrained if isinstance(pretrained, str) else None) if tag or download else None
+    if num_classes is None:
+        num_classes = (asked.num_classes if asked else None) or 1000
     if out_indices is not None and not features_only:
         raise ValueError("out_indices needs features_only=True; on a classifier use forward_intermediates(indices=...)")
-    if pretrained and checkpoint_path is None:
-        raise UserError(
-            "VA-W001",
-            f"{name}: published weights cannot be downloaded yet",
-            fix='download the authors\' file and pass checkpoint_path="FILE" (config: model.weights=FILE)',
-        )
     if drop_path_rate:
         args["drop_path_rate"] = drop_path_rate
     if img_size is not None and "img_size" in inspect.signature(variant.cls.__init__).parameters:
         args["img_size"] = img_size
     check_arguments(variant, args)
+    file = fetch(asked) if asked and download else None
     backbone = variant.cls(in_chans=in_chans, **{**variant.args, **args})
-    model: Classifier | Backbone
-    if features_only:
-        backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
-        model = backbone
-    else:
-        cfg = _pretrained_cfg(variant, backbone, num_classes, img_size)
+    model: Classifier | Backbone = backbone
+    if not features_only:
+        record = asked or next(iter(records_of(variant.name)), None)
+        cfg = _pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
         model = Classifier(backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, pretrained_cfg=cfg)
+    if source := checkpoint_path or (file and file.path):
+        logging.getLogger(__name__).info("%s: %s", source, load_checkpoint(model, source).reason)
+    if features_only:  # after loading: the file has all stages
+        backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
     if backbone.strides[-1] > output_stride:
         raise ValueError(
             f"output_stride: the last map of {name} has stride {backbone.strides[-1]}, not {output_stride}; "
             "features_only=True with fewer out_indices ends before it"
         )
-    if checkpoint_path is not None:
-        load_checkpoint(model, checkpoint_path)
     return model
 
 
 def model_info(name: str) -> dict[str, Any]:
-    """Facts of a registered model: family, parameters, GMACs at its published size, channels, strides, preprocessing.
+    """Facts of a registered model: family, parameters, GMACs at its published size, channels, strides, preprocessing, weights.
 
     Raises:
         UserError: VA-M001 unknown name.
@@ -110,6 +115,7 @@ def model_info(name: str) -> dict[str, Any]:
         "strides": list(backbone.strides),
         "args": dict(variant.args),
         "cfg": dict(variant.cfg),
+        "weights": [record.name for record in records_of(name)],
         "about": inspect.getdoc(sys.modules[variant.cls.__module__]) or "",
     }
 
@@ -132,21 +138,36 @@ def shipped_counts() -> dict[str, dict[str, Any]]:
     return json.loads((files("visionattn.models") / "records" / "counts.json").read_text(encoding="utf-8"))
 
 
-def _pretrained_cfg(variant: Variant, backbone: Backbone, num_classes: int, img_size: int | tuple[int, int] | None) -> dict[str, Any]:
-    size = variant.cfg["input_size"][1:] if img_size is None else as_pair(img_size)
-    means, stds = (_channels(variant.cfg[key], backbone.in_chans) for key in ("mean", "std"))
+def _pretrained_cfg(
+    variant: Variant,
+    backbone: Backbone,
+    record: Record | None,
+    file: CachedFile | None,
+    num_classes: int,
+    img_size: int | tuple[int, int] | None,
+) -> dict[str, Any]:
+    cfg = {**variant.cfg, "num_classes": num_classes, **(_published_cfg(record, file) if record else {})}
+    size = cfg["input_size"][1:] if img_size is None else as_pair(img_size)
+    means, stds = (_channels(cfg[key], backbone.in_chans) for key in ("mean", "std"))
     return {
-        **variant.cfg,
+        **cfg,
         "architecture": variant.name,
         "input_size": (backbone.in_chans, *size),
         "pool_size": tuple(math.ceil(side / backbone.strides[-1]) for side in size),
         "min_input_size": (backbone.in_chans, 32, 32),
-        "num_classes": num_classes,
         "mean": means,
         "std": stds,
         "first_conv": f"backbone.{backbone.first_conv}",
         "classifier": "head.fc",
     }
+
+
+def _published_cfg(record: Record, file: CachedFile | None) -> dict[str, Any]:
+    """A record in timm's keys; `sha256` is that of the file that was loaded, or the published one."""
+    source = record.sources[0]
+    facts = record.model_dump(include={"tag", "input_size", "mean", "std", "interpolation", "crop_pct", "code_license"})
+    cfg = {**facts, "url": source.url, "sha256": file.sha256 if file else source.sha256, "license": record.weights_license}
+    return cfg if record.num_classes is None else {**cfg, "num_classes": record.num_classes}
 
 
 def _channels(values: Sequence[float], in_chans: int) -> tuple[float, ...]:

@@ -64,8 +64,8 @@ def load_checkpoint(
         allow: differences that are adapted instead of refused.
 
     Raises:
-        UserError: VA-W002 no such file, VA-W003 another model's weights, VA-W004 a pickle that would
-            run code, VA-W005 not readable.
+        UserError: VA-W003 another model's weights, VA-W004 a pickle that would run code,
+            VA-W005 not readable, VA-W006 no such file.
     """
     given = _tensors(source if isinstance(source, Mapping) else read_file(Path(source)))
     classifier = model if isinstance(model, Classifier) else None
@@ -103,11 +103,11 @@ def read_file(path: Path) -> Mapping[str, Any]:
     """The content of a checkpoint file; a pickle is restricted to tensors and a few plain objects.
 
     Raises:
-        UserError: VA-W002, VA-W004, VA-W005.
+        UserError: VA-W004, VA-W005, VA-W006.
     """
     if not path.is_file():
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError("VA-W002", f'checkpoint "{path}" not found', fix=did_you_mean(path.name, siblings))
+        raise UserError("VA-W006", f'checkpoint "{path}" not found', fix=did_you_mean(path.name, siblings))
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

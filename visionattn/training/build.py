@@ -13,6 +13,7 @@ from visionattn.config import Config
 from visionattn.data.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
+from visionattn.models.records import Record, records_of
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -44,9 +45,10 @@ def fast_bf16(cpu: bool) -> bool:
 def build_model(config: Config, classes: list[str]) -> Classifier:
     """The classifier of a config for these classes, with initial weights."""
     settings = config.model
+    record = published_weights(config)
     try:
         model = create_model(
-            settings.name,
+            settings.name if record is None else record.name,
             num_classes=len(classes),
             in_chans=settings.in_chans,
             img_size=settings.size,
@@ -61,6 +63,14 @@ def build_model(config: Config, classes: list[str]) -> Classifier:
         raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
     assert isinstance(model, Classifier)
     return model
+
+
+def published_weights(config: Config) -> Record | None:
+    """The record that model.weights names: by its tag, or `pretrained` for the model's default; None for all else."""
+    tags = {record.tag: record for record in records_of(config.model.name)}
+    if config.model.weights == "pretrained":
+        return next(iter(tags.values()), None)
+    return tags.get(config.model.weights)
 
 
 def import_plugins(config: Config) -> None:

@@ -8,7 +8,6 @@ that evaluation needs: config and class names.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from visionattn.errors import UserError
-from visionattn.files import atomic_folder, disk_full, require_space, sweep_temporary
+from visionattn.files import atomic_folder, disk_full, require_space, sha256_of, sweep_temporary
 
 State = dict[str, torch.Tensor]
 
@@ -40,7 +39,7 @@ def save_checkpoint(folder: Path, *, model: State, ema: State | None, state: dic
             if ema is not None:
                 save_file({name: tensor.detach().cpu().contiguous() for name, tensor in ema.items()}, temporary / "ema.safetensors")
             torch.save(state, temporary / "state.pt")
-            hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+            hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
             (temporary / "meta.json").write_text(json.dumps({**meta, "sha256": hashes}, indent=1), encoding="utf-8")
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -83,12 +82,12 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """The `meta.json` of a checkpoint folder.
 
     Raises:
-        UserError: VA-W002 no checkpoint there, VA-W005 not readable.
+        UserError: VA-W005 not readable, VA-W006 no checkpoint there.
     """
     path = checkpoint / "meta.json"
     if not path.is_file():
         raise UserError(
-            "VA-W002", f'"{checkpoint}" is no checkpoint: it has no meta.json', fix="give a run folder or one of its checkpoints"
+            "VA-W006", f'"{checkpoint}" is no checkpoint: it has no meta.json', fix="give a run folder or one of its checkpoints"
         )
     try:
         meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -101,13 +100,13 @@ def read_weights(checkpoint: Path, name: str | None = None) -> State:
     """The weights to evaluate: the named file, or the moving average where there is one; its hash is verified.
 
     Raises:
-        UserError: VA-W002, VA-W005.
+        UserError: VA-W005, VA-W006.
     """
     hashes = read_meta(checkpoint)["sha256"]
     name = name or ("ema.safetensors" if "ema.safetensors" in hashes else "model.safetensors")
     if name not in hashes:
         raise UserError(
-            "VA-W002", f'"{name}" is no weights file of the checkpoint', where=str(checkpoint), fix=f"one of {', '.join(hashes)}"
+            "VA-W006", f'"{name}" is no weights file of the checkpoint', where=str(checkpoint), fix=f"one of {', '.join(hashes)}"
         )
     _verify(checkpoint / name, hashes[name])
     return load_file(checkpoint / name)
@@ -117,7 +116,7 @@ def read_checkpoint(checkpoint: Path) -> tuple[State, State | None, dict[str, An
     """Model, moving average and training state; hashes are verified.
 
     Raises:
-        UserError: VA-W002, VA-W005.
+        UserError: VA-W005, VA-W006.
     """
     hashes = read_meta(checkpoint)["sha256"]
     for name, digest in hashes.items():
@@ -130,15 +129,15 @@ def read_checkpoint(checkpoint: Path) -> tuple[State, State | None, dict[str, An
 def _whole(checkpoint: Path) -> bool:
     try:
         hashes = read_meta(checkpoint)["sha256"]
-        return all((checkpoint / name).is_file() and _sha256(checkpoint / name) == digest for name, digest in hashes.items())
+        return all((checkpoint / name).is_file() and sha256_of(checkpoint / name) == digest for name, digest in hashes.items())
     except UserError:
         return False
 
 
 def _verify(path: Path, digest: str) -> None:
     if not path.is_file():
-        raise UserError("VA-W002", f'"{path}" is missing from the checkpoint')
-    found = _sha256(path)
+        raise UserError("VA-W006", f'"{path}" is missing from the checkpoint')
+    found = sha256_of(path)
     if found != digest:
         raise UserError(
             "VA-W005",
@@ -146,15 +145,3 @@ def _verify(path: Path, digest: str) -> None:
             where=str(path),
             why=f"sha256 {found[:16]}, expected {digest[:16]}",
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_chunks(file)
-
-
-def _sha256_chunks(file: Any) -> str:  # Python 3.10
-    digest = hashlib.sha256()
-    while chunk := file.read(2**20):
-        digest.update(chunk)
-    return digest.hexdigest()

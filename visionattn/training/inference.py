@@ -56,7 +56,7 @@ def evaluate(
         console: where progress is printed.
 
     Raises:
-        UserError: VA-R003, VA-W002, VA-W005 for the source; VA-D001, VA-D002, VA-M003 for the data.
+        UserError: VA-R003, VA-W005, VA-W006 for the source; VA-D001, VA-D002, VA-M003 for the data.
     """
     console = console or Console()
     model, config, classes, run = load_run_model(source)
@@ -183,7 +183,7 @@ def load_run_model(source: str | Path) -> tuple[Classifier, Config, list[str], R
     """Model in evaluation mode, config, class names, and the run folder if the source lies in one.
 
     Raises:
-        UserError: VA-R003 no run or checkpoint there, VA-W002, VA-W005.
+        UserError: VA-R003 no run or checkpoint there, VA-W005, VA-W006.
     """
     path = Path(source)
     name = None
@@ -196,7 +196,7 @@ def load_run_model(source: str | Path) -> tuple[Classifier, Config, list[str], R
         best = run.checkpoints / "best"
         found = best if best.is_dir() else latest_checkpoint(run.checkpoints)
         if found is None:
-            raise UserError("VA-W002", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {path}")
+            raise UserError("VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {path}")
         checkpoint = found
     meta = read_meta(checkpoint)
     config = config_from_dict(meta["config"])

@@ -23,6 +23,8 @@ from visionattn.data.sets import ClassificationDataset, Data, manifest, manifest
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write, cache_folder
 from visionattn.models import Classifier, load_checkpoint
+from visionattn.models.download import fetch
+from visionattn.models.records import find_record
 from visionattn.tasks import Classification
 from visionattn.training.build import (
     build_eval_transform,
@@ -30,6 +32,7 @@ from visionattn.training.build import (
     build_train_transform,
     import_plugins,
     make_accelerator,
+    published_weights,
     worker_count,
 )
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
@@ -246,10 +249,17 @@ def _initial_weights(model: Classifier, config: Config, console: Console) -> str
     if source == "none":
         return "none: training from scratch"
     path = Path(source).expanduser()
-    if path.is_dir():
+    record = published_weights(config)
+    if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
+        record = find_record(config.model.name, None if source == "pretrained" else source)  # says what there is
+    if record is not None:
+        file = fetch(record, say=None if console.rich.quiet else lambda text: console.say("", text))
+        source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
+        report = load_checkpoint(model, file.path)
+    elif path.is_dir():
         checkpoint = path if (path / "meta.json").is_file() else latest_checkpoint(RunFolder.open(path).checkpoints)
         if checkpoint is None:
-            raise UserError("VA-W002", "the run has no checkpoint yet", where=str(path))
+            raise UserError("VA-W006", "the run has no checkpoint yet", where=str(path))
         report = load_checkpoint(model, read_weights(checkpoint))
     else:
         report = load_checkpoint(model, path)
