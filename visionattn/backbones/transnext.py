@@ -245,14 +245,36 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
 
+class Positions(nn.Module):
+    """The geometry of a stage's maps. A module without parameters, so that torch.fx can see it as a whole."""
+
+    def __init__(self, sr_ratio: int, trained: tuple[int, int], built: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.sr_ratio, self.trained, self.built = sr_ratio, trained, built
+
+    def forward(self, x: torch.Tensor) -> Geometry:  # B H W C
+        size = (x.shape[1], x.shape[2])
+        pool = shrunk(size, self.sr_ratio)
+        built = self.built or size
+        coords, pairs = relative_positions(built, shrunk(built, self.sr_ratio), self.trained, x.device)
+        return Geometry(pool, log_key_count(size, pool, self.sr_ratio > 1, x.device), coords, pairs)
+
+
 class Stage(nn.Module):
     """Patch embedding, blocks and a norm."""
 
     def __init__(
-        self, downsample: PatchEmbed, dim: int, num_heads: int, sr_ratio: int, mlp_ratio: float, drop_path: Sequence[float]
+        self,
+        downsample: PatchEmbed,
+        positions: Positions,
+        dim: int,
+        num_heads: int,
+        sr_ratio: int,
+        mlp_ratio: float,
+        drop_path: Sequence[float],
     ) -> None:
         super().__init__()
-        self.sr_ratio = sr_ratio
+        self.positions = positions
         self.downsample = downsample
         self.blocks = nn.ModuleList(Block(dim, num_heads, sr_ratio, mlp_ratio, rate) for rate in drop_path)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -312,23 +334,17 @@ class TransNeXt(Backbone):
         self.stages = nn.ModuleList()
         for index, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             embed = PatchEmbed(dims[index - 1], dims[index], 3, 2) if index else PatchEmbed(in_chans, embed_dim, 7, 4)
-            self.stages.append(Stage(embed, dims[index], num_heads[index], sr_ratios[index], mlp_ratios[index], rates))
+            stride = self.stage_strides[index]
+            built = None if position_mode == "extrapolation" else shrunk(self.img_size, stride)
+            positions = Positions(sr_ratios[index], shrunk(self.pretrain_size, stride), built)
+            self.stages.append(Stage(embed, positions, dims[index], num_heads[index], sr_ratios[index], mlp_ratios[index], rates))
         self.init_weights()
-
-    def geometry(self, index: int, x: torch.Tensor) -> Geometry:
-        """Tables of stage `index` for its map `[B, H, W, C]`."""
-        stride, sr_ratio = self.stage_strides[index], self.stages[index].sr_ratio
-        size = (x.shape[1], x.shape[2])
-        pool = shrunk(size, sr_ratio)
-        built = size if self.position_mode == "extrapolation" else shrunk(self.img_size, stride)
-        coords, pairs = relative_positions(built, shrunk(built, sr_ratio), shrunk(self.pretrain_size, stride), x.device)
-        return Geometry(pool, log_key_count(size, pool, sr_ratio > 1, x.device), coords, pairs)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         maps = []
         for index, stage in enumerate(self.stages):
             x = stage.downsample(x)  # B H W C
-            geometry = self.geometry(index, x)
+            geometry = stage.positions(x)
             for block in stage.blocks:
                 x = self.run_block(partial(block, geometry=geometry), x)
             x = stage.norm(x).permute(0, 3, 1, 2)  # B C H W
