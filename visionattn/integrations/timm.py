@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module, resolve_pretrained_cfg
 from torch import nn
 
 from visionattn.backbones import Backbone, list_models
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.classifier import as_pair
+from visionattn.models.records import Record, records_of
 from visionattn.models.weights import SAFE_OBJECTS
 
 PREFIX = "va_"  # timm has models named davit_tiny and the like, and would let itself be overwritten
@@ -45,7 +46,19 @@ def register() -> list[str]:
 
 def pretrained_cfgs(variant: Variant) -> dict[str, dict[str, Any]]:
     """Tag -> configuration in timm's keys; the tag is empty where no weights are known."""
-    return {"": dict(variant.cfg)}
+    facts = {"input_size", "mean", "std", "interpolation", "crop_pct"}
+    cfgs = {}
+    for record in records_of(variant.name):
+        cfg = {**variant.cfg, **record.model_dump(include=facts), "url": record.sources[0].url, "license": record.weights_license}
+        cfgs[record.tag] = cfg if record.num_classes is None else {**cfg, "num_classes": record.num_classes}
+    return cfgs or {"": dict(variant.cfg)}
+
+
+def _record(variant: Variant, cfg: Any) -> Record | None:
+    """The record that a configuration was made from, unless the caller names other weights."""
+    if cfg.file or cfg.state_dict or cfg.hf_hub_id:
+        return None
+    return next((record for record in records_of(variant.name) if (record.tag, record.sources[0].url) == (cfg.tag, cfg.url)), None)
 
 
 def _untraceable(cls: type[Backbone]) -> list[type[nn.Module]]:
@@ -80,10 +93,12 @@ def _build(
     if "feature_cls" not in args:
         ours = {key: args.pop(key) for key in ("features_only", "out_indices") if key in args}
     facts: dict[str, Any] = {}
+    record = _record(variant, resolve_pretrained_cfg(name, args.get("pretrained_cfg"), overlay))
+    fetched = pretrained and record is not None  # by our downloader, which checks what it gets
 
     def build(**arguments: Any) -> nn.Module:
         with torch.device(device) if device is not None else nullcontext():
-            model = create_model(variant.name, img_size=img_size, **ours, **arguments)
+            model = create_model(record.name if record else variant.name, fetched, img_size=img_size, **ours, **arguments)
         if isinstance(model, Classifier):
             facts.update({key: model.pretrained_cfg[key] for key in ("pool_size", "first_conv", "classifier")})
         return model.to(dtype=dtype)
@@ -96,7 +111,7 @@ def _build(
         model = build_model_with_cfg(
             build,
             name,
-            pretrained,
+            pretrained and not fetched,
             pretrained_cfg_overlay=overlay,
             pretrained_filter_fn=load,
             feature_cfg={"out_indices": None},
