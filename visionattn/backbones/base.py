@@ -121,7 +121,7 @@ class Backbone(nn.Module):
 
     @staticmethod
     def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Arguments that the shapes of a file (under this backbone's keys) decide, beyond what tells the variants apart."""
+        """Arguments of the class that a file tells, under whatever keys; a window, for example, which is in no parameter's width."""
         return {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:

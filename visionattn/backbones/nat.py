@@ -193,6 +193,11 @@ class NAT(Backbone):
         ]
         return rename_keys(state, rules)
 
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        sides = [value.shape[-1] for key, value in state.items() if key.endswith(".rpb")]
+        return {"kernel_size": (sides[0] + 1) // 2} if sides else {}
+
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Bias tables of another kernel size are resized bicubically, as the authors made their 11x11 model from the 7x7 one."""
         notes: dict[str, int] = {}

@@ -20,6 +20,7 @@ What differs from upstream, and why:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -211,6 +212,20 @@ class SwinV2(Backbone):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
         return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Windows, from the tables of coordinates that the authors' files keep: their size, and what their values are scaled by."""
+        found = {re.search(r"layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table$", key): table for key, table in state.items()}
+        tables = [table for match, table in sorted((int(match[1]), table) for match, table in found.items() if match)]
+        if not tables:
+            return {}
+        windows = [(table.shape[1] + 1) // 2 for table in tables]
+        told: dict[str, Any] = {"window_size": windows[0]}
+        if not any(table.is_meta for table in tables) and all(table.any() for table in tables):
+            largest = [2 ** (3 * float(table.max())) - 1 for table in tables]  # 8 (window - 1) / (pretrained window - 1)
+            told["pretrained_window_sizes"] = tuple(round(8 * (w - 1) / ratio) + 1 for w, ratio in zip(windows, largest, strict=True))
+        return told
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,21 +43,23 @@ def recognise(given: State) -> Recognised | None:
     for name in list_models():
         families.setdefault(get_variant(name).cls, []).append(get_variant(name))
     for cls, variants in families.items():
-        example = _shallow(variants[0])
+        example = _shallow(variants[0].name)
         state = to_our_keys(given, example)
         own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
         first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
         if first is None or first.dim() != 4 or not _alike(own, example):
             continue
-        told = {**cls.told_by(own), "in_chans": first.shape[1]}
+        told = {**cls.told_by(given), "in_chans": first.shape[1]}
         if any(key.startswith("out_norms.") for key in own):
             told["out_norm"] = True
+        defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
         for variant in _as_deep(own, variants):
             backbone = _on_meta(cls, {**variant.args, **told})
             fitting = dict(own)
             backbone.adapt(fitting)
             fit = _share(fitting, backbone.state_dict())
-            beyond = {key: value for key, value in told.items() if key != "in_chans" and variant.args.get(key) != value}
+            usual = {**defaults, **variant.args, "in_chans": told["in_chans"]}
+            beyond = {key: value for key, value in told.items() if usual[key] != value}
             classes = head.shape[0] if head is not None else 0
             found.append((fit, -len(beyond), Recognised((variant.name,), beyond, classes, first.shape[1], fit)))
     best = max(((fit, plain) for fit, plain, _ in found), default=(0.0, 0))
@@ -81,12 +85,16 @@ def _pattern(key: str) -> str:
 
 
 def _on_meta(cls: type[Backbone], args: Any) -> Backbone:
+    """A network of shapes. Drawing values, even on the meta device, is most of what building one takes; it is left out."""
+    bare = type(cls.__name__, (cls,), {"init_weights": lambda self: None})
     with torch.device("meta"):
-        return cls(**args)
+        return bare(**args)
 
 
-def _shallow(variant: Variant) -> Backbone:
-    """A network with the key patterns of a family; the whole models of all families take half a minute to build."""
+@cache
+def _shallow(name: str) -> Backbone:
+    """A network with the key patterns of a model's family, with few blocks."""
+    variant = get_variant(name)
     depths = variant.args.get("depths")
     return _on_meta(variant.cls, {**variant.args, **({"depths": [min(2, depth) for depth in depths]} if depths else {})})
 

@@ -67,7 +67,7 @@ def load_checkpoint(
         UserError: VA-W003 another model's weights, VA-W004 a pickle that would run code,
             VA-W005 not readable, VA-W006 no such file.
     """
-    given = _tensors(source if isinstance(source, Mapping) else read_file(Path(source)))
+    given = tensors_of(source if isinstance(source, Mapping) else read_file(Path(source)))
     classifier = model if isinstance(model, Classifier) else None
     backbone = model.backbone if isinstance(model, Classifier) else model
     state = to_our_keys(given, backbone)
@@ -141,7 +141,7 @@ def _unreadable(path: Path, why: str) -> UserError:
     )
 
 
-def _tensors(content: Mapping[str, Any]) -> State:
+def tensors_of(content: Mapping[str, Any]) -> State:
     """The named tensors inside a container, without the prefix of DataParallel."""
     for key in CONTAINERS:
         if isinstance(content.get(key), Mapping):
