@@ -32,7 +32,7 @@ from visionattn.models import records
 from visionattn.models.download import store
 from visionattn.models.records import find_record
 from visionattn.training.checkpoint import read_checkpoint
-from visionattn.training.inference import load_run_model
+from visionattn.training.inference import load_model
 
 RUNNER = CliRunner()
 TINY = (
@@ -698,7 +698,7 @@ def test_training_starts_from_published_weights(stored: str, trained: Trained, t
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("weights"))
     assert f"{stored}  sha256 {digest[:8]} (as on first use)" in line and "tensors loaded" in line and "head" not in line
     assert line in (only_run(tmp_path) / "log.txt").read_text()
-    model, _, _, _ = load_run_model(only_run(tmp_path))
+    model = load_model(only_run(tmp_path)).model
     assert model.pretrained_cfg["mean"] == (0.1, 0.2, 0.3) and model.pretrained_cfg["crop_pct"] == 0.5
 
 

@@ -57,8 +57,8 @@ app = typer.Typer(
     help="Attention backbones for vision: train, evaluate, predict.",
     epilog="Begin with: visionattn train --config quickstart",
 )
-models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info.")
-weights_app = typer.Typer(no_args_is_help=True, help="Published checkpoint files: list, download, verify.")
+models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info, compare.")
+weights_app = typer.Typer(no_args_is_help=True, help="Checkpoint files: list, download, import, verify.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
 config_app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of every key: list, show, schema.")
 app.add_typer(models_app, name="models")
@@ -216,6 +216,62 @@ def models_info(name: str, as_json: Json = False) -> None:
         console.say(key, text)
 
 
+@models_app.command("compare", epilog="Example: visionattn models compare swin_tiny nat_tiny van_b2 --size 224 --batch 8")
+def models_compare(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models or globs.")],
+    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each model that count; they take turns.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Parameters, cost, published top-1, and the speed of inference on this machine, side by side."""
+    from visionattn.backbones import list_models
+    from visionattn.models.factory import model_info
+    from visionattn.models.records import records_of
+    from visionattn.models.speed import compare_speed
+
+    chosen = list(dict.fromkeys(found for name in names for found in list_models(name) or [name]))
+    facts = [model_info(name) for name in chosen]  # says what is no model before anything is measured
+    console = _console(as_json)
+    with console.progress("compare", (rounds + 1) * len(chosen)) as bar:
+        calls = iter(range(1, (rounds + 1) * len(chosen) + 1))
+        speeds = compare_speed(chosen, img_size=size, batch_size=batch, rounds=rounds, tick=lambda: bar.update(next(calls)))
+    top1 = [next((record.top1 for record in records_of(name)), None) for name in chosen]
+    if as_json:
+        shown = zip(facts, speeds, top1, strict=True)
+        _print_json(
+            [
+                {
+                    **{key: fact[key] for key in ("name", "params", "gmacs")},
+                    "top1_published": best,
+                    "size": size,
+                    "batch": batch,
+                    "ms": speed.median_ms,
+                    "ms_min": speed.min_ms,
+                    "ms_max": speed.max_ms,
+                    "images_per_second": speed.images_per_second,
+                }
+                for fact, speed, best in shown
+            ]
+        )
+        return
+    first = speeds[0].images_per_second
+    rows = [
+        [
+            fact["name"],
+            f"{fact['params'] / 1e6:.1f}M",
+            f"{fact['gmacs']:.1f}",
+            "-" if best is None else best,
+            f"{speed.median_ms:.0f} ({speed.min_ms:.0f}-{speed.max_ms:.0f})",
+            f"{speed.images_per_second:.1f}",
+            f"{speed.images_per_second / first:.2f}x",
+        ]
+        for fact, speed, best in zip(facts, speeds, top1, strict=True)
+    ]
+    console.table(["name", "params", "GMACs", "top-1 (publisher)", f"ms per {batch} images", "images/s", f"of {chosen[0]}"], rows)
+    console.line(f"inference, fp32, {size} px, median of {rounds} (smallest-largest); GMACs at the published size")
+
+
 @weights_app.command("list", epilog='Example: visionattn weights list "swin*"')
 def weights_list(
     pattern: Annotated[str, typer.Argument(help="Glob on model.tag.")] = "*",
@@ -268,6 +324,45 @@ def weights_download(
         done.append({"name": record.name, "path": str(file.path), "sha256": file.sha256, "checked": file.checked})
     if as_json:
         _print_json({"files": done})
+
+
+@weights_app.command("import", epilog="Example: visionattn weights import swin_tiny_patch4_window7_224.pth")
+def weights_import(
+    file: Annotated[str, typer.Argument(metavar="FILE", help=".pth or .safetensors, in the authors' layout or another known one.")],
+    model: Annotated[str | None, typer.Option(help="Only where several models have the same tensors and its name does not tell.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Name among the weights of the model; default: the published one, or the file's.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file with a class per line, where they are not ImageNet's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Keep a file that you have: what it is, is read from its content; train, eval and predict take it by name."""
+    from visionattn.models.importing import import_file
+
+    console = _console(as_json)
+    if classes is not None and not Path(classes).is_file():
+        raise UserError("VA-D001", f'--classes "{classes}" not found')
+    names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else []
+    done = import_file(file, model=model, tag=tag, class_names=[name.strip() for name in names if name.strip()], say=console.line)
+    record, found = done.record, done.recognised
+    facts = {
+        "name": record.name,
+        "model": record.model,
+        "tag": record.tag,
+        "published": bool(record.sources),
+        "num_classes": found.num_classes,
+        "in_chans": found.in_chans,
+        "args": found.args,
+        "path": str(done.file.path),
+        "sha256": done.file.sha256,
+        "report": done.report.reason,
+    }
+    if as_json:
+        _print_json(facts)
+        return
+    told = [f"{found.num_classes} classes", f"{found.in_chans} channels", *(f"{key} {value}" for key, value in found.args.items())]
+    console.say("recognised", f"{record.model}: {', '.join(told)}\n{done.report.reason}")
+    console.say("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
+    console.say("use", f"visionattn predict {record.name} --source FILE_OR_FOLDER")
+    console.say("", f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER")
 
 
 @weights_app.command("verify", epilog="Example: visionattn weights verify")

@@ -22,8 +22,9 @@ from visionattn.errors import ArgumentError, UserError
 NAMES = va.list_models()
 
 
-# The widest at a tenth of their width: two blocks of each stage alone have 100 to 600 M parameters.
-NARROW = {name: {"embed_dim": 64, "num_heads": (2, 4, 8, 16)} for name in ("davit_large", "davit_large_384", "davit_huge", "davit_giant")}
+# The widest at less of their width: two blocks of each stage alone have 100 to 600 M parameters.
+WIDE = ("davit_large", "davit_large_384", "davit_huge", "davit_giant", "dinat_large", "dinat_large_384", "dinat_large_384_11x11")
+NARROW = {name: {"embed_dim": 64, "num_heads": (2, 4, 8, 16)} for name in WIDE}
 
 
 def short(name: str) -> dict[str, Any]:

@@ -48,17 +48,21 @@ def pretrained_cfgs(variant: Variant) -> dict[str, dict[str, Any]]:
     """Tag -> configuration in timm's keys; the tag is empty where no weights are known."""
     facts = {"input_size", "mean", "std", "interpolation", "crop_pct"}
     cfgs = {}
-    for record in records_of(variant.name):
+    for record in _published(variant):
         cfg = {**variant.cfg, **record.model_dump(include=facts), "url": record.sources[0].url, "license": record.weights_license}
         cfgs[record.tag] = cfg if record.num_classes is None else {**cfg, "num_classes": record.num_classes}
     return cfgs or {"": dict(variant.cfg)}
+
+
+def _published(variant: Variant) -> list[Record]:
+    return [record for record in records_of(variant.name) if record.sources]
 
 
 def _record(variant: Variant, cfg: Any) -> Record | None:
     """The record that a configuration was made from, unless the caller names other weights."""
     if cfg.file or cfg.state_dict or cfg.hf_hub_id:
         return None
-    return next((record for record in records_of(variant.name) if (record.tag, record.sources[0].url) == (cfg.tag, cfg.url)), None)
+    return next((record for record in _published(variant) if (record.tag, record.sources[0].url) == (cfg.tag, cfg.url)), None)
 
 
 def _untraceable(cls: type[Backbone]) -> list[type[nn.Module]]:

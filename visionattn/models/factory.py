@@ -76,11 +76,15 @@ def create_model(
         raise ValueError("out_indices needs features_only=True; on a classifier use forward_intermediates(indices=...)")
     if drop_path_rate:
         args["drop_path_rate"] = drop_path_rate
-    if img_size is not None and "img_size" in inspect.signature(variant.cls.__init__).parameters:
+    accepted = inspect.signature(variant.cls.__init__).parameters
+    if img_size is not None and "img_size" in accepted:
         args["img_size"] = img_size
     check_arguments(variant, args)
+    given = {**variant.args, **(asked.args if asked else {}), **args}
+    if asked and "pretrain_size" in accepted:  # the tables of these weights are scaled by the size they were trained at
+        given.setdefault("pretrain_size", asked.input_size[1:])
     file = fetch(asked) if asked and download else None
-    backbone = variant.cls(in_chans=in_chans, **{**variant.args, **args})
+    backbone = variant.cls(in_chans=in_chans, **given)
     model: Classifier | Backbone = backbone
     if not features_only:
         record = asked or next(iter(records_of(variant.name)), None)
@@ -164,9 +168,10 @@ def _pretrained_cfg(
 
 def _published_cfg(record: Record, file: CachedFile | None) -> dict[str, Any]:
     """A record in timm's keys; `sha256` is that of the file that was loaded, or the published one."""
-    source = record.sources[0]
+    source = next(iter(record.sources), None)
     facts = record.model_dump(include={"tag", "input_size", "mean", "std", "interpolation", "crop_pct", "code_license"})
-    cfg = {**facts, "url": source.url, "sha256": file.sha256 if file else source.sha256, "license": record.weights_license}
+    known = file.sha256 if file else source and source.sha256
+    cfg = {**facts, "url": source and source.url, "sha256": known, "license": record.weights_license}
     return cfg if record.num_classes is None else {**cfg, "num_classes": record.num_classes}
 
 

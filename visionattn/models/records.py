@@ -7,11 +7,12 @@ downloader pins the one it sees first.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
 from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from visionattn.backbones import list_models as registered_models
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError, did_you_mean
+from visionattn.files import atomic_write, cache_folder, locked
 
 Side = Annotated[int, Field(ge=1)]
 Channels = tuple[float, float, float]
@@ -79,8 +81,10 @@ class Record(Fact):
 
     model: str
     tag: str = Field(pattern=r"^[a-z0-9_]+$", description="Data and training: in1k, in22k, in22k_ft_in1k, tv_in1k (torchvision's), ...")
-    sources: Annotated[tuple[Source, ...], Field(min_length=1, description="In order of preference; all hold the same weights.")]
-    code_license: str
+    sources: tuple[Source, ...] = Field((), description="In order of preference, all with the same weights; none for a file of the user's.")
+    args: dict[str, Any] = Field({}, description="Arguments of the family's class that differ from the model's.")
+    in_chans: int = Field(3, ge=1)
+    code_license: str | None = None
     weights_license: str | None = Field(None, description="SPDX name; none where nobody states one.")
     license_note: str | None = None
     input_size: tuple[Side, Side, Side]
@@ -89,7 +93,8 @@ class Record(Fact):
     interpolation: Literal["bicubic", "bilinear"]
     crop_pct: float = Field(gt=0, le=1)
     num_classes: int | None = Field(None, ge=1)
-    label_set: Literal["imagenet-1k", "imagenet-22k"]
+    label_set: Literal["imagenet-1k", "imagenet-22k"] | None = None
+    class_names: tuple[str, ...] = Field((), description="What the outputs stand for, where there is no label set.")
     top1: float | None = Field(None, gt=0, lt=100, description="Percent on ImageNet-1k, as its publisher reports it.")
     gflops: float | None = Field(None, gt=0, description="At input_size, as published.")
     params: int | None = Field(None, ge=1)
@@ -113,9 +118,30 @@ def parse_records(content: Mapping[str, Any]) -> list[Record]:
     return [Record.model_validate({**content["common"], **entry}) for entry in content["records"]]
 
 
+def local_records() -> tuple[Record, ...]:
+    """Records of files that the user imported and nobody published; they are kept in the cache folder."""
+    path = _local_file()
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return tuple(Record.model_validate(entry) for entry in entries)
+
+
+def add_local_record(record: Record) -> None:
+    """Keep a record of the user's; one of the same name is replaced."""
+    path = _local_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(".local.lock")):
+        kept = [other for other in local_records() if other.name != record.name] + [record]
+        content = [item.model_dump(mode="json", exclude_defaults=True) for item in kept]
+        atomic_write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _local_file() -> Path:
+    return cache_folder() / "weights" / "local.json"
+
+
 def records_of(model: str) -> list[Record]:
-    """The records of a model, its default first; an empty list if it has none."""
-    return [record for record in records() if record.model == model]
+    """The records of a model: the published ones, its default first, then the user's own."""
+    return [record for record in (*records(), *local_records()) if record.model == model]
 
 
 def split_name(name: str) -> tuple[str, str | None]:
@@ -162,7 +188,7 @@ def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bo
         return registered_models(pattern, family=family)
     chosen = [
         record
-        for record in records()
+        for record in (*records(), *local_records())
         if record.model in models
         and (fnmatch(record.model, pattern) or fnmatch(record.name, pattern))
         and (license is None or (record.weights_license or "").lower() == license.lower())

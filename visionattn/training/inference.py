@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import ImageNetInfo
 
-from visionattn.config import Config, config_from_dict
+from visionattn.backbones import list_models
+from visionattn.config import Config, ModelConfig, config_from_dict
 from visionattn.data.classification import load_split
 from visionattn.data.images import IMAGE_SUFFIXES
 from visionattn.data.sets import ClassificationDataset, FileImages, ImageSet
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write
-from visionattn.models import Classifier, load_checkpoint
+from visionattn.models import Classifier, create_model, load_checkpoint
+from visionattn.models.download import Say, fetch
+from visionattn.models.records import find_record, split_name
 from visionattn.tasks import Classification
 from visionattn.training.build import build_eval_transform, build_model, import_plugins, make_accelerator, worker_count
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
@@ -49,7 +53,8 @@ def evaluate(
     Within a run folder the result is also written to `eval/<split>/`.
 
     Args:
-        source: run folder (its best checkpoint), a checkpoint folder, or a weights file in one.
+        source: run folder (its best checkpoint), a checkpoint folder, a weights file in one, or the name of
+            published or imported weights (`swin_tiny.in1k`), whose classes are ImageNet's.
         data: other data than the run's.
         split: train, val or test.
         batch_size: images per step; default as in the run.
@@ -59,7 +64,10 @@ def evaluate(
         UserError: VA-R003, VA-W005, VA-W006 for the source; VA-D001, VA-D002, VA-M003 for the data.
     """
     console = console or Console()
-    model, config, classes, run = load_run_model(source)
+    loaded = load_model(source, lambda text: console.say("", text))
+    model, config, classes, run = loaded.model, loaded.config, loaded.classes, loaded.run
+    if data is None and not config.data.root:
+        raise UserError("VA-D001", f"{source} brings no data to evaluate on", fix="--data FOLDER")
     if data is not None:
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"root": str(data), "format": _other_format(config), "val_fraction": None})}
@@ -87,7 +95,8 @@ def predict(
     """Classes of images.
 
     Args:
-        source: run folder (its best checkpoint), a checkpoint folder, or a weights file in one.
+        source: run folder (its best checkpoint), a checkpoint folder, a weights file in one, or the name of
+            published or imported weights (`swin_tiny.in1k`), whose classes are ImageNet's.
         images: files, folders (searched through) and globs.
         topk: classes per image.
         batch_size: images per step.
@@ -99,7 +108,9 @@ def predict(
     Raises:
         UserError: VA-D001, nothing found; VA-D010, nothing readable.
     """
-    model, config, classes, _ = load_run_model(source)
+    console = console or Console(quiet=True)
+    loaded = load_model(source, lambda text: console.say("", text))
+    model, config, classes = loaded.model, loaded.config, loaded.shown
     paths = find_images(images)
     accelerator = make_accelerator(config)
     model.to(accelerator.device)
@@ -115,7 +126,7 @@ def predict(
     )
     predictions: list[Prediction] = []
     unreadable: list[tuple[str, str]] = []
-    with (console or Console(quiet=True)).progress("predict", len(loader)) as bar, torch.inference_mode():
+    with console.progress("predict", len(loader)) as bar, torch.inference_mode():
         for step, batch in enumerate(loader):
             unreadable += [(str(paths[index]), reason) for index, reason in batch["unreadable"]]
             if len(batch["index"]):
@@ -179,13 +190,34 @@ def find_images(sources: Sequence[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def load_run_model(source: str | Path) -> tuple[Classifier, Config, list[str], RunFolder | None]:
-    """Model in evaluation mode, config, class names, and the run folder if the source lies in one.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with what goes with it.
+
+    Attributes:
+        model: the classifier.
+        config: the run's config, or the defaults with the model of published weights.
+        classes: names that labels of data have.
+        shown: names for people; other than `classes` for ImageNet, whose folders have numbers for names.
+        run: run folder, if the source lies in one.
+    """
+
+    model: Classifier
+    config: Config
+    classes: list[str]
+    shown: list[str]
+    run: RunFolder | None
+
+
+def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
+    """The model of a run folder, a checkpoint folder, a weights file in one, or of weights by name (`swin_tiny.in1k`).
 
     Raises:
-        UserError: VA-R003 no run or checkpoint there, VA-W005, VA-W006.
+        UserError: VA-R003 no run or checkpoint there, VA-W001 to VA-W007.
     """
     path = Path(source)
+    if not path.exists() and split_name(str(source))[0] in list_models():
+        return _named_model(str(source), say)
     name = None
     if path.is_file() and (path.parent / "meta.json").is_file():
         path, name = path.parent, path.name
@@ -204,7 +236,29 @@ def load_run_model(source: str | Path) -> tuple[Classifier, Config, list[str], R
     model = build_model(config, meta["classes"])
     load_checkpoint(model, read_weights(checkpoint, name), allow=())
     folder = checkpoint.resolve().parent.parent
-    return model.eval(), config, meta["classes"], RunFolder(folder) if (folder / "config.yaml").is_file() else None
+    inside = RunFolder(folder) if (folder / "config.yaml").is_file() else None
+    return LoadedModel(model.eval(), config, meta["classes"], meta["classes"], inside)
+
+
+def _named_model(name: str, say: Say | None) -> LoadedModel:
+    """A model with published or imported weights, and the classes they were trained for."""
+    record = find_record(name)
+    if record.num_classes is None:
+        raise UserError(
+            "VA-M003", f"{record.name} has no classifier", fix=f"train one: model.name={record.model} model.weights={record.tag}"
+        )
+    file = fetch(record, say=say)
+    model = create_model(record.name, checkpoint_path=file.path, in_chans=record.in_chans)
+    assert isinstance(model, Classifier)
+    settings = ModelConfig(name=record.model, weights=record.tag, in_chans=record.in_chans, img_size=record.input_size[1:])
+    config = Config(model=settings)
+    if record.label_set is None:
+        classes = list(record.class_names) or [str(number) for number in range(record.num_classes)]
+        return LoadedModel(model.eval(), config, classes, classes, None)
+    labels = ImageNetInfo(record.label_set)
+    classes = labels.label_names()
+    shown = [f"{labels.index_to_description(number)} ({synset})" for number, synset in enumerate(classes)]
+    return LoadedModel(model.eval(), config, classes, shown, None)
 
 
 def _other_format(config: Config) -> str:
