@@ -374,10 +374,10 @@ def weights_verify(
 ) -> None:
     """Hash files in the cache and compare with what was published, or with the hash seen on first use."""
     from visionattn.models.download import cached_path, check_cached
-    from visionattn.models.records import find_record, records
+    from visionattn.models.records import find_record, local_records, records
 
     console = _console(as_json)
-    wanted = [find_record(name) for name in names] if names else [record for record in records() if cached_path(record)]
+    wanted = [find_record(name) for name in names] if names else [record for record in (*records(), *local_records()) if cached_path(record)]
     done: list[dict[str, str | None]] = []
     for record in wanted:
         path = cached_path(record)

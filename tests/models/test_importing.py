@@ -1,0 +1,159 @@
+"""Files of the authors are taken as they are: recognised, kept, and used by name in all commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import types
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import visionattn as va
+from tests.parity import Record
+from visionattn.cli import app
+from visionattn.errors import UserError
+from visionattn.models.importing import import_file
+from visionattn.models.records import find_record
+
+# Family, record, name of the file, and under which key the authors keep the tensors.
+FILES = [
+    ("swin", "swin_tiny_patch4_window7_224__224x224", "checkpoint.pth", "model"),
+    ("swin", "swinv2_tiny_patch4_window8_256__256x256", "swinv2_tiny_patch4_window8_256.pth", "model"),
+    ("nat", "nat_mini__224x224", "nat_mini.pth", ""),
+    ("dinat_s", "dinat_s_tiny__224x224", "checkpoint.pth", ""),
+    ("dinat_isotropic", "dinat_isotropic_small__224x224", "dinat_isotropic_small_in1k_224.pth", ""),
+    ("biformer", "biformer_tiny__112x112", "checkpoint.pth", "model"),
+    ("davit", "DaViT_tiny__96x96", "checkpoint.pth.tar", "state_dict"),
+    ("van", "van_b0__64x64", "checkpoint.pth.tar", "state_dict"),
+    ("transnext", "transnext_micro__64x64", "checkpoint.pth", "model"),
+    ("eca", "eca_resnet18_k3577__64x64", "checkpoint.pth.tar", "state_dict"),
+]
+
+
+def command(*args: object) -> Any:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout) if "--json" in args else result.stdout
+
+
+def write(path: Path, family: str, name: str, container: str) -> None:
+    """The file as the authors' training code saves it, with its other objects."""
+    state: dict[str, Any] = OrderedDict(Record(family, name).state())
+    if family == "eca":
+        state = {f"module.{key}": value for key, value in state.items()}
+    content: Any = state
+    if container == "model":
+        yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+        config.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+        sys.modules |= {"yacs": yacs, "yacs.config": config}
+        extra = {"config": config.CfgNode({"TRAIN": config.CfgNode({"LR": 0.1})}), "optimizer": {"state": {0: {"step": 3}}}, "epoch": 299}
+        content = {container: state, **extra, "max_accuracy": 81.2, "scaler": {"scale": 65536.0}}
+    elif container:
+        content = {container: state, "epoch": 300, "arch": name, "metric": 82.8, "args": argparse.Namespace(lr=0.1, output=Path("x"))}
+    try:
+        torch.save(content, path)
+    finally:
+        for module in ("yacs", "yacs.config"):
+            sys.modules.pop(module, None)
+
+
+@pytest.fixture
+def goldfish(tmp_path: Path) -> Path:
+    """Two classes of ImageNet, in folders with their numbers, two images each."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for synset in ("n01443537", "n01440764"):
+            folder = tmp_path / "images" / split / synset
+            folder.mkdir(parents=True)
+            for number in range(2):
+                Image.fromarray(rng.integers(0, 255, (70, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name", "file", "container"), FILES, ids=[name for _, name, _, _ in FILES])
+def test_import_then_predict_evaluate_and_train_by_name(
+    family: str, name: str, file: str, container: str, tmp_path: Path, goldfish: Path
+) -> None:
+    record = Record(family, name)
+    write(tmp_path / file, family, name, container)
+    facts = command("weights", "import", tmp_path / file, "--json")
+    assert facts["model"] == record.facts["model"] and facts["num_classes"] == 1000 and facts["args"] == {}
+    (tmp_path / file).unlink()  # it is ours now
+
+    model = va.create_model(facts["name"], pretrained=True).eval()
+    reference = va.create_model(facts["model"]).eval()
+    va.load_checkpoint(reference, record.state(), allow=("position",))
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(image), reference(image))
+    (prediction,) = command("predict", facts["name"], "--source", goldfish / "val" / "n01443537" / "0.png", "--json")["predictions"]
+    assert len(prediction["classes"]) == 5 and all("(n" in shown for shown in prediction["classes"])
+    assert command("eval", facts["name"], "--data", goldfish, "--json")["count"] == 4
+    small = ("model.img_size=64", "train.batch_size=2", "data.workers=0", f"output.dir={tmp_path}", "--dry-run")
+    shown = command("train", "--data", goldfish, "--model", facts["model"], f"model.weights={facts['tag']}", *small)
+    assert "VA-M003 checkpoint head has 1000 classes, the model 2: head re-initialised" in shown
+
+
+def test_the_name_of_a_published_file_gives_its_record(tmp_path: Path) -> None:
+    write(tmp_path / "nat_mini.pth", "nat", "nat_mini__224x224", "")
+    done = import_file(tmp_path / "nat_mini.pth", say=lambda text: None)
+    assert done.record == find_record("nat_mini.in1k") and done.record.top1 == 81.8
+
+
+def test_models_with_the_same_tensors_are_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "best.pth", "nat", "nat_mini__224x224", "")
+    with pytest.raises(UserError) as caught:
+        import_file(tmp_path / "best.pth")
+    assert caught.value.what == "best.pth fits dinat_mini and nat_mini alike" and "--model dinat_mini" in caught.value.fix
+    done = import_file(tmp_path / "best.pth", model="dinat_mini", tag="mine", say=lambda text: None)
+    assert done.record.name == "dinat_mini.mine" and va.list_models("dinat_mini*", pretrained=True)[-1] == "dinat_mini.mine"
+    with pytest.raises(UserError) as caught:
+        import_file(tmp_path / "best.pth", model="van_b0")
+    assert caught.value.what == "best.pth looks like dinat_mini and nat_mini - you asked for van_b0"
+
+
+def test_a_model_of_ones_own_with_classes_channels_and_window(tmp_path: Path) -> None:
+    model = va.create_model("swin_tiny", num_classes=3, in_chans=1, window_size=6, depths=(2, 2, 6, 2)).eval()
+    torch.save(model.state_dict(), tmp_path / "Cells v2.pth")
+    (tmp_path / "classes.txt").write_text("round\nlong\nnone\n")
+    facts = command("weights", "import", tmp_path / "Cells v2.pth", "--classes", tmp_path / "classes.txt", "--json")
+    assert facts["name"] == "swin_tiny.cells_v2" and facts["args"] == {"window_size": 6} and facts["in_chans"] == 1
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)).save(tmp_path / "cell.png")
+    (prediction,) = command("predict", facts["name"], "--source", tmp_path / "cell.png", "--json")["predictions"]
+    assert sorted(prediction["classes"]) == ["long", "none", "round"]
+    assert [item["result"] for item in command("weights", "verify", "--json")["files"]] == ["as on first use"]
+    (tmp_path / "classes.txt").write_text("round\n")
+    with pytest.raises(UserError) as caught:
+        import_file(tmp_path / "Cells v2.pth", class_names=["round"])
+    assert caught.value.code == "VA-M003"
+
+
+class Trap:
+    """A pickle that would run a command."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_nothing_in_a_file_is_run_and_nothing_of_it_kept(tmp_path: Path) -> None:
+    torch.save({"model": Record("eca", "eca_resnet18_k3577__64x64").state(), "extra": Trap(tmp_path / "ran")}, tmp_path / "bad.pth")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "foreign.pth")
+    for name, code in (("bad.pth", "VA-W004"), ("foreign.pth", "VA-W003"), ("absent.pth", "VA-W006")):
+        with pytest.raises(UserError) as caught:
+            import_file(tmp_path / name)
+        assert caught.value.code == code and caught.value.exit_code == 4
+    assert not (tmp_path / "ran").exists()
+    assert not list(Path(os.environ["VISIONATTN_CACHE"]).rglob("*.pth"))

@@ -1,0 +1,123 @@
+"""The zoo tables of README and docs, and the counts the package ships, from the registry and the records of weights.
+
+With --check nothing is written; the exit code is 1 if a file is not what it would become.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from visionattn.backbones import list_models
+from visionattn.backbones.registry import get_variant
+from visionattn.models.factory import count
+from visionattn.models.records import Record, records, records_of
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = ROOT / "visionattn" / "models" / "records" / "counts.json"
+START, END = "<!-- zoo -->", "<!-- end of zoo -->"
+
+# Section of the table -> modules of backbones, paper, repository of the authors.
+FAMILIES = {
+    "Swin": (("swin",), "2103.14030", "microsoft/Swin-Transformer"),
+    "Swin V2": (("swinv2",), "2111.09883", "microsoft/Swin-Transformer"),
+    "NAT, DiNAT": (("nat", "dinat_s", "nat_isotropic"), "2204.07143", "SHI-Labs/Neighborhood-Attention-Transformer"),
+    "BiFormer": (("biformer",), "2303.08810", "rayleizhu/BiFormer"),
+    "DaViT": (("davit",), "2204.03645", "dingmyu/davit"),
+    "VAN": (("van",), "2202.09741", "Visual-Attention-Network/VAN-Classification"),
+    "TransNeXt": (("transnext",), "2311.17132", "DaiShiResearch/TransNeXt"),
+    "ECA-Net": (("eca",), "1910.03151", "BangguWu/ECANet"),
+    "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
+}
+
+
+def counts() -> dict[str, dict[str, float]]:
+    """Parameters and GMACs of every model, counted now."""
+    return {name: count(name) for name in list_models()}
+
+
+def counts_text(counted: dict[str, dict[str, float]]) -> str:
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(facts)}" for name, facts in counted.items()) + "\n}\n"
+
+
+def zoo_table(counted: dict[str, dict[str, float]]) -> str:
+    """All models, one line each, with the best top-1 on ImageNet-1k that the authors report."""
+    lines = ["| model | parameters | GMACs | px | top-1, authors | weights |", "|---|---:|---:|---:|---:|---|"]
+    shown: set[str] = set()
+    for family, (modules, paper, repository) in FAMILIES.items():
+        lines.append(f"| **{family}** ([{paper}](https://arxiv.org/abs/{paper}), [code](https://github.com/{repository})) | | | | | |")
+        names = sorted(
+            (name for module in modules for name in list_models(family=module)), key=lambda name: (counted[name]["params"], name)
+        )
+        for name in names:
+            own = [record for record in records_of(name) if record.sources]
+            theirs = [record for record in own if record.top1 and any(source.publisher == "author" for source in record.sources)]
+            best = max(theirs, key=lambda record: record.top1 or 0.0, default=None)
+            top1 = f"{best.top1}{' (22k)' if best.tag.startswith('in22k') else ''}" if best else "-"
+            tags = ", ".join(record.tag for record in own) or "none"
+            facts = counted[name]
+            size = get_variant(name).cfg["input_size"][1]
+            lines.append(f"| `{name}` | {facts['params'] / 1e6:.1f} M | {facts['gmacs']:.1f} | {size} | {top1} | {tags} |")
+        shown.update(names)
+    assert shown == set(list_models()), "a family is in no section"
+    return "\n".join(lines)
+
+
+def weights_table() -> str:
+    """All published weights: figures, licences and where they come from."""
+    lines = [
+        "| weights | px | top-1 | classes | licence: weights, code | sources, the first is tried first |",
+        "|---|---:|---:|---:|---|---|",
+    ]
+    for record in records():
+        places = ", ".join(f"[{source.publisher}]({source.url}){_state(source.status)}" for source in record.sources)
+        licences = f"{record.weights_license or 'not stated'}, {record.code_license}"
+        facts = f"{record.input_size[1]} | {record.top1 or '-'} | {record.num_classes or '-'}"
+        lines.append(f"| `{record.name}` | {facts} | {licences} | {places} |")
+    return "\n".join(lines)
+
+
+def _state(status: str) -> str:
+    return {"page_only": " (page for a browser)", "reported_broken": " (reported broken)"}.get(status, "")
+
+
+def between_markers(text: str, table: str) -> str:
+    """A document with the table in place of the old one."""
+    head, _, rest = text.partition(START)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise SystemExit(f"no {START} ... {END} in the document")
+    return f"{head}{START}\n{table}\n{END}{tail}"
+
+
+def licences(entries: tuple[Record, ...]) -> str:
+    stated = sum(record.weights_license is not None for record in entries)
+    return f"{len(entries)} files of weights, {stated} with a stated licence."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, say what is out of date")
+    parser.add_argument(
+        "--count", action="store_true", help="count parameters and operations anew (a minute); else the shipped counts are used"
+    )
+    args = parser.parse_args()
+    counted = counts() if args.count else json.loads(COUNTS.read_text(encoding="utf-8"))
+    readme, page = ROOT / "README.md", ROOT / "docs" / "zoo.md"
+    wanted = {
+        COUNTS: counts_text(counted),
+        readme: between_markers(readme.read_text(encoding="utf-8"), zoo_table(counted)),
+        page: between_markers(page.read_text(encoding="utf-8"), f"{licences(records())}\n\n{weights_table()}"),
+    }
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(f"{'out of date' if args.check else 'written'}: {path.relative_to(ROOT)}")
+        if not args.check:
+            path.write_text(wanted[path], encoding="utf-8")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
