@@ -377,7 +377,9 @@ def weights_verify(
     from visionattn.models.records import find_record, local_records, records
 
     console = _console(as_json)
-    wanted = [find_record(name) for name in names] if names else [record for record in (*records(), *local_records()) if cached_path(record)]
+    wanted = (
+        [find_record(name) for name in names] if names else [record for record in (*records(), *local_records()) if cached_path(record)]
+    )
     done: list[dict[str, str | None]] = []
     for record in wanted:
         path = cached_path(record)

@@ -1,7 +1,8 @@
 """What every registered backbone keeps to.
 
-The registry is the list of cases. Depth is cut where it is an argument; names that are the same
-network once their depth is cut (swin_tiny and swin_small) are one case that bears all their names.
+The registry is the list of cases. Depth is cut where it is an argument, and width with the number of heads, so
+that a head keeps its size; parity and counts hold the whole networks. Names that are the same network then
+(swin_tiny and swin_large) are one case that bears all their names.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ from visionattn.errors import ArgumentError, UserError
 NAMES = va.list_models()
 
 
-# The widest at less of their width: two blocks of each stage alone have 100 to 600 M parameters.
-WIDE = ("davit_large", "davit_large_384", "davit_huge", "davit_giant", "dinat_large", "dinat_large_384", "dinat_large_384_11x11")
-NARROW = {name: {"embed_dim": 64, "num_heads": (2, 4, 8, 16)} for name in WIDE}
-
-
 def short(name: str) -> dict[str, Any]:
-    """Arguments that leave two blocks per stage: the second is the shifted or dilated one."""
-    depths = get_variant(name).args.get("depths")
-    return {**({"depths": [min(2, depth) for depth in depths]} if depths else {}), **NARROW.get(name, {})}
+    """Arguments that leave two blocks per stage (the second is the shifted or dilated one) and two heads in the first."""
+    given = get_variant(name).args
+    small: dict[str, Any] = {}
+    if "depths" in given:
+        small["depths"] = tuple(min(2, depth) for depth in given["depths"])
+    heads = given.get("num_heads")
+    if isinstance(heads, int):
+        small |= {"embed_dim": 2 * given["embed_dim"] // heads, "num_heads": 2}
+    elif heads is not None:
+        doubled = tuple(2 * 2**stage for stage in range(len(heads)))
+        plain = all(count == heads[0] * 2**stage for stage, count in enumerate(heads))
+        small |= {"embed_dim": 2 * given["embed_dim"] // heads[0], "num_heads": doubled if plain else (*doubled[:3], heads[3])}
+    return small
 
 
 def small(name: str, **arguments: Any) -> Any:
@@ -80,7 +86,9 @@ def test_out_indices_select_and_prune(name: str) -> None:
 
 def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> None:
     if "out_norm" not in inspect.signature(get_variant(name).cls).parameters:
-        assert get_variant(name).cls.cnn or get_variant(name).family == "van"  # no norm of outputs in their dense code
+        assert (
+            get_variant(name).cls.cnn or get_variant(name).family == "nat_isotropic"
+        )  # no norms of outputs in their dense code, or none at all
         return
     classifier, dense = small(name), small(name, features_only=True, out_norm=True, output_stride=32).eval()
     report = va.load_checkpoint(dense, classifier.state_dict())

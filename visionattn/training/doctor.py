@@ -13,6 +13,8 @@ from visionattn.backbones import list_models
 from visionattn.backbones.registry import get_variant
 from visionattn.files import cache_folder
 from visionattn.models import create_model
+from visionattn.models.download import SUFFIXES, offline, weights_folder
+from visionattn.models.factory import shipped_counts
 from visionattn.training.build import fast_bf16
 from visionattn.training.run import environment
 
@@ -34,6 +36,7 @@ def diagnose(*, self_check: bool = True) -> dict[str, Any]:
         },
         "optional": {name: "found" if find_spec(name) else "missing" for name in OPTIONAL},
         "cache": str(cache_folder()),
+        "weights": {"files": len(cached := _cached_weights()), "bytes": sum(cached), "offline": offline()},
         "families": families,
         "seconds": round(time.perf_counter() - started, 1),
         "problems": [f"{family}: {text}" for family, text in families.items() if text != "ok"],
@@ -48,7 +51,9 @@ def diagnosis_text(report: dict[str, Any]) -> str:
     lines.append(("machine", report["machine"]))
     lines += [("devices" if name == "cpu" else "", f"{name}: {text}") for name, text in report["devices"].items()]
     lines.append(("optional", "   ".join(f"{name}: {text}" for name, text in report["optional"].items())))
-    lines.append(("cache", report["cache"]))
+    kept = report["weights"]
+    files = f"{kept['files']} files of weights, {kept['bytes'] / 2**20:,.0f} MiB"
+    lines.append(("cache", f"{report['cache']} ({files})   offline: {kept['offline'] or 'no'}"))
     if report["families"]:
         good = sum(text == "ok" for text in report["families"].values())
         lines.append(("self-check", f"{good} of {len(report['families'])} families forward ok in {report['seconds']} s"))
@@ -57,11 +62,18 @@ def diagnosis_text(report: dict[str, Any]) -> str:
     return "\n".join(f"{label:<11} {text}" for label, text in lines)
 
 
+def _cached_weights() -> list[int]:
+    """Sizes of the downloaded and imported files."""
+    folder = weights_folder()
+    return [path.stat().st_size for path in folder.iterdir() if path.suffix in SUFFIXES] if folder.is_dir() else []
+
+
 def _forward_checks() -> dict[str, str]:
-    """One forward pass of the shortest-named model of each family: ok, or what went wrong."""
+    """One forward pass of the smallest model of each family: ok, or what went wrong."""
     checks = {}
+    counted = shipped_counts()
     for family in sorted({get_variant(name).family for name in list_models()}):
-        name = min(list_models(family=family), key=len)
+        name = min(list_models(family=family), key=lambda name: counted.get(name, {"params": 0})["params"])
         try:
             with torch.no_grad():
                 finite = bool(torch.isfinite(create_model(name).eval()(torch.zeros(1, 3, 64, 64))).all())

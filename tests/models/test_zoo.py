@@ -1,0 +1,38 @@
+"""The figures that are shipped and printed are those of the models."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import visionattn as va
+from visionattn.backbones.registry import get_variant
+from visionattn.models.factory import count, shipped_counts
+from visionattn.models.records import records
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted({get_variant(name).family for name in va.list_models()}))
+def test_shipped_counts_are_those_of_the_models(family: str) -> None:
+    names = va.list_models(family=family)
+    assert {name: count(name) for name in names} == {name: shipped_counts()[name] for name in names}
+
+
+def test_counts_agree_with_the_published_figures() -> None:
+    """Parameters exactly; operations within 6 percent, because authors count different things."""
+    for record in records():
+        counted = shipped_counts()[record.model]
+        if record.params is not None and record.num_classes == 1000:
+            assert counted["params"] == record.params, record.name
+        if record.gflops is not None and record.input_size == get_variant(record.model).cfg["input_size"]:
+            unit = 2**30 / 1e9 if record.model.startswith("eca_") else 1  # its authors count in 2^30
+            assert counted["gmacs"] == pytest.approx(unit * record.gflops, rel=0.06, abs=0.06), record.name
+
+
+def test_the_tables_are_up_to_date() -> None:
+    subprocess.run([sys.executable, ROOT / "tools" / "make_zoo.py", "--check"], check=True)
