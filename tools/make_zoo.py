@@ -44,10 +44,10 @@ def counts_text(counted: dict[str, dict[str, float]]) -> str:
 
 def zoo_table(counted: dict[str, dict[str, float]]) -> str:
     """All models, one line each, with the best top-1 on ImageNet-1k that the authors report."""
-    lines = ["| model | parameters | GMACs | px | top-1, authors | weights |", "|---|---:|---:|---:|---:|---|"]
+    lines = ["| model | parameters | GMACs | px | top-1, authors | weights, from | their licence |", "|---|---:|---:|---:|---:|---|---|"]
     shown: set[str] = set()
     for family, (modules, paper, repository) in FAMILIES.items():
-        lines.append(f"| **{family}** ([{paper}](https://arxiv.org/abs/{paper}), [code](https://github.com/{repository})) | | | | | |")
+        lines.append(f"| **{family}** ([{paper}](https://arxiv.org/abs/{paper}), [code](https://github.com/{repository})) | | | | | | |")
         names = sorted(
             (name for module in modules for name in list_models(family=module)), key=lambda name: (counted[name]["params"], name)
         )
@@ -56,10 +56,11 @@ def zoo_table(counted: dict[str, dict[str, float]]) -> str:
             theirs = [record for record in own if record.top1 and any(source.publisher == "author" for source in record.sources)]
             best = max(theirs, key=lambda record: record.top1 or 0.0, default=None)
             top1 = f"{best.top1}{' (22k)' if best.tag.startswith('in22k') else ''}" if best else "-"
-            tags = ", ".join(record.tag for record in own) or "none"
+            tags = ", ".join(f"[{record.tag}]({record.sources[0].url})" for record in own) or "none"
+            licence = ", ".join(dict.fromkeys(record.weights_license or "not stated" for record in own)) or "-"
             facts = counted[name]
             size = get_variant(name).cfg["input_size"][1]
-            lines.append(f"| `{name}` | {facts['params'] / 1e6:.1f} M | {facts['gmacs']:.1f} | {size} | {top1} | {tags} |")
+            lines.append(f"| `{name}` | {facts['params'] / 1e6:.1f} M | {facts['gmacs']:.1f} | {size} | {top1} | {tags} | {licence} |")
         shown.update(names)
     assert shown == set(list_models()), "a family is in no section"
     return "\n".join(lines)
