@@ -136,8 +136,13 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name:
     for net in (model, checkpointed):
         net(image).square().sum().backward()
     for (key, one), two in zip(model.named_parameters(), checkpointed.parameters(), strict=True):
-        assert one.grad is not None and one.grad.abs().sum() > 0, key
+        assert one.grad is not None and (one.grad.abs().sum() > 0 or no_effect(key)), key
         assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-5 * float(one.grad.abs().max())), key
+
+
+def no_effect(key: str) -> bool:
+    """TransNeXt's last stage adds this bias to all scores of a softmax: it is in the authors' files and changes nothing."""
+    return key.startswith("backbone.stages.3.") and key.endswith(".position_bias.fc2.bias")
 
 
 def test_images_do_not_see_each_other_and_eval_repeats(name: str) -> None:

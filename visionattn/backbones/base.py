@@ -107,8 +107,12 @@ class Backbone(nn.Module):
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put parameters into layers, from the input on (timm's layer decay)."""
-        raise NotImplementedError
+        """Patterns that put parameters into layers, from the input on (timm's layer decay).
+
+        Here: the stem, for each stage its downsampling and its blocks, the norms of the outputs.
+        """
+        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
+        return {"stem": r"^(?:stem|patch_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -221,10 +221,6 @@ class BiFormer(Backbone):
     def final_norm(self) -> nn.Module:
         return nn.BatchNorm2d(self.stage_channels[-1])
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
-        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keys of the official classifiers (BiFormer, BiFormer-STL and its channels-first rewrite) and dense backbone."""

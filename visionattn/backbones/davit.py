@@ -207,10 +207,6 @@ class DaViT(Backbone):
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
-        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keys of the official classifier, the official segmentation backbone, timm, and mmpretrain's classifier."""

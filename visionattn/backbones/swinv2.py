@@ -209,10 +209,6 @@ class SwinV2(Backbone):
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if ".cpb_mlp." in name or name.endswith("logit_scale")}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
-        return {"stem": r"^patch_embed", "blocks": r"^stages\.(\d+)" if coarse else blocks}
-
     @staticmethod
     def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Windows, from the tables of coordinates that the authors' files keep: their size, and what their values are scaled by."""
