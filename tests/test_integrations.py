@@ -174,17 +174,15 @@ def test_weights_from_a_file(tmp_path: Path, layout: str, features_only: bool) -
 
 TAGS = """
 import timm, torch, visionattn as va
-from visionattn.integrations import timm as integration
+from pathlib import Path
+from visionattn.integrations.timm import register
+from visionattn.models.download import store
 torch.save(va.create_model("eca_resnet18").state_dict(), "file.pth")
-plain = integration.pretrained_cfgs
-def tagged(variant):
-    cfg = plain(variant)[""]
-    return {"first": {**cfg, "file": "file.pth"}, "second": {**cfg, "crop_pct": 1.0}} if variant.name == "eca_resnet18" else plain(variant)
-integration.pretrained_cfgs = tagged
-integration.register()
-assert timm.list_models("va_eca_resnet18*", include_tags=True) == ["va_eca_resnet18.first", "va_eca_resnet18.second"]
-assert timm.list_pretrained("va_*") == ["va_eca_resnet18.first"]
-assert timm.get_pretrained_cfg("va_eca_resnet18.second").crop_pct == 1.0
+store(Path("file.pth"), "eca_resnet18.in1k", say=lambda text: None)
+register()
+assert timm.list_models("va_swin_tiny*", include_tags=True)[:3] == ["va_swin_tiny.in1k", "va_swin_tiny.in22k", "va_swin_tiny.in22k_ft_in1k"]
+assert timm.list_pretrained("va_eca_resnet18*") == ["va_eca_resnet18.in1k"] and not timm.list_pretrained("va_ela_*")
+assert timm.get_pretrained_cfg("va_swin_tiny.in22k").num_classes == 21841
 model = timm.create_model("va_eca_resnet18", pretrained=True)
 assert all(torch.equal(model.state_dict()[key], value) for key, value in torch.load("file.pth").items() if "batches" not in key)
 """

@@ -38,6 +38,7 @@ def test_names_are_unique_and_in_order() -> None:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 def test_a_record_is_consistent(record: Record) -> None:
+    assert record.sources and record.code_license and record.label_set  # only files of the user have none
     channels, height, width = record.input_size
     assert channels == 3 and height == width and 192 <= height <= 384
     assert min(record.mean + record.std) > 0.2 and max(record.mean + record.std) <= 0.5
@@ -100,7 +101,7 @@ def test_torchvision_resizes_as_its_records_say() -> None:
     "change",
     [
         {"tag": "IN1K"},
-        {"sources": []},
+        {"in_chans": 0},
         {"crop_pct": 1.5},
         {"interpolation": "cubic"},
         {"licence": "MIT"},
