@@ -123,10 +123,10 @@ def test_what_does_not_fit_is_named() -> None:
         neighborhood_attention(q, k, v, 3, 0)
     with pytest.raises(ValueError, match=r"bias must be .* \[2, 5, 9\], got \[2, 5, 5\]"):
         neighborhood_attention(q, k, v, (3, 5), bias=bias)
-    with pytest.raises(ValueError, match="q and k must have one shape"):
+    with pytest.raises(ValueError, match="q, k and v must have one shape"):
         neighborhood_attention(q, k[:, :, 1:], v, 3)
     with pytest.raises(ValueError, match="weights must be"):
-        neighborhood_attention(q, k, v[:, :, 1:], 3)
+        neighborhood_aggregate(neighborhood_scores(q, k, 3), v[:, :, 1:], 3)
     with pytest.raises(ValueError, match="border"):
         neighborhood_attention(q, k, v, 3, border="wrap")
     with pytest.raises(ValueError, match=r"\[B, H, W, heads, dim\]"):

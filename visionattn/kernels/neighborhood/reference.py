@@ -78,6 +78,22 @@ def aggregate(
     return out.view(batch, heads, height, width, dim).permute(0, 2, 3, 1, 4)
 
 
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: torch.Tensor | None,
+    scale: float,
+    border: Border,
+) -> torch.Tensor:
+    """Both halves with the softmax between them, `[B, H, W, heads, dim]`."""
+    weights = scores(q, k, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale, border=border).softmax(-1)
+    return aggregate(weights, v, kernel_size=kernel_size, dilation=dilation, border=border)
+
+
 def _by_head(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B heads) (H W) d
     batch, height, width, heads, dim = x.shape
     return x.permute(0, 3, 1, 2, 4).reshape(batch * heads, height * width, dim)
