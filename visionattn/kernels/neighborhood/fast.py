@@ -14,6 +14,8 @@ of a tile, K keys of its block.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -59,19 +61,18 @@ def attention(
 
     # A traced graph has no batch size to cut by, and a compiler fuses the steps.
     whole = torch.compiler.is_compiling()
-    step = tiles if whole else max(1, tiles * CACHE // image)
-    parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(x.split(max(1, CACHE // image)) for x in (q, k, v)), strict=True)
+    step = tiles if whole else max(1, tiles * CACHE // image)  # tiles at a time
     if table.shape[0] > 1:
-        member = torch.tensor([i * len(cols.classes) + j for i in rows.members for j in cols.members], device=q.device)
-        tables = [table.index_select(0, part) for part in member.split(step)]
-    else:
-        tables = [table] * -(-tiles // step)
+        table = table.view(len(rows.classes), len(cols.classes), *table.shape[1:])
+        table = _spread(_spread(table, cols.members, 1), rows.members, 0).flatten(0, 1)
+    parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(_split(x, max(1, CACHE // image), 0) for x in (q, k, v)), strict=True)
 
     out = []
     for q, k, v in parts:
-        q, k, v = _tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)
-        steps = zip(q.split(step, 1), k.split(step, 1), v.split(step, 1), tables, strict=True)
-        out.append(_untile(_cat([_attend(*tensors, scale) for tensors in steps], 1), rows, cols))
+        q, k, v = (_split(x, step, 1) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
+        tables = _split(table, step, 0) if table.shape[0] > 1 else (table,) * len(q)
+        done = [_attend(*tensors, scale) for tensors in zip(q, k, v, tables, strict=True)]
+        out.append(_untile(_cat(done, 1), rows, cols))
     return _cat(out, 0)[:, :height, :width]
 
 
@@ -148,7 +149,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tens
         q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), table[0]
     if needs_gradient(q, k, v, table):
         # With a mask that needs a gradient SDPA is slower on a CPU, and adds in any order on a GPU.
-        out = ((q * scale) @ k.transpose(-2, -1) + table).softmax(-1) @ v
+        scores = (q * scale) @ k.transpose(-2, -1)
+        scores += table[None]
+        out = scores.softmax(-1) @ v
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=table[None], scale=scale)
     return out.view(shape)
@@ -192,6 +195,16 @@ def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int]) -> to
     return F.pad(x, (0, 0, 0, 0, *pad)) if any(pad) else x
 
 
+def _spread(table: torch.Tensor, members: tuple[int, ...], dim: int) -> torch.Tensor:
+    """Table per member from table per class. Not by an index: its gradient is summed in any order on a GPU."""
+    runs = [(member, len(list(group))) for member, group in groupby(members)]
+    return torch.cat([table.narrow(dim, member, 1).expand(*table.shape[:dim], size, *table.shape[dim + 1 :]) for member, size in runs], dim)
+
+
+def _split(x: torch.Tensor, size: int, dim: int) -> Sequence[torch.Tensor]:
+    return x.split(size, dim) if size < x.shape[dim] else (x,)  # the gradient of split copies, even a single part
+
+
 def _cat(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
@@ -216,13 +229,19 @@ class _Blocks(torch.autograd.Function):
         grad = grad.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)  # B R keys r C keys c h d
         # A block reaches over several tiles: its part in each of them is added to the map cut into tiles.
         reach = -(-rows.keys // rows.side), -(-cols.keys // cols.side)
-        out = grad.new_zeros(
+        out = grad.new_empty(
             batch, rows.tiles + reach[0] - 1, rows.side, rows.dilation, cols.tiles + reach[1] - 1, cols.side, cols.dilation, heads, dim
         )
+        out[:, rows.tiles :] = 0
+        out[:, : rows.tiles, :, :, cols.tiles :] = 0
         for i in range(reach[0]):
             for j in range(reach[1]):
                 part = grad[:, :, i * rows.side : (i + 1) * rows.side, :, :, j * cols.side : (j + 1) * cols.side]
-                out[:, i : i + rows.tiles, : part.shape[2], :, j : j + cols.tiles, : part.shape[5]] += part
+                target = out[:, i : i + rows.tiles, : part.shape[2], :, j : j + cols.tiles, : part.shape[5]]
+                if i or j:
+                    target += part
+                else:
+                    target.copy_(part)  # a block is no smaller than a tile
         top, left = rows.front * rows.dilation, cols.front * cols.dilation
         out = out.view(batch, out.shape[1] * rows.side * rows.dilation, -1, heads, dim)
         return out[:, top : top + height, left : left + width], None, None
