@@ -55,7 +55,7 @@ def attention(
     cols = cut(width, kernel_size[1], dilation[1], border)
     if bias is None:
         bias = q.new_zeros(heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
-    table = bake(bias, rows, cols, border).to(q.dtype)
+    table = bake(bias.float() if bias.dtype != torch.float64 else bias, rows, cols, border)
     tiles = len(rows.members) * len(cols.members)
     image = tiles * heads * table[0, 0].numel() * q.element_size()  # bytes of the scores of an image
 
@@ -65,6 +65,7 @@ def attention(
     if table.shape[0] > 1:
         table = table.view(len(rows.classes), len(cols.classes), *table.shape[1:])
         table = _spread(_spread(table, cols.members, 1), rows.members, 0).flatten(0, 1)
+    table = table.to(q.dtype)  # last, so that its gradient is summed in float32
     parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(_split(x, max(1, CACHE // image), 0) for x in (q, k, v)), strict=True)
 
     out = []
