@@ -42,11 +42,10 @@ def test_the_context_ends_with_an_error() -> None:
 
 def test_the_environment() -> None:
     code = "from visionattn.kernels.dispatch import choose; print(choose('op', None, {'torch': '', 'reference': ''}))"
-    for value, want in (("reference", "reference"), ("", "torch"), ("auto", "torch")):
+    for value, said in (("reference", "reference"), ("", "torch"), ("tritn", "got 'tritn'")):
         env = {**os.environ, "VISIONATTN_BACKEND": value}
-        assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout.strip() == want
-    env = {**os.environ, "VISIONATTN_BACKEND": "tritn"}
-    assert "got 'tritn'" in subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stderr
+        run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert said in (run.stdout or run.stderr)
 
 
 def test_reasons_and_unknown_names() -> None:

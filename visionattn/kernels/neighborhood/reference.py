@@ -62,7 +62,7 @@ def scores(
         out = out + bias.to(out.dtype).flatten(1)[:, offset]
     if border == "mask":
         out = out.masked_fill(~inside, -torch.inf)
-    return out.view(batch, heads, height, width, -1).permute(0, 2, 3, 1, 4)
+    return out.view(batch, heads, height, width, index.shape[1]).permute(0, 2, 3, 1, 4)
 
 
 def aggregate(
