@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from visionattn.kernels import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
+from visionattn.kernels.neighborhood import fast
+
+BACKENDS = ("torch", "reference")
 
 
 def keys_of(position: int, length: int, kernel: int, dilation: int, border: str) -> list[int | None]:
@@ -60,13 +63,14 @@ CASES = [  # batch, height, width, heads, dim, kernel, dilation
 @pytest.mark.parametrize(("batch", "height", "width", "heads", "dim", "kernel", "dilation"), CASES)
 @pytest.mark.parametrize("border", ["shift", "mask"])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_equals_the_loop(batch, height, width, heads, dim, kernel, dilation, border, with_bias) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_the_loop(batch, height, width, heads, dim, kernel, dilation, border, with_bias, backend) -> None:
     tensors = inputs(batch, height, width, heads, dim, kernel, torch.float64)
     want = {True: tensors[3], False: None}[with_bias]
     exact = by_hand(*tensors[:3], kernel, dilation, want, dim**-0.5, border)
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 3e-2)):
         q, k, v, table = (tensor.to(dtype) for tensor in tensors)
-        got = neighborhood_attention(q, k, v, kernel, dilation, bias=table if with_bias else None, border=border)
+        got = neighborhood_attention(q, k, v, kernel, dilation, bias=table if with_bias else None, border=border, backend=backend)
         assert got.dtype == dtype
         assert (got.double() - exact).abs().max() <= tolerance * exact.abs().max(), dtype
 
@@ -94,23 +98,149 @@ def test_the_halves() -> None:
     assert total[0, 0, 0, 0, 0] == 4 and total[0, 0, 1, 0, 0] == 6 and total[0, 1, 1, 0, 0] == 9
 
 
+MAPS = [  # batch, height, width, heads, dim, kernel, dilation
+    (2, 14, 14, 2, 32, (7, 7), (1, 1)),  # one tile
+    (2, 28, 28, 2, 32, (7, 7), (1, 1)),
+    (1, 28, 28, 1, 24, (7, 7), (4, 4)),  # a residue class is one tile
+    (2, 23, 17, 2, 24, (5, 5), (1, 1)),  # tiles do not divide the map
+    (1, 57, 31, 1, 8, (3, 7), (3, 1)),  # nor does the dilation
+    (1, 33, 21, 2, 8, (13, 13), (1, 1)),  # one query in the last tile
+    (1, 1, 40, 2, 16, (1, 9), (1, 1)),
+]
+
+
+def outputs(tensors, backend: str | None, kernel, dilation, border: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Output, output without gradients, gradients of q, k, v and bias."""
+    leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
+
+    def run() -> torch.Tensor:
+        return neighborhood_attention(*leaves[:3], kernel, dilation, bias=leaves[3], border=border, backend=backend)
+
+    out = run()
+    with torch.no_grad():
+        alone = run()
+    grad = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).sin().view(out.shape)
+    return [out.detach(), alone, *torch.autograd.grad(out, leaves, grad.to(dtype))]
+
+
+def error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.detach().double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize(("batch", "height", "width", "heads", "dim", "kernel", "dilation"), MAPS)
 @pytest.mark.parametrize("border", ["shift", "mask"])
-def test_gradients_in_float64(border: str) -> None:
+@pytest.mark.parametrize("cache", [fast.CACHE, 1 << 15])  # bytes; the second does one image and few tiles at a time
+def test_tiles_equal_the_definition(batch, height, width, heads, dim, kernel, dilation, border, cache, monkeypatch) -> None:
+    monkeypatch.setattr(fast, "CACHE", cache)
+    tensors = inputs(batch, height, width, heads, dim, kernel, torch.float64)
+    exact = outputs(tensors, "reference", kernel, dilation, border, torch.float64)
+    for dtype, forward, backward in ((torch.float64, 1e-14, 1e-14), (torch.float32, 5e-7, 2e-6), (torch.bfloat16, 1e-2, 1e-2)):
+        given = [tensor.to(dtype).double() for tensor in tensors]  # rounding the inputs is no error of the operation
+        if dtype == torch.bfloat16:
+            exact = outputs(given, "reference", kernel, dilation, border, torch.float64)
+        got = outputs(given, "torch", kernel, dilation, border, dtype)
+        for index, (mine, right) in enumerate(zip(got, exact, strict=True)):
+            assert mine.dtype == dtype
+            assert error(mine, right) <= (forward if index < 2 else backward), (dtype, index)
+
+
+@pytest.mark.parametrize("border", ["shift", "mask"])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9, 11, 13])
+def test_every_size_of_a_map(border: str, kernel: int) -> None:
+    worst = 0.0
+    for size in range(kernel if border == "shift" else 1, 50, 3):
+        tensors = inputs(1, 2, size, 1, 2, (1, kernel), torch.float64)
+        got, exact = (neighborhood_attention(*tensors[:3], (1, kernel), bias=tensors[3], border=border, backend=name) for name in BACKENDS)
+        worst = max(worst, float((got - exact).abs().max()))
+    assert worst < 1e-13
+
+
+@pytest.mark.parametrize("border", ["shift", "mask"])
+def test_gradient_of_tiles_in_float64(border: str) -> None:
+    tensors = [tensor.requires_grad_() for tensor in inputs(2, 11, 2, 1, 1, (3, 1), torch.float64)]
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return neighborhood_attention(*given[:3], (3, 1), bias=given[3], border=border, backend="torch")
+
+    assert fast.cut(11, 3, 1, border).tiles > 1
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    tensors = inputs(4, 28, 28, 2, 16, (7, 7), torch.float32)
+    first, second = (outputs(tensors, None, (7, 7), (1, 1), "shift", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+class Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.linspace(-1, 1, 130).view(2, 13, 5))
+
+    def forward(self, qkv: torch.Tensor) -> torch.Tensor:
+        return neighborhood_attention(*qkv.unbind(3), (7, 3), (1, 2), bias=self.bias)
+
+
+def test_compiles_into_one_graph() -> None:
+    model = Model()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")  # as inductor sees it, without a C++ compiler
+    for size in ((2, 20, 17), (3, 20, 17), (3, 23, 17)):
+        qkv = torch.randn(*size, 3, 2, 8, requires_grad=True)
+        results = []
+        for run in (model, compiled):
+            out = run(qkv)
+            results.append([out, *torch.autograd.grad(out.square().sum(), (qkv, model.bias))])
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_exports_with_any_batch(strict: bool) -> None:
+    model = Model()
+    exported = torch.export.export(
+        model, (torch.randn(2, 20, 17, 3, 2, 8),), dynamic_shapes={"qkv": {0: torch.export.Dim("batch")}}, strict=strict
+    )
+    qkv = torch.randn(5, 20, 17, 3, 2, 8)
+    assert torch.allclose(exported.module()(qkv), model(qkv), atol=1e-6)
+
+
+def test_under_autocast() -> None:
+    q, k, v, bias = inputs(1, 16, 20, 2, 16, (5, 5), torch.float32)
+    bias.requires_grad_()
+    exact = neighborhood_attention(q, k, v, 5, bias=bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = neighborhood_attention(q.bfloat16(), k.bfloat16(), v.bfloat16(), 5, bias=bias)
+    assert got.dtype == torch.bfloat16
+    assert error(got, exact.detach().double()) < 1e-2
+    grads = [torch.autograd.grad(out.float().square().sum(), bias)[0] for out in (got, exact)]
+    assert error(grads[0], grads[1].double()) < 2e-2
+
+
+@pytest.mark.parametrize("border", ["shift", "mask"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_in_float64(border: str, backend: str) -> None:
     tensors = [tensor.requires_grad_() for tensor in inputs(1, 6, 3, 1, 2, (3, 3), torch.float64)]
 
     def run(*given: torch.Tensor) -> torch.Tensor:
-        return neighborhood_attention(*given[:3], 3, (2, 1), bias=given[3], border=border)
+        return neighborhood_attention(*given[:3], 3, (2, 1), bias=given[3], border=border, backend=backend)
 
     assert torch.autograd.gradcheck(run, tensors)
 
 
-def test_views_of_one_projection_and_no_data() -> None:
-    qkv = torch.randn(2, 8, 9, 3, 2, 16)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_views_of_one_projection_and_no_data(backend: str, dilation: int) -> None:
+    qkv = torch.randn(2, 18, 9, 3, 2, 16)
     q, k, v = qkv.unbind(3)
-    got = neighborhood_attention(q, k, v, 3, 2)
-    assert torch.equal(got, neighborhood_attention(q.contiguous(), k.contiguous(), v.contiguous(), 3, 2))
-    q, k, v = qkv.to("meta").unbind(3)
-    assert neighborhood_attention(q, k, v, 3, 2, bias=torch.empty(2, 5, 5, device="meta")).shape == got.shape
+    got = neighborhood_attention(q, k, v, 3, dilation, backend=backend)
+    assert torch.equal(got, neighborhood_attention(q.contiguous(), k.contiguous(), v.contiguous(), 3, dilation, backend=backend))
+    turned = neighborhood_attention(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), 3, dilation, backend=backend)
+    assert torch.allclose(got, turned, atol=1e-6)
+    q, k, v = qkv.to("meta").requires_grad_().unbind(3)
+    empty = neighborhood_attention(q, k, v, 3, dilation, bias=torch.empty(2, 5, 5, device="meta", requires_grad=True), backend=backend)
+    assert empty.shape == got.shape
+    empty.sum().backward()
+    assert neighborhood_attention(*qkv[:0].unbind(3), 3, dilation, backend=backend).shape == (0, 18, 9, 2, 16)
 
 
 def test_what_does_not_fit_is_named() -> None:
@@ -123,10 +253,10 @@ def test_what_does_not_fit_is_named() -> None:
         neighborhood_attention(q, k, v, 3, 0)
     with pytest.raises(ValueError, match=r"bias must be .* \[2, 5, 9\], got \[2, 5, 5\]"):
         neighborhood_attention(q, k, v, (3, 5), bias=bias)
-    with pytest.raises(ValueError, match="q and k must have one shape"):
+    with pytest.raises(ValueError, match="q, k and v must have one shape"):
         neighborhood_attention(q, k[:, :, 1:], v, 3)
     with pytest.raises(ValueError, match="weights must be"):
-        neighborhood_attention(q, k, v[:, :, 1:], 3)
+        neighborhood_aggregate(neighborhood_scores(q, k, 3), v[:, :, 1:], 3)
     with pytest.raises(ValueError, match="border"):
         neighborhood_attention(q, k, v, 3, border="wrap")
     with pytest.raises(ValueError, match=r"\[B, H, W, heads, dim\]"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from visionattn.kernels.neighborhood import reference
+from visionattn.kernels.dispatch import choose, triton_reason
+from visionattn.kernels.neighborhood import fast, reference
 from visionattn.kernels.neighborhood.reference import Border
 
 Pair = int | tuple[int, int]
@@ -20,6 +21,7 @@ def neighborhood_attention(
     bias: torch.Tensor | None = None,
     scale: float | None = None,
     border: Border = "shift",
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of each position to its neighborhood (NAT, arXiv 2204.07143, section 3; DiNAT, arXiv 2209.15001).
 
@@ -36,6 +38,7 @@ def neighborhood_attention(
             counted in dilated steps.
         scale: factor on q; default `dim ** -0.5`.
         border: "shift" or "mask".
+        backend: "triton", "torch" or "reference"; default the fastest that can run, see `visionattn.kernels.dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`.
@@ -43,9 +46,21 @@ def neighborhood_attention(
     Raises:
         ValueError: a kernel size is even, shapes do not fit, or with "shift" the map is smaller than
             kernel size x dilation.
+        RuntimeError: the backend asked for cannot run.
     """
-    weights = neighborhood_scores(q, k, kernel_size, dilation, bias=bias, scale=scale, border=border).softmax(-1)
-    return neighborhood_aggregate(weights, v, kernel_size, dilation, border=border)
+    op = "neighborhood_attention"
+    kernel, steps = _check(op, q, kernel_size, dilation, border)
+    if q.shape != k.shape or q.shape != v.shape:
+        raise ValueError(f"{op}: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}")
+    _check_bias(op, bias, q.shape[3], kernel)
+    scale = q.shape[4] ** -0.5 if scale is None else scale
+    name = choose(op, backend, {"triton": _triton_reason(q), "torch": "", "reference": ""})
+    if name == "triton":
+        from visionattn.kernels.neighborhood.triton import neighborhood_attention_triton
+
+        return neighborhood_attention_triton(q, k, v, kernel, steps, bias, scale, border)
+    run = fast.attention if name == "torch" else reference.attention
+    return run(q, k, v, kernel_size=kernel, dilation=steps, bias=bias, scale=scale, border=border)
 
 
 def neighborhood_scores(
@@ -70,9 +85,7 @@ def neighborhood_scores(
     heads, dim = q.shape[3:]
     if q.shape != k.shape:
         raise ValueError(f"neighborhood_scores: q and k must have one shape, got {list(q.shape)} and {list(k.shape)}")
-    table = (heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
-    if bias is not None and bias.shape != table:
-        raise ValueError(f"neighborhood_scores: bias must be [heads, 2 * kh - 1, 2 * kw - 1] = {list(table)}, got {list(bias.shape)}")
+    _check_bias("neighborhood_scores", bias, heads, kernel)
     scale = dim**-0.5 if scale is None else scale
     return reference.scores(q, k, kernel_size=kernel, dilation=steps, bias=bias, scale=scale, border=border)
 
@@ -119,3 +132,13 @@ def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: 
             f"{kernel[0] * steps[0]}x{kernel[1] * steps[1]}; pad it first"
         )
     return kernel, steps
+
+
+def _check_bias(op: str, bias: torch.Tensor | None, heads: int, kernel: tuple[int, int]) -> None:
+    table = (heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
+    if bias is not None and bias.shape != table:
+        raise ValueError(f"{op}: bias must be [heads, 2 * kh - 1, 2 * kw - 1] = {list(table)}, got {list(bias.shape)}")
+
+
+def _triton_reason(x: torch.Tensor) -> str:
+    return triton_reason(x) or "not built"

@@ -62,7 +62,7 @@ def scores(
         out = out + bias.to(out.dtype).flatten(1)[:, offset]
     if border == "mask":
         out = out.masked_fill(~inside, -torch.inf)
-    return out.view(batch, heads, height, width, -1).permute(0, 2, 3, 1, 4)
+    return out.view(batch, heads, height, width, index.shape[1]).permute(0, 2, 3, 1, 4)
 
 
 def aggregate(
@@ -76,6 +76,22 @@ def aggregate(
         weights = weights.masked_fill(~inside, 0.0)
     out = weights.unsqueeze(-2) @ _by_head(v)[:, index]
     return out.view(batch, heads, height, width, dim).permute(0, 2, 3, 1, 4)
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: torch.Tensor | None,
+    scale: float,
+    border: Border,
+) -> torch.Tensor:
+    """Both halves with the softmax between them, `[B, H, W, heads, dim]`."""
+    weights = scores(q, k, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale, border=border).softmax(-1)
+    return aggregate(weights, v, kernel_size=kernel_size, dilation=dilation, border=border)
 
 
 def _by_head(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B heads) (H W) d

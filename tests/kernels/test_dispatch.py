@@ -1,0 +1,68 @@
+"""Which backend runs, and what is said when it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from visionattn.kernels import dispatch, neighborhood_attention
+from visionattn.kernels.dispatch import choose, triton_reason, use_backend
+
+ALL = {"triton": "", "torch": "", "reference": ""}
+CPU = {"triton": "it needs a CUDA device", "torch": "", "reference": ""}
+
+
+def test_the_fastest_that_can_run() -> None:
+    assert choose("op", None, ALL) == "triton"
+    assert choose("op", "auto", CPU) == "torch"
+    assert choose("op", None, {"reference": ""}) == "reference"
+
+
+def test_argument_before_context_before_environment(monkeypatch) -> None:
+    monkeypatch.setattr(dispatch, "_asked", "reference")  # as read from the environment
+    assert choose("op", None, ALL) == "reference"
+    with use_backend("torch"):
+        assert choose("op", None, ALL) == choose("op", "auto", ALL) == "torch"
+        assert choose("op", "triton", ALL) == "triton"
+        with use_backend("auto"):
+            assert choose("op", None, ALL) == "triton"
+        assert choose("op", None, ALL) == "torch"
+    assert choose("op", None, ALL) == "reference"
+
+
+def test_the_context_ends_with_an_error() -> None:
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert choose("op", None, ALL) == "triton"
+
+
+def test_the_environment() -> None:
+    code = "from visionattn.kernels.dispatch import choose; print(choose('op', None, {'torch': '', 'reference': ''}))"
+    for value, said in (("reference", "reference"), ("", "torch"), ("tritn", "got 'tritn'")):
+        env = {**os.environ, "VISIONATTN_BACKEND": value}
+        run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert said in (run.stdout or run.stderr)
+
+
+def test_reasons_and_unknown_names() -> None:
+    with pytest.raises(RuntimeError, match="op: backend 'triton' cannot run: it needs a CUDA device"):
+        choose("op", "triton", CPU)
+    with pytest.raises(RuntimeError, match="op: backend 'torch' cannot run: it has no such backend"):
+        choose("op", "torch", {"reference": ""})
+    with use_backend("triton"), pytest.raises(RuntimeError, match="it needs a CUDA device"):
+        choose("op", None, CPU)
+    with pytest.raises(ValueError, match="one of triton, torch, reference or auto, got 'cuda'"):
+        choose("op", "cuda", ALL)
+    with pytest.raises(ValueError, match="got 'cuda'"), use_backend("cuda"):
+        pass
+
+
+def test_an_operation_says_why() -> None:
+    assert triton_reason(torch.zeros(1)) == "it needs a CUDA device, the tensors are on cpu"
+    x = torch.randn(1, 7, 7, 1, 8)
+    with pytest.raises(RuntimeError, match=r"neighborhood_attention: backend 'triton' cannot run: it needs a CUDA device, .* on cpu"):
+        neighborhood_attention(x, x, x, 7, backend="triton")

@@ -1,0 +1,248 @@
+"""Neighborhood attention by tiles, in plain PyTorch.
+
+The positions of a residue class modulo the dilation form a map of their own, in which neighbours are
+adjacent. It is cut into tiles of queries; all queries of a tile see one block of keys, the tile and its
+halo, and a table added to the scores holds the bias of each pair, -inf where the pair is not in the
+neighborhood. So the work is one batched product per side of the softmax, of `(side + kernel - 1) ** 2`
+keys per query instead of `kernel ** 2`, and no gather of single keys. Tiles at the same distance from
+the borders share a table. A small map is one tile: dense attention with a mask.
+
+Shapes: B images, H W map, h heads, d channels; R C rows and columns of tiles, r c residues, Q queries
+of a tile, K keys of its block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from visionattn.kernels.neighborhood.reference import Border
+
+CACHE = 8 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
+
+
+class Axis(NamedTuple):
+    """How one side of the map is cut; all in steps of the dilation."""
+
+    dilation: int
+    tiles: int
+    side: int  # queries per tile
+    front: int  # keys before the first query of a tile
+    keys: int  # keys per block
+    classes: tuple[tuple[int, int], ...]  # distances from a tile's first query to the ends of the map, as far as they matter
+    members: tuple[int, ...]  # class per tile and residue
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    bias: torch.Tensor | None,
+    scale: float,
+    border: Border,
+) -> torch.Tensor:
+    """As `neighborhood_attention`, `[B, H, W, h, d]`."""
+    batch, height, width, heads, _ = q.shape
+    rows = cut(height, kernel_size[0], dilation[0], border)
+    cols = cut(width, kernel_size[1], dilation[1], border)
+    if bias is None:
+        bias = q.new_zeros(heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
+    table = bake(bias.float() if bias.dtype != torch.float64 else bias, rows, cols, border)
+    tiles = len(rows.members) * len(cols.members)
+    image = tiles * heads * table[0, 0].numel() * q.element_size()  # bytes of the scores of an image
+
+    # A traced graph has no batch size to cut by, and a compiler fuses the steps.
+    whole = torch.compiler.is_compiling()
+    step = tiles if whole else max(1, tiles * CACHE // image)  # tiles at a time
+    if table.shape[0] > 1:
+        table = table.view(len(rows.classes), len(cols.classes), *table.shape[1:])
+        table = _spread(_spread(table, cols.members, 1), rows.members, 0).flatten(0, 1)
+    table = table.to(q.dtype)  # last, so that its gradient is summed in float32
+    parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(_split(x, max(1, CACHE // image), 0) for x in (q, k, v)), strict=True)
+
+    out = []
+    for q, k, v in parts:
+        q, k, v = (_split(x, step, 1) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
+        tables = _split(table, step, 0) if table.shape[0] > 1 else (table,) * len(q)
+        done = [_attend(*tensors, scale) for tensors in zip(q, k, v, tables, strict=True)]
+        out.append(_untile(_cat(done, 1), rows, cols))
+    return _cat(out, 0)[:, :height, :width]
+
+
+def cut(length: int, kernel: int, dilation: int, border: Border) -> Axis:
+    """Cut one side of the map into tiles."""
+    length = len(range(length))  # a number; in traced code this makes the size a constant of the graph
+    steps, half = -(-length // dilation), kernel // 2
+    side = cheapest_side(steps, kernel)
+    tiles = -(-steps // side)
+    counts = [max(0, -(-(length - residue) // dilation)) for residue in range(dilation)]  # positions of the residue class
+
+    front, back = half, max(side + half, kernel)  # how far the windows of a tile reach
+    members, classes = [], {}  # type: list[int], dict[tuple[int, int], int]
+    for begin in range(0, tiles * side, side):
+        for count in counts:
+            ends = min(begin, half), min(max(count - begin, 0), back)
+            members.append(classes.setdefault(ends, len(classes)))
+    if tiles == 1:
+        front, back = 0, steps
+    elif border == "shift":  # if the last tile has few queries, their windows begin further in front
+        front = max(front, *((count - 1) // side * side - (count - kernel) for count in counts))
+    return Axis(dilation, tiles, side, front, front + back, tuple(classes), tuple(members))
+
+
+def cheapest_side(steps: int, kernel: int) -> int:
+    """Queries per tile along an axis.
+
+    A tile costs as much as its scores, and moving a key as much as 36 scores of it (measured); the square root makes that the product
+    of two axes.
+    """
+    return min((*range(4, 9), steps), key=lambda side: -(-steps // side) * min(side + kernel - 1, steps) * math.hypot(side, 6))
+
+
+def needs_gradient(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def bake(bias: torch.Tensor, rows: Axis, cols: Axis, border: Border) -> torch.Tensor:
+    """What is added to the scores, `[classes, h, Q, K]`, from a bias of `[h, 2 * kh - 1, 2 * kw - 1]`."""
+    row_hot, row_wall = _pairs(rows, bias.shape[1], border, bias)
+    alike = rows == cols and bias.shape[1] == bias.shape[2]
+    col_hot, col_wall = (row_hot, row_wall) if alike else _pairs(cols, bias.shape[2], border, bias)
+    # As a product, entries of the bias are copied exactly, and their gradients are summed in a fixed order.
+    table = row_hot @ bias @ col_hot.transpose(0, 1) + (row_wall[:, None] + col_wall)
+    table = table.view(-1, len(rows.classes), rows.side, rows.keys, len(cols.classes), cols.side, cols.keys).permute(1, 4, 0, 2, 5, 3, 6)
+    return table.reshape(len(rows.classes) * len(cols.classes), -1, rows.side * cols.side, rows.keys * cols.keys)
+
+
+def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of query and key along an axis: which of `size` offsets they have, one-hot, and what keeps them apart, 0 or -inf."""
+    kernel = (size + 1) // 2
+    queries = []  # its first key, the end of its keys, and the key at offset 0, counted within the block
+    for before, after in axis.classes:
+        for query in range(axis.side):
+            start = query - kernel // 2
+            if border == "shift":
+                start = min(max(start, -before), after - kernel)
+            end, start = min(start + kernel, after), max(start, -before if border == "mask" else start)
+            # Those that fill up the last tile see every key without bias: a softmax of nothing is not a number.
+            queries.append((start, end, query - kernel + 1) if query < after else (-axis.front, axis.keys, axis.keys))
+    start, end, origin = (torch.tensor(queries, device=like.device).transpose(0, 1)[:, :, None]).unbind(0)
+    key = torch.arange(-axis.front, axis.keys - axis.front, device=like.device)
+    hot = (key - origin).flatten()[:, None] == torch.arange(size, device=like.device)
+    wall = torch.where((key >= start) & (key < end), 0.0, -torch.inf).flatten()
+    return hot.to(like.dtype), wall.to(like.dtype)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention of tiles, `[B, tiles, h, Q or K, d]`, with a table for each of them or one for all."""
+    shape = q.shape
+    if table.shape[0] > 1:  # one axis for tiles and heads
+        q, k, v, table = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), table.flatten(0, 1)
+    else:
+        q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), table[0]
+    if needs_gradient(q, k, v, table):
+        # With a mask that needs a gradient SDPA is slower on a CPU, and adds in any order on a GPU.
+        scores = (q * scale) @ k.transpose(-2, -1)
+        scores += table[None]
+        out = scores.softmax(-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=table[None], scale=scale)
+    return out.view(shape)
+
+
+def _tile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> B (R r C c) h Q d
+    batch, _, _, heads, dim = x.shape
+    x = _pad(x, (0, rows.tiles * rows.side * rows.dilation), (0, cols.tiles * cols.side * cols.dilation))
+    x = x.unflatten(2, (cols.tiles, cols.side, cols.dilation)).unflatten(1, (rows.tiles, rows.side, rows.dilation))
+    x = x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8)
+    return x.reshape(batch, len(rows.members) * len(cols.members), heads, rows.side * cols.side, dim)
+
+
+def _untile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B (R r C c) h Q d -> B H W h d, with the padding
+    batch, _, heads, _, dim = x.shape
+    x = x.view(batch, rows.tiles, rows.dilation, cols.tiles, cols.dilation, heads, rows.side, cols.side, dim)
+    x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)
+    return x.reshape(batch, rows.tiles * rows.side * rows.dilation, cols.tiles * cols.side * cols.dilation, heads, dim)
+
+
+def _blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> B (R r C c) h K d
+    if needs_gradient(x) and (rows.tiles > 1 or cols.tiles > 1):
+        return _Blocks.apply(x, rows, cols)  # type: ignore[no-any-return]
+    return _copy_blocks(x, rows, cols)
+
+
+def _copy_blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:
+    batch, _, _, heads, dim = x.shape
+    before = rows.front * rows.dilation, cols.front * cols.dilation
+    after = (((axis.tiles - 1) * axis.side + axis.keys) * axis.dilation for axis in (rows, cols))
+    x = _pad(x, (before[0], next(after)), (before[1], next(after)))
+    x = x.unflatten(2, (-1, cols.dilation)).unflatten(1, (-1, rows.dilation))  # B steps r steps c h d
+    x = x.unfold(1, rows.keys, rows.side).unfold(3, cols.keys, cols.side)  # B R r C c h d keys keys
+    x = x.permute(0, 1, 2, 3, 4, 5, 7, 8, 6)
+    return x.reshape(batch, len(rows.members) * len(cols.members), heads, rows.keys * cols.keys, dim)
+
+
+def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int]) -> torch.Tensor:
+    """Zeros around a map, given by how many go before it and the side in the end."""
+    pad = (width[0], width[1] - width[0] - x.shape[2], height[0], height[1] - height[0] - x.shape[1])
+    return F.pad(x, (0, 0, 0, 0, *pad)) if any(pad) else x
+
+
+def _spread(table: torch.Tensor, members: tuple[int, ...], dim: int) -> torch.Tensor:
+    """Table per member from table per class. Not by an index: its gradient is summed in any order on a GPU."""
+    runs = [(member, len(list(group))) for member, group in groupby(members)]
+    return torch.cat([table.narrow(dim, member, 1).expand(*table.shape[:dim], size, *table.shape[dim + 1 :]) for member, size in runs], dim)
+
+
+def _split(x: torch.Tensor, size: int, dim: int) -> Sequence[torch.Tensor]:
+    return x.split(size, dim) if size < x.shape[dim] else (x,)  # the gradient of split copies, even a single part
+
+
+def _cat(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
+
+
+class _Blocks(torch.autograd.Function):
+    """`_copy_blocks` with a gradient that adds whole tiles: three times as fast as that of `unfold`, and always in the same order."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:
+        return _copy_blocks(x, rows, cols)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, Axis, Axis], output: torch.Tensor) -> None:
+        x, ctx.rows, ctx.cols = inputs
+        ctx.size = x.shape[1:3]
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        rows, cols, (height, width) = ctx.rows, ctx.cols, ctx.size
+        batch, _, heads, _, dim = grad.shape
+        grad = grad.reshape(batch, rows.tiles, rows.dilation, cols.tiles, cols.dilation, heads, rows.keys, cols.keys, dim)
+        grad = grad.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)  # B R keys r C keys c h d
+        # A block reaches over several tiles: its part in each of them is added to the map cut into tiles.
+        reach = -(-rows.keys // rows.side), -(-cols.keys // cols.side)
+        out = grad.new_empty(
+            batch, rows.tiles + reach[0] - 1, rows.side, rows.dilation, cols.tiles + reach[1] - 1, cols.side, cols.dilation, heads, dim
+        )
+        out[:, rows.tiles :] = 0
+        out[:, : rows.tiles, :, :, cols.tiles :] = 0
+        for i in range(reach[0]):
+            for j in range(reach[1]):
+                part = grad[:, :, i * rows.side : (i + 1) * rows.side, :, :, j * cols.side : (j + 1) * cols.side]
+                target = out[:, i : i + rows.tiles, : part.shape[2], :, j : j + cols.tiles, : part.shape[5]]
+                if i or j:
+                    target += part
+                else:
+                    target.copy_(part)  # a block is no smaller than a tile
+        top, left = rows.front * rows.dilation, cols.front * cols.dilation
+        out = out.view(batch, out.shape[1] * rows.side * rows.dilation, -1, heads, dim)
+        return out[:, top : top + height, left : left + width], None, None
