@@ -21,7 +21,7 @@ interpreter, and registers, shared memory and tensor core instructions of the co
 (tests/kernels/test_neighborhood_triton.py). The speed is unmeasured until somebody runs it on a GPU.
 """
 
-# mypy: disable-error-code="no-untyped-def, no-untyped-call"
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 
 from __future__ import annotations
 
@@ -60,11 +60,26 @@ class Launch(NamedTuple):
     num_stages: int
 
 
+# For a tile of 8 x 8, by kernel and bits of the dtype: the block, and the warps for head dims padded to 16, 32, 64, 128.
+# The largest block and the fewest warps that keep all in registers.
+BLOCKS_AND_WARPS = {
+    ("forward", 16): (32, (4, 4, 4, 4)),
+    ("dq", 16): (32, (4, 4, 4, 4)),
+    ("dk_dv", 16): (16, (4, 4, 8, 8)),
+    ("dbias", 16): (32, (4, 4, 4, 8)),
+    ("forward", 32): (16, (4, 4, 8, 16)),
+    ("dq", 32): (16, (4, 4, 8, 16)),
+    ("dk_dv", 32): (16, (4, 4, 8, 16)),
+    ("dbias", 32): (16, (4, 4, 8, 4)),
+}
+
+
 def launch(name: str, dim: int, kernel: Sequence[int], bits: int) -> Launch:
-    """The configuration of a kernel ("forward", "dq", "dk_dv", "dbias") by padded head dim, window and bits of the dtype."""
-    if kernel[0] * kernel[1] <= 9:
-        return Launch(4, 4, 32, 1, 2)
-    return Launch(8, 8, 32, 4, 2)
+    """The configuration of a kernel ("forward", "dq", "dk_dv", "dbias") for a padded head dim, a window and a dtype."""
+    block, warps = BLOCKS_AND_WARPS[name, bits]
+    if prod(kernel) <= 9 and dim <= 64:  # a tile of 8 x 8 would load eleven times the keys that one query sees, this one four times
+        return Launch(4, 4, block, num_warps=1 if dim <= 32 else 2, num_stages=2)
+    return Launch(8, 8, block, num_warps=warps[dim.bit_length() - 5], num_stages=2)
 
 
 # Where things are
@@ -177,7 +192,18 @@ def _product(a_MD, b_ND, M: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr)
 
 @triton.jit
 def _scores(
-    products, query_y, query_x, centre_y, centre_x, key_y, key_x, bias, scale, KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, BIAS: tl.constexpr
+    products,
+    query_y,
+    query_x,
+    centre_y,
+    centre_x,
+    key_y,
+    key_x,
+    bias,
+    scale,
+    KERNEL_Y: tl.constexpr,
+    KERNEL_X: tl.constexpr,
+    BIAS: tl.constexpr,
 ):
     """Scores from the products of queries and keys: scaled, with bias, in base 2; -inf where the key is not in the query's window.
 
@@ -454,7 +480,15 @@ class _Call:
     """What the launches of one call share."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        kernel: Sequence[int],
+        dilation: Sequence[int],
+        scale: float,
+        shift: bool,
     ) -> None:
         (self.q, q_strides), (self.k, k_strides), (self.v, v_strides) = _strides(q), _strides(k), _strides(v)
         self.bias = None if bias is None else bias.contiguous()
@@ -512,10 +546,8 @@ _WHAT = "Tensor q, Tensor k, Tensor v, Tensor? bias"
 _HOW = "int[] kernel, int[] dilation, float scale, bool shift"
 
 
-@torch.library.custom_op(
-    "visionattn::neighborhood_attention_forward", mutates_args=(), schema=f"({_WHAT}, {_HOW}) -> (Tensor, Tensor)"
-)
-def _forward(
+@torch.library.custom_op("visionattn::neighborhood_attention_forward", mutates_args=(), schema=f"({_WHAT}, {_HOW}) -> (Tensor, Tensor)")
+def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool
 ) -> tuple[Tensor, Tensor]:
     o, lse = _forward_fake(q, k, v, bias, kernel, dilation, scale, shift)
@@ -523,7 +555,7 @@ def _forward(
     return o, lse
 
 
-@_forward.register_fake
+@forward.register_fake
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool
 ) -> tuple[Tensor, Tensor]:
@@ -535,7 +567,7 @@ def _forward_fake(
     mutates_args=(),
     schema=f"({_WHAT}, Tensor o, Tensor lse, Tensor do, {_HOW}, bool dbias) -> (Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(
+def backward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, o: Tensor, lse: Tensor, do: Tensor,
     kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool, dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -547,7 +579,7 @@ def _backward(
     return dq, dk, dv, call.run_dbias(lse, delta, do) if dbias else dbias_sum
 
 
-@_backward.register_fake
+@backward.register_fake
 def _backward_fake(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, o: Tensor, lse: Tensor, do: Tensor,
     kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool, dbias: bool,
@@ -565,11 +597,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradients(ctx: Any, do: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     with_bias = ctx.needs_input_grad[3]
-    dq, dk, dv, dbias = _backward(*ctx.saved_tensors, do, *ctx.how, with_bias)
+    dq, dk, dv, dbias = backward(*ctx.saved_tensors, do, *ctx.how, with_bias)
     return dq, dk, dv, dbias if with_bias else None, None, None, None, None
 
 
-_forward.register_autograd(_gradients, setup_context=_setup_context)
+forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def neighborhood_attention_triton(
@@ -583,5 +615,5 @@ def neighborhood_attention_triton(
     border: Border,
 ) -> Tensor:
     """`neighborhood_attention` for arguments that it has checked; q, k, v of one of `DTYPES`, dim at most `MAX_DIM`."""
-    out: Tensor = _forward(q, k, v, bias, kernel, dilation, scale, border == "shift")[0]
+    out: Tensor = forward(q, k, v, bias, kernel, dilation, scale, border == "shift")[0]
     return out
