@@ -82,6 +82,16 @@ def test_the_frame_of_the_bias_gradient(shift: bool) -> None:
                 assert _frame(length, kernel, dilation, 8, shift) == (int(places.min()), int(places.max()) + 1), (length, kernel, dilation)
 
 
+def test_what_it_cannot_run() -> None:
+    from visionattn.kernels.neighborhood.triton import reason
+
+    q = torch.empty(1, 7, 7, 1, 136)
+    assert reason(q[..., :128], q[..., :128], q[..., :128]) == ""
+    assert reason(q, q, q) == "the head dim must be at most 128, got 136"
+    assert "must all be" in reason(q.double(), q.double(), q.double())
+    assert "must all be" in reason(q, q.half(), q)
+
+
 LARGE = {
     "DiNAT-T, stage 1": Case(4, 56, 56, 2, 32, (7, 7)),
     "DiNAT-T, stage 1, dilated": Case(4, 56, 56, 2, 32, (7, 7), (8, 8)),

@@ -14,7 +14,8 @@ in their shape:
     D   head dim, padded with zeros to a power of two
 
 Scores and their logarithms of sums (`lse`) are in base 2. Accumulators are float32; products of float32 are
-IEEE, since TF32 would keep three digits.
+IEEE, without tensor cores: TF32 would keep three digits, and what three products in TF32 ("tf32x3") keep
+cannot be tested without a GPU.
 
 Written to what Triton 3.6 to 3.9 have in common. Proven without a GPU: results and gradients in Triton's
 interpreter, and registers, shared memory and tensor core instructions of the code compiled for sm_80 and sm_90
@@ -38,9 +39,6 @@ import triton.language as tl
 from torch import Tensor
 
 from visionattn.kernels.neighborhood.reference import Border
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_DIM = 128
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(1 << 24)  # steps; a position that does not exist is seen by nobody
@@ -231,7 +229,7 @@ def _forward_kernel(
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     T: tl.constexpr = TILE_Y * TILE_X
-    head = tl.program_id(0) % heads
+    head = (tl.program_id(0) % heads).to(tl.int64)
     image, residue_y, residue_x, first_y, first_x, count_y, count_x = _locate(
         tl.program_id(0) // heads, height, width, dilation_y, dilation_x, TILE_Y, TILE_X
     )
@@ -286,7 +284,7 @@ def _dq_kernel(
 ):  # fmt: skip
     """Also writes delta, the scalar products of o and do, which the other two kernels read."""
     T: tl.constexpr = TILE_Y * TILE_X
-    head = tl.program_id(0) % heads
+    head = (tl.program_id(0) % heads).to(tl.int64)
     image, residue_y, residue_x, first_y, first_x, count_y, count_x = _locate(
         tl.program_id(0) // heads, height, width, dilation_y, dilation_x, TILE_Y, TILE_X
     )
@@ -339,7 +337,7 @@ def _dk_dv_kernel(
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     T: tl.constexpr = TILE_Y * TILE_X
-    head = tl.program_id(0) % heads
+    head = (tl.program_id(0) % heads).to(tl.int64)
     image, residue_y, residue_x, first_y, first_x, count_y, count_x = _locate(
         tl.program_id(0) // heads, height, width, dilation_y, dilation_x, TILE_Y, TILE_X
     )
@@ -401,7 +399,7 @@ def _dbias_kernel(
     T: tl.constexpr = TILE_Y * TILE_X
     blocks = tl.cdiv((frame_end_y - frame_y) * (frame_end_x - frame_x), P)
     number = tl.program_id(0) % blocks
-    head = tl.program_id(0) // blocks % heads
+    head = (tl.program_id(0) // blocks % heads).to(tl.int64)
     split = tl.program_id(0) // (blocks * heads)
     q += head * q_head
     k += head * k_head
@@ -439,7 +437,7 @@ def _dbias_kernel(
         )  # fmt: skip
         ds_TP += tl.exp2(s_TP - lse_T[:, None]) * (_product(do_TD, v_PD, T, P, UPCAST) - delta_T[:, None])
 
-    row_T = (split.to(tl.int64) * heads + head) * T + tl.arange(0, T)
+    row_T = (split * heads + head) * T + tl.arange(0, T)
     tl.store(sums + row_T[:, None] * (blocks * P) + (number * P + tl.arange(0, P))[None, :], ds_TP)
 
 
@@ -522,7 +520,7 @@ class _Call:
         blocks = triton.cdiv(rows * columns, config.block)
         tiles = _tiles(self.q, self.dilation, config)
         # About 2048 programs fill a large GPU; their number must not depend on the device, or the sums would.
-        per_program = triton.cdiv(tiles, max(1, 2048 // (blocks * self.heads)))
+        per_program = max(1, triton.cdiv(tiles, max(1, 2048 // (blocks * self.heads))))
         splits = triton.cdiv(tiles, per_program)
         sums = torch.empty(splits, self.heads, prod(tile), blocks * config.block, device=do.device)
         _dbias_kernel[(splits * self.heads * blocks,)](
@@ -551,7 +549,8 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool
 ) -> tuple[Tensor, Tensor]:
     o, lse = _forward_fake(q, k, v, bias, kernel, dilation, scale, shift)
-    _Call(q, k, v, bias, kernel, dilation, scale, shift).run("forward", _forward_kernel, o, lse)
+    with torch.cuda.device_of(q):
+        _Call(q, k, v, bias, kernel, dilation, scale, shift).run("forward", _forward_kernel, o, lse)
     return o, lse
 
 
@@ -571,12 +570,13 @@ def backward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, o: Tensor, lse: Tensor, do: Tensor,
     kernel: Sequence[int], dilation: Sequence[int], scale: float, shift: bool, dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, dk, dv, dbias_sum = _backward_fake(q, k, v, bias, o, lse, do, kernel, dilation, scale, shift, dbias)
+    dq, dk, dv, no_dbias = _backward_fake(q, k, v, bias, o, lse, do, kernel, dilation, scale, shift, dbias)
     call = _Call(q, k, v, bias, kernel, dilation, scale, shift)
     do, delta = do.contiguous(), torch.empty_like(lse)
-    call.run("dq", _dq_kernel, o, lse, do, dq, delta)
-    call.run("dk_dv", _dk_dv_kernel, lse, delta, do, dk, dv)
-    return dq, dk, dv, call.run_dbias(lse, delta, do) if dbias else dbias_sum
+    with torch.cuda.device_of(q):
+        call.run("dq", _dq_kernel, o, lse, do, dq, delta)
+        call.run("dk_dv", _dk_dv_kernel, lse, delta, do, dk, dv)
+        return dq, dk, dv, call.run_dbias(lse, delta, do) if dbias else no_dbias
 
 
 @backward.register_fake
@@ -604,6 +604,15 @@ def _gradients(ctx: Any, do: Tensor, _: Tensor | None) -> tuple[Tensor | None, .
 forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
+def reason(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """Why the kernels cannot run with these tensors, wherever they are; empty if they can."""
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"q, k, v must all be float32, float16 or bfloat16, got {q.dtype}, {k.dtype}, {v.dtype}"
+    if q.shape[-1] > 128:
+        return f"the head dim must be at most 128, got {q.shape[-1]}"
+    return ""
+
+
 def neighborhood_attention_triton(
     q: Tensor,
     k: Tensor,
@@ -614,6 +623,6 @@ def neighborhood_attention_triton(
     scale: float,
     border: Border,
 ) -> Tensor:
-    """`neighborhood_attention` for arguments that it has checked; q, k, v of one of `DTYPES`, dim at most `MAX_DIM`."""
+    """`neighborhood_attention` for arguments that it has checked, and for which there is no `reason` against."""
     out: Tensor = forward(q, k, v, bias, kernel, dilation, scale, border == "shift")[0]
     return out
