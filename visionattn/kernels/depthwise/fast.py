@@ -1,0 +1,24 @@
+"""Dilated depthwise convolution as a dense one: each residue class of positions modulo the dilation is a small image of its own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from visionattn.kernels.depthwise import reference
+
+
+def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dilation: int) -> torch.Tensor:
+    """As the definition. Libraries for the CPU are fast with dense kernels and channels last only; on other devices dilation costs nothing."""
+    if dilation == 1 or x.device.type not in ("cpu", "meta"):
+        return reference.dilated_depthwise_conv2d(x, weight, bias, dilation=dilation)
+    batch, channels, height, width = x.shape
+    bottom, right = -height % dilation, -width % dilation
+    rows, cols = (height + bottom) // dilation, (width + right) // dilation
+    y = F.pad(x, (0, right, 0, bottom))
+    y = y.view(batch, channels, rows, dilation, cols, dilation).permute(0, 3, 5, 2, 4, 1)  # B d d rows cols C
+    y = y.reshape(batch * dilation**2, rows, cols, channels).permute(0, 3, 1, 2)  # channels last
+    y = F.conv2d(y, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=channels)
+    y = y.permute(0, 2, 3, 1).reshape(batch, dilation, dilation, rows, cols, channels).permute(0, 3, 1, 4, 2, 5)
+    y = y.reshape(batch, rows * dilation, cols * dilation, channels)
+    return y[:, :height, :width].permute(0, 3, 1, 2)
