@@ -9,13 +9,16 @@ from visionattn.kernels.depthwise import reference
 
 
 def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dilation: int) -> torch.Tensor:
-    """As the definition. Libraries for the CPU are fast with dense kernels and channels last only; on other devices dilation costs nothing."""
-    if dilation == 1 or x.device.type not in ("cpu", "meta"):
+    """As the definition.
+
+    Only on the CPU, where convolutions are fast with dense kernels and channels last; elsewhere it was not measured.
+    An exported graph keeps the convolution: it may run anywhere, and at any size.
+    """
+    if dilation == 1 or x.device.type not in ("cpu", "meta") or torch.compiler.is_exporting():
         return reference.dilated_depthwise_conv2d(x, weight, bias, dilation=dilation)
     batch, channels, height, width = x.shape
-    bottom, right = -height % dilation, -width % dilation
-    rows, cols = (height + bottom) // dilation, (width + right) // dilation
-    y = F.pad(x, (0, right, 0, bottom))
+    rows, cols = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
+    y = F.pad(x, (0, cols * dilation - width, 0, rows * dilation - height))
     y = y.view(batch, channels, rows, dilation, cols, dilation).permute(0, 3, 5, 2, 4, 1)  # B d d rows cols C
     y = y.reshape(batch * dilation**2, rows, cols, channels).permute(0, 3, 1, 2)  # channels last
     y = F.conv2d(y, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=channels)

@@ -43,7 +43,7 @@ def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Ten
     rows, cols = height // rh, width // rw
     # How often a region is named: its keys count as often, and not at all where it is not named.
     named = (routes.unsqueeze(-1) == torch.arange(count, device=routes.device)).sum(2)  # B R R
-    mask = named.float().log().to(q.dtype).view(batch, rows, 1, cols, 1, rows, 1, cols, 1)
+    mask = named.to(torch.promote_types(q.dtype, torch.float32)).log().to(q.dtype).view(batch, rows, 1, cols, 1, rows, 1, cols, 1)
     mask = mask.expand(-1, -1, rh, -1, rw, -1, rh, -1, rw).reshape(batch, 1, height * width, height * width)
     q_, k_, v_ = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))  # B heads HW d
     return F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, scale=scale).transpose(1, 2).reshape(q.shape)

@@ -19,7 +19,7 @@ def window_attention(
     scale: float,
 ) -> torch.Tensor:
     """As the definition, to rounding."""
-    height, width, heads = q.shape[1:4]
+    height, width = q.shape[1:3]
     shifted = shift != (0, 0)
     table = None if bias is None else bias.to(q.dtype).unsqueeze(0)  # windows or 1, heads, N, N
     if shifted:
