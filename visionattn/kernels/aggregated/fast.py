@@ -90,7 +90,7 @@ def _chunked(tensors: Sequence[torch.Tensor], kernel_size: int, keep: bool) -> t
     with torch.autocast(q.device.type, enabled=False):
         batched = (x.split(images) for x in (out, *tensors[:5], tensors[7]))
         for part, *chunk in zip(*batched, strict=True):
-            result, weight = _forward(*(x.to(work) for x in chunk), table, bias, kernel_size)
+            result, weight = _forward([x.to(work) for x in chunk], table, bias, kernel_size)
             part.copy_(result)
             if keep:
                 weights.append(weight)
@@ -125,7 +125,7 @@ class _Aggregated(torch.autograd.Function):
             inputs = zip(*(x.split(images) for x in (*gradients, q, k, v, k_pool, v_pool, local_weight)), strict=True)
             outputs = zip(*(x.split(images) for x in batched), strict=True)
             for weight, chunk, parts in zip(weights, inputs, outputs, strict=True):
-                results, scores = _backward(*(x.to(work) for x in chunk), weight, ctx.kernel_size)
+                results, scores = _backward([x.to(work) for x in chunk], weight, ctx.kernel_size)
                 for part, result in zip(parts, results, strict=True):
                     part.copy_(result)
                 near, far = scores.split([local_bias.shape[1], k_pool.shape[1]], -1)
@@ -137,17 +137,10 @@ class _Aggregated(torch.autograd.Function):
 
 
 def _forward(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    local_weight: torch.Tensor,
-    table: torch.Tensor,
-    bias: torch.Tensor,
-    kernel_size: int,
+    tensors: Sequence[torch.Tensor], table: torch.Tensor, bias: torch.Tensor, kernel_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output `[B, H, W, heads, dim]`, and the weights after the softmax, `[B, H, W, heads, k*k + P]`, the neighbours first."""
+    q, k, v, k_pool, v_pool, local_weight = tensors
     area = kernel_size**2
     scores = q.new_empty((*local_weight.shape[:4], area + bias.shape[3]))
     product = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -163,18 +156,9 @@ def _forward(
     return out, weights
 
 
-def _backward(
-    gradient: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_pool: torch.Tensor,
-    v_pool: torch.Tensor,
-    local_weight: torch.Tensor,
-    weights: torch.Tensor,
-    kernel_size: int,
-) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+def _backward(tensors: Sequence[torch.Tensor], weights: torch.Tensor, kernel_size: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Gradients of q, k, v, k_pool, v_pool, local_weight, and of the scores."""
+    gradient, q, k, v, k_pool, v_pool, local_weight = tensors
     area, radius = kernel_size**2, kernel_size // 2
     inside = (slice(None), slice(radius, radius + q.shape[1]), slice(radius, radius + q.shape[2]))
     queries, given = _heads_first(q), _heads_first(gradient)  # B heads HW d

@@ -26,7 +26,7 @@ def window_attention(
         mask = shift_mask(height, width, window_size, shift, q.device, q.dtype).unsqueeze(1)
         table = mask if table is None else table + mask
     # The gradient of reading at addresses is slower than that of a roll.
-    if shifted and not torch.is_grad_enabled():
+    if shifted and table is not None and not torch.is_grad_enabled():
         return _addressed(q, k, v, window_size, shift, table, scale)
     if shifted:
         q, k, v = (torch.roll(x, (-shift[0], -shift[1]), (1, 2)) for x in (q, k, v))
