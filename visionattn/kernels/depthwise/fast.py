@@ -7,14 +7,19 @@ import torch.nn.functional as F
 
 from visionattn.kernels.depthwise import reference
 
+_LEAST_IN_TRAINING = 128  # positions of all images together
+
 
 def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dilation: int) -> torch.Tensor:
     """As the definition.
 
     Only on the CPU, where convolutions are fast with dense kernels and channels last; elsewhere it was not measured.
-    An exported graph keeps the convolution: it may run anywhere, and at any size.
+    An exported graph keeps the convolution: it may run anywhere, and at any size. The gradient of the
+    weights has a cost of its own, which a few positions do not earn.
     """
-    if dilation == 1 or x.device.type not in ("cpu", "meta") or torch.compiler.is_exporting():
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    few = trains and x.shape[0] * x.shape[2] * x.shape[3] < _LEAST_IN_TRAINING
+    if dilation == 1 or x.device.type not in ("cpu", "meta") or torch.compiler.is_exporting() or few:
         return reference.dilated_depthwise_conv2d(x, weight, bias, dilation=dilation)
     batch, channels, height, width = x.shape
     rows, cols = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
