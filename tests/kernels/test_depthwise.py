@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.kernels.accuracy import check_accuracy, check_traced
 from visionattn.kernels import dilated_depthwise_conv2d
+from visionattn.kernels.depthwise import fast
 
 
 def definition(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
@@ -33,7 +35,7 @@ CASES = [  # batch, channels, height, width, kernel, dilation
 
 @pytest.mark.parametrize(("batch", "channels", "height", "width", "kernel", "dilation"), CASES)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_equals_the_definition(batch, channels, height, width, kernel, dilation, with_bias) -> None:
+def test_equals_the_definition(batch, channels, height, width, kernel, dilation, with_bias, monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (
         torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -41,20 +43,41 @@ def test_equals_the_definition(batch, channels, height, width, kernel, dilation,
     )
     given = bias if with_bias else None
     want = definition(x, weight, given, dilation)
-    assert torch.allclose(dilated_depthwise_conv2d(x, weight, given, dilation=dilation), want, atol=1e-12)
-    channels_last = x.contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(dilated_depthwise_conv2d(channels_last, weight, given, dilation=dilation), want, atol=1e-12)
-    transposed = x.transpose(2, 3).contiguous().transpose(2, 3)
-    assert torch.allclose(dilated_depthwise_conv2d(transposed, weight, given, dilation=dilation), want, atol=1e-12)
+    layouts = (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().transpose(2, 3))
+    for backend in ("torch", "reference"):
+        for view in layouts:
+            assert torch.allclose(dilated_depthwise_conv2d(view, weight, given, dilation=dilation, backend=backend), want, atol=1e-12)
+    monkeypatch.setattr(fast, "_LEAST_IN_TRAINING", 0)
+    check_accuracy(
+        lambda *tensors, backend: dilated_depthwise_conv2d(*tensors, dilation=dilation, backend=backend),
+        [x, weight, bias] if with_bias else [x, weight],
+    )
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [((3, 3), 3), ((5, 3), 2), ((3, 3), 1)])
-def test_gradients_in_float64(kernel: tuple[int, int], dilation: int) -> None:
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_gradients_in_float64(kernel: tuple[int, int], dilation: int, backend: str, monkeypatch) -> None:
+    monkeypatch.setattr(fast, "_LEAST_IN_TRAINING", 0)
     generator = torch.Generator().manual_seed(0)
     tensors = [
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in ((2, 2, 5, 4), (2, 1, *kernel), (2,))
     ]
-    assert torch.autograd.gradcheck(lambda x, weight, bias: dilated_depthwise_conv2d(x, weight, bias, dilation=dilation), tensors)
+    assert torch.autograd.gradcheck(lambda *given: dilated_depthwise_conv2d(*given, dilation=dilation, backend=backend), tensors)
+
+
+def test_compiles_and_exports_with_any_batch_and_size() -> None:
+    tensors = [torch.randn(2, 4, 14, 13), torch.randn(4, 1, 5, 5), torch.randn(4)]  # more positions than the least in training
+    check_traced(lambda *given, backend: dilated_depthwise_conv2d(*given, dilation=3, backend=backend), tensors, (0,))
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return dilated_depthwise_conv2d(x, tensors[1], tensors[2], dilation=3)
+
+    sides = {2: torch.export.Dim("height", min=2, max=99), 3: torch.export.Dim("width", min=2, max=99)}
+    exported = torch.export.export(Module(), (tensors[0],), dynamic_shapes=(sides,)).module()
+    for shape in ((2, 4, 9, 12), (2, 4, 5, 10)):
+        x = torch.randn(shape)
+        assert torch.allclose(exported(x), Module()(x), atol=1e-5)
 
 
 def test_dtype_meta_and_errors() -> None:

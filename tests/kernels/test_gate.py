@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.kernels.accuracy import check_accuracy
 from visionattn.kernels import channel_gate, strip_gate
 
 
@@ -89,3 +90,12 @@ def test_strip_gate_gradients_dtype_meta_and_errors() -> None:
             strip_gate(x, wrong.double(), *weights[1:], num_groups=2)
     with pytest.raises(ValueError, match="3 groups of the norm do not divide 4 channels"):
         strip_gate(x, *weights, num_groups=3)
+
+
+def test_accuracy() -> None:
+    x, *weights = strip_inputs((2, 8, 7, 5), 4, 3)
+    check_accuracy(lambda *given, backend: strip_gate(*given, num_groups=4, backend=backend), [x, *weights])
+    check_accuracy(lambda *given, backend: channel_gate(*given, backend=backend), [x, weights[0][:1, :1]])
+    for backend, problem in (("triton", "it has no such backend"), ("fast", "expected one of")):
+        with pytest.raises((RuntimeError, ValueError), match=problem):
+            channel_gate(x, weights[0][:1, :1], backend=backend)

@@ -1,8 +1,9 @@
-"""Definition of aggregated attention, one query position at a time."""
+"""Definition of aggregated attention: the neighbourhoods unfolded, then one softmax."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 
 def aggregated_attention(
@@ -15,21 +16,35 @@ def aggregated_attention(
     local_bias: torch.Tensor,
     pool_bias: torch.Tensor,
     local_weight: torch.Tensor,
-    kernel_size: int = 3,
+    kernel_size: int,
 ) -> torch.Tensor:
-    """One softmax over the neighbours inside the map and the pooled positions (arXiv 2311.17132, section 3.2)."""
-    _, height, width, heads, dim = q.shape
-    k_pool, v_pool = k_pool.reshape(len(q), -1, heads, dim), v_pool.reshape(len(q), -1, heads, dim)
-    out = torch.empty_like(q)
-    for row in range(height):
-        for col in range(width):
-            square = [(row + i - kernel_size // 2, col + j - kernel_size // 2) for i in range(kernel_size) for j in range(kernel_size)]
-            seen = [index for index, (y, x) in enumerate(square) if 0 <= y < height and 0 <= x < width]
-            rows, cols = [square[index][0] for index in seen], [square[index][1] for index in seen]
-            keys = torch.cat([k[:, rows, cols], k_pool], 1)  # B n+P heads dim
-            values = torch.cat([v[:, rows, cols], v_pool], 1)
-            bias = torch.cat([local_bias[:, seen], pool_bias[:, row * width + col]], 1)  # heads n+P
-            weights = (torch.einsum("bhd,bnhd->bhn", q[:, row, col], keys) + bias).softmax(-1)
-            weights = torch.cat([weights[..., : len(seen)] + local_weight[:, row, col, :, seen], weights[..., len(seen) :]], -1)
-            out[:, row, col] = torch.einsum("bhn,bnhd->bhd", weights, values)
-    return out
+    """One softmax over the neighbours inside the map and the pooled positions (arXiv 2311.17132, section 3.2).
+
+    `k_pool` and `v_pool` are `[B, P, heads, dim]`.
+    """
+    batch, height, width, heads, dim = q.shape
+    area, pooled = kernel_size**2, k_pool.shape[1]
+
+    def neighbors(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> B heads HW k*k d, zeros outside
+        x = F.unfold(x.flatten(3).permute(0, 3, 1, 2), kernel_size, padding=kernel_size // 2)
+        return x.view(batch, heads, dim, area, height * width).permute(0, 1, 4, 3, 2)
+
+    beyond = outside(height, width, kernel_size, q.device).flatten(0, 1)
+    queries = q.flatten(1, 2).transpose(1, 2)  # B heads HW d
+    near = (neighbors(k) @ queries.unsqueeze(-1)).squeeze(-1) + local_bias.unsqueeze(1)
+    far = queries @ k_pool.permute(0, 2, 3, 1) + pool_bias
+    weights = torch.cat([near.masked_fill(beyond, float("-inf")), far], -1).softmax(-1)
+    near, far = weights.split([area, pooled], -1)
+    near = near + local_weight.flatten(1, 2).transpose(1, 2)
+    out = (near.unsqueeze(-2) @ neighbors(v)).squeeze(-2) + far @ v_pool.transpose(1, 2)
+    return out.transpose(1, 2).reshape(q.shape).to(q.dtype)
+
+
+def outside(height: int, width: int, kernel_size: int, device: torch.device) -> torch.Tensor:
+    """`[H, W, kernel_size**2]`: where a neighbour lies beyond the border."""
+
+    def beyond(length: int) -> torch.Tensor:  # length, kernel_size
+        neighbour = torch.arange(length, device=device)[:, None] + torch.arange(kernel_size, device=device) - kernel_size // 2
+        return (neighbour < 0) | (neighbour >= length)
+
+    return (beyond(height)[:, None, :, None] | beyond(width)[None, :, None, :]).flatten(2)

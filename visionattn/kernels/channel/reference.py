@@ -1,4 +1,4 @@
-"""Definition of channel attention, one image and head at a time."""
+"""Definition of channel attention."""
 
 from __future__ import annotations
 
@@ -7,13 +7,8 @@ import torch
 
 def channel_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
     """Channel c of the output is the average of the channels e of q, weighted by `softmax_e(scale * sum_n k[n, c] v[n, e])`."""
-    batch, height, width, heads, dim = q.shape
-    images = []
-    for image in range(batch):
-        outputs = []
-        for head in range(heads):
-            query, key, value = (tensor[image, :, :, head].reshape(height * width, dim) for tensor in (q, k, v))  # N d
-            weights = (scale * key.T @ value).softmax(-1)  # d d
-            outputs.append((query @ weights.T).view(height, width, dim))
-        images.append(torch.stack(outputs, dim=2))
-    return torch.stack(images)
+    shape = q.shape
+    q, k, v = (tensor.flatten(1, 2).transpose(1, 2) for tensor in (q, k, v))  # B heads N d
+    weights = ((k * scale).transpose(-2, -1) @ v).softmax(-1)  # B heads d d; k is scaled first, against overflow in the sum over N
+    out = q @ weights.transpose(-2, -1)
+    return out.transpose(1, 2).reshape(shape)

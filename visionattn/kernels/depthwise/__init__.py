@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from visionattn.kernels.depthwise import fast, reference
+from visionattn.kernels.dispatch import choose
 
 
-def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, dilation: int = 1) -> torch.Tensor:
+def dilated_depthwise_conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, dilation: int = 1, backend: str | None = None
+) -> torch.Tensor:
     """Convolve each channel with its own kernel (VAN, arXiv 2202.09741, section 3.1); zeros stand outside the map.
 
     As in every framework the kernel is not flipped:
@@ -17,17 +21,20 @@ def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.
         weight: one kernel per channel, `[C, 1, kh, kw]` with kh and kw odd.
         bias: `[C]`.
         dilation: distance of neighbouring taps, in positions of the map.
+        backend: "torch" or "reference"; default: see `dispatch`.
 
     Returns:
-        `[B, C, H, W]`, dtype of `x`.
+        `[B, C, H, W]`, dtype of `x`; the order of its axes in memory is not defined.
 
     Raises:
-        ValueError: `weight` is not `[C, 1, kh, kw]` with odd sides; `dilation` is less than 1.
+        ValueError: `weight` is not `[C, 1, kh, kw]` with odd sides; `dilation` is less than 1; no such backend.
+        RuntimeError: the backend cannot run.
     """
     channels, (height, width) = x.shape[1], weight.shape[-2:]
     if weight.dim() != 4 or weight.shape[:2] != (channels, 1) or height % 2 == 0 or width % 2 == 0:
         raise ValueError(f"dilated_depthwise_conv2d: weight must be [{channels}, 1, kh, kw] with kh and kw odd, got {list(weight.shape)}")
     if dilation < 1:
         raise ValueError(f"dilated_depthwise_conv2d: dilation must be 1 or more, got {dilation}")
-    padding = (dilation * (height // 2), dilation * (width // 2))
-    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=channels)
+    chosen = choose("dilated_depthwise_conv2d", backend, {"torch": "", "reference": ""})
+    run = fast.dilated_depthwise_conv2d if chosen == "torch" else reference.dilated_depthwise_conv2d
+    return run(x, weight, bias, dilation=dilation)

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from visionattn.kernels.dispatch import choose
+from visionattn.kernels.gate import reference
+
+_REASONS = {"torch": "", "reference": ""}  # both are the definition: one reading and one writing of the map, nothing faster was found
 
 
-def channel_gate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def channel_gate(x: torch.Tensor, weight: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
     """Scale each channel by `sigmoid(conv1d(mean over H and W))` (ECA-Net, arXiv 1910.03151, eq. 9).
 
     Args:
         x: feature map `[B, C, H, W]`.
         weight: taps of the convolution over neighbouring channels, `[1, 1, k]` with k odd; zeros
             stand beyond the first and the last channel.
+        backend: see `dispatch`; "torch" is the definition too.
 
     Returns:
         `[B, C, H, W]`, dtype of `x`.
 
     Raises:
-        ValueError: `weight` is not `[1, 1, k]` with k odd.
+        ValueError: `weight` is not `[1, 1, k]` with k odd; no such backend.
+        RuntimeError: the backend cannot run.
     """
     if weight.dim() != 3 or weight.shape[:2] != (1, 1) or weight.shape[2] % 2 == 0:
         raise ValueError(f"channel_gate: weight must be [1, 1, k] with k odd, got {list(weight.shape)}")
-    pooled = x.mean((2, 3)).unsqueeze(1)  # B 1 C
-    gate = F.conv1d(pooled, weight, padding=weight.shape[2] // 2).sigmoid()
-    return x * gate.transpose(1, 2).unsqueeze(-1)  # B C 1 1
+    choose("channel_gate", backend, _REASONS)
+    return reference.channel_gate(x, weight)
 
 
 def strip_gate(
@@ -35,6 +40,7 @@ def strip_gate(
     *,
     num_groups: int,
     eps: float = 1e-5,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Scale each position by a gate of its row and a gate of its column (ELA, arXiv 2403.01123, section 3).
 
@@ -48,21 +54,19 @@ def strip_gate(
         norm_weight, norm_bias: `[C]`.
         num_groups: groups of channels that are normed together, with all positions of the strip.
         eps: added to the variance.
+        backend: see `dispatch`; "torch" is the definition too.
 
     Returns:
         `[B, C, H, W]`, dtype of `x`.
 
     Raises:
-        ValueError: `conv_weight` is not `[C, C / g, k]` with k odd; `num_groups` does not divide C.
+        ValueError: `conv_weight` is not `[C, C / g, k]` with k odd; `num_groups` does not divide C; no such backend.
+        RuntimeError: the backend cannot run.
     """
     channels, shape = x.shape[1], list(conv_weight.shape)
     if len(shape) != 3 or shape[0] != channels or channels % shape[1] or shape[2] % 2 == 0:
         raise ValueError(f"strip_gate: conv_weight must be [{channels}, {channels} / groups, k] with k odd, got {shape}")
     if channels % num_groups:
         raise ValueError(f"strip_gate: {num_groups} groups of the norm do not divide {channels} channels")
-
-    def gate(strip: torch.Tensor) -> torch.Tensor:  # B C length
-        strip = F.conv1d(strip, conv_weight, padding=shape[2] // 2, groups=channels // shape[1])
-        return F.group_norm(strip, num_groups, norm_weight, norm_bias, eps).sigmoid()
-
-    return x * gate(x.mean(3)).unsqueeze(3) * gate(x.mean(2)).unsqueeze(2)
+    choose("strip_gate", backend, _REASONS)
+    return reference.strip_gate(x, conv_weight, norm_weight, norm_bias, num_groups=num_groups, eps=eps)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from visionattn.kernels.dispatch import choose
+from visionattn.kernels.routing import fast, reference
 
 
 def routed_attention(
@@ -14,6 +16,7 @@ def routed_attention(
     region: tuple[int, int],
     *,
     scale: float | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Multi-head attention of the positions of a region to those of the regions it is routed to.
 
@@ -27,37 +30,27 @@ def routed_attention(
             twice. Values are not checked.
         region: height and width of a region; they divide H and W.
         scale: factor on q; default `dim ** -0.5`. BiFormer takes `(heads * dim) ** -0.5`.
+        backend: "torch" or "reference"; default: see `dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`. There is no gradient to `routes`.
 
     Raises:
         ValueError: q, k and v differ in shape, the region does not divide the map, or `routes` is not
-            int64 `[B, R, topk]`.
+            int64 `[B, R, topk]`; no such backend.
+        RuntimeError: the backend cannot run.
     """
     if not q.shape == k.shape == v.shape:
         raise ValueError(f"routed_attention: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
     rows, cols = _region_grid("routed_attention", q, region)
-    batch, _, _, heads, dim = q.shape
-    (rh, rw), count = region, rows * cols
+    batch, count = q.shape[0], rows * cols
     if routes.dtype != torch.int64 or routes.dim() != 3 or routes.shape[:2] != (batch, count):
         wanted = f"[{batch}, {count}, topk]"
         raise ValueError(f"routed_attention: routes must be int64 {wanted}, got {routes.dtype} {list(routes.shape)}")
-
-    def regions(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B R) N heads d
-        x = x.reshape(batch, rows, rh, cols, rw, heads, dim).transpose(2, 3)
-        return x.reshape(batch * count, rh * rw, heads, dim)
-
-    # Rows of one table for all images: the backward of index_select adds whole regions, that of gather single numbers.
-    first = count * torch.arange(batch, device=routes.device)
-    index = (routes + first[:, None, None]).flatten()
-
-    def chosen(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B R) heads (topk N) d
-        return regions(x).index_select(0, index).view(batch * count, -1, heads, dim).transpose(1, 2)
-
-    out = F.scaled_dot_product_attention(regions(q).transpose(1, 2), chosen(k), chosen(v), scale=scale)
-    out = out.transpose(1, 2).reshape(batch, rows, cols, rh, rw, heads, dim).transpose(2, 3)
-    return out.reshape(q.shape)
+    scale = q.shape[4] ** -0.5 if scale is None else scale
+    chosen = choose("routed_attention", backend, {"torch": "", "reference": ""})
+    run = fast.routed_attention if chosen == "torch" else reference.routed_attention
+    return run(q, k, v, routes, region, scale=scale)
 
 
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Definition of routed attention, one region at a time."""
+"""Definition of routed attention: the keys and values of the chosen regions are copied to every region."""
 
 from __future__ import annotations
 
@@ -9,17 +9,27 @@ def routed_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], *, scale: float
 ) -> torch.Tensor:
     """Queries of region r attend to the keys of the regions `routes[:, r]` (arXiv 2303.08810, eq. 5 and 6)."""
-    (rh, rw), cols = region, q.shape[2] // region[1]
+    heads, dim = q.shape[3:]
+    queries, keys, values = (to_regions(x, region) for x in (q, k, v))  # B R N heads d
+    batch, count, area = queries.shape[:3]
 
-    def place(number: int) -> tuple[slice, slice]:
-        row, col = number // cols, number % cols
-        return slice(row * rh, (row + 1) * rh), slice(col * rw, (col + 1) * rw)
+    def chosen(x: torch.Tensor) -> torch.Tensor:  # B R N heads d -> B R heads (topk N) d
+        index = routes.view(batch, count, -1, 1, 1, 1).expand(-1, -1, -1, area, heads, dim)
+        x = x.unsqueeze(1).expand(-1, count, -1, -1, -1, -1).gather(2, index)  # B R topk N heads d
+        return x.flatten(2, 3).transpose(2, 3)
 
-    out = torch.empty_like(q)
-    for image, of_image in enumerate(routes.tolist()):
-        for number, seen in enumerate(of_image):
-            query = q[image][place(number)]  # rh rw heads d
-            keys, values = (torch.cat([x[image][place(other)].flatten(0, 1) for other in seen]) for x in (k, v))
-            scores = torch.einsum("ijhd,nhd->ijhn", query * scale, keys)
-            out[image][place(number)] = torch.einsum("ijhn,nhd->ijhd", scores.softmax(-1), values)
-    return out
+    weights = ((queries.transpose(2, 3) * scale) @ chosen(keys).transpose(-2, -1)).softmax(-1)
+    return from_regions((weights @ chosen(values)).transpose(2, 3), q.shape, region)
+
+
+def to_regions(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
+    """`[B, H, W, heads, dim]` to `[B, R, N, heads, dim]`: R regions, numbered row by row, of N positions."""
+    (rh, rw), (batch, height, width, heads, dim) = region, x.shape
+    x = x.reshape(batch, height // rh, rh, width // rw, rw, heads, dim).transpose(2, 3)
+    return x.reshape(batch, (height // rh) * (width // rw), rh * rw, heads, dim)
+
+
+def from_regions(x: torch.Tensor, shape: torch.Size, region: tuple[int, int]) -> torch.Tensor:
+    """`[B, R, N, heads, dim]` back to a map of `shape`."""
+    (rh, rw), (batch, height, width, heads, dim) = region, shape
+    return x.reshape(batch, height // rh, width // rw, rh, rw, heads, dim).transpose(2, 3).reshape(shape)

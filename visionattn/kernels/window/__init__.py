@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from visionattn.kernels.window.reference import shift_mask
+from visionattn.kernels.dispatch import choose
+from visionattn.kernels.window import fast, reference
 
 
 def window_attention(
@@ -17,6 +17,7 @@ def window_attention(
     shift: tuple[int, int] = (0, 0),
     bias: torch.Tensor | None = None,
     scale: float | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Multi-head attention among the positions of each window (Swin, arXiv 2103.14030, section 3.2).
 
@@ -29,41 +30,22 @@ def window_attention(
         shift: rows and columns by which the windows are moved, less than the window.
         bias: added to the scores, `[heads, N, N]` with N = window height x width.
         scale: factor on q; default `dim ** -0.5`.
+        backend: "torch" or "reference"; default: see `dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`.
 
     Raises:
-        ValueError: the window does not divide the map.
+        ValueError: the window does not divide the map; the shift is not less than the window; no such backend.
+        RuntimeError: the backend cannot run.
     """
-    batch, height, width, heads, dim = q.shape
+    height, width = q.shape[1:3]
+    scale = q.shape[4] ** -0.5 if scale is None else scale
     (wh, ww), (sh, sw) = window_size, shift
     if height % wh or width % ww:
         raise ValueError(f"window_attention: a window of {wh}x{ww} does not divide the map of {height}x{width}; pad it first")
-    scale = dim**-0.5 if scale is None else scale
-    rows, cols, area = height // wh, width // ww, wh * ww
-    shifted = bool(sh or sw)
-
-    def windows(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> B (windows heads) N d
-        if shifted:
-            x = torch.roll(x, (-sh, -sw), (1, 2))
-        x = x.view(batch, rows, wh, cols, ww, heads, dim).permute(0, 1, 3, 5, 2, 4, 6)
-        return x.reshape(batch, rows * cols * heads, area, dim)
-
-    # One additive table for all images, `[windows * heads, N, N]`.
-    table = None if bias is None else bias.to(q.dtype)[None]
-    if shifted:
-        mask = shift_mask(height, width, window_size, shift, q.device, q.dtype)[:, None]
-        table = mask.expand(-1, heads, -1, -1) if table is None else table + mask
-    if table is not None:
-        table = table.expand(rows * cols, -1, -1, -1).reshape(rows * cols * heads, area, area)
-
-    q, k, v = windows(q), windows(k), windows(v)
-    if torch.is_grad_enabled() and q.device.type == "cpu":
-        # A mask that needs a gradient sends SDPA to a slower path on the CPU.
-        scores = (q * scale) @ k.transpose(-2, -1)
-        out = (scores if table is None else scores + table).softmax(-1) @ v
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if table is None else table[None], scale=scale)
-    out = out.view(batch, rows, cols, heads, wh, ww, dim).permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, heads, dim)
-    return torch.roll(out, (sh, sw), (1, 2)) if shifted else out
+    if not (0 <= sh < wh and 0 <= sw < ww):
+        raise ValueError(f"window_attention: shift must be less than the window of {wh}x{ww}, got {sh}x{sw}")
+    chosen = choose("window_attention", backend, {"torch": "", "reference": ""})
+    run = fast.window_attention if chosen == "torch" else reference.window_attention
+    return run(q, k, v, window_size=window_size, shift=shift, bias=bias, scale=scale)

@@ -1,0 +1,32 @@
+"""Dilated depthwise convolution as a dense one: each residue class of positions modulo the dilation is a small image of its own."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from visionattn.kernels.depthwise import reference
+
+_LEAST_IN_TRAINING = 128  # positions of all images together
+
+
+def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dilation: int) -> torch.Tensor:
+    """As the definition.
+
+    Only on the CPU, where convolutions are fast with dense kernels and channels last; elsewhere it was not measured.
+    An exported graph keeps the convolution: it may run anywhere, and at any size. The gradient of the
+    weights has a cost of its own, which a few positions do not earn.
+    """
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    few = trains and x.shape[0] * x.shape[2] * x.shape[3] < _LEAST_IN_TRAINING
+    if dilation == 1 or x.device.type not in ("cpu", "meta") or torch.compiler.is_exporting() or few:
+        return reference.dilated_depthwise_conv2d(x, weight, bias, dilation=dilation)
+    batch, channels, height, width = x.shape
+    rows, cols = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
+    y = F.pad(x, (0, cols * dilation - width, 0, rows * dilation - height))
+    y = y.view(batch, channels, rows, dilation, cols, dilation).permute(0, 3, 5, 2, 4, 1)  # B d d rows cols C
+    y = y.reshape(batch * dilation**2, rows, cols, channels).permute(0, 3, 1, 2)  # channels last
+    y = F.conv2d(y, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), groups=channels)
+    y = y.permute(0, 2, 3, 1).reshape(batch, dilation, dilation, rows, cols, channels).permute(0, 3, 1, 4, 2, 5)
+    y = y.reshape(batch, rows * dilation, cols * dilation, channels)
+    return y[:, :height, :width].permute(0, 3, 1, 2)
