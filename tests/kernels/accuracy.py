@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-LIMITS = {torch.float64: (1e-13, 1e-12), torch.float32: (5e-7, 2e-6), torch.bfloat16: (1e-2, 2e-2)}  # forward, gradients
+LIMITS = {torch.float64: (1e-13, 1e-12), torch.float32: (5e-7, 2e-6), torch.bfloat16: (1e-2, 1e-2)}  # forward, gradients
 
 
 def check_accuracy(
@@ -15,23 +15,29 @@ def check_accuracy(
     backends: Sequence[str] = ("torch",),
     dtypes: Sequence[torch.dtype] = tuple(LIMITS),
 ) -> None:
-    """`call(*tensors, backend=...)` in each dtype, with gradients and without, by largest difference over largest value.
-
-    Where the definition itself is less exact in a dtype, a backend may be half as bad again.
-    """
+    """`call(*tensors, backend=...)` in each dtype, with gradients and without, by largest difference over largest value."""
     for dtype in dtypes:
-        given = [tensor.detach().to(dtype) for tensor in tensors]
+        given = [tensor.detach().to(dtype) for tensor in tensors]  # rounding the inputs is no error of the operation
         exact = _run(call, [tensor.double() for tensor in given], "reference")
-        floor = [relative(one, two) for one, two in zip(_run(call, given, "reference"), exact, strict=True)]
         forward, backward = LIMITS[dtype]
         for backend in backends:
-            results = _run(call, given, backend)
-            errors = [relative(one, two) for one, two in zip(results, exact, strict=True)]
-            allowed = [max(limit, 1.5 * error) for limit, error in zip([forward] + [backward] * len(given), floor, strict=True)]
-            assert all(error <= limit for error, limit in zip(errors, allowed, strict=True)), (backend, dtype, errors, floor)
-            alone = relative(call(*given, backend=backend), exact[0])
-            assert alone <= allowed[0], (backend, dtype, alone, floor[0])
+            with torch.no_grad():
+                alone = call(*given, backend=backend)
+            results = [alone, *_run(call, given, backend)]
+            errors = [relative(one, two) for one, two in zip(results, [exact[0], *exact], strict=True)]
+            limits = [forward, forward] + [backward] * len(given)
+            assert all(error <= limit for error, limit in zip(errors, limits, strict=True)), (backend, dtype, errors)
             assert {result.dtype for result in results} == {dtype}
+
+
+def draw_qkv(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Queries, keys and values for which the limits can be held: the output is a sum, whose condition is that of the numbers added.
+
+    Values of both signs cancel, so they lie around 1. Rounding a score changes its weight by as many bits as the score has
+    before the point, which bf16 lacks; with half as large queries few scores are above 2.
+    """
+    q, k, v = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3))
+    return [q / 2, k, v + 1]
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -16,10 +16,10 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[t
     return [factor * torch.randn(shape, generator=generator, dtype=dtype) for factor in factors]
 
 
-SHAPES = [(2, 14, 14, 3, 32), (1, 7, 9, 2, 24), (3, 5, 4, 1, 8), (1, 1, 1, 4, 3), (2, 1, 6, 2, 1)]  # batch, height, width, heads, dim
+SHAPES = [(2, 14, 14, 3, 32), (1, 7, 9, 2, 24), (3, 5, 4, 1, 8), (1, 1, 1, 4, 3), (2, 1, 6, 2, 2)]  # batch, height, width, heads, dim
 
 
-@pytest.mark.parametrize("shape", [(2, 14, 14, 3, 32), (1, 7, 9, 2, 24), (3, 5, 4, 1, 8), (1, 1, 1, 4, 3), (2, 1, 6, 2, 2)])
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_accuracy(shape: tuple[int, ...], scale: float | None) -> None:
     check_accuracy(lambda *given, backend: channel_attention(*given, scale=scale, backend=backend), inputs(shape))

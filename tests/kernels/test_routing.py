@@ -5,35 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.accuracy import check_accuracy
+from tests.kernels.accuracy import check_accuracy, draw_qkv
 from visionattn.kernels import region_routes, routed_attention
+from visionattn.kernels.routing import fast
 
 
 def inputs(
     batch: int, height: int, width: int, heads: int, dim: int, region: tuple[int, int], topk: int, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    qkv = [torch.randn(batch, height, width, heads, dim, generator=generator, dtype=dtype) for _ in range(3)]
+    qkv = draw_qkv((batch, height, width, heads, dim), generator, dtype)
     count = height // region[0] * (width // region[1])
     return qkv, torch.rand(batch, count, count, generator=generator).argsort(-1)[..., :topk]
 
 
 CASES = [  # batch, height, width, heads, dim, region, topk
     (2, 14, 14, 3, 32, (2, 2), 16),
-    (1, 14, 21, 2, 24, (2, 3), 4),
-    (1, 15, 7, 2, 8, (5, 1), 1),
-    (3, 6, 8, 1, 5, (3, 4), 4),  # topk is all of them
-    (2, 7, 7, 2, 16, (1, 1), 16),
-]
-
-
-CASES = [  # batch, height, width, heads, dim, region, topk
     (2, 14, 14, 3, 32, (2, 2), 4),
     (1, 14, 21, 2, 24, (2, 3), 16),  # a quarter of the regions or more: dense
     (1, 15, 7, 2, 8, (5, 1), 1),
     (3, 6, 8, 1, 5, (3, 4), 4),  # topk is all of them
     (2, 7, 7, 2, 16, (1, 1), 16),
-    (1, 36, 32, 1, 8, (12, 16), 2),  # too many positions for a mask
+    (1, 36, 32, 1, 8, (6, 8), 1),
 ]
 
 
@@ -62,6 +55,14 @@ def test_accuracy(batch, height, width, heads, dim, region, topk) -> None:
     want = by_hand(*qkv, routes, region)
     assert torch.allclose(routed_attention(*qkv, routes, region, backend="reference"), want, atol=1e-12)
     check_accuracy(lambda *given, backend: routed_attention(*given, routes, region, backend=backend), qkv)
+
+
+def test_too_many_positions_for_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A query sees half of the map, but in rows."""
+    qkv, routes = inputs(1, 9, 12, 2, 8, (3, 4), 4, torch.float64)
+    monkeypatch.setattr(fast, "_DENSE_POSITIONS", 100)
+    monkeypatch.setattr(fast, "_masked", None)
+    check_accuracy(lambda *given, backend: routed_attention(*given, routes, (3, 4), backend=backend), qkv)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

@@ -5,24 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.accuracy import check_accuracy, check_traced
+from tests.kernels.accuracy import check_accuracy, check_traced, draw_qkv
 from visionattn.kernels import window_attention
 
 
 def inputs(batch: int, height: int, width: int, heads: int, dim: int, window: tuple[int, int], dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     area = window[0] * window[1]
-    q, k, v = (torch.randn(batch, height, width, heads, dim, generator=generator, dtype=dtype) for _ in range(3))
-    return [q, k, v, torch.randn(heads, area, area, generator=generator, dtype=dtype)]
-
-
-CASES = [  # batch, height, width, heads, dim, window, shift
-    (2, 14, 14, 3, 32, (7, 7), (0, 0)),
-    (1, 14, 21, 2, 24, (7, 7), (3, 3)),
-    (1, 8, 12, 2, 8, (4, 6), (2, 3)),
-    (1, 7, 14, 1, 16, (7, 7), (3, 3)),
-    (3, 6, 6, 2, 8, (3, 2), (0, 1)),
-]
+    q, k, v = draw_qkv((batch, height, width, heads, dim), generator, dtype)
+    return [q, k, v, torch.rand(heads, area, area, generator=generator, dtype=dtype) - 0.5]
 
 
 CASES = [  # batch, height, width, heads, dim, window, shift

@@ -1,4 +1,4 @@
-"""Definitions of the gates."""
+"""Definitions of the gates; from half precision a gate is computed in float32: it is small."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 def channel_gate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A channel is scaled by the sigmoid of a convolution over the means of neighbouring channels (arXiv 1910.03151, eq. 9)."""
-    pooled = x.mean((2, 3)).unsqueeze(1)  # B 1 C
-    gate = F.conv1d(pooled, weight, padding=weight.shape[2] // 2).sigmoid()
+    work = torch.promote_types(x.dtype, torch.float32)
+    pooled = x.mean((2, 3), dtype=work).unsqueeze(1)  # B 1 C
+    gate = F.conv1d(pooled, weight.to(work), padding=weight.shape[2] // 2).sigmoid().to(x.dtype)
     return x * gate.transpose(1, 2).unsqueeze(-1)  # B C 1 1
 
 
@@ -18,9 +19,10 @@ def strip_gate(
 ) -> torch.Tensor:
     """A position is scaled by the gate of its row and the gate of its column (arXiv 2403.01123, section 3)."""
     channels, per_group, taps = conv_weight.shape
+    work = torch.promote_types(x.dtype, torch.float32)
 
-    def gate(strip: torch.Tensor) -> torch.Tensor:  # B C length
-        strip = F.conv1d(strip, conv_weight, padding=taps // 2, groups=channels // per_group)
-        return F.group_norm(strip, num_groups, norm_weight, norm_bias, eps).sigmoid()
+    def gate(axis: int) -> torch.Tensor:  # from the mean over an axis, which has one position then
+        strip = F.conv1d(x.mean(axis, dtype=work), conv_weight.to(work), padding=taps // 2, groups=channels // per_group)
+        return F.group_norm(strip, num_groups, norm_weight.to(work), norm_bias.to(work), eps).sigmoid().to(x.dtype).unsqueeze(axis)
 
-    return x * gate(x.mean(3)).unsqueeze(3) * gate(x.mean(2)).unsqueeze(2)
+    return x * gate(3) * gate(2)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from visionattn.kernels.attend import attend
 from visionattn.kernels.neighborhood.reference import Border
 
 CACHE = 8 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
@@ -65,7 +66,8 @@ def attention(
     if table.shape[0] > 1:
         table = table.view(len(rows.classes), len(cols.classes), *table.shape[1:])
         table = _spread(_spread(table, cols.members, 1), rows.members, 0).flatten(0, 1)
-    table = table.to(q.dtype)  # last, so that its gradient is summed in float32
+    if not needs_gradient(table):  # else part by part: its gradient is summed in float32
+        table = table.to(q.dtype)
     parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(_split(x, max(1, CACHE // image), 0) for x in (q, k, v)), strict=True)
 
     out = []
@@ -143,16 +145,13 @@ def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[t
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, scale: float) -> torch.Tensor:
     """Attention of tiles, `[B, tiles, h, Q or K, d]`, with a table for each of them or one for all."""
-    shape = q.shape
+    shape, table = q.shape, table.to(q.dtype)
     if table.shape[0] > 1:  # one axis for tiles and heads
         q, k, v, table = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), table.flatten(0, 1)
     else:
         q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), table[0]
     if needs_gradient(q, k, v, table):
-        # With a mask that needs a gradient SDPA is slower on a CPU, and adds in any order on a GPU.
-        scores = (q * scale) @ k.transpose(-2, -1)
-        scores += table[None]
-        out = scores.softmax(-1) @ v
+        out = attend(q, k, v, table, scale)  # SDPA would add the gradient of the table in any order on a GPU
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=table[None], scale=scale)
     return out.view(shape)

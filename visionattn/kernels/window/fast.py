@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from visionattn.kernels.attend import attend
 from visionattn.kernels.window.reference import shift_mask
 
 
@@ -46,9 +47,11 @@ def _partitioned(
 
     q, k, v = windows(q), windows(k), windows(v)
     if torch.is_grad_enabled() and q.device.type == "cpu":
-        # A mask that needs a gradient sends SDPA to a slower path on the CPU.
-        scores = (q * scale) @ k.transpose(-2, -1)
-        out = (scores if table is None else scores + table).softmax(-1) @ v
+        if table is not None and table.shape[0] > 1:  # one axis for windows and heads
+            q, k, v, table = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), table.expand(-1, heads, -1, -1).flatten(0, 1)
+        else:
+            q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), None if table is None else table[0]
+        out = attend(q, k, v, table, scale)
     else:
         if table is not None:
             table = table.expand(rows * cols, heads, -1, -1).flatten(0, 1).unsqueeze(0)
