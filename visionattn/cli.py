@@ -18,6 +18,8 @@ from typer.core import TyperGroup
 from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, Interrupted, UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from visionattn.training.console import Console
 
 _verbose = False
@@ -61,15 +63,18 @@ models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info, compar
 weights_app = typer.Typer(no_args_is_help=True, help="Checkpoint files: list, download, import, verify.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
 config_app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of every key: list, show, schema.")
+kernels_app = typer.Typer(no_args_is_help=True, help="The operations behind the networks: list, selftest.")
 app.add_typer(models_app, name="models")
 app.add_typer(weights_app, name="weights")
 app.add_typer(data_app, name="data")
+app.add_typer(kernels_app, name="kernels")
 app.add_typer(config_app, name="config")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, text for people on standard error.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any config key, for example optim.lr=1e-4.", show_default=False)
 ]
+KernelDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; default: the GPU where there is one.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -432,6 +437,52 @@ def data_preview(
     typer.echo(out)
 
 
+@kernels_app.command("list", epilog="Example: visionattn kernels list --device cuda")
+def kernels_list(device: KernelDevice = None, as_json: Json = False) -> None:
+    """Which backends of each operation run on a device, and why others do not."""
+    from visionattn.kernels.selftest import list_backends
+
+    place = _device(device)
+    found = list_backends(place)
+    if as_json:
+        _print_json({"device": str(place), "backends": found})
+        return
+    rows = [[op, *(reason or "ok" for reason in reasons.values())] for op, reasons in found.items()]
+    console = _console()
+    console.table(["operation", *next(iter(found.values()))], rows)
+    console.line(f"on {place}, for float32; the first that is ok runs. VISIONATTN_BACKEND=NAME asks for one.")
+
+
+@kernels_app.command("selftest", epilog="Example: visionattn kernels selftest --dtype bfloat16")
+def kernels_selftest(
+    device: KernelDevice = None,
+    dtype: Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default: all that are usual there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every backend that runs on a device with the definition in float64, forward and backward pass."""
+    from visionattn.kernels.selftest import choose_dtypes, selftest
+
+    place = _device(device)
+    try:
+        dtypes = choose_dtypes(place, dtype)
+    except ValueError as error:
+        raise UserError("VA-C002", f"--{error}") from error
+    results = list(selftest(place, dtypes))
+    failed = sum(not result.ok for result in results)
+    if as_json:
+        _print_json({"device": str(place), "failed": failed, "results": [{**item._asdict(), "ok": item.ok} for item in results]})
+    else:
+        rows = [[item.op, item.case, item.backend, item.dtype, *item.figures(), "ok" if item.ok else "FAILED"] for item in results]
+        console = _console()
+        console.table(["operation", "case", "backend", "dtype", "forward (limit)", "gradients (limit)", ""], rows)
+        for item in results:
+            if item.fault:
+                console.warn(f"{item.op}, {item.case}, {item.backend}, {item.dtype}: {item.fault}")
+        console.line(f"{failed or 'none'} of {len(results)} failed on {place}; largest difference from float64 over largest value")
+    if failed:
+        raise typer.Exit(EXIT_CODES["R"])
+
+
 @config_app.command("list")
 def config_list(as_json: Json = False) -> None:
     """Names of the shipped configs, with the first line of each."""
@@ -490,6 +541,17 @@ def _console(as_json: bool = False) -> Console:
     from visionattn.training.console import Console
 
     return Console(stderr=as_json)
+
+
+def _device(name: str | None) -> torch.device:
+    """A device on which something was computed just now."""
+    import torch
+
+    place = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=place).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError("VA-C002", f'--device: no device "{place}" here', why=str(error).splitlines()[0]) from error
 
 
 def _data_config(root: str, overrides: list[str] | None) -> Any:

@@ -6,43 +6,25 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-LIMITS = {torch.float64: (1e-13, 1e-12), torch.float32: (5e-7, 2e-6), torch.bfloat16: (1e-2, 1e-2)}  # forward, gradients
+from visionattn.kernels.selftest import LIMITS, errors, run
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 
 
 def check_accuracy(
     call: Callable[..., torch.Tensor],
     tensors: Sequence[torch.Tensor],
     backends: Sequence[str] = ("torch",),
-    dtypes: Sequence[torch.dtype] = tuple(LIMITS),
+    dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> None:
     """`call(*tensors, backend=...)` in each dtype, with gradients and without, by largest difference over largest value."""
     for dtype in dtypes:
         given = [tensor.detach().to(dtype) for tensor in tensors]  # rounding the inputs is no error of the operation
-        exact = _run(call, [tensor.double() for tensor in given], "reference")
-        forward, backward = LIMITS[dtype]
+        exact = run(call, [tensor.double() for tensor in given], "reference")
         for backend in backends:
-            with torch.no_grad():
-                alone = call(*given, backend=backend)
-            results = [alone, *_run(call, given, backend)]
-            errors = [relative(one, two) for one, two in zip(results, [exact[0], *exact], strict=True)]
-            limits = [forward, forward] + [backward] * len(given)
-            assert all(error <= limit for error, limit in zip(errors, limits, strict=True)), (backend, dtype, errors)
-            assert {result.dtype for result in results} == {dtype}
-
-
-def draw_qkv(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries, keys and values for which the limits can be held: the output is a sum, whose condition is that of the numbers added.
-
-    Values of both signs cancel, so they lie around 1. Rounding a score changes its weight by as many bits as the score has
-    before the point, which bf16 lacks; with half as large queries few scores are above 2.
-    """
-    q, k, v = (torch.randn(shape, generator=generator, dtype=dtype) for _ in range(3))
-    return [q / 2, k, v + 1]
-
-
-def relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference over largest value."""
-    return float((got.double() - want).abs().max() / want.abs().max().clamp(min=1e-300))
+            forward, gradients = errors(call, given, backend, exact)
+            assert forward <= LIMITS[dtype][0] and gradients <= LIMITS[dtype][1], (backend, dtype, forward, gradients)
+            assert {result.dtype for result in run(call, given, backend)} == {dtype}
 
 
 def check_traced(call: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], batched: Sequence[int]) -> None:
@@ -70,11 +52,3 @@ def check_traced(call: Callable[..., torch.Tensor], tensors: Sequence[torch.Tens
         for out in outs:
             out.square().sum().backward()
         assert all(torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-4) for a, b in zip(*leaves, strict=True) if a.is_floating_point())
-
-
-def _run(call: Callable[..., torch.Tensor], tensors: Sequence[torch.Tensor], backend: str) -> list[torch.Tensor]:
-    """The output, then the gradients, of the output times numbers that are the same in each dtype."""
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    out = call(*leaves, backend=backend)
-    factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
-    return [out.detach(), *torch.autograd.grad((out * factors).sum(), leaves)]

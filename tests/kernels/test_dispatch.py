@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,8 +10,11 @@ import sys
 import pytest
 import torch
 
-from visionattn.kernels import dispatch, neighborhood_attention
+from visionattn import kernels
+from visionattn.kernels import available_backends, dispatch, neighborhood_attention
+from visionattn.kernels.available import REASONS
 from visionattn.kernels.dispatch import choose, triton_reason, use_backend
+from visionattn.kernels.selftest import cases
 
 ALL = {"triton": "", "torch": "", "reference": ""}
 CPU = {"triton": "it needs a CUDA device", "torch": "", "reference": ""}
@@ -59,6 +63,32 @@ def test_reasons_and_unknown_names() -> None:
         choose("op", "cuda", ALL)
     with pytest.raises(ValueError, match="got 'cuda'"), use_backend("cuda"):
         pass
+
+
+def test_available_backends() -> None:
+    x = torch.randn(1, 7, 7, 1, 8)
+    found = available_backends("neighborhood_attention", x, x, x)
+    assert list(found) == ["triton", "torch", "reference"] and found["triton"] == triton_reason(x) != ""
+    assert found["torch"] == found["reference"] == ""
+    assert available_backends("strip_gate", x)["triton"] == "it has no such backend"
+    with pytest.raises(ValueError, match=r"expected one of aggregated_attention, .*, got 'neighborhood_scores'"):
+        available_backends("neighborhood_scores", x)
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.op}, {case.name}")
+def test_what_is_available_runs_and_nothing_else_does(case) -> None:
+    tensors = [tensor.float() for tensor in case.tensors]
+    for backend, reason in available_backends(case.op, *tensors).items():
+        if reason:
+            with pytest.raises(RuntimeError, match=f"^{case.op}: backend '{backend}' cannot run: {reason}"):
+                case.call(*tensors, backend=backend)
+        else:
+            case.call(*tensors, backend=backend)
+
+
+def test_every_choice_of_a_backend_can_be_asked_for() -> None:
+    with_choice = {name for name in kernels.__all__ if "backend" in inspect.signature(getattr(kernels, name)).parameters}
+    assert with_choice == set(REASONS) == {case.op for case in cases()}
 
 
 def test_an_operation_says_why() -> None:

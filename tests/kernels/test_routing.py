@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.accuracy import check_accuracy, draw_qkv
+from tests.kernels.accuracy import check_accuracy
 from visionattn.kernels import region_routes, routed_attention
 from visionattn.kernels.routing import fast
+from visionattn.kernels.selftest import draw_qkv
 
 
 def inputs(
     batch: int, height: int, width: int, heads: int, dim: int, region: tuple[int, int], topk: int, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    qkv = draw_qkv((batch, height, width, heads, dim), generator, dtype)
+    qkv = [tensor.to(dtype) for tensor in draw_qkv((batch, height, width, heads, dim), generator)]
     count = height // region[0] * (width // region[1])
     return qkv, torch.rand(batch, count, count, generator=generator).argsort(-1)[..., :topk]
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.accuracy import check_accuracy, check_traced, draw_qkv
+from tests.kernels.accuracy import check_accuracy, check_traced
 from visionattn.kernels import window_attention
+from visionattn.kernels.selftest import draw_qkv
 
 
 def inputs(batch: int, height: int, width: int, heads: int, dim: int, window: tuple[int, int], dtype: torch.dtype) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     area = window[0] * window[1]
-    q, k, v = draw_qkv((batch, height, width, heads, dim), generator, dtype)
+    q, k, v = (tensor.to(dtype) for tensor in draw_qkv((batch, height, width, heads, dim), generator))
     return [q, k, v, torch.rand(heads, area, area, generator=generator, dtype=dtype) - 0.5]
 
 

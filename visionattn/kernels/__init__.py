@@ -1,6 +1,7 @@
 """Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`, or `[B, C, H, W]` where there are no heads."""
 
 from visionattn.kernels.aggregated import aggregated_attention
+from visionattn.kernels.available import available_backends
 from visionattn.kernels.channel import channel_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.gate import channel_gate, strip_gate
@@ -10,6 +11,7 @@ from visionattn.kernels.window import window_attention
 
 __all__ = [
     "aggregated_attention",
+    "available_backends",
     "channel_attention",
     "channel_gate",
     "dilated_depthwise_conv2d",

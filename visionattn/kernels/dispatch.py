@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 
 BACKENDS = ("triton", "torch", "reference")  # the fastest first
+NONE_SUCH = "it has no such backend"
 
 _asked: str | None = os.environ.get("VISIONATTN_BACKEND") or None  # read once: traced code cannot look at the environment
 
@@ -49,10 +50,15 @@ def choose(op: str, backend: str | None, reasons: Mapping[str, str]) -> str:
     asked = _known(backend) if backend not in (None, "auto") else _known(_asked or "auto")
     if asked == "auto":
         return next(name for name in BACKENDS if reasons.get(name) == "")
-    reason = reasons.get(asked, "it has no such backend")
+    reason = reasons.get(asked, NONE_SUCH)
     if reason:
         raise RuntimeError(f"{op}: backend {asked!r} cannot run: {reason}")
     return asked
+
+
+def torch_only(*tensors: torch.Tensor) -> dict[str, str]:
+    """`reasons` of an operation without a Triton kernel: plain PyTorch runs with all tensors."""
+    return {"torch": "", "reference": ""}
 
 
 def triton_reason(x: torch.Tensor) -> str:

@@ -12,6 +12,7 @@ import torch
 from visionattn.backbones import list_models
 from visionattn.backbones.registry import get_variant
 from visionattn.files import cache_folder
+from visionattn.kernels.selftest import list_backends, selftest
 from visionattn.models import create_model
 from visionattn.models.download import SUFFIXES, offline, weights_folder
 from visionattn.models.factory import shipped_counts
@@ -25,6 +26,7 @@ def diagnose(*, self_check: bool = True) -> dict[str, Any]:
     """Everything the report shows; `problems` lists what does not work. `self_check` runs one model of each family."""
     started = time.perf_counter()
     families = _forward_checks() if self_check else {}
+    kernels, faults = _kernel_checks(self_check)
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": environment()["versions"],
@@ -37,9 +39,10 @@ def diagnose(*, self_check: bool = True) -> dict[str, Any]:
         "optional": {name: "found" if find_spec(name) else "missing" for name in OPTIONAL},
         "cache": str(cache_folder()),
         "weights": {"files": len(cached := _cached_weights()), "bytes": sum(cached), "offline": offline()},
+        "kernels": kernels,
         "families": families,
         "seconds": round(time.perf_counter() - started, 1),
-        "problems": [f"{family}: {text}" for family, text in families.items() if text != "ok"],
+        "problems": [*faults, *(f"{family}: {text}" for family, text in families.items() if text != "ok")],
     }
 
 
@@ -50,6 +53,7 @@ def diagnosis_text(report: dict[str, Any]) -> str:
     lines = [("visionattn", own + "   " + "   ".join(f"{name} {number}" for name, number in versions.items()))]
     lines.append(("machine", report["machine"]))
     lines += [("devices" if name == "cpu" else "", f"{name}: {text}") for name, text in report["devices"].items()]
+    lines += [("" if index else "kernels", f"{op}: {text}") for index, (op, text) in enumerate(report["kernels"].items())]
     lines.append(("optional", "   ".join(f"{name}: {text}" for name, text in report["optional"].items())))
     kept = report["weights"]
     files = f"{kept['files']} files of weights, {kept['bytes'] / 2**20:,.0f} MiB"
@@ -66,6 +70,21 @@ def _cached_weights() -> list[int]:
     """Sizes of the downloaded and imported files."""
     folder = weights_folder()
     return [path.stat().st_size for path in folder.iterdir() if path.suffix in SUFFIXES] if folder.is_dir() else []
+
+
+def _kernel_checks(compare: bool) -> tuple[dict[str, str], list[str]]:
+    """The backend that runs of each operation, whether it agrees with the definition, and why no faster one runs; and what is wrong."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = list(selftest(device, [torch.float32])) if compare else []
+    lines, faults = {}, []
+    for op, reasons in list_backends(device).items():
+        name = next(name for name, reason in reasons.items() if not reason)
+        wrong = [result for result in results if result.op == op and not result.ok]
+        faults += [f"{op}, {bad.case}, {bad.backend}: {bad.fault or ' and '.join(bad.figures())}" for bad in wrong]
+        checked = f" ({'FAILED' if wrong else 'ok'})" if compare else ""
+        why = f"   triton: {reasons['triton']}" if reasons["triton"] and not reasons["triton"].startswith("it has no") else ""
+        lines[op] = name + checked + why
+    return lines, faults
 
 
 def _forward_checks() -> dict[str, str]:

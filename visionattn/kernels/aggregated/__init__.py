@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from visionattn.kernels.aggregated import fast, reference
-from visionattn.kernels.dispatch import choose
+from visionattn.kernels.dispatch import choose, torch_only
 
 
 def aggregated_attention(
@@ -58,6 +58,6 @@ def aggregated_attention(
         if tensor.shape != shape:
             raise ValueError(f"aggregated_attention: {name} must be {list(shape)}, got {list(tensor.shape)}")
 
-    chosen = choose("aggregated_attention", backend, {"torch": "", "reference": ""})
+    chosen = choose("aggregated_attention", backend, torch_only())
     run = fast.aggregated_attention if chosen == "torch" else reference.aggregated_attention
     return run(q, k, v, k_pool, v_pool, local_bias=local_bias, pool_bias=pool_bias, local_weight=local_weight, kernel_size=kernel_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from visionattn.kernels.channel import reference
-from visionattn.kernels.dispatch import choose
+from visionattn.kernels.dispatch import choose, torch_only
 
 
 def channel_attention(
@@ -33,5 +33,5 @@ def channel_attention(
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (q, k, v))
         raise ValueError(f"channel_attention: q, k and v must have one shape [B, H, W, heads, dim], got {shapes}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    choose("channel_attention", backend, {"torch": "", "reference": ""})  # two products of matrices: nothing faster was found
+    choose("channel_attention", backend, torch_only())  # two products of matrices: nothing faster was found
     return reference.channel_attention(q, k, v, scale=scale)

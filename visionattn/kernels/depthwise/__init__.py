@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from visionattn.kernels.depthwise import fast, reference
-from visionattn.kernels.dispatch import choose
+from visionattn.kernels.dispatch import choose, torch_only
 
 
 def dilated_depthwise_conv2d(
@@ -35,6 +35,6 @@ def dilated_depthwise_conv2d(
         raise ValueError(f"dilated_depthwise_conv2d: weight must be [{channels}, 1, kh, kw] with kh and kw odd, got {list(weight.shape)}")
     if dilation < 1:
         raise ValueError(f"dilated_depthwise_conv2d: dilation must be 1 or more, got {dilation}")
-    chosen = choose("dilated_depthwise_conv2d", backend, {"torch": "", "reference": ""})
+    chosen = choose("dilated_depthwise_conv2d", backend, torch_only())
     run = fast.dilated_depthwise_conv2d if chosen == "torch" else reference.dilated_depthwise_conv2d
     return run(x, weight, bias, dilation=dilation)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from visionattn.kernels.dispatch import choose
+from visionattn.kernels.dispatch import choose, torch_only
 from visionattn.kernels.gate import reference
-
-_REASONS = {"torch": "", "reference": ""}  # both are the definition: one reading and one writing of the map, nothing faster was found
 
 
 def channel_gate(x: torch.Tensor, weight: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
@@ -28,7 +26,7 @@ def channel_gate(x: torch.Tensor, weight: torch.Tensor, *, backend: str | None =
     """
     if weight.dim() != 3 or weight.shape[:2] != (1, 1) or weight.shape[2] % 2 == 0:
         raise ValueError(f"channel_gate: weight must be [1, 1, k] with k odd, got {list(weight.shape)}")
-    choose("channel_gate", backend, _REASONS)
+    choose("channel_gate", backend, torch_only())  # one reading and one writing of the map: nothing faster was found
     return reference.channel_gate(x, weight)
 
 
@@ -68,5 +66,5 @@ def strip_gate(
         raise ValueError(f"strip_gate: conv_weight must be [{channels}, {channels} / groups, k] with k odd, got {shape}")
     if channels % num_groups:
         raise ValueError(f"strip_gate: {num_groups} groups of the norm do not divide {channels} channels")
-    choose("strip_gate", backend, _REASONS)
+    choose("strip_gate", backend, torch_only())
     return reference.strip_gate(x, conv_weight, norm_weight, norm_bias, num_groups=num_groups, eps=eps)

@@ -54,7 +54,7 @@ def neighborhood_attention(
         raise ValueError(f"{op}: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}")
     _check_bias(op, bias, q.shape[3], kernel)
     scale = q.shape[4] ** -0.5 if scale is None else scale
-    name = choose(op, backend, {"triton": _triton_reason(q), "torch": "", "reference": ""})
+    name = choose(op, backend, reasons(q))
     if name == "triton":
         from visionattn.kernels.neighborhood.triton import neighborhood_attention_triton
 
@@ -113,6 +113,11 @@ def neighborhood_aggregate(
     return reference.aggregate(weights, v, kernel_size=kernel, dilation=steps, border=border)
 
 
+def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
+    """Per backend why it cannot run `neighborhood_attention`."""
+    return {"triton": triton_reason(q) or "not built", "torch": "", "reference": ""}
+
+
 def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: str) -> tuple[tuple[int, int], tuple[int, int]]:
     """Kernel size and dilation as pairs, checked against the map."""
     if x.dim() != 5:
@@ -138,7 +143,3 @@ def _check_bias(op: str, bias: torch.Tensor | None, heads: int, kernel: tuple[in
     table = (heads, 2 * kernel[0] - 1, 2 * kernel[1] - 1)
     if bias is not None and bias.shape != table:
         raise ValueError(f"{op}: bias must be [heads, 2 * kh - 1, 2 * kw - 1] = {list(table)}, got {list(bias.shape)}")
-
-
-def _triton_reason(x: torch.Tensor) -> str:
-    return triton_reason(x) or "not built"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from visionattn.kernels.dispatch import choose
+from visionattn.kernels.dispatch import choose, torch_only
 from visionattn.kernels.routing import fast, reference
 
 
@@ -48,7 +48,7 @@ def routed_attention(
         wanted = f"[{batch}, {count}, topk]"
         raise ValueError(f"routed_attention: routes must be int64 {wanted}, got {routes.dtype} {list(routes.shape)}")
     scale = q.shape[4] ** -0.5 if scale is None else scale
-    chosen = choose("routed_attention", backend, {"torch": "", "reference": ""})
+    chosen = choose("routed_attention", backend, torch_only())
     run = fast.routed_attention if chosen == "torch" else reference.routed_attention
     return run(q, k, v, routes, region, scale=scale)
 

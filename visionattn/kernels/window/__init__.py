@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from visionattn.kernels.dispatch import choose
+from visionattn.kernels.dispatch import choose, torch_only
 from visionattn.kernels.window import fast, reference
 
 
@@ -46,6 +46,6 @@ def window_attention(
         raise ValueError(f"window_attention: a window of {wh}x{ww} does not divide the map of {height}x{width}; pad it first")
     if not (0 <= sh < wh and 0 <= sw < ww):
         raise ValueError(f"window_attention: shift must be less than the window of {wh}x{ww}, got {sh}x{sw}")
-    chosen = choose("window_attention", backend, {"torch": "", "reference": ""})
+    chosen = choose("window_attention", backend, torch_only())
     run = fast.window_attention if chosen == "torch" else reference.window_attention
     return run(q, k, v, window_size=window_size, shift=shift, bias=bias, scale=scale)

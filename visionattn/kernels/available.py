@@ -1,0 +1,38 @@
+"""Which backends of an operation can run, asked from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from visionattn.kernels import neighborhood
+from visionattn.kernels.dispatch import BACKENDS, NONE_SUCH, torch_only
+
+# What each operation asks before it chooses; called with its first tensors.
+REASONS: dict[str, Callable[..., dict[str, str]]] = {
+    "aggregated_attention": torch_only,
+    "channel_attention": torch_only,
+    "channel_gate": torch_only,
+    "dilated_depthwise_conv2d": torch_only,
+    "neighborhood_attention": neighborhood.reasons,
+    "routed_attention": torch_only,
+    "strip_gate": torch_only,
+    "window_attention": torch_only,
+}
+
+
+def available_backends(op: str, *tensors: torch.Tensor) -> dict[str, str]:
+    """Per backend, the fastest first, why it cannot run an operation with these tensors; empty if it can.
+
+    Args:
+        op: name of the operation, as in `visionattn.kernels`.
+        tensors: those it would be called with, in order; their device, dtype and shape are looked at.
+
+    Raises:
+        ValueError: no such operation, or one without backends to choose from.
+    """
+    if op not in REASONS:
+        raise ValueError(f"available_backends: expected one of {', '.join(REASONS)}, got {op!r}")
+    reasons = REASONS[op](*tensors)
+    return {name: reasons.get(name, NONE_SUCH) for name in BACKENDS}

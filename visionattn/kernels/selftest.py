@@ -1,0 +1,192 @@
+"""Does every backend compute what the definition says, on this machine: `visionattn kernels selftest`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from visionattn.kernels.aggregated import aggregated_attention
+from visionattn.kernels.available import available_backends
+from visionattn.kernels.channel import channel_attention
+from visionattn.kernels.depthwise import dilated_depthwise_conv2d
+from visionattn.kernels.gate import channel_gate, strip_gate
+from visionattn.kernels.neighborhood import neighborhood_attention
+from visionattn.kernels.neighborhood.reference import Border
+from visionattn.kernels.routing import routed_attention
+from visionattn.kernels.window import window_attention
+
+# Largest difference over largest value, of the output and of the gradients.
+LIMITS = {
+    torch.float64: (1e-13, 1e-12),
+    torch.float32: (5e-7, 2e-6),
+    torch.float16: (2e-3, 2e-3),
+    torch.bfloat16: (1e-2, 1e-2),
+}
+Call = Callable[..., torch.Tensor]
+
+
+class Case(NamedTuple):
+    """A call of an operation, `call(*tensors, backend=...)`."""
+
+    op: str
+    name: str
+    tensors: list[torch.Tensor]
+    call: Call
+
+
+class Result(NamedTuple):
+    """How far a backend is from the definition; errors are None if it did not run to the end, and `fault` tells why."""
+
+    op: str
+    case: str
+    backend: str
+    dtype: str
+    forward: float | None
+    gradients: float | None
+    limits: tuple[float, float]
+    fault: str
+
+    def figures(self) -> list[str]:
+        """Errors of output and gradients, each with its limit."""
+        found = zip((self.forward, self.gradients), self.limits, strict=True)
+        return ["-" if error is None else f"{error:.1e} ({limit:.0e})" for error, limit in found]
+
+    @property
+    def ok(self) -> bool:
+        return (
+            self.forward is not None and self.gradients is not None and self.forward <= self.limits[0] and self.gradients <= self.limits[1]
+        )
+
+
+def choose_dtypes(device: torch.device, name: str | None) -> list[torch.dtype]:
+    """The one of a name; without one, those that networks run in on a device.
+
+    Raises:
+        ValueError: no such dtype.
+    """
+    by_name = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
+    if name is not None and name not in by_name:
+        raise ValueError(f"dtype: expected one of {', '.join(by_name)}, got {name!r}")
+    usual = ["float32", "bfloat16"] if device.type == "cpu" else ["float32", "float16", "bfloat16"]
+    return [by_name[chosen] for chosen in ([name] if name else usual)]
+
+
+def list_backends(device: torch.device) -> dict[str, dict[str, str]]:
+    """`available_backends` of each operation for small tensors in float32 on a device."""
+    found = {}
+    for case in cases():
+        found.setdefault(case.op, available_backends(case.op, *(tensor.float().to(device) for tensor in case.tensors)))
+    return found
+
+
+def selftest(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Result]:
+    """Every backend that runs there, except the definition itself, against the definition in float64 on the CPU."""
+    for case in cases():
+        for dtype in dtypes:
+            given = [tensor.to(dtype) for tensor in case.tensors]  # rounding the inputs is no error of the operation
+            exact = run(case.call, [tensor.double() for tensor in given], "reference")
+            given = [tensor.to(device) for tensor in given]
+            for backend, reason in available_backends(case.op, *given).items():
+                if reason or backend == "reference":
+                    continue
+                forward, gradients, fault = None, None, ""
+                try:
+                    forward, gradients = errors(case.call, given, backend, exact)
+                except Exception as error:  # the test goes on and names every fault
+                    fault = f"{type(error).__name__}: {error}"
+                yield Result(case.op, case.name, backend, str(dtype).removeprefix("torch."), forward, gradients, LIMITS[dtype], fault)
+
+
+def errors(call: Call, tensors: Sequence[torch.Tensor], backend: str, exact: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Of the output, the worse of with and without gradients; of the gradients, the worst."""
+    with torch.no_grad():
+        alone = call(*tensors, backend=backend)
+    out, *gradients = run(call, tensors, backend)
+    forward = max(relative(alone, exact[0]), relative(out, exact[0]))
+    return forward, max(relative(one, two) for one, two in zip(gradients, exact[1:], strict=True))
+
+
+def run(call: Call, tensors: Sequence[torch.Tensor], backend: str) -> list[torch.Tensor]:
+    """The output, then the gradients, of the output times numbers that are the same in each dtype."""
+    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+    out = call(*leaves, backend=backend)
+    factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
+    return [out.detach(), *torch.autograd.grad((out * factors).sum(), leaves)]
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    """Largest difference over largest value; infinite if one is not a number."""
+    error = float((got.detach().cpu().double() - want.detach()).abs().max() / want.detach().abs().max().clamp(min=1e-300))
+    return error if error == error else float("inf")
+
+
+def draw_qkv(shape: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
+    """Queries, keys and values for which the limits can be held: the output is a sum, whose condition is that of the numbers added.
+
+    Values of both signs cancel, so they lie around 1. Rounding a score changes its weight by as many bits as the score has
+    before the point, which bf16 lacks; with half as large queries few scores are above 2.
+    """
+    q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    return [q / 2, k, v + 1]
+
+
+def cases() -> Iterator[Case]:
+    """Small calls of every operation: sizes that no tile divides, and each path through the fast form."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def table(*shape: int) -> torch.Tensor:  # of biases, as wide as trained ones
+        return torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
+
+    def neighborhood(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
+        return lambda q, k, v, bias, backend: neighborhood_attention(q, k, v, kernel, dilation, bias=bias, border=border, backend=backend)
+
+    def window(shift: tuple[int, int]) -> Call:
+        return lambda q, k, v, bias, backend: window_attention(q, k, v, window_size=(7, 7), shift=shift, bias=bias, backend=backend)
+
+    def routed(routes: torch.Tensor) -> Call:
+        return lambda q, k, v, backend: routed_attention(q, k, v, routes.to(q.device), (2, 3), backend=backend)
+
+    for height, width, kernel, dilation, border in (
+        (23, 17, (7, 7), (1, 1), "shift"),
+        (17, 15, (5, 3), (2, 3), "shift"),
+        (11, 14, (5, 5), (1, 1), "mask"),
+    ):
+        tensors = [*draw_qkv((2, height, width, 2, 24), generator), table(2, 2 * kernel[0] - 1, 2 * kernel[1] - 1)]
+        name = f"{height}x{width}, kernel {kernel[0]}x{kernel[1]}, dilation {dilation[0]}x{dilation[1]}, {border}"
+        yield Case("neighborhood_attention", name, tensors, neighborhood(kernel, dilation, border))
+    for shift in ((0, 0), (3, 3)):
+        tensors = [*draw_qkv((2, 14, 21, 2, 32), generator), table(2, 49, 49)]
+        yield Case("window_attention", f"14x21, window 7x7, shift {shift[0]}x{shift[1]}", tensors, window(shift))
+    for topk in (2, 16):
+        routes = torch.rand(2, 35, 35, generator=generator).argsort(-1)[..., :topk]
+        yield Case("routed_attention", f"10x21, region 2x3, {topk} of 35", draw_qkv((2, 10, 21, 2, 16), generator), routed(routes))
+    q, k, v = draw_qkv((2, 9, 13, 2, 24), generator)
+    pooled = [draw(2, 3, 4, 2, 24), 1 + draw(2, 3, 4, 2, 24), table(2, 9), table(2, 117, 12), draw(2, 9, 13, 2, 9)]
+
+    def aggregated(*given: torch.Tensor, backend: str) -> torch.Tensor:
+        biases = {"local_bias": given[5], "pool_bias": given[6], "local_weight": given[7]}
+        return aggregated_attention(*given[:5], **biases, backend=backend)
+
+    yield Case("aggregated_attention", "9x13, kernel 3x3, pool 3x4", [q * 24**-0.5, k, v, *pooled], aggregated)
+    q, k, v = draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32)
+    # The sum over positions is not divided by their number; keys of this size keep the softmax from saturating.
+    yield Case("channel_attention", "7x9", [q, k / 63**0.5, v], channel_attention)
+    weight = draw(8, 1, 7, 7) / 7
+    yield Case(
+        "dilated_depthwise_conv2d",
+        "14x11, kernel 7x7, dilation 3",
+        [draw(2, 8, 14, 11), weight, draw(8)],
+        lambda *given, backend: dilated_depthwise_conv2d(*given, dilation=3, backend=backend),
+    )
+    yield Case("channel_gate", "7x5", [draw(2, 16, 7, 5), draw(1, 1, 3)], channel_gate)
+    yield Case(
+        "strip_gate",
+        "7x5",
+        [draw(2, 16, 7, 5), draw(16, 1, 7), draw(16), draw(16)],
+        lambda *given, backend: strip_gate(*given, num_groups=4, backend=backend),
+    )
