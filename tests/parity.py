@@ -93,6 +93,7 @@ class Record:
     """One recorded run of the authors' code; `facts` names our model and the arguments that make it the same."""
 
     def __init__(self, family: str, name: str) -> None:
+        self.family = family
         content = json.loads((FIXTURES / f"{family}.json").read_text())
         self.facts: dict[str, Any] = content["records"][name]
         self.keys: list[tuple[str, list[int]]] = content["states"][self.facts["state"]]

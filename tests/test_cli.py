@@ -903,4 +903,4 @@ def test_kernels_selftest(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = va("kernels", "selftest", "--device", "cpu", "--dtype", "float32")
     assert failing.exit_code == 7 and failing.stdout.count("FAILED") == 4 and "4 of 12 failed" in failing.stdout
     assert "routed_attention, 10x21, region 2x3, 2 of 35, torch, float32: TypeError: " in " ".join(failing.stdout.split())
-    assert {"window_attention", "routed_attention"} == {problem.split(",")[0] for problem in diagnose()["problems"]}
+    assert {"window_attention", "routed_attention"} <= {problem.split(",")[0] for problem in diagnose()["problems"]}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm
 import torch
 
 import visionattn as va
 from tests.parity import Record, record_names, relative_error
+from visionattn.kernels.dispatch import use_backend
 
 # Largest difference over the standard deviation, as stated with the records.
 FAMILIES = ("swin", "nat", "dinat", "dinat_s", "dinat_isotropic", "biformer", "davit", "van", "transnext", "eca")
@@ -17,9 +20,8 @@ FP64 = {"transnext": 1e-5}  # the others 1e-6
 CASES = [(family, name) for family in FAMILIES for name in record_names(family)]
 
 
-@pytest.mark.parametrize(("family", "name"), CASES, ids=[f"{family}-{name}" for family, name in CASES])
-def test_recorded_outputs(family: str, name: str) -> None:
-    record = Record(family, name)
+def check_record(record: Record) -> None:
+    family = record.family
     classifies = "logits" in record.arrays
     model = va.create_model(record.facts["model"], **record.facts["args"]).eval()
     va.load_checkpoint(model, record.state(), allow=("position",))
@@ -34,6 +36,25 @@ def test_recorded_outputs(family: str, name: str) -> None:
             stride = record.facts["logit_stride"]  # of 21,841 classes every 21st is kept
             assert relative_error(model(image)[:, ::stride], record.arrays["logits"]) < FP32.get(family, 1e-5)
             assert relative_error(model.double()(image.double())[:, ::stride], record.arrays["logits64"]) < FP64.get(family, 1e-6)
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=[f"{family}-{name}" for family, name in CASES])
+def test_recorded_outputs(family: str, name: str) -> None:
+    check_record(Record(family, name))
+
+
+def smallest(family: str) -> Record:
+    """The record of the fewest parameters times pixels."""
+    return min(
+        (Record(family, name) for name in record_names(family)), key=lambda it: it.facts["params"] * math.prod(it.facts["input"]["shape"])
+    )
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_outputs_on_every_backend(family: str, backend: str) -> None:
+    with use_backend(backend):
+        check_record(smallest(family))
 
 
 def test_timm_swin_gives_the_same_logits() -> None:

@@ -75,7 +75,7 @@ def choose_dtypes(device: torch.device, name: str | None) -> list[torch.dtype]:
 
 def list_backends(device: torch.device) -> dict[str, dict[str, str]]:
     """`available_backends` of each operation for small tensors in float32 on a device."""
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     for case in cases():
         found.setdefault(case.op, available_backends(case.op, *(tensor.float().to(device) for tensor in case.tensors)))
     return found
@@ -151,11 +151,12 @@ def cases() -> Iterator[Case]:
     def routed(routes: torch.Tensor) -> Call:
         return lambda q, k, v, backend: routed_attention(q, k, v, routes.to(q.device), (2, 3), backend=backend)
 
-    for height, width, kernel, dilation, border in (
+    maps: list[tuple[int, int, tuple[int, int], tuple[int, int], Border]] = [
         (23, 17, (7, 7), (1, 1), "shift"),
         (17, 15, (5, 3), (2, 3), "shift"),
         (11, 14, (5, 5), (1, 1), "mask"),
-    ):
+    ]
+    for height, width, kernel, dilation, border in maps:
         tensors = [*draw_qkv((2, height, width, 2, 24), generator), table(2, 2 * kernel[0] - 1, 2 * kernel[1] - 1)]
         name = f"{height}x{width}, kernel {kernel[0]}x{kernel[1]}, dilation {dilation[0]}x{dilation[1]}, {border}"
         yield Case("neighborhood_attention", name, tensors, neighborhood(kernel, dilation, border))
@@ -169,8 +170,10 @@ def cases() -> Iterator[Case]:
     pooled = [draw(2, 3, 4, 2, 24), 1 + draw(2, 3, 4, 2, 24), table(2, 9), table(2, 117, 12), draw(2, 9, 13, 2, 9)]
 
     def aggregated(*given: torch.Tensor, backend: str) -> torch.Tensor:
-        biases = {"local_bias": given[5], "pool_bias": given[6], "local_weight": given[7]}
-        return aggregated_attention(*given[:5], **biases, backend=backend)
+        q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight = given
+        return aggregated_attention(
+            q, k, v, k_pool, v_pool, local_bias=local_bias, pool_bias=pool_bias, local_weight=local_weight, backend=backend
+        )
 
     yield Case("aggregated_attention", "9x13, kernel 3x3, pool 3x4", [q * 24**-0.5, k, v, *pooled], aggregated)
     q, k, v = draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32)

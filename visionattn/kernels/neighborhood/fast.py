@@ -136,10 +136,10 @@ def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[t
             end, start = min(start + kernel, after), max(start, -before if border == "mask" else start)
             # Those that fill up the last tile see every key without bias: a softmax of nothing is not a number.
             queries.append((start, end, query - kernel + 1) if query < after else (-axis.front, axis.keys, axis.keys))
-    start, end, origin = (torch.tensor(queries, device=like.device).transpose(0, 1)[:, :, None]).unbind(0)
+    first, behind, origin = (torch.tensor(queries, device=like.device).transpose(0, 1)[:, :, None]).unbind(0)
     key = torch.arange(-axis.front, axis.keys - axis.front, device=like.device)
     hot = (key - origin).flatten()[:, None] == torch.arange(size, device=like.device)
-    wall = torch.where((key >= start) & (key < end), 0.0, -torch.inf).flatten()
+    wall = torch.where((key >= first) & (key < behind), 0.0, -torch.inf).flatten()
     return hot.to(like.dtype), wall.to(like.dtype)
 
 
