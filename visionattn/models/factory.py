@@ -17,6 +17,7 @@ import torch
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, check_arguments, get_variant
+from visionattn.kernels.dispatch import use_backend
 from visionattn.models.classifier import Classifier, as_pair
 from visionattn.models.download import CachedFile, fetch
 from visionattn.models.records import Record, find_record, records_of, split_name
@@ -131,7 +132,8 @@ def count(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         model = create_model(name).eval()
         image = torch.empty(1, *get_variant(name).cfg["input_size"])
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # Of the definitions: a fast form may compute more than is asked for, or in a way that the counter does not see.
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):
         model(image)
     return {"params": sum(parameter.numel() for parameter in model.parameters()), "gmacs": round(counter.get_total_flops() / 2e9, 3)}
 

@@ -72,9 +72,9 @@ def attention(
 
     out = []
     for q, k, v in parts:
-        q, k, v = (_split(x, step, 1) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
-        tables = _split(table, step, 0) if table.shape[0] > 1 else (table,) * len(q)
-        done = [_attend(*tensors, scale) for tensors in zip(q, k, v, tables, strict=True)]
+        qs, ks, vs = (_split(x, step, 1) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
+        tables = _split(table, step, 0) if table.shape[0] > 1 else (table,) * len(qs)
+        done = [_attend(*tensors, scale) for tensors in zip(qs, ks, vs, tables, strict=True)]
         out.append(_untile(_cat(done, 1), rows, cols))
     return _cat(out, 0)[:, :height, :width]
 
