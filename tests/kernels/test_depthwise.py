@@ -80,6 +80,16 @@ def test_compiles_and_exports_with_any_batch_and_size() -> None:
         assert torch.allclose(exported(x), Module()(x), atol=1e-5)
 
 
+def test_training_in_half_precision_computes_in_float32() -> None:
+    """And gives what the convolution would: bf16, also of float32 under autocast."""
+    x, weight = torch.randn(2, 4, 14, 13).requires_grad_(), torch.randn(4, 1, 5, 5)
+    want = dilated_depthwise_conv2d(x, weight, dilation=3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = dilated_depthwise_conv2d(x, weight, dilation=3)
+        native = dilated_depthwise_conv2d(x, weight, dilation=3, backend="reference")
+    assert got.dtype == native.dtype == torch.bfloat16 and torch.equal(got, want)
+
+
 def test_dtype_meta_and_errors() -> None:
     x, weight = torch.randn(1, 4, 9, 9), torch.randn(4, 1, 7, 7)
     assert dilated_depthwise_conv2d(x.bfloat16(), weight.bfloat16(), dilation=3).dtype == torch.bfloat16

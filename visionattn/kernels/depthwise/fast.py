@@ -15,12 +15,21 @@ def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.
 
     Only on the CPU, where convolutions are fast with dense kernels and channels last; elsewhere it was not measured.
     An exported graph keeps the convolution: it may run anywhere, and at any size. The gradient of the
-    weights has a cost of its own, which a few positions do not earn.
+    weights has a cost of its own, which a few positions do not earn; in half precision it takes several times as long as in
+    float32, in which it is computed therefore.
     """
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     few = trains and x.shape[0] * x.shape[2] * x.shape[3] < _LEAST_IN_TRAINING
     if dilation == 1 or x.device.type not in ("cpu", "meta") or torch.compiler.is_exporting() or few:
         return reference.dilated_depthwise_conv2d(x, weight, bias, dilation=dilation)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 else x.dtype
+    if trains and dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", enabled=False):
+            return _dense(x.float(), weight.float(), None if bias is None else bias.float(), dilation).to(dtype)
+    return _dense(x, weight, bias, dilation)
+
+
+def _dense(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dilation: int) -> torch.Tensor:
     batch, channels, height, width = x.shape
     rows, cols = (height + dilation - 1) // dilation, (width + dilation - 1) // dilation
     y = F.pad(x, (0, cols * dilation - width, 0, rows * dilation - height))
