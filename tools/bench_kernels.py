@@ -10,103 +10,27 @@ import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import opponents
 import torch
-import torch.nn.functional as F
+from kernel_cases import CASES, EXPONENT, GOALS, NA, PRECISIONS, Setting, Trial, neighborhood
 from measure import RESULTS, Row, add_common, clock, csv_path, device_of, finish, interleave, machine, paired, summary
 from opponents import Call
-from timm.models.swin_transformer import SwinTransformerBlock
-from torch import Tensor, nn
+from torch import Tensor
 
-from visionattn.backbones.swin import WindowAttention
-from visionattn.kernels import (
-    aggregated_attention,
-    channel_attention,
-    dilated_depthwise_conv2d,
-    neighborhood_attention,
-    region_routes,
-    routed_attention,
-    window_attention,
-)
 from visionattn.kernels.neighborhood import fast
 from visionattn.kernels.neighborhood.reference import neighbors
 from visionattn.models.speed import milliseconds
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference over largest value, before anything is timed
-WITHIN = 1 / 1.10  # of the speed of the best candidate
-EXPONENT = 1.05  # of time in the number of pixels
 PIXELS = (224, 320, 448, 640, 768, 1024)
-NA = "neighborhood"
-
-# Device, operation, case, opponent, precision, mode ("*" stands for anything), and the least ratio of theirs to ours.
-# The first that fits counts.
-GOALS = [
-    ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "infer", 8.0),
-    ("cpu", NA, "56x56 k7 d8", "gather", "fp32", "infer", 18.0),
-    ("cpu", NA, "28x28 k7 d4", "gather", "fp32", "infer", 18.0),
-    ("cpu", NA, "14x14 k7 d2", "gather", "fp32", "infer", 18.0),
-    ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "train", 6.0),
-    ("cpu", NA, "56x56 k7 d8", "gather", "fp32", "train", 15.0),
-    ("cpu", NA, "56x56 k7 d1", "gather", "bf16", "train", 10.0),
-    ("cpu", NA, "56x56 k7 d8", "gather", "bf16", "train", 15.0),
-    ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "memory", 4.0),
-    ("cpu", NA, "56x56 k7 d1", "FlexAttention, compiled", "fp32", "infer", 8.0),
-    ("cpu", NA, "*d1", "NATTEN", "fp32", "infer", 1.2),
-    ("cpu", NA, "*d1", "NATTEN", "fp32", "train", 1.8),
-    ("cpu", NA, "*", "NATTEN", "fp32", "infer", 4.0),
-    ("cpu", NA, "*", "NATTEN", "fp32", "train", 7.0),
-    ("*", NA, "*", "best candidate*", "fp32", "*", WITHIN),
-    ("*", NA, "exponent*", "*", "*", "*", 1.0),
-    ("cpu", "routed", "*", "gather", "fp32", "infer", 1.2),
-    ("cpu", "routed", "28x28*", "gather", "fp32", "train", 4.0),
-    ("cpu", "routed", "*", "gather", "fp32", "train", 6.0),
-    ("cpu", "aggregated", "56x56", "unfold", "fp32", "infer", 4.5),
-    ("cpu", "aggregated", "56x56", "unfold", "fp32", "train", 3.5),
-    ("cpu", "aggregated", "56x56 compiled", "unfold", "fp32", "*", 8.0),
-    ("cpu", "window", "*", "roll and partition", "fp32", "infer", 1.05),
-    ("cpu", "window", "*", "roll and partition", "fp32", "train", 0.97),
-    ("cpu", "window", "*", "timm", "*", "*", 0.97),
-    ("cpu", "channel", "*", "official", "fp32", "*", 0.97),
-    ("cpu", "depthwise", "*", "native", "fp32", "infer", 3.0),
-    ("cpu", "depthwise", "*", "native", "fp32", "train", 1.3),
-    ("cuda", NA, "56x56 k7 d1", "copy of q, k, v and o", "bf16", "infer", 1 / 5),
-    ("cuda", NA, "*x* k7 d*", "copy of q, k, v and o", "bf16", "infer", 1 / 3),
-    ("cuda", NA, "56x56 k7 d1", "FlexAttention, compiled", "bf16", "infer", 2.0),
-    ("cuda", NA, "56x56 k7 d1", "FlexAttention, compiled", "bf16", "train", 3.0),
-    ("cuda", NA, "56x56 k7 d1", "dense, masked", "bf16", "infer", 8.0),
-    ("cuda", NA, "28x28 k7 d1", "dense, masked", "bf16", "infer", 3.0),
-    ("cuda", NA, "*", "without the gradient of the bias", "bf16", "backward", 1 / 1.5),
-    ("cuda", "*", "*", "a second run", "*", "equal", 1.0),
-    ("cuda", NA, "56x56 k7 d1", "all tensors once", "bf16", "memory", 1 / 1.3),
-    ("cuda", "routed", "*", "gather", "bf16", "train", 4.0),
-    ("cuda", "aggregated", "56x56", "unfold", "bf16", "train", 5.0),
-    ("cuda", "window", "*", "roll, partition, SDPA", "bf16", "*", 1.3),
-]
-
-
-class Trial(NamedTuple):
-    """One case: every call takes `tensors` and returns the same, a tensor."""
-
-    label: str
-    tensors: list[Tensor]
-    ours: Call
-    opponents: dict[str, Call]
-    products: float  # multiplications and additions of the forward pass, that it cannot do without
-
-    def theirs(self, mode: str) -> dict[str, Call]:
-        return {name: call for name, call in self.opponents.items() if mode == "infer" or call not in FORWARD_ONLY}
-
-
-FORWARD_ONLY: list[Call] = []  # FlexAttention on a CPU
 
 
 class Bench:
@@ -118,15 +42,13 @@ class Bench:
         self.rates: dict[str, tuple[float, float]] = {}
         self.rows: list[Row] = []
 
-    def randn(self, precision: str, *shapes: Sequence[int]) -> list[Tensor]:
-        """Leaves."""
-        dtype = PRECISIONS[precision]
-        return [torch.randn(*shape, device=self.device).to(dtype).requires_grad_() for shape in shapes]
+    def setting(self, precision: str) -> Setting:
+        return Setting(self.device, self.batch, precision, self.args.flex, self.args.compile)
 
     def goal(self, case: str, opponent: str, precision: str, mode: str) -> float:
         """The least ratio; 0 is none."""
         facts = self.device.type, self.op, case, opponent, precision, mode
-        return next((least for *patterns, least in GOALS if all(map(fnmatch, facts, patterns))), 0.0)
+        return next((goal[-1] for goal in GOALS if all(map(fnmatch, facts, goal[:-1]))), 0.0)
 
     def wanted(self, precision: str, trial: Trial) -> bool:
         """bf16 on a CPU only where it has a goal, unless asked for: without instructions for it, it takes most of the time."""
@@ -138,7 +60,7 @@ class Bench:
         for precision in self.args.precisions or (["bf16"] if self.device.type == "cuda" else ["fp32", "bf16"]):
             torch.manual_seed(0)
             self.rates.setdefault(precision, rates(PRECISIONS[precision], self.device))
-            for index, trial in enumerate(CASES[op](self, precision)):
+            for index, trial in enumerate(CASES[op](self.setting(precision))):
                 if self.wanted(precision, trial):
                     self.compare(precision, trial)
                     if op == NA and precision == "fp32":
@@ -167,7 +89,7 @@ class Bench:
         """Ends the program if an opponent does not compute the same: outputs, and in float32 gradients."""
         right = results(trial.ours, trial.tensors, precision == "fp32")
         for name, call in trial.opponents.items():
-            theirs = results(call, trial.tensors, precision == "fp32" and call not in FORWARD_ONLY)
+            theirs = results(call, trial.tensors, precision == "fp32" and name != trial.forward_only)
             for number, (one, two) in enumerate(zip(theirs, right[: len(theirs)], strict=True)):
                 error = float((one - two).abs().max() / two.abs().max())
                 if not error <= TOLERANCE[precision]:
@@ -178,7 +100,11 @@ class Bench:
     def time(self, calls: Mapping[str, Call], tensors: Sequence[Tensor], mode: str, rounds: int | None = None) -> dict[str, list[float]]:
         """ms per call in each round."""
         steps = {name: partial(step, call, tensors, mode) for name, call in calls.items()}
-        first = {name: milliseconds(call, self.device) for name, call in steps.items()}
+        # On a GPU the first call may compile.
+        first = {
+            name: min(milliseconds(call, self.device) for _ in range(2 if self.device.type == "cuda" else 1))
+            for name, call in steps.items()
+        }
         repeats = {name: 1 if self.args.quick else max(1, min(20, int(100 / max(first[name], 0.1)))) for name in steps}
         sides = {name: partial(milliseconds, call, self.device, repeats[name]) for name, call in steps.items()}
         return interleave(sides, rounds or self.rounds)
@@ -230,142 +156,6 @@ def rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
     product = min(milliseconds(partial(torch.mm, a, a), device) for _ in range(5))
     copy = min(milliseconds(partial(y.copy_, x), device) for _ in range(5))
     return 2 * side**3 / product * 1000, 2 * 4 * size / copy * 1000
-
-
-# The cases, with the shapes of the smallest model of each family at 224 px. A case's first trial also has its peak memory measured.
-
-
-def neighborhoods(bench: Bench, precision: str) -> Iterator[Trial]:
-    """The stages of DiNAT-T, heads of 32."""
-    for side, heads, kernel, dilation in (
-        (56, 2, 7, 1),
-        (56, 2, 7, 8),
-        (28, 4, 7, 1),
-        (28, 4, 7, 4),
-        (14, 8, 7, 1),
-        (14, 8, 7, 2),
-        (7, 16, 7, 1),
-        (56, 2, 3, 1),
-    ):
-        plan = neighbors(side, side, (kernel, kernel), (dilation, dilation), "shift", bench.device)[:2]
-        others = {
-            "gather": partial(opponents.gather, plan=plan),
-            "shifts": partial(opponents.shifts, plan=plan, kernel=kernel),
-        }
-        gpu = bench.device.type == "cuda"
-        if side <= 28 or gpu:
-            others["dense, masked"] = partial(opponents.dense, plan=plan, fused=gpu)
-        if bench.args.flex or gpu:
-            others["FlexAttention, compiled"] = opponents.flex(side, kernel, dilation, bench.device)
-            if not gpu:
-                FORWARD_ONLY.append(others["FlexAttention, compiled"])
-        if (natten := opponents.natten(kernel, dilation)) is not None:
-            others["NATTEN"] = natten
-        tensors = bench.randn(precision, (bench.batch, side, side, 3, heads, 32), (heads, 2 * kernel - 1, 2 * kernel - 1))
-        ours = partial(_neighborhood, kernel=kernel, dilation=dilation)
-        products = 4.0 * bench.batch * heads * side**2 * kernel**2 * 32
-        yield Trial(f"{side}x{side} k{kernel} d{dilation}", tensors, ours, others, products)
-
-
-def routed(bench: Bench, precision: str) -> Iterator[Trial]:
-    for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):
-        region, scale = (side // 7, side // 7), (32 * heads) ** -0.5
-        tensors = bench.randn(precision, (bench.batch, side, side, 3, heads, 32))
-        routes = region_routes(*tensors[0].detach().unbind(3)[:2], region, topk)
-        ours = partial(_from_qkv, partial(routed_attention, routes=routes, region=region, scale=scale))
-        gather = partial(_from_qkv, partial(opponents.gather_routed, routes=routes, region=region, scale=scale))
-        products = 4.0 * bench.batch * heads * side**2 * topk * region[0] * region[1] * 32
-        yield Trial(f"{side}x{side} top {topk}", tensors, ours, {"gather": gather}, products)
-
-
-def aggregated(bench: Bench, precision: str) -> Iterator[Trial]:
-    for side, heads in ((56, 3), (28, 6), (14, 12)):
-        size, pooled = (bench.batch, side, side), (bench.batch, 7, 7)
-        shapes = [(*size, heads, 24), (*size, 2, heads, 24), (*pooled, 2, heads, 24), (heads, 9), (heads, side**2, 49), (*size, heads, 9)]
-        products = 4.0 * bench.batch * heads * side**2 * (9 + 49) * 24
-        trial = Trial(f"{side}x{side}", bench.randn(precision, *shapes), _aggregated, {"unfold": _unfolded}, products)
-        yield trial
-        if side == 56 and bench.args.compile:
-            yield trial._replace(label=f"{side}x{side} compiled", ours=torch.compile(_aggregated, fullgraph=True))
-
-
-def windows(bench: Bench, precision: str) -> Iterator[Trial]:
-    for side, heads, shift in ((56, 3, 0), (56, 3, 3), (28, 6, 3), (14, 12, 3), (7, 24, 0)):
-        block = SwinTransformerBlock(32 * heads, (side, side), heads, window_size=7, shift_size=shift).to(bench.device)
-        mask = block.attn_mask if shift else torch.zeros(())
-        label, products = f"{side}x{side} shift {shift}", 4.0 * bench.batch * heads * side**2 * 49 * 32
-        tensors = bench.randn(precision, (bench.batch, side, side, 3, heads, 32), (heads, 49, 49))
-        ours = partial(_from_qkv_bias, partial(window_attention, window_size=(7, 7), shift=(shift, shift)))
-        rolled = {
-            name: partial(_from_qkv_bias, partial(opponents.rolled_windows, shift=shift, mask=mask, fused=fused))
-            for name, fused in (("roll and partition", False), ("roll, partition, SDPA", True))
-        }
-        yield Trial(label, tensors, ours, rolled, products)
-        own = WindowAttention(32 * heads, heads, 7, shift, dense=False).to(bench.device)
-        own.load_state_dict({key: value for key, value in block.attn.state_dict().items() if key != "relative_position_index"})
-        own, block = own.to(PRECISIONS[precision]), block.to(PRECISIONS[precision])
-        tensors = bench.randn(precision, (bench.batch, side, side, 32 * heads))
-        linears = 8.0 * bench.batch * side**2 * (32 * heads) ** 2
-        yield Trial(f"{label}, with projections", tensors, _without_grads(own), {"timm": _without_grads(block._attn)}, products + linears)
-
-
-def channels(bench: Bench, precision: str) -> Iterator[Trial]:
-    for side, heads in ((56, 3), (14, 12)):
-        tensors = bench.randn(precision, (bench.batch, side, side, 3, heads, 32))
-        # Divided, so that the sum over positions does not saturate the softmax.
-        ours, official = (partial(_from_qkv, call, factor=side**-1.0) for call in (channel_attention, opponents.official_channels))
-        yield Trial(f"{side}x{side}", tensors, ours, {"official": official}, 4.0 * bench.batch * heads * side**2 * 32**2)
-
-
-def depthwise(bench: Bench, precision: str) -> Iterator[Trial]:
-    for width, side in ((64, 56), (128, 28), (320, 14), (512, 7)):
-        tensors = bench.randn(precision, (bench.batch, width, side, side), (width, 1, 7, 7), (width,))
-        native = partial(F.conv2d, padding=9, dilation=3, groups=width)
-        ours = partial(dilated_depthwise_conv2d, dilation=3)
-        yield Trial(f"{side}x{side}x{width} k7 d3", tensors, ours, {"native": native}, 2.0 * bench.batch * width * side**2 * 49)
-
-
-CASES: dict[str, Callable[[Bench, str], Iterator[Trial]]] = {
-    NA: neighborhoods,
-    "routed": routed,
-    "aggregated": aggregated,
-    "window": windows,
-    "channel": channels,
-    "depthwise": depthwise,
-}
-
-
-def _neighborhood(qkv: Tensor, bias: Tensor, *, kernel: int, dilation: int) -> Tensor:
-    return neighborhood_attention(*qkv.unbind(3), kernel, dilation, bias=bias)
-
-
-def _from_qkv(call: Call, qkv: Tensor, factor: float = 1.0) -> Tensor:
-    q, k, v = qkv.unbind(3)
-    return call(q, k if factor == 1.0 else k * factor, v)
-
-
-def _from_qkv_bias(call: Call, qkv: Tensor, bias: Tensor) -> Tensor:
-    return call(*qkv.unbind(3), bias=bias)
-
-
-def _aggregated(q: Tensor, kv: Tensor, pool: Tensor, local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor) -> Tensor:
-    named = {"local_bias": local_bias, "pool_bias": pool_bias, "local_weight": local_weight}
-    return aggregated_attention(q, *kv.unbind(3), *pool.unbind(3), **named)
-
-
-def _unfolded(q: Tensor, kv: Tensor, pool: Tensor, *biases: Tensor) -> Tensor:
-    return opponents.unfold_aggregated(q, *kv.unbind(3), *pool.unbind(3), *biases)
-
-
-def _without_grads(module: Callable[[Tensor], Tensor]) -> Call:
-    """Gradients of the parameters are computed, and dropped by the next call."""
-    owner = module if isinstance(module, nn.Module) else module.__self__
-
-    def call(x: Tensor) -> Tensor:
-        owner.zero_grad(set_to_none=True)
-        return module(x)
-
-    return call
 
 
 # Beyond the time of a call
@@ -444,8 +234,8 @@ def peaks(bench: Bench, trial: Trial) -> None:
 
 def peak(bench: Bench, op: str, name: str) -> float:
     """As `peaks`, for one side, in this process."""
-    trial = next(CASES[op](bench, "fp32"))
-    small = next(CASES[op](Bench(argparse.Namespace(**{**vars(bench.args), "quick": True}), bench.device), "fp32"))
+    trial = next(CASES[op](bench.setting("fp32")))
+    small = next(CASES[op](bench.setting("fp32")._replace(batch=1)))
     step(small.ours, small.tensors, "train")  # libraries load their code
     before = high_water()
     step(trial.opponents[name] if name else trial.ours, trial.tensors, "train")
@@ -465,10 +255,10 @@ def growth(bench: Bench) -> None:
     sizes = PIXELS[:2] if bench.args.quick else PIXELS
     for pixels in sizes:
         side = pixels // 4
-        tensors = bench.randn(precision, (1, side, side, 3, 2, 32), (2, 13, 13))
+        tensors = bench.setting(precision).randn((1, side, side, 3, 2, 32), (2, 13, 13))
         plan = neighbors(side, side, (7, 7), (1, 1), "shift", bench.device)[:2]
         for mode in bench.args.modes:
-            calls = {"": partial(_neighborhood, kernel=7, dilation=1), "gather": partial(opponents.gather, plan=plan)}
+            calls = {"": partial(neighborhood, kernel=7, dilation=1), "gather": partial(opponents.gather, plan=plan)}
             values = bench.time(calls, tensors, mode)
             bench.add(f"{pixels} px k7 d1, 1 image", "gather", precision, mode, "ms", values[""], values["gather"])
             for name, value in values.items():
@@ -541,6 +331,10 @@ def main() -> int:
         for row in bench.rows
         if row["goal"] and not row["theirs/ours"] >= row["goal"]
     ]
+    rows = [(device.type, row["op"], row["case"], row["opponent"], row["precision"], row["mode"]) for row in bench.rows]
+    for goal in GOALS:
+        if fnmatch(device.type, goal[0]) and goal[1] in (*args.cases, "*") and not any(all(map(fnmatch, row, goal[:-1])) for row in rows):
+            print(f"goal without a row: {' '.join(goal[1:-1])}")
     path = csv_path(args, f"kernels_{device.type}")
     return finish("Attention operations: median (min-max)", bench.rows, facts, path, missed, key=("op", "precision"))
 
