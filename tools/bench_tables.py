@@ -15,7 +15,7 @@ from measure import RESULTS, read
 
 DOCS = RESULTS.parent
 REGION = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-FACTS = ("device", "torch", "timm", "date", "threads", "clock", "bf16", "batch", "rounds")
+FACTS = ("device", "torch", "timm", "date", "threads", "clock", "bf16", "batch")
 PLAIN = {"FlexAttention, compiled": "FlexAttention"}
 
 Record = Mapping[str, str]

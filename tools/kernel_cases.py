@@ -47,8 +47,9 @@ GOALS = [
     ("cpu", NA, "*d1", "NATTEN", "fp32", "train", 1.8),
     ("cpu", NA, "*", "NATTEN", "fp32", "infer", 4.0),
     ("cpu", NA, "*", "NATTEN", "fp32", "train", 7.0),
-    ("*", NA, "*", "best candidate*", "fp32", "*", WITHIN),
-    ("*", NA, "exponent*", "*", "*", "*", 1.0),
+    ("cpu", NA, "*", "best candidate*", "fp32", "*", WITHIN),
+    ("cpu", NA, "*", "dense, masked", "fp32", "*", WITHIN),
+    ("*", NA, "exponent of time*", "*", "*", "*", 1.0),
     ("cpu", "routed", "*", "gather", "fp32", "infer", 1.2),
     ("cpu", "routed", "28x28*", "gather", "fp32", "train", 4.0),
     ("cpu", "routed", "*", "gather", "fp32", "train", 6.0),
@@ -121,11 +122,10 @@ def neighborhoods(setting: Setting) -> Iterator[Trial]:
         (56, 2, 3, 1),
     ):
         plan = neighbors(side, side, (kernel, kernel), (dilation, dilation), "shift", setting.device)[:2]
-        others = {
-            "gather": partial(opponents.gather, plan=plan),
-            "shifts": partial(opponents.shifts, plan=plan, kernel=kernel),
-        }
+        others: dict[str, Call] = {"gather": partial(opponents.gather, plan=plan)}
         gpu = setting.device.type == "cuda"
+        if setting.precision == "fp32" or gpu:
+            others["shifts"] = partial(opponents.shifts, plan=plan, kernel=kernel)
         if side <= 28 or gpu:
             others["dense, masked"] = partial(opponents.dense, plan=plan, fused=gpu)
         if setting.flex or gpu:
