@@ -7,10 +7,12 @@ writes the tables of the documentation from it.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -30,7 +32,6 @@ from visionattn.kernels.neighborhood.reference import neighbors
 from visionattn.models.speed import milliseconds
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference over largest value, before anything is timed
-ROUNDS = {NA: 3}  # where a round takes long; else 5
 PIXELS = (224, 320, 448, 640, 768, 1024)
 
 
@@ -57,7 +58,7 @@ class Bench:
         return given or any(self.goal(trial.label, name, precision, mode) for name in trial.opponents for mode in self.args.modes)
 
     def run(self, op: str) -> None:
-        self.op, self.rounds = op, 2 if self.args.quick else self.args.rounds or ROUNDS.get(op, 5)
+        self.op, self.rounds = op, 2 if self.args.quick else self.args.rounds
         for precision in self.args.precisions or (["bf16"] if self.device.type == "cuda" else ["fp32", "bf16"]):
             torch.manual_seed(0)
             self.rates.setdefault(precision, rates(PRECISIONS[precision], self.device))
@@ -107,7 +108,7 @@ class Bench:
             for name, call in steps.items()
         }
         repeats = {name: 1 if self.args.quick else max(1, min(20, int(100 / max(first[name], 0.1)))) for name in steps}
-        sides = {name: partial(milliseconds, call, self.device, repeats[name]) for name, call in steps.items()}
+        sides = {name: partial(fresh, call, self.device, repeats[name]) for name, call in steps.items()}
         return interleave(sides, rounds or self.rounds)
 
     def add(
@@ -126,6 +127,17 @@ class Bench:
         row = {"op": self.op, "case": case, "opponent": opponent, "precision": precision, "mode": mode, "unit": unit, "goal": least or ""}
         self.rows.append({**row, **summary("ours", ours), **summary("theirs", theirs), "floor": floor, **ratio, "rounds": len(ours)})
         print(f"  {case}, {precision} {mode}, {opponent}: {ratio['theirs/ours']:.2f}x", flush=True)
+
+
+def fresh(call: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """ms per call, as in a program of its own: free memory goes back to the system, where glibc can; one call is not counted.
+
+    What other calls leave in the heap may or may not hold a call's large tensors, and new pages for them are half of the time of a gather.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    call()
+    return milliseconds(call, device, repeats)
 
 
 def step(call: Call, tensors: Sequence[Tensor], mode: str) -> None:
@@ -302,7 +314,7 @@ def plot(sizes: Sequence[int], times: Mapping[str, Sequence[float]], exponents: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_common(parser, "kernels_<device>", rounds=None)
+    add_common(parser, "kernels_<device>", rounds=3)
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="rows of the others stay in the result file")
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), help="default: on a GPU bf16, else fp32, and bf16 with a goal")
     parser.add_argument("--modes", nargs="+", choices=("infer", "train"), default=["infer", "train"])

@@ -50,8 +50,11 @@ def goals(device: str) -> str:
         if row["goal"]:
             met = float(row["theirs/ours"]) >= float(row["goal"])
             floor = f"{float(row['theirs']) / float(row['floor']):.0f}" if row["floor"] else ""
-            start = [row["op"], row["case"], f"{row['precision']} {row['mode']}", row["opponent"], f"{float(row['goal']):.3g}"]
-            lines.append([*start, ratio(row) if met else f"**{ratio(row)}**", floor, "yes" if met else "**no**"])
+            exponent = row["case"].startswith("exponent")  # of these not the ratio is of interest
+            against, goal = ("", row["opponent"]) if exponent else (row["opponent"], f"{float(row['goal']):.3g}")
+            measured = digits(row["ours"]) if exponent else ratio(row)
+            start = [row["op"], row["case"], f"{row['precision']} {row['mode']}", against, goal]
+            lines.append([*start, measured if met else f"**{measured}**", floor, "yes" if met else "**no**"])
     if not lines:
         return "Not measured yet.\n"
     return table(["operation", "case", "", "against", "goal", "measured", "at the floor", "met"], lines) + facts(rows)

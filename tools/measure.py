@@ -24,9 +24,9 @@ Row = dict[str, Any]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
 
-def add_common(parser: argparse.ArgumentParser, name: str, rounds: int | None) -> None:
+def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
     """--rounds, --quick and --csv."""
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds; each measures every side once (default {rounds or 'by case'})")
+    parser.add_argument("--rounds", type=int, default=rounds, help="rounds; each measures every side once (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="smoke run: a few small rounds; writes a CSV file only with --csv")
     parser.add_argument("--csv", type=Path, default=None, metavar="PATH", help=f"result file (default docs/benchmarks/{name}.csv)")
 
