@@ -7,14 +7,13 @@ writes the tables of the documentation from it.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import math
-import subprocess
+import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,39 +63,64 @@ class Bench:
             self.rates.setdefault(precision, rates(PRECISIONS[precision], self.device))
             for index, trial in enumerate(CASES[op](self.setting(precision))):
                 if self.wanted(precision, trial):
-                    self.compare(precision, trial)
+                    for name in trial.opponents:
+                        self.apart(partial(self.compare, precision, trial, name))
                     if op == NA and precision == "fp32":
-                        candidates(self, trial)
+                        self.apart(partial(candidates, self, trial))
                     if self.device.type == "cuda":
                         on_gpu(self, precision, trial)
                 if index == 0 and precision == "fp32" and self.device.type == "cpu" and not self.args.quick:
                     peaks(self, trial)
         if op == NA:
-            growth(self)
+            self.apart(partial(growth, self))
 
-    def compare(self, precision: str, trial: Trial) -> None:
+    def apart(self, work: Callable[[], Any]) -> Any:
+        """Do work, which may add rows; on a CPU in a process of its own.
+
+        What calls leave in the heap may or may not hold the large tensors of those that follow, and new pages are half of
+        the time of a gather: in one process its time would vary twofold with what was measured before.
+        """
+        if self.device.type == "cuda" or torch.get_num_threads() > 1:
+            return work()
+        fork = multiprocessing.get_context("fork")
+        ours, theirs = fork.Pipe(duplex=False)
+        process = fork.Process(target=self._send, args=(work, theirs))
+        process.start()
+        theirs.close()
+        try:
+            result, rows = ours.recv()
+        except EOFError:
+            raise SystemExit(1) from None  # the other process said why
+        process.join()
+        self.rows.extend(rows)
+        return result
+
+    def _send(self, work: Callable[[], Any], pipe: Connection) -> None:
+        self.rows = []
+        pipe.send((work(), self.rows))
+
+    def compare(self, precision: str, trial: Trial, name: str) -> None:
         """Inference and the training step (forward and backward pass)."""
-        right, floors = self.agree(precision, trial), {}
+        right, floors = self.agree(precision, trial, name), {}
         moved = [sum(tensor.numel() * tensor.element_size() for tensor in given) for given in (trial.tensors, [right])]
         flops, bandwidth = self.rates[precision]
         # Each tensor is moved once: in training the inputs are read twice, and their gradients are written once.
         floors["infer"] = 1000 * max(trial.products / flops, sum(moved) / bandwidth)
         floors["train"] = 1000 * max(3 * trial.products / flops, (3 * moved[0] + 2 * moved[1]) / bandwidth)
         for mode in self.args.modes:
-            values = self.time({"": trial.ours, **trial.theirs(mode)}, trial.tensors, mode)
-            for name in trial.theirs(mode):
+            if mode == "infer" or name != trial.forward_only:
+                values = self.time({"": trial.ours, name: trial.opponents[name]}, trial.tensors, mode)
                 self.add(trial.label, name, precision, mode, "ms", values[""], values[name], floors[mode])
 
-    def agree(self, precision: str, trial: Trial) -> Tensor:
+    def agree(self, precision: str, trial: Trial, name: str) -> Tensor:
         """Ends the program if an opponent does not compute the same: outputs, and in float32 gradients."""
-        right = results(trial.ours, trial.tensors, precision == "fp32")
-        for name, call in trial.opponents.items():
-            theirs = results(call, trial.tensors, precision == "fp32" and name != trial.forward_only)
-            for number, (one, two) in enumerate(zip(theirs, right[: len(theirs)], strict=True)):
-                error = float((one - two).abs().max() / two.abs().max())
-                if not error <= TOLERANCE[precision]:
-                    what = f"gradient {number}" if number else "results"
-                    raise SystemExit(f"{self.op} {trial.label}, {precision}, {name}: {what} differ by {error:.1e}")
+        gradients = precision == "fp32" and name != trial.forward_only
+        theirs, right = (results(call, trial.tensors, gradients) for call in (trial.opponents[name], trial.ours))
+        for number, (one, two) in enumerate(zip(theirs, right, strict=True)):
+            error = float((one - two).abs().max() / two.abs().max())
+            if not error <= TOLERANCE[precision]:
+                what = f"gradient {number}" if number else "results"
+                raise SystemExit(f"{self.op} {trial.label}, {precision}, {name}: {what} differ by {error:.1e}")
         return right[0]
 
     def time(self, calls: Mapping[str, Call], tensors: Sequence[Tensor], mode: str, rounds: int | None = None) -> dict[str, list[float]]:
@@ -108,7 +132,7 @@ class Bench:
             for name, call in steps.items()
         }
         repeats = {name: 1 if self.args.quick else max(1, min(20, int(100 / max(first[name], 0.1)))) for name in steps}
-        sides = {name: partial(fresh, call, self.device, repeats[name]) for name, call in steps.items()}
+        sides = {name: partial(milliseconds, call, self.device, repeats[name]) for name, call in steps.items()}
         return interleave(sides, rounds or self.rounds)
 
     def add(
@@ -127,17 +151,6 @@ class Bench:
         row = {"op": self.op, "case": case, "opponent": opponent, "precision": precision, "mode": mode, "unit": unit, "goal": least or ""}
         self.rows.append({**row, **summary("ours", ours), **summary("theirs", theirs), "floor": floor, **ratio, "rounds": len(ours)})
         print(f"  {case}, {precision} {mode}, {opponent}: {ratio['theirs/ours']:.2f}x", flush=True)
-
-
-def fresh(call: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """ms per call, as in a program of its own: free memory goes back to the system, where glibc can; one call is not counted.
-
-    What other calls leave in the heap may or may not hold a call's large tensors, and new pages for them are half of the time of a gather.
-    """
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    call()
-    return milliseconds(call, device, repeats)
 
 
 def step(call: Call, tensors: Sequence[Tensor], mode: str) -> None:
@@ -236,22 +249,20 @@ def _copy(copies: Sequence[tuple[Tensor, Tensor]], *_: Tensor) -> None:
 
 
 def peaks(bench: Bench, trial: Trial) -> None:
-    """MB that a training step takes beyond its inputs, each in a process of its own; only where Linux tells."""
+    """MB that a training step takes beyond its inputs; only where Linux tells."""
     if "train" not in bench.args.modes or not Path("/proc/self/status").is_file():
         return
     name = next(iter(trial.opponents))
-    command = [sys.executable, __file__, "--cases", bench.op, "--batch", str(bench.batch), "--peak"]
-    ours, theirs = (float(subprocess.run([*command, side], capture_output=True, text=True, check=True).stdout) for side in ("", name))
+    small = next(CASES[bench.op](bench.setting("fp32")._replace(batch=1)))
+    ours, theirs = (bench.apart(partial(peak, small, trial, call)) for call in (trial.ours, trial.opponents[name]))
     bench.add(trial.label, name, "fp32", "memory", "MB", [ours], [theirs])
 
 
-def peak(bench: Bench, op: str, name: str) -> float:
+def peak(small: Trial, trial: Trial, call: Call) -> float:
     """As `peaks`, for one side, in this process."""
-    trial = next(CASES[op](bench.setting("fp32")))
-    small = next(CASES[op](bench.setting("fp32")._replace(batch=1)))
     step(small.ours, small.tensors, "train")  # libraries load their code
     before = high_water()
-    step(trial.opponents[name] if name else trial.ours, trial.tensors, "train")
+    step(call, trial.tensors, "train")
     return high_water() - before
 
 
@@ -323,15 +334,11 @@ def main() -> int:
     parser.add_argument("--flex", action="store_true", help="on a CPU: also FlexAttention (half a minute of compilation per shape)")
     parser.add_argument("--compile", action="store_true", help="also torch.compile of aggregated attention (minutes)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--peak", metavar="OPPONENT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = device_of(args.device)
     args.batch = args.batch or (128 if device.type == "cuda" else 8)
     bench = Bench(args, device)
-    if args.peak is not None:
-        print(peak(bench, args.cases[0], args.peak))
-        return 0
     for op in args.cases:
         print(f"{op}:", flush=True)
         bench.run(op)

@@ -105,9 +105,6 @@ class Trial(NamedTuple):
     products: float  # multiplications and additions of the forward pass, that it cannot do without
     forward_only: str = ""  # an opponent without gradients
 
-    def theirs(self, mode: str) -> dict[str, Call]:
-        return {name: call for name, call in self.opponents.items() if mode == "infer" or name != self.forward_only}
-
 
 def neighborhoods(setting: Setting) -> Iterator[Trial]:
     """The stages of DiNAT-T, heads of 32."""
