@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 BIN := $(dir $(PYTHON))
 
-.PHONY: install format check test test-fast bench bench-loop bench-data bench-models build clean
+.PHONY: install format check test test-fast test-gpu bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -26,7 +26,10 @@ test:               ## all tests
 test-fast:          ## tests of less than ten seconds each
 	$(PYTHON) -m pytest -n 2 -m "not slow"
 
-bench: bench-loop bench-data bench-models
+test-gpu: gpu       ## tests that need a GPU
+	$(PYTHON) -m pytest -m gpu
+
+bench: bench-loop bench-data bench-kernels bench-models
 
 bench-loop:         ## the trainer's step against a bare PyTorch loop
 	$(PYTHON) tools/bench_loop.py
@@ -34,8 +37,21 @@ bench-loop:         ## the trainer's step against a bare PyTorch loop
 bench-data:         ## decoding and augmentation against torchvision
 	$(PYTHON) tools/bench_data.py
 
-bench-models:       ## Swin against timm
-	$(PYTHON) tools/bench_models.py
+bench-kernels:      ## attention operations against the usual ways to write them
+	$(PYTHON) tools/bench_kernels.py --device cpu
+
+bench-models:       ## models against timm, or on the operations as their authors write them
+	$(PYTHON) tools/bench_models.py --device cpu
+
+bench-gpu: gpu      ## both of these on a GPU; exit code 1 if a goal is missed
+	$(PYTHON) tools/bench_kernels.py --device cuda; kernels=$$?; \
+	$(PYTHON) tools/bench_models.py --device cuda && exit $$kernels
+
+bench-tables:       ## the tables of the documentation, from docs/benchmarks
+	$(PYTHON) tools/bench_tables.py
+
+gpu:
+	@$(PYTHON) -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "no CUDA device here: this needs a GPU")'
 
 build:              ## wheel and source distribution
 	$(PYTHON) -m build

@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from visionattn.training.build import fast_bf16
 
 Row = dict[str, Any]
 
@@ -58,7 +61,8 @@ def machine(device: torch.device) -> Row:
     """What a number depends on besides the code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {"device": name, "torch": torch.__version__, "date": date, "threads": torch.get_num_threads()}
+    versions = {"torch": torch.__version__, "timm": version("timm"), "visionattn": version("visionattn")}
+    return {"device": name, **versions, "date": date, "threads": torch.get_num_threads()}
 
 
 def cpu_name() -> str:
@@ -69,11 +73,27 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def finish(title: str, rows: Sequence[Row], facts: Row, path: Path | None, missed: Sequence[str]) -> int:
-    """Print the table, write the file, say which goals were missed; returns the exit code."""
+def clock(device: torch.device) -> Row:
+    """How time is measured, and whether bf16 is the hardware's."""
+    name = "CUDA events" if device.type == "cuda" else "thread CPU time" if torch.get_num_threads() == 1 else "wall"
+    return {"clock": name, "bf16": "hardware" if fast_bf16(cpu=device.type == "cpu") else "emulated"}
+
+
+def device_of(name: str) -> torch.device:
+    """The device asked for; ends the program with one line if there is none."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit("no CUDA device here: this benchmark needs a GPU")
+    return torch.device(name)
+
+
+def finish(title: str, rows: Sequence[Row], facts: Row, path: Path | None, missed: Sequence[str], key: Sequence[str] = ()) -> int:
+    """Print the table, write the file, say which goals were missed; returns the exit code.
+
+    With `key`, rows of an earlier file stay if no new row has the same values in these columns.
+    """
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 140
+        console.width = 180
     console.print("  ".join(f"{key} {value}" for key, value in facts.items()), markup=False, soft_wrap=True)
     columns = [name for name in rows[0] if not name.endswith(("_min", "_max"))]
     table = Table(title=title, title_justify="left")
@@ -83,18 +103,27 @@ def finish(title: str, rows: Sequence[Row], facts: Row, path: Path | None, misse
         table.add_row(*(_cell(row, name) for name in columns))
     console.print(table)
     if path is not None:
+        new = {tuple(str(row[name]) for name in key) for row in rows}
+        kept = [row for row in read(path) if tuple(row[name] for name in key) not in new] if key and path.is_file() else []
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
+            writer = csv.DictWriter(file, [*rows[0], *facts], extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
+            writer.writerows(kept)
             for row in rows:
-                writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in {**row, **facts}.items()})
+                writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in {**row, **facts}.items()})
         console.print(f"CSV: {path}", markup=False)
     for line in missed:
         console.print(f"goal missed: {line}", markup=False)
     if not missed:
         console.print("all goals met")
     return 1 if missed else 0
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a result file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _cell(row: Row, name: str) -> str:

@@ -1,0 +1,237 @@
+"""The cases of tools/bench_kernels.py: our operations and their opponents, in the shapes of each family's smallest model at 224 px."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import opponents
+import torch
+import torch.nn.functional as F
+from opponents import Call
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch import Tensor, nn
+
+from visionattn.backbones.swin import WindowAttention
+from visionattn.kernels import (
+    aggregated_attention,
+    channel_attention,
+    dilated_depthwise_conv2d,
+    neighborhood_attention,
+    region_routes,
+    routed_attention,
+    window_attention,
+)
+from visionattn.kernels.neighborhood.reference import neighbors
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WITHIN = 1 / 1.10  # of the speed of the best candidate
+EXPONENT = 1.05  # of time in the number of pixels
+NA = "neighborhood"
+
+# Device, operation, case, opponent, precision, mode ("*" stands for anything), and the least ratio of theirs to ours.
+# The first that fits counts.
+GOALS = [
+    ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "infer", 8.0),
+    ("cpu", NA, "56x56 k7 d8", "gather", "fp32", "infer", 18.0),
+    ("cpu", NA, "28x28 k7 d4", "gather", "fp32", "infer", 18.0),
+    ("cpu", NA, "14x14 k7 d2", "gather", "fp32", "infer", 18.0),
+    ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "train", 6.0),
+    ("cpu", NA, "56x56 k7 d8", "gather", "fp32", "train", 15.0),
+    ("cpu", NA, "56x56 k7 d1", "gather", "bf16", "train", 10.0),
+    ("cpu", NA, "56x56 k7 d8", "gather", "bf16", "train", 15.0),
+    ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "memory", 4.0),
+    ("cpu", NA, "56x56 k7 d1", "FlexAttention, compiled", "fp32", "infer", 8.0),
+    ("cpu", NA, "*d1", "NATTEN", "fp32", "infer", 1.2),
+    ("cpu", NA, "*d1", "NATTEN", "fp32", "train", 1.8),
+    ("cpu", NA, "*", "NATTEN", "fp32", "infer", 4.0),
+    ("cpu", NA, "*", "NATTEN", "fp32", "train", 7.0),
+    ("cpu", NA, "*", "best candidate*", "fp32", "*", WITHIN),
+    ("cpu", NA, "*", "dense, masked", "fp32", "*", WITHIN),
+    ("*", NA, "exponent of time*", "*", "*", "*", 1.0),
+    ("cpu", "routed", "*", "gather", "fp32", "infer", 1.2),
+    ("cpu", "routed", "28x28*", "gather", "fp32", "train", 4.0),
+    ("cpu", "routed", "*", "gather", "fp32", "train", 6.0),
+    ("cpu", "aggregated", "56x56", "unfold", "fp32", "infer", 4.5),
+    ("cpu", "aggregated", "56x56", "unfold", "fp32", "train", 3.5),
+    ("cpu", "aggregated", "56x56 compiled", "unfold", "fp32", "*", 8.0),
+    ("cpu", "window", "*", "roll and partition", "fp32", "infer", 1.05),
+    ("cpu", "window", "*", "roll and partition", "fp32", "train", 0.97),
+    ("cpu", "window", "*", "timm", "*", "*", 0.97),
+    ("cpu", "channel", "*", "official", "fp32", "*", 0.97),
+    ("cpu", "depthwise", "*", "native", "fp32", "infer", 3.0),
+    ("cpu", "depthwise", "*", "native", "fp32", "train", 1.3),
+    ("cuda", NA, "56x56 k7 d1", "copy of q, k, v and o", "bf16", "infer", 1 / 5),
+    *(
+        ("cuda", NA, case, "copy of q, k, v and o", "bf16", "infer", 1 / 3)
+        for case in ("56x56 k7 d8", "28x28 k7 d4", "14x14 k7 d2", "7x7 k7 d1")
+    ),
+    ("cuda", NA, "56x56 k7 d1", "FlexAttention, compiled", "bf16", "infer", 2.0),
+    ("cuda", NA, "56x56 k7 d1", "FlexAttention, compiled", "bf16", "train", 3.0),
+    ("cuda", NA, "56x56 k7 d1", "dense, masked", "bf16", "infer", 8.0),
+    ("cuda", NA, "28x28 k7 d1", "dense, masked", "bf16", "infer", 3.0),
+    ("cuda", NA, "*", "without the gradient of the bias", "bf16", "backward", 1 / 1.5),
+    ("cuda", "*", "*", "a second run", "*", "equal", 1.0),
+    ("cuda", NA, "56x56 k7 d1", "all tensors once", "bf16", "memory", 1 / 1.3),
+    ("cuda", "routed", "*", "gather", "bf16", "train", 4.0),
+    ("cuda", "aggregated", "56x56", "unfold", "bf16", "train", 5.0),
+    ("cuda", "window", "*", "roll, partition, SDPA", "bf16", "*", 1.3),
+]
+
+
+class Setting(NamedTuple):
+    """What a case is built for."""
+
+    device: torch.device
+    batch: int
+    precision: str
+    flex: bool  # with FlexAttention
+    compiled: bool  # with our operations compiled
+
+    def randn(self, *shapes: Sequence[int]) -> list[Tensor]:
+        """Leaves."""
+        dtype = PRECISIONS[self.precision]
+        return [torch.randn(*shape, device=self.device).to(dtype).requires_grad_() for shape in shapes]
+
+
+class Trial(NamedTuple):
+    """One case: every call takes `tensors` and returns the same, a tensor."""
+
+    label: str
+    tensors: list[Tensor]
+    ours: Call
+    opponents: dict[str, Call]
+    products: float  # multiplications and additions of the forward pass, that it cannot do without
+    forward_only: str = ""  # an opponent without gradients
+
+
+def neighborhoods(setting: Setting) -> Iterator[Trial]:
+    """The stages of DiNAT-T, heads of 32."""
+    for side, heads, kernel, dilation in (
+        (56, 2, 7, 1),
+        (56, 2, 7, 8),
+        (28, 4, 7, 1),
+        (28, 4, 7, 4),
+        (14, 8, 7, 1),
+        (14, 8, 7, 2),
+        (7, 16, 7, 1),
+        (56, 2, 3, 1),
+    ):
+        plan = neighbors(side, side, (kernel, kernel), (dilation, dilation), "shift", setting.device)[:2]
+        others: dict[str, Call] = {"gather": partial(opponents.gather, plan=plan)}
+        gpu = setting.device.type == "cuda"
+        if setting.precision == "fp32" or gpu:
+            others["shifts"] = partial(opponents.shifts, plan=plan, kernel=kernel)
+        if side <= 28 or gpu:
+            others["dense, masked"] = partial(opponents.dense, plan=plan, fused=gpu)
+        if setting.flex or gpu:
+            others["FlexAttention, compiled"] = opponents.flex(side, kernel, dilation, setting.device)
+        if (natten := opponents.natten(kernel, dilation)) is not None:
+            others["NATTEN"] = natten
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32), (heads, 2 * kernel - 1, 2 * kernel - 1))
+        ours = partial(neighborhood, kernel=kernel, dilation=dilation)
+        products = 4.0 * setting.batch * heads * side**2 * kernel**2 * 32
+        yield Trial(f"{side}x{side} k{kernel} d{dilation}", tensors, ours, others, products, "" if gpu else "FlexAttention, compiled")
+
+
+def routed(setting: Setting) -> Iterator[Trial]:
+    for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):
+        region, scale = (side // 7, side // 7), (32 * heads) ** -0.5
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32))
+        routes = region_routes(*tensors[0].detach().unbind(3)[:2], region, topk)
+        ours = partial(_from_qkv, partial(routed_attention, routes=routes, region=region, scale=scale))
+        gather = partial(_from_qkv, partial(opponents.gather_routed, routes=routes, region=region, scale=scale))
+        products = 4.0 * setting.batch * heads * side**2 * topk * region[0] * region[1] * 32
+        yield Trial(f"{side}x{side} top {topk}", tensors, ours, {"gather": gather}, products)
+
+
+def aggregated(setting: Setting) -> Iterator[Trial]:
+    for side, heads in ((56, 3), (28, 6), (14, 12)):
+        size, pooled = (setting.batch, side, side), (setting.batch, 7, 7)
+        shapes = [(*size, heads, 24), (*size, 2, heads, 24), (*pooled, 2, heads, 24), (heads, 9), (heads, side**2, 49), (*size, heads, 9)]
+        products = 4.0 * setting.batch * heads * side**2 * (9 + 49) * 24
+        trial = Trial(f"{side}x{side}", setting.randn(*shapes), _aggregated, {"unfold": _unfolded}, products)
+        yield trial
+        if side == 56 and setting.compiled:
+            yield trial._replace(label=f"{side}x{side} compiled", ours=torch.compile(_aggregated, fullgraph=True))
+
+
+def windows(setting: Setting) -> Iterator[Trial]:
+    for side, heads, shift in ((56, 3, 0), (56, 3, 3), (28, 6, 3), (14, 12, 3), (7, 24, 0)):
+        block = SwinTransformerBlock(32 * heads, (side, side), heads, window_size=7, shift_size=shift).to(setting.device)
+        mask = block.attn_mask if shift else torch.zeros(())
+        label, products = f"{side}x{side} shift {shift}", 4.0 * setting.batch * heads * side**2 * 49 * 32
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32), (heads, 49, 49))
+        ours = partial(_from_qkv_bias, partial(window_attention, window_size=(7, 7), shift=(shift, shift)))
+        rolled = {
+            name: partial(_from_qkv_bias, partial(opponents.rolled_windows, shift=shift, mask=mask, fused=fused))
+            for name, fused in (("roll and partition", False), ("roll, partition, SDPA", True))
+        }
+        yield Trial(label, tensors, ours, rolled, products)
+        own = WindowAttention(32 * heads, heads, 7, shift, dense=False).to(setting.device)
+        own.load_state_dict({key: value for key, value in block.attn.state_dict().items() if key != "relative_position_index"})
+        own, block = own.to(PRECISIONS[setting.precision]), block.to(PRECISIONS[setting.precision])
+        tensors = setting.randn((setting.batch, side, side, 32 * heads))
+        linears = 8.0 * setting.batch * side**2 * (32 * heads) ** 2
+        yield Trial(f"{label}, with projections", tensors, _without_grads(own), {"timm": _without_grads(block._attn)}, products + linears)
+
+
+def channels(setting: Setting) -> Iterator[Trial]:
+    for side, heads in ((56, 3), (14, 12)):
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32))
+        # Divided, so that the sum over positions does not saturate the softmax.
+        ours, official = (partial(_from_qkv, call, factor=side**-1.0) for call in (channel_attention, opponents.official_channels))
+        yield Trial(f"{side}x{side}", tensors, ours, {"official": official}, 4.0 * setting.batch * heads * side**2 * 32**2)
+
+
+def depthwise(setting: Setting) -> Iterator[Trial]:
+    for width, side in ((64, 56), (128, 28), (320, 14), (512, 7)):
+        tensors = setting.randn((setting.batch, width, side, side), (width, 1, 7, 7), (width,))
+        native = partial(F.conv2d, padding=9, dilation=3, groups=width)
+        ours = partial(dilated_depthwise_conv2d, dilation=3)
+        yield Trial(f"{side}x{side}x{width} k7 d3", tensors, ours, {"native": native}, 2.0 * setting.batch * width * side**2 * 49)
+
+
+def neighborhood(qkv: Tensor, bias: Tensor, *, kernel: int, dilation: int) -> Tensor:
+    return neighborhood_attention(*qkv.unbind(3), kernel, dilation, bias=bias)
+
+
+def _from_qkv(call: Call, qkv: Tensor, factor: float = 1.0) -> Tensor:
+    q, k, v = qkv.unbind(3)
+    return call(q, k if factor == 1.0 else k * factor, v)
+
+
+def _from_qkv_bias(call: Call, qkv: Tensor, bias: Tensor) -> Tensor:
+    return call(*qkv.unbind(3), bias=bias)
+
+
+def _aggregated(q: Tensor, kv: Tensor, pool: Tensor, local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor) -> Tensor:
+    named = {"local_bias": local_bias, "pool_bias": pool_bias, "local_weight": local_weight}
+    return aggregated_attention(q, *kv.unbind(3), *pool.unbind(3), **named)
+
+
+def _unfolded(q: Tensor, kv: Tensor, pool: Tensor, *biases: Tensor) -> Tensor:
+    return opponents.unfold_aggregated(q, *kv.unbind(3), *pool.unbind(3), *biases)
+
+
+def _without_grads(module: Callable[[Tensor], Tensor]) -> Call:
+    """Gradients of the parameters are computed, and dropped by the next call."""
+    owner = module if isinstance(module, nn.Module) else module.__self__
+
+    def call(x: Tensor) -> Tensor:
+        owner.zero_grad(set_to_none=True)
+        return module(x)
+
+    return call
+
+
+# The first trial of each also has its peak memory measured.
+CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
+    NA: neighborhoods,
+    "routed": routed,
+    "aggregated": aggregated,
+    "window": windows,
+    "channel": channels,
+    "depthwise": depthwise,
+}

@@ -1,0 +1,182 @@
+"""What the attention operations are measured against: each written as its authors' public code computes it, or as one usually would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Plan = tuple[Tensor, Tensor]  # index of each query's keys, and of their offsets in the table of the bias
+Call = Callable[..., Tensor]
+
+# Neighborhood attention: `qkv` is [B, H, W, 3, heads, dim], `bias` [heads, 2 k - 1, 2 k - 1]. Index tensors come ready-made.
+
+
+def gather(qkv: Tensor, bias: Tensor, *, plan: Plan) -> Tensor:
+    """Each query's keys and values copied beside it."""
+    (q, k, v), (index, offset) = _heads_first(qkv), plan
+    scores = (k[:, :, index] @ (q * q.shape[-1] ** -0.5).unsqueeze(-1)).squeeze(-1) + bias.flatten(1)[:, offset]
+    return _map((scores.softmax(-1).unsqueeze(-2) @ v[:, :, index]).squeeze(-2), qkv)
+
+
+def shifts(qkv: Tensor, bias: Tensor, *, plan: Plan, kernel: int) -> Tensor:
+    """A shifted map per offset of the kernel; the border moves whole rows and columns."""
+    side, (q, k, v) = qkv.shape[1], qkv.unbind(3)
+    index = plan[0].view(side, side, kernel, kernel)
+    rows, cols = index[:, 0, :, 0] // side, index[0, :, 0, :] % side
+
+    def shifted(x: Tensor) -> Iterator[Tensor]:
+        for i in range(kernel):
+            row = x.index_select(1, rows[:, i])
+            for j in range(kernel):
+                yield row.index_select(2, cols[:, j])
+
+    q = q * q.shape[-1] ** -0.5
+    scores = torch.stack([(q * key).sum(-1) for key in shifted(k)], -1)  # B H W heads taps
+    weights = (scores + bias.flatten(1)[:, plan[1]].transpose(0, 1).view(side, side, *scores.shape[3:])).softmax(-1)
+    out = torch.zeros_like(q)
+    for tap, value in enumerate(shifted(v)):
+        out = out + weights[..., tap : tap + 1] * value
+    return out
+
+
+def dense(qkv: Tensor, bias: Tensor, *, plan: Plan, fused: bool) -> Tensor:
+    """Attention to the whole map, with the bias scattered into a mask."""
+    (q, k, v), (index, offset) = _heads_first(qkv), plan
+    count = index.shape[0]
+    mask = bias.new_full((bias.shape[0], count, count), -torch.inf).scatter(
+        2, index.expand(bias.shape[0], -1, -1), bias.flatten(1)[:, offset]
+    )
+    if fused or not torch.is_grad_enabled():
+        return _map(F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None]), qkv)
+    return _map(((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + mask).softmax(-1) @ v, qkv)
+
+
+def flex(side: int, kernel: int, dilation: int, device: torch.device) -> Call:
+    """FlexAttention, compiled, with the neighborhood as block mask and the bias as score function."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def start(position: Tensor) -> Tensor:  # first key along an axis, in steps
+        count = (side - position % dilation + dilation - 1) // dilation
+        return torch.minimum((position // dilation - kernel // 2).clamp(min=0), count - kernel)
+
+    def near(query: Tensor, key: Tensor) -> Tensor:
+        tap = key // dilation - start(query)
+        return (query % dilation == key % dilation) & (tap >= 0) & (tap < kernel)
+
+    def seen(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return near(query // side, key // side) & near(query % side, key % side)
+
+    block_mask = create_block_mask(seen, None, None, side**2, side**2, device=device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def call(qkv: Tensor, bias: Tensor) -> Tensor:
+        def add(score: Tensor, _b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            row = (key // side // dilation - query // side // dilation + kernel - 1).clamp(0, 2 * kernel - 2)
+            col = (key % side // dilation - query % side // dilation + kernel - 1).clamp(0, 2 * kernel - 2)
+            return score + bias[head, row, col]
+
+        return _map(compiled(*_heads_first(qkv), score_mod=add, block_mask=block_mask), qkv)
+
+    return call
+
+
+def natten(kernel: int, dilation: int) -> Call | None:
+    """NATTEN's kernels with bias, where it is installed; versions from 0.20 have none."""
+    try:
+        from natten.functional import natten2dav, natten2dqkrpb
+    except ImportError:
+        return None
+
+    def call(qkv: Tensor, bias: Tensor) -> Tensor:  # heads first, B heads H W d
+        q, k, v = qkv.permute(3, 0, 4, 1, 2, 5).unbind(0)
+        weights = natten2dqkrpb(q * q.shape[-1] ** -0.5, k, bias, kernel, dilation).softmax(-1)
+        return natten2dav(weights, v, kernel, dilation).permute(0, 2, 3, 1, 4)
+
+    return call
+
+
+def _heads_first(qkv: Tensor) -> Sequence[Tensor]:  # B H W 3 heads d -> B heads N d
+    return qkv.flatten(1, 2).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _map(x: Tensor, qkv: Tensor) -> Tensor:  # B heads N d -> B H W heads d
+    return x.transpose(1, 2).reshape(*qkv.shape[:3], *qkv.shape[4:])
+
+
+# The other operations; tensors as the operations have them.
+
+
+def gather_routed(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: tuple[int, int], scale: float) -> Tensor:
+    """BiFormer: keys and values of all heads gathered from a table that is expanded over the regions."""
+    (batch, height, width, heads, dim), (rh, rw) = q.shape, region
+    rows, cols, area, width_c = height // rh, width // rw, rh * rw, heads * dim
+
+    def cut(x: Tensor) -> Tensor:  # B R N C
+        return x.reshape(batch, rows, rh, cols, rw, width_c).transpose(2, 3).reshape(batch, rows * cols, area, width_c)
+
+    def heads_first(x: Tensor) -> Tensor:  # B R ... C -> (B R) heads N d
+        return x.reshape(batch * rows * cols, -1, heads, dim).transpose(1, 2)
+
+    table = torch.cat([cut(k), cut(v)], -1).unsqueeze(1).expand(-1, rows * cols, -1, -1, -1)
+    index = routes[..., None, None].expand(-1, -1, -1, area, 2 * width_c)
+    keys, values = torch.gather(table, 2, index).split(width_c, -1)
+    weights = ((heads_first(cut(q)) * scale) @ heads_first(keys).transpose(-2, -1)).softmax(-1)
+    out = (weights @ heads_first(values)).transpose(1, 2).reshape(batch, rows, cols, rh, rw, heads, dim)
+    return out.transpose(2, 3).reshape(q.shape)
+
+
+def unfold_aggregated(
+    q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor, local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor
+) -> Tensor:
+    """TransNeXt: F.unfold of keys and values together, then products of 1 x d with d x 9."""
+    batch, height, width, heads, dim = q.shape
+    count = height * width
+    queries = q.reshape(batch, count, heads, dim).transpose(1, 2)
+    both = torch.cat([k.flatten(3), v.flatten(3)], -1).permute(0, 3, 1, 2)
+    keys, values = F.unfold(both, 3, padding=1).reshape(batch, 2 * heads, dim, 9, count).permute(0, 1, 4, 2, 3).chunk(2, 1)
+    inside = F.unfold(torch.ones(1, 1, height, width, dtype=q.dtype, device=q.device), 3, padding=1)[0].T
+    near = (queries.unsqueeze(-2) @ keys).squeeze(-2) + local_bias[:, None]
+    near = near.masked_fill(inside == 0, float("-inf"))
+    k_pool, v_pool = (x.reshape(batch, -1, heads, dim).transpose(1, 2) for x in (k_pool, v_pool))
+    far = queries @ k_pool.transpose(-2, -1) + pool_bias
+    near, far = torch.cat([near, far], -1).softmax(-1).split([9, far.shape[-1]], -1)
+    near = near + local_weight.reshape(batch, count, heads, 9).transpose(1, 2)
+    out = (near.unsqueeze(-2) @ values.transpose(-2, -1)).squeeze(-2) + far @ v_pool
+    return out.transpose(1, 2).reshape(q.shape)
+
+
+def rolled_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int, mask: Tensor, fused: bool = False) -> Tensor:
+    """Swin: roll, partition, product, bias and mask (of -100), softmax, product, and back; windows of 7 x 7.
+
+    Fused it is timm's: scaled dot-product attention with bias and mask as its mask.
+    """
+    batch, height, width, heads, dim = q.shape
+    rows, cols = height // 7, width // 7
+
+    def cut(x: Tensor) -> Tensor:  # (B windows) heads N d
+        x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
+        x = x.reshape(batch, rows, 7, cols, 7, heads, dim).transpose(2, 3)
+        return x.reshape(batch * rows * cols, 49, heads, dim).transpose(1, 2)
+
+    q, k, v = cut(q), cut(k), cut(v)
+    if fused:
+        table = bias[None] + mask[:, None].to(bias.dtype).repeat(batch, 1, 1, 1) if shift else bias[None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=table)
+    else:
+        scores = (q * dim**-0.5) @ k.transpose(-2, -1) + bias
+        if shift:
+            scores = (scores.view(batch, -1, heads, 49, 49) + mask[:, None].to(scores.dtype)).view(-1, heads, 49, 49)
+        out = scores.softmax(-1) @ v
+    out = out.transpose(1, 2).reshape(batch, rows, cols, 7, 7, heads, dim).transpose(2, 3).reshape(batch, height, width, heads, dim)
+    return torch.roll(out, (shift, shift), (1, 2)) if shift else out
+
+
+def official_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """DaViT: heads first, products of the transposed keys with the values."""
+    shape = q.shape
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    weights = ((k * k.shape[-1] ** -0.5).transpose(-1, -2) @ v).softmax(-1)
+    return (weights @ q.transpose(-1, -2)).transpose(-1, -2).transpose(1, 2).reshape(shape)
