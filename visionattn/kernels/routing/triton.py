@@ -230,7 +230,8 @@ class _Call:
         self.grid = (batch * regions * tiles * heads,)
         self.numbers = (*q_strides, *k_strides, *v_strides, heads, regions, width // region[1], *region, topk, tiles, scale)
         self.options: dict[str, Any] = {
-            "DIM": dim, "D": padded(dim), "T": config.tile, "P": config.block, "UPCAST": UPCAST, "num_warps": config.num_warps, "num_stages": 2,
+            "DIM": dim, "D": padded(dim), "T": config.tile, "P": config.block, "UPCAST": UPCAST,
+            "num_warps": config.num_warps, "num_stages": 2,
         }  # fmt: skip
 
     def run(self, kernel: Any, *tensors: Tensor) -> None:
