@@ -64,13 +64,13 @@ def _pool_scores(products, pool_bias, token, place, exists, pooled):
 
 
 # Kernels. Maps are [B, tokens, heads, dim], q, k, v, k_pool and v_pool with strides in this order; all else is contiguous: o, do and the
-# gradients like the maps, lse and delta without dim, local_bias [heads, KERNEL ** 2], pool_bias [heads, tokens, pooled],
+# gradients like the maps, also soft, lse and delta without dim, local_bias [heads, KERNEL ** 2], pool_bias [heads, tokens, pooled],
 # local_weight [B, tokens, heads, KERNEL ** 2].
 
 
 @triton.jit
 def _forward_kernel(
-    q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, o, lse,
+    q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, o, soft, lse,
     q_image, q_token, q_head, k_image, k_token, k_head, v_image, v_token, v_head,
     kp_image, kp_token, kp_head, vp_image, vp_token, vp_head,
     height, width, heads, pooled,
@@ -118,20 +118,22 @@ def _forward_kernel(
         s_TP = _pool_scores(s_TP, pool_bias, token_T[:, None], place_P[None, :], exists_P[None, :], pooled)
         top_T, sum_T, o_TD = attend(s_TP, v_PD, top_T, sum_T, o_TD, UPCAST)
 
-    store(o + plain * DIM, token_T, exists_T, heads * DIM, o_TD / sum_T[:, None] + added_TD, DIM, D)
+    o_TD /= sum_T[:, None]
+    store(soft + plain * DIM, token_T, exists_T, heads * DIM, o_TD, DIM, D)
+    store(o + plain * DIM, token_T, exists_T, heads * DIM, o_TD + added_TD, DIM, D)
     tl.store(lse + at_T, top_T + tl.log2(sum_T), mask=exists_T)
 
 
 @triton.jit
 def _dq_kernel(
-    q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, o, lse, do, dq, delta, dlocal_weight, sums,
+    q, k, v, k_pool, v_pool, local_bias, pool_bias, soft, lse, do, dq, delta, dlocal_weight, sums,
     q_image, q_token, q_head, k_image, k_token, k_head, v_image, v_token, v_head,
     kp_image, kp_token, kp_head, vp_image, vp_token, vp_head,
     height, width, heads, pooled,
     KERNEL: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Also writes the gradient of local_weight; the sums over T of the gradients of the local scores, `[B * blocks, heads, KERNEL ** 2]`;
-    and delta, the scalar products of do and what the softmax adds to o, which the other kernels read.
+    and delta, the scalar products of soft and do, which the other kernels read.
     """
     AREA: tl.constexpr = KERNEL * KERNEL
     count = height * width
@@ -149,16 +151,9 @@ def _dq_kernel(
     at_T = plain + token_T.to(tl.int64) * heads
     q_TD = load(q, token_T, exists_T, q_token, DIM, D)
     do_TD = load(do + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
-    o_TD = load(o + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
+    soft_TD = load(soft + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
     lse_T = tl.load(lse + at_T, mask=exists_T, other=0.0)
-    delta_T = tl.sum(o_TD.to(tl.float32) * do_TD.to(tl.float32), 1)
-    for number in range(0, AREA):
-        near_T, inside_T = _neighbor(token_T, exists_T, number, 1, height, width, KERNEL)
-        v_TD = load(v, near_T, inside_T, v_token, DIM, D).to(tl.float32)
-        dp_T = tl.sum(do_TD.to(tl.float32) * v_TD, 1)
-        at_weight_T = at_T * AREA + number
-        delta_T -= tl.load(local_weight + at_weight_T, mask=inside_T, other=0.0).to(tl.float32) * dp_T
-        tl.store(dlocal_weight + at_weight_T, dp_T.to(dlocal_weight.dtype.element_ty), mask=exists_T)
+    delta_T = tl.sum(soft_TD.to(tl.float32) * do_TD.to(tl.float32), 1)
     tl.store(delta + at_T, delta_T, mask=exists_T)
 
     dq_TD = tl.zeros([T, D], dtype=tl.float32)
@@ -168,9 +163,11 @@ def _dq_kernel(
         v_TD = load(v, near_T, inside_T, v_token, DIM, D).to(tl.float32)
         s_T = (tl.sum(q_TD.to(tl.float32) * k_TD, 1) + tl.load(local_bias + number).to(tl.float32)) * LOG2E
         p_T = tl.where(inside_T, tl.exp2(s_T - lse_T), 0.0)
-        ds_T = p_T * (tl.sum(do_TD.to(tl.float32) * v_TD, 1) - delta_T)
+        dp_T = tl.sum(do_TD.to(tl.float32) * v_TD, 1)
+        ds_T = p_T * (dp_T - delta_T)
         dq_TD += ds_T[:, None] * k_TD
         tl.store(sums + number, tl.sum(ds_T, 0))
+        tl.store(dlocal_weight + at_T * AREA + number, dp_T.to(dlocal_weight.dtype.element_ty), mask=exists_T)
 
     for number in range(0, tl.cdiv(pooled, P)):
         place_P = number * P + tl.arange(0, P)
@@ -328,18 +325,18 @@ class _Call:
         self.options = {**self.local_options, "P": self.block, "UPCAST": UPCAST}
         self.pool_options = {name: value for name, value in self.options.items() if name != "KERNEL"}
 
-    def forward(self, o: Tensor, lse: Tensor) -> None:
+    def forward(self, o: Tensor, soft: Tensor, lse: Tensor) -> None:
         _forward_kernel[(self.batch * self.blocks * self.heads,)](
-            self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias, self.local_weight, o, lse,
+            self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias, self.local_weight, o, soft, lse,
             *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.options,
         )  # fmt: skip
 
-    def dq(self, o: Tensor, lse: Tensor, do: Tensor, dq: Tensor, delta: Tensor, dlocal_weight: Tensor) -> Tensor:
+    def dq(self, soft: Tensor, lse: Tensor, do: Tensor, dq: Tensor, delta: Tensor, dlocal_weight: Tensor) -> Tensor:
         """Also the gradient of local_bias."""
         sums = torch.empty(self.batch * self.blocks, self.heads, self.area, device=do.device)
         _dq_kernel[(self.batch * self.blocks * self.heads,)](
-            self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias, self.local_weight,
-            o, lse, do, dq, delta, dlocal_weight, sums,
+            self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias,
+            soft, lse, do, dq, delta, dlocal_weight, sums,
             *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.options,
         )  # fmt: skip
         return sums.sum(0).to(self.local_bias.dtype)
@@ -378,37 +375,42 @@ _WHAT = "Tensor q, Tensor k, Tensor v, Tensor k_pool, Tensor v_pool, Tensor loca
 
 
 @torch.library.custom_op(
-    "visionattn::aggregated_attention_forward", mutates_args=(), schema=f"({_WHAT}, int kernel_size) -> (Tensor, Tensor)"
+    "visionattn::aggregated_attention_forward", mutates_args=(), schema=f"({_WHAT}, int kernel_size) -> (Tensor, Tensor, Tensor)"
 )
 def forward(
     q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor,
     local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor, kernel_size: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    o, lse = _forward_fake(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The output, the part of it that the softmax gives, and lse.
+
+    The backward pass needs that part: the difference of a rounded output and what was added to it would be less exact.
+    """
+    o, soft, lse = _forward_fake(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)
     with torch.cuda.device_of(q):
-        _Call(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size).forward(o, lse)
-    return o, lse
+        _Call(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size).forward(o, soft, lse)
+    return o, soft, lse
 
 
 @forward.register_fake
-def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(q.shape[:4], dtype=torch.float32, device=q.device)
+def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    o, soft = (torch.empty(q.shape, dtype=q.dtype, device=q.device) for _ in range(2))
+    return o, soft, torch.empty(q.shape[:4], dtype=torch.float32, device=q.device)
 
 
 @torch.library.custom_op(
     "visionattn::aggregated_attention_backward",
     mutates_args=(),
-    schema=f"({_WHAT}, Tensor o, Tensor lse, Tensor do, int kernel_size) -> ({', '.join(8 * ['Tensor'])})",
+    schema=f"({_WHAT}, Tensor soft, Tensor lse, Tensor do, int kernel_size) -> ({', '.join(8 * ['Tensor'])})",
 )
 def backward(
     q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor,
-    local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor, o: Tensor, lse: Tensor, do: Tensor, kernel_size: int,
+    local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor, soft: Tensor, lse: Tensor, do: Tensor, kernel_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv, dlocal_weight = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, local_weight))
     call = _Call(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)
     do, delta = do.contiguous(), torch.empty_like(lse)
     with torch.cuda.device_of(q):
-        dlocal_bias = call.dq(o, lse, do, dq, delta, dlocal_weight)
+        dlocal_bias = call.dq(soft, lse, do, dq, delta, dlocal_weight)
         call.dk_dv(lse, delta, do, dk, dv)
         return dq, dk, dv, *call.dpool(lse, delta, do), dlocal_bias, call.dpool_bias(lse, delta, do), dlocal_weight
 
@@ -418,13 +420,13 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in arguments[:8])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     *tensors, ctx.kernel_size = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
-def _gradients(ctx: Any, do: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, do: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     return *backward(*ctx.saved_tensors, do, ctx.kernel_size), None
 
 

@@ -54,7 +54,7 @@ def neighborhood_attention(
         raise ValueError(f"{op}: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}")
     _check_bias(op, bias, q.shape[3], kernel)
     scale = q.shape[4] ** -0.5 if scale is None else scale
-    name = choose(op, backend, {"triton": _triton_reason(q), "torch": "", "reference": ""})
+    name = choose(op, backend, {"triton": _triton_reason(q, k, v), "torch": "", "reference": ""})
     if name == "triton":
         from visionattn.kernels.neighborhood.triton import neighborhood_attention_triton
 
@@ -140,5 +140,10 @@ def _check_bias(op: str, bias: torch.Tensor | None, heads: int, kernel: tuple[in
         raise ValueError(f"{op}: bias must be [heads, 2 * kh - 1, 2 * kw - 1] = {list(table)}, got {list(bias.shape)}")
 
 
-def _triton_reason(x: torch.Tensor) -> str:
-    return triton_reason(x) or "not built"
+def _triton_reason(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str:
+    why = triton_reason(q)
+    if not why:
+        from visionattn.kernels.neighborhood.triton import reason
+
+        why = reason(q, k, v)
+    return why
