@@ -166,7 +166,7 @@ HALF = (
     "aggregated, mixed",
 )
 # The interpreter only shows that the code runs: it multiplies in float32.
-BF16 = ("mask, map smaller than the window", "regions larger than a tile", "aggregated, a map of one")
+BF16 = ("mask, map smaller than the window", "regions larger than a tile", "aggregated, 5x5, two heads")
 CHECKED = (
     Neighborhood(1, 4, 5, 1, 8, (3, 3)),
     Neighborhood(1, 4, 5, 1, 8, (3, 3), bias=False),

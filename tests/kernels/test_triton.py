@@ -1,4 +1,4 @@
-"""Triton's neighborhood attention: in Triton's interpreter, compiled for GPUs that are not here, and on a GPU where there is one."""
+"""The Triton kernels: in Triton's interpreter, compiled for GPUs that are not here, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,51 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels.neighborhood_triton import BF16, HALF, NAMES, SMALL, TOLERANCES, Case, errors, opcheck, two_runs_agree
+from tests.kernels.interpreted import (
+    BF16,
+    CHECKED,
+    HALF,
+    MIXED,
+    SMALL,
+    TOLERANCES,
+    Aggregated,
+    Case,
+    Neighborhood,
+    Routed,
+    cast,
+    errors,
+    opcheck,
+    two_runs_agree,
+)
+from visionattn.kernels import aggregated_attention, neighborhood_attention, routed_attention
 from visionattn.kernels.neighborhood.reference import axis_table
 
 pytest.importorskip("triton", reason="Triton has no wheel for this system")
 
 ROOT = Path(__file__).parents[2]
-# dim, kernel, dtype, architecture: every kernel, both products (tensor cores and IEEE float32), both tiles, the longest vectors.
-VARIANTS = ("32,7,bf16,80", "32,7,bf16,90", "32,7,fp32,80", "32,7,fp32,90", "128,7,bf16,90", "24,3,fp16,80")
+# Case, dtype, architecture: every kernel, both products (tensor cores and IEEE float32), all tiles, the longest vectors.
+# Per operation, with the number of its kernels.
+COMPILED = {
+    "neighborhood": (
+        4,
+        ("DiNAT/bf16/80", "DiNAT/bf16/90", "DiNAT/fp32/80", "DiNAT/fp32/90", "7x7, dim 128/bf16/90", "3x3, dim 24/fp16/80"),
+    ),
+    "routed": (
+        3,
+        (
+            "BiFormer, stage 1/bf16/80",
+            "BiFormer, stage 1/bf16/90",
+            "BiFormer, stage 1/fp32/80",
+            "BiFormer, stage 3/bf16/80",
+            "BiFormer, stage 3/fp32/90",
+            "routed, dim 64/fp16/90",
+        ),
+    ),
+    "aggregated": (
+        5,
+        ("TransNeXt/bf16/80", "TransNeXt/bf16/90", "TransNeXt/fp32/80", "TransNeXt, autocast/bf16/90", "aggregated, dim 64/fp16/80"),
+    ),
+}
 SHARED_LIMITS = {"80": 99 * 1024, "90": 227 * 1024}  # sm_86 and sm_89 run sm_80's code, and have less than its 163 KB
 
 
@@ -40,33 +77,36 @@ def check(found: dict[str, float], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-def test_in_the_interpreter() -> None:
-    lines = lines_of("neighborhood_triton", TRITON_INTERPRET="1")
-    cases = [line for line in lines if "case" in line]
-    assert len(cases) == len(SMALL) + len(HALF) + len(BF16)
+@pytest.mark.parametrize("kind", [Neighborhood, Routed, Aggregated])
+def test_in_the_interpreter(kind: type[Case]) -> None:
+    lines = lines_of("interpreted", kind.__name__, TRITON_INTERPRET="1")
+    cases, checked = [line for line in lines if "case" in line], [line for line in lines if "opcheck" in line]
+    assert len(cases) == sum(isinstance(SMALL[name], kind) for name in (*SMALL, *HALF, *BF16))
+    assert len(checked) == sum(isinstance(case, kind) for case in CHECKED) > 0
     for line in cases:
-        expected = NAMES if SMALL[line["case"]].bias else NAMES[:-1]
-        assert tuple(line["errors"]) == expected, line["case"]
+        case = SMALL[line["case"]]
+        tensors = case.inputs(torch.zeros)
+        assert set(line["errors"]) == {"o", *(f"d{name}" for name, x in tensors.items() if x is not None and x.is_floating_point())}
         check(line["errors"], getattr(torch, line["dtype"].removeprefix("torch.")))
-    assert lines[-2] == {"two runs agree": True}
-    assert [set(verdicts.values()) for verdicts in lines[-1]["opcheck"]] == [{"SUCCESS"}, {"SUCCESS"}]
+    for line in checked:
+        assert line["two runs agree"] and set(line["opcheck"].values()) == {"SUCCESS"}, line
 
 
 @pytest.mark.slow
-def test_compiled_code() -> None:
+@pytest.mark.parametrize("kind", COMPILED)
+def test_compiled_code(kind: str) -> None:
     pytest.importorskip("triton", minversion="3.6", reason="older compilers need a few registers more")
-    lines = lines_of("compile_neighborhood", *VARIANTS)
-    assert len(lines) == 4 * len(VARIANTS)
+    kernels, variants = COMPILED[kind]
+    lines = lines_of("compiled", *variants)
+    assert len(lines) == kernels * len(variants)
     for line in lines:
-        _, kernel, dtype, arch = line["variant"].split(",")
+        arch = line["variant"].rpartition("/")[2]
         assert line["spilled"] == 0, line
         assert line["shared"] <= SHARED_LIMITS[arch], line
-        if dtype == "fp32":
-            assert line["mma"] == line["wgmma"] == 0, line
-        elif arch == "90" and kernel == "7":  # a small tile has too few rows for wgmma
-            assert line["wgmma"] > 0, line
-        else:
-            assert line["mma"] > 0, line
+        assert bool(line["mma"] or line["wgmma"]) == bool(line["rows"]), line  # tensor cores for every product but those in float32
+        assert bool(line["wgmma"]) == (arch == "90" and any(rows >= 64 for rows in line["rows"])), line  # which takes 64 rows
+        products = "fp32" not in line["variant"] and (kind, line["kernel"]) != ("aggregated", "_dk_dv_kernel")  # which has none
+        assert bool(line["rows"]) == products, line
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -82,23 +122,56 @@ def test_the_frame_of_the_bias_gradient(shift: bool) -> None:
                 assert _frame(length, kernel, dilation, 8, shift) == (int(places.min()), int(places.max()) + 1), (length, kernel, dilation)
 
 
-def test_what_it_cannot_run() -> None:
-    from visionattn.kernels.neighborhood.triton import reason
+def test_what_they_cannot_run() -> None:
+    from visionattn.kernels.aggregated import triton as aggregated
+    from visionattn.kernels.neighborhood import triton as neighborhood
+    from visionattn.kernels.routing import triton as routing
 
     q = torch.empty(1, 7, 7, 1, 136)
-    assert reason(q[..., :128], q[..., :128], q[..., :128]) == ""
-    assert reason(q, q, q) == "the head dim must be at most 128, got 136"
-    assert "must all be" in reason(q.double(), q.double(), q.double())
-    assert "must all be" in reason(q, q.half(), q)
+    for reason in (neighborhood.reason, routing.reason, aggregated.reason):
+        assert reason(q[..., :128], q[..., :128], q[..., :128]) == ""
+        assert reason(q, q, q) == "the head dim must be at most 128, got 136"
+        assert "must all be" in reason(q.double(), q.double(), q.double())
+    q = q[..., :8]
+    assert "must all be" in neighborhood.reason(q, q.half(), q) and "must all be" in routing.reason(q, q.half(), q)
+    assert aggregated.reason(q, q.half(), q) == ""
 
 
-LARGE = {
-    "DiNAT-T, stage 1": Case(4, 56, 56, 2, 32, (7, 7)),
-    "DiNAT-T, stage 1, dilated": Case(4, 56, 56, 2, 32, (7, 7), (8, 8)),
-    "uneven, dilated": Case(2, 61, 47, 3, 64, (5, 9), (3, 2)),
-    "3x3": Case(2, 64, 48, 4, 24, (3, 3), border="mask"),
-    "13x13, dim 128": Case(1, 33, 40, 2, 128, (13, 13)),
-    "without bias": Case(2, 28, 28, 4, 32, (7, 7), bias=False),
+def test_the_operations_choose_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the CPU were CUDA: float32 is launched, float64 is not."""
+    for name in ("neighborhood", "routing", "aggregated"):
+        monkeypatch.setattr(f"visionattn.kernels.{name}.triton_reason", lambda x: "")
+    for case in CHECKED:
+        monkeypatch.setattr(case.operators()[0], "forward", lambda q, *_: (q,))
+        for dtype in (torch.float32, torch.float64):
+            given = list(cast(case, case.inputs(torch.zeros), dtype, "cpu").values())
+            assert (operation(case, given) is given[0]) == (dtype == torch.float32)
+
+
+def operation(case: Case, given: list[Any]) -> torch.Tensor:
+    """A call of the public operation."""
+    if isinstance(case, Neighborhood):
+        return neighborhood_attention(*given[:3], case.kernel, case.dilation, bias=given[3], border=case.border)
+    if isinstance(case, Routed):
+        return routed_attention(*given, case.region)
+    biases = dict(zip(("local_bias", "pool_bias", "local_weight"), given[5:], strict=True))
+    return aggregated_attention(*given[:5], **biases, kernel_size=case.kernel)
+
+
+LARGE: dict[str, Case] = {
+    "DiNAT-T, stage 1": Neighborhood(4, 56, 56, 2, 32, (7, 7)),
+    "DiNAT-T, stage 1, dilated": Neighborhood(4, 56, 56, 2, 32, (7, 7), (8, 8)),
+    "uneven, dilated": Neighborhood(2, 61, 47, 3, 64, (5, 9), (3, 2)),
+    "large 3x3": Neighborhood(2, 64, 48, 4, 24, (3, 3), border="mask"),
+    "13x13, dim 128": Neighborhood(1, 33, 40, 2, 128, (13, 13)),
+    "without bias": Neighborhood(2, 28, 28, 4, 32, (7, 7), bias=False),
+    "BiFormer, stage 1": Routed(4, 56, 56, 2, 32, (8, 8), 1),
+    "BiFormer, stage 2": Routed(4, 28, 28, 4, 32, (4, 4), 4),
+    "BiFormer, stage 3": Routed(4, 14, 14, 8, 32, (2, 2), 16),
+    "routed, uneven, dim 128": Routed(1, 45, 55, 2, 128, (9, 11), 7),
+    "TransNeXt, stage 1": Aggregated(4, 56, 56, 3, 24, 3, 49),
+    "TransNeXt, stage 3, mixed": Aggregated(4, 14, 14, 12, 24, 3, 49, wide=MIXED),
+    "aggregated, uneven, dim 128": Aggregated(2, 33, 47, 2, 128, 5, 100),
 }
 
 
@@ -115,5 +188,6 @@ class TestOnTheGpu:
     def test_two_runs_agree(self, name: str, dtype: torch.dtype) -> None:
         assert two_runs_agree(LARGE[name], dtype, "cuda")
 
-    def test_opcheck(self) -> None:
-        assert set(opcheck(LARGE["uneven, dilated"], torch.float32, "cuda").values()) == {"SUCCESS"}
+    @pytest.mark.parametrize("name", ["uneven, dilated", "BiFormer, stage 3", "TransNeXt, stage 1"])
+    def test_opcheck(self, name: str) -> None:
+        assert set(opcheck(LARGE[name], torch.float32, "cuda").values()) == {"SUCCESS"}

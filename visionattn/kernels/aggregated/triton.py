@@ -188,7 +188,7 @@ def _dk_dv_kernel(
     q, k, v, local_bias, local_weight, lse, delta, do, dk, dv,
     q_image, q_token, q_head, k_image, k_token, k_head, v_image, v_token, v_head,
     height, width, heads,
-    KERNEL: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr,
+    KERNEL: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     AREA: tl.constexpr = KERNEL * KERNEL
     count = height * width
@@ -315,20 +315,18 @@ class _Call:
         self.map_strides, self.pool_strides = (*self.q_strides, *k_strides, *v_strides), (*kp_strides, *vp_strides)
         self.batch, self.height, self.width, self.heads, self.dim = q.shape
         self.count, self.pooled, self.area = self.height * self.width, k_pool.shape[1], kernel_size**2
-        # Chosen so that everything stays in registers on sm_80 and sm_90, with few warps; not yet by speed.
+        # Positions that stay and that move; chosen so that everything stays in registers on sm_80 and sm_90; not yet by speed.
         self.tile, self.block = 64, 32 if v_pool.element_size() == 2 else 16
-        self.blocks, self.pool_blocks = triton.cdiv(self.count, self.tile), triton.cdiv(self.pooled, self.block)
-        self.local_options: dict[str, Any] = {
-            "KERNEL": kernel_size, "DIM": self.dim, "D": padded(self.dim), "T": self.tile,
-            "num_warps": 4 * max(1, padded(self.dim) // 32), "num_stages": 2,
+        self.blocks = triton.cdiv(self.count, self.tile)
+        self.options: dict[str, Any] = {
+            "DIM": self.dim, "D": padded(self.dim), "UPCAST": UPCAST, "num_warps": 4 * max(1, padded(self.dim) // 32), "num_stages": 2,
         }  # fmt: skip
-        self.options = {**self.local_options, "P": self.block, "UPCAST": UPCAST}
-        self.pool_options = {name: value for name, value in self.options.items() if name != "KERNEL"}
+        self.local_options: dict[str, Any] = {**self.options, "KERNEL": kernel_size, "T": self.tile, "P": self.block}
 
     def forward(self, o: Tensor, soft: Tensor, lse: Tensor) -> None:
         _forward_kernel[(self.batch * self.blocks * self.heads,)](
             self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias, self.local_weight, o, soft, lse,
-            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.options,
+            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.local_options,
         )  # fmt: skip
 
     def dq(self, soft: Tensor, lse: Tensor, do: Tensor, dq: Tensor, delta: Tensor, dlocal_weight: Tensor) -> Tensor:
@@ -337,7 +335,7 @@ class _Call:
         _dq_kernel[(self.batch * self.blocks * self.heads,)](
             self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias,
             soft, lse, do, dq, delta, dlocal_weight, sums,
-            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.options,
+            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.local_options,
         )  # fmt: skip
         return sums.sum(0).to(self.local_bias.dtype)
 
@@ -349,22 +347,24 @@ class _Call:
 
     def dpool(self, lse: Tensor, delta: Tensor, do: Tensor) -> tuple[Tensor, Tensor]:
         """The gradients of k_pool and v_pool."""
-        programs = self.batch * self.pool_blocks * self.heads
-        each, splits = shares(self.blocks, programs)
+        programs = self.batch * triton.cdiv(self.pooled, self.tile) * self.heads
+        each, splits = shares(triton.cdiv(self.count, self.block), programs)
         dk, dv = (torch.empty(splits, *x.shape, device=do.device) for x in (self.k_pool, self.v_pool))
         _dpool_kernel[(splits * programs,)](
             self.q, self.k_pool, self.v_pool, self.pool_bias, lse, delta, do, dk, dv,
-            *self.q_strides, *self.pool_strides, self.batch, self.count, self.heads, self.pooled, each, **self.pool_options,
+            *self.q_strides, *self.pool_strides, self.batch, self.count, self.heads, self.pooled, each,
+            T=self.block, P=self.tile, **self.options,
         )  # fmt: skip
         return dk.sum(0).to(self.k_pool.dtype), dv.sum(0).to(self.v_pool.dtype)
 
     def dpool_bias(self, lse: Tensor, delta: Tensor, do: Tensor) -> Tensor:
-        programs = self.blocks * self.heads * self.pool_blocks
+        programs = self.blocks * self.heads * triton.cdiv(self.pooled, self.block)
         each, splits = shares(self.batch, programs)
         sums = torch.empty(splits, *self.pool_bias.shape, device=do.device)
         _dpool_bias_kernel[(splits * programs,)](
             self.q, self.k_pool, self.v_pool, self.pool_bias, lse, delta, do, sums,
-            *self.q_strides, *self.pool_strides, self.batch, self.count, self.heads, self.pooled, each, **self.pool_options,
+            *self.q_strides, *self.pool_strides, self.batch, self.count, self.heads, self.pooled, each,
+            T=self.tile, P=self.block, **self.options,
         )  # fmt: skip
         return sums.sum(0).to(self.pool_bias.dtype)
 

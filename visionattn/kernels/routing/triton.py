@@ -31,21 +31,24 @@ ROUTES = tl.constexpr(16)  # read at a time
 
 
 class Launch(NamedTuple):
-    """Positions that stay and that move, and Triton's number of warps."""
+    """Positions that stay, positions that move, and Triton's options."""
 
     tile: int
     block: int
     num_warps: int
+    num_stages: int
 
 
-def launch(dim: int, area: int, bits: int) -> Launch:
-    """The configuration of all kernels for a padded head dim, the positions of a region and the bits of the dtype.
+def launch(name: str, dim: int, area: int, bits: int) -> Launch:
+    """The configuration of a kernel ("forward", "dq", "dk_dv") for a padded head dim, the positions of a region and the bits of the dtype.
 
     Chosen so that everything stays in registers on sm_80 and sm_90, with few warps; not yet by speed.
     """
     tile = min(64, max(16, triton.next_power_of_2(area)))
-    wide = max(1, dim // 32) if bits == 32 else max(1, dim // 64)
-    return Launch(tile, 32 if bits == 16 else 16, num_warps=tile // 16 * wide)
+    num_warps = tile // 16 * max(1, dim // (32 if bits == 32 else 64))
+    if name == "dk_dv":  # it loads in a branch, never ahead
+        return Launch(tile, 16, num_warps, num_stages=1)
+    return Launch(tile, 32, num_warps, num_stages=3) if bits == 16 else Launch(tile, 16, num_warps, num_stages=2)
 
 
 # Where things are
@@ -225,17 +228,19 @@ class _Call:
         self.tensors = q, k, v, routes.contiguous()
         batch, _, width, heads, dim = q.shape
         regions, topk = routes.shape[1:]
-        config = launch(padded(dim), prod(region), q.element_size() * 8)
-        tiles = triton.cdiv(prod(region), config.tile)
-        self.grid = (batch * regions * tiles * heads,)
-        self.numbers = (*q_strides, *k_strides, *v_strides, heads, regions, width // region[1], *region, topk, tiles, scale)
-        self.options: dict[str, Any] = {
-            "DIM": dim, "D": padded(dim), "T": config.tile, "P": config.block, "UPCAST": UPCAST,
-            "num_warps": config.num_warps, "num_stages": 2,
-        }  # fmt: skip
+        self.region, self.programs = tuple(region), batch * regions * heads
+        self.dim, self.bits = dim, q.element_size() * 8
+        self.numbers = (*q_strides, *k_strides, *v_strides, heads, regions, width // region[1], *region, topk)
+        self.scale = scale
 
-    def run(self, kernel: Any, *tensors: Tensor) -> None:
-        kernel[self.grid](*self.tensors, *tensors, *self.numbers, **self.options)
+    def run(self, name: str, kernel: Any, *tensors: Tensor) -> None:
+        config = launch(name, padded(self.dim), prod(self.region), self.bits)
+        tiles = triton.cdiv(prod(self.region), config.tile)
+        kernel[(self.programs * tiles,)](
+            *self.tensors, *tensors, *self.numbers, tiles, self.scale,
+            DIM=self.dim, D=padded(self.dim), T=config.tile, P=config.block, UPCAST=UPCAST,
+            num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
 
 
 # Registration
@@ -248,7 +253,7 @@ _HOW = "int[] region, float scale"
 def forward(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Sequence[int], scale: float) -> tuple[Tensor, Tensor]:
     o, lse = _forward_fake(q, k, v, routes, region, scale)
     with torch.cuda.device_of(q):
-        _Call(q, k, v, routes, region, scale).run(_forward_kernel, o, lse)
+        _Call(q, k, v, routes, region, scale).run("forward", _forward_kernel, o, lse)
     return o, lse
 
 
@@ -269,8 +274,8 @@ def backward(
     call = _Call(q, k, v, routes, region, scale)
     do, delta = do.contiguous(), torch.empty_like(lse)
     with torch.cuda.device_of(q):
-        call.run(_dq_kernel, o, lse, do, dq, delta)
-        call.run(_dk_dv_kernel, lse, delta, do, dk, dv)
+        call.run("dq", _dq_kernel, o, lse, do, dq, delta)
+        call.run("dk_dv", _dk_dv_kernel, lse, delta, do, dk, dv)
     return dq, dk, dv
 
 
