@@ -26,6 +26,7 @@ CASES: dict[str, Case] = {
     "7x7, dim 128": Neighborhood(1, 56, 56, 2, 128, (7, 7), (2, 2)),
     "3x3, dim 24": Neighborhood(1, 56, 56, 2, 24, (3, 3), (2, 2)),
     "BiFormer, stage 1": Routed(1, 56, 56, 2, 32, (8, 8), 1),
+    "BiFormer, stage 2": Routed(1, 28, 28, 4, 32, (4, 4), 4),
     "BiFormer, stage 3": Routed(1, 14, 14, 8, 32, (2, 2), 16),
     "routed, dim 64": Routed(1, 56, 56, 2, 64, (8, 8), 4),
     "TransNeXt": Aggregated(1, 56, 56, 3, 24, 3, 49),

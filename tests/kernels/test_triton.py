@@ -44,17 +44,16 @@ COMPILED = {
     "routed": (
         3,
         (
-            "BiFormer, stage 1/bf16/80",
             "BiFormer, stage 1/bf16/90",
             "BiFormer, stage 1/fp32/80",
             "BiFormer, stage 3/bf16/80",
-            "BiFormer, stage 3/fp32/90",
-            "routed, dim 64/fp16/90",
+            "BiFormer, stage 2/fp32/90",
+            "routed, dim 64/fp16/80",
         ),
     ),
     "aggregated": (
         5,
-        ("TransNeXt/bf16/80", "TransNeXt/bf16/90", "TransNeXt/fp32/80", "TransNeXt, autocast/bf16/90", "aggregated, dim 64/fp16/80"),
+        ("TransNeXt/bf16/80", "TransNeXt/fp32/90", "TransNeXt, autocast/bf16/90", "aggregated, dim 64/fp16/80"),
     ),
 }
 SHARED_LIMITS = {"80": 99 * 1024, "90": 227 * 1024}  # sm_86 and sm_89 run sm_80's code, and have less than its 163 KB
