@@ -96,7 +96,7 @@ def main() -> int:
 
     cells = {(model, test): (state, seconds, why) for model, test, state, seconds, why in results if model in models}
     left_out = [(model, test) for model in models for test, globs in LEFT_OUT.items() if any(fnmatch(model, glob) for glob in globs)]
-    cells |= {cell: ("-", 0.0, "timm leaves it out") for cell in left_out}
+    cells |= dict.fromkeys(left_out, ("-", 0.0, "timm leaves it out"))
     print("| model |", " | ".join(tests.values()), "| seconds |")
     print("|---|" + "---|" * len(tests) + "---:|")
     for model in models:

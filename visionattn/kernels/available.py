@@ -6,17 +6,17 @@ from collections.abc import Callable
 
 import torch
 
-from visionattn.kernels import neighborhood
+from visionattn.kernels import aggregated, neighborhood, routing
 from visionattn.kernels.dispatch import BACKENDS, NONE_SUCH, torch_only
 
 # What each operation asks before it chooses; called with its first tensors.
 REASONS: dict[str, Callable[..., dict[str, str]]] = {
-    "aggregated_attention": torch_only,
+    "aggregated_attention": aggregated.reasons,
     "channel_attention": torch_only,
     "channel_gate": torch_only,
     "dilated_depthwise_conv2d": torch_only,
     "neighborhood_attention": neighborhood.reasons,
-    "routed_attention": torch_only,
+    "routed_attention": routing.reasons,
     "strip_gate": torch_only,
     "window_attention": torch_only,
 }

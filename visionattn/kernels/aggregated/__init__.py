@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from visionattn.kernels.aggregated import fast, reference
-from visionattn.kernels.dispatch import choose, torch_only
+from visionattn.kernels.dispatch import choose, triton_reason
 
 
 def aggregated_attention(
@@ -36,7 +36,7 @@ def aggregated_attention(
         pool_bias: added to the scores of the pooled positions, `[heads, H * W, P]`.
         local_weight: added to the weights of the neighbours, `[B, H, W, heads, kernel_size**2]`.
         kernel_size: side of the neighbourhood, odd.
-        backend: "torch" or "reference"; default: see `dispatch`.
+        backend: "triton", "torch" or "reference"; default the fastest that can run, see `visionattn.kernels.dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`; all arguments have one floating dtype, which is kept.
@@ -58,6 +58,20 @@ def aggregated_attention(
         if tensor.shape != shape:
             raise ValueError(f"aggregated_attention: {name} must be {list(shape)}, got {list(tensor.shape)}")
 
-    chosen = choose("aggregated_attention", backend, torch_only())
+    chosen = choose("aggregated_attention", backend, reasons(q, k, v, k_pool, v_pool))
+    if chosen == "triton":
+        from visionattn.kernels.aggregated.triton import aggregated_attention_triton
+
+        return aggregated_attention_triton(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)
     run = fast.aggregated_attention if chosen == "torch" else reference.aggregated_attention
     return run(q, k, v, k_pool, v_pool, local_bias=local_bias, pool_bias=pool_bias, local_weight=local_weight, kernel_size=kernel_size)
+
+
+def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
+    """Per backend why it cannot run `aggregated_attention` with q, k, v, k_pool and v_pool."""
+    why = triton_reason(q)
+    if not why:
+        from visionattn.kernels.aggregated.triton import reason
+
+        why = reason(q, *others)
+    return {"triton": why, "torch": "", "reference": ""}

@@ -54,7 +54,7 @@ def neighborhood_attention(
         raise ValueError(f"{op}: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)} and {list(v.shape)}")
     _check_bias(op, bias, q.shape[3], kernel)
     scale = q.shape[4] ** -0.5 if scale is None else scale
-    name = choose(op, backend, reasons(q))
+    name = choose(op, backend, reasons(q, k, v))
     if name == "triton":
         from visionattn.kernels.neighborhood.triton import neighborhood_attention_triton
 
@@ -114,8 +114,13 @@ def neighborhood_aggregate(
 
 
 def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
-    """Per backend why it cannot run `neighborhood_attention`."""
-    return {"triton": triton_reason(q) or "not built", "torch": "", "reference": ""}
+    """Per backend why it cannot run `neighborhood_attention` with q, k and v."""
+    why = triton_reason(q)
+    if not why:
+        from visionattn.kernels.neighborhood.triton import reason
+
+        why = reason(q, *others)
+    return {"triton": why, "torch": "", "reference": ""}
 
 
 def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: str) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -11,22 +11,13 @@ in their shape:
 
     T   positions of the tile that stays: queries, in `_dk_dv_kernel` keys
     P   positions of the block that moves: keys, in `_dk_dv_kernel` queries
-    D   head dim, padded with zeros to a power of two
-
-Scores and their logarithms of sums (`lse`) are in base 2. Accumulators are float32; products of float32 are
-IEEE, without tensor cores: TF32 would keep three digits, and what three products in TF32 ("tf32x3") keep
-cannot be tested without a GPU.
-
-Written to what Triton 3.6 to 3.9 have in common. Proven without a GPU: results and gradients in Triton's
-interpreter, and registers, shared memory and tensor core instructions of the code compiled for sm_80 and sm_90
-(tests/kernels/test_neighborhood_triton.py). The speed is unmeasured until somebody runs it on a GPU.
+    D   head dim
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
@@ -39,13 +30,10 @@ import triton.language as tl
 from torch import Tensor
 
 from visionattn.kernels.neighborhood.reference import Border
+from visionattn.kernels.tiles import LOG2E, LOWEST, UPCAST, attend, dot, load, padded, product, shares, store, strides
+from visionattn.kernels.tiles import reason as reason
 
-LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(1 << 24)  # steps; a position that does not exist is seen by nobody
-LOWEST = tl.constexpr(-1.0e30)  # finite: a query may see nothing of a block, and -inf - -inf is not a number
-
-# Triton's interpreter multiplies bfloat16 wrongly (triton-lang/triton 4972).
-UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Launch(NamedTuple):
@@ -152,40 +140,7 @@ def _token(y, x, residue_y, residue_x, width, dilation_y, dilation_x):
     return (y * dilation_y + residue_y) * width + x * dilation_x + residue_x
 
 
-@triton.jit
-def _vectors(base, token, exists, stride, DIM: tl.constexpr, D: tl.constexpr):
-    """Addresses of the vectors of some tokens, and which of their elements exist."""
-    d = tl.arange(0, D)
-    return base + token.to(tl.int64)[:, None] * stride + d[None, :], exists[:, None] & (d < DIM)[None, :]
-
-
-@triton.jit
-def _load(base, token, exists, stride, DIM: tl.constexpr, D: tl.constexpr):
-    pointers, mask = _vectors(base, token, exists, stride, DIM, D)
-    return tl.load(pointers, mask=mask, other=0.0)
-
-
-@triton.jit
-def _store(base, token, exists, stride, values, DIM: tl.constexpr, D: tl.constexpr):
-    pointers, mask = _vectors(base, token, exists, stride, DIM, D)
-    tl.store(pointers, values.to(base.dtype.element_ty), mask=mask)
-
-
 # What is computed
-
-
-@triton.jit
-def _dot(a, b, accumulator, UPCAST: tl.constexpr):
-    if UPCAST:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
-
-
-@triton.jit
-def _product(a_MD, b_ND, M: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):
-    """Scalar products of the rows of two matrices, [M, N]."""
-    return _dot(a_MD, tl.trans(b_ND), tl.zeros([M, N], dtype=tl.float32), UPCAST)
 
 
 @triton.jit
@@ -246,7 +201,7 @@ def _forward_kernel(
     token_T = _token(y_T, x_T, residue_y, residue_x, width, dilation_y, dilation_x)
     centre_y_T = _centre(y_T, count_y, KERNEL_Y, SHIFT)
     centre_x_T = _centre(x_T, count_x, KERNEL_X, SHIFT)
-    q_TD = _load(q, token_T, exists_T, q_token, DIM, D)
+    q_TD = load(q, token_T, exists_T, q_token, DIM, D)
 
     start_y, end_y = _keys_seen(first_y, count_y, TILE_Y, KERNEL_Y, SHIFT)
     start_x, end_x = _keys_seen(first_x, count_x, TILE_X, KERNEL_X, SHIFT)
@@ -256,21 +211,16 @@ def _forward_kernel(
     for number in range(0, tl.cdiv((end_y - start_y) * (end_x - start_x), P)):
         y_P, x_P = _block(number, start_y, end_y, start_x, end_x, P)
         token_P = _token(y_P, x_P, residue_y, residue_x, width, dilation_y, dilation_x)
-        k_PD = _load(k, token_P, y_P < FAR, k_token, DIM, D)
-        v_PD = _load(v, token_P, y_P < FAR, v_token, DIM, D)
+        k_PD = load(k, token_P, y_P < FAR, k_token, DIM, D)
+        v_PD = load(v, token_P, y_P < FAR, v_token, DIM, D)
         s_TP = _scores(
-            _product(q_TD, k_PD, T, P, UPCAST),
+            product(q_TD, k_PD, T, P, UPCAST),
             y_T[:, None], x_T[:, None], centre_y_T[:, None], centre_x_T[:, None], y_P[None, :], x_P[None, :],
             bias, scale, KERNEL_Y, KERNEL_X, BIAS,
         )  # fmt: skip
-        before_T = top_T
-        top_T = tl.maximum(before_T, tl.max(s_TP, 1))
-        p_TP = tl.exp2(s_TP - top_T[:, None])
-        shrink_T = tl.exp2(before_T - top_T)
-        sum_T = sum_T * shrink_T + tl.sum(p_TP, 1)
-        o_TD = _dot(p_TP.to(v_PD.dtype), v_PD, o_TD * shrink_T[:, None], UPCAST)
+        top_T, sum_T, o_TD = attend(s_TP, v_PD, top_T, sum_T, o_TD, UPCAST)
 
-    _store(o + plain * DIM, token_T, exists_T, heads * DIM, o_TD / sum_T[:, None], DIM, D)
+    store(o + plain * DIM, token_T, exists_T, heads * DIM, o_TD / sum_T[:, None], DIM, D)
     tl.store(lse + plain + token_T.to(tl.int64) * heads, top_T + tl.log2(sum_T), mask=exists_T)
 
 
@@ -301,9 +251,9 @@ def _dq_kernel(
     token_T = _token(y_T, x_T, residue_y, residue_x, width, dilation_y, dilation_x)
     centre_y_T = _centre(y_T, count_y, KERNEL_Y, SHIFT)
     centre_x_T = _centre(x_T, count_x, KERNEL_X, SHIFT)
-    q_TD = _load(q, token_T, exists_T, q_token, DIM, D)
-    do_TD = _load(do + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
-    o_TD = _load(o + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
+    q_TD = load(q, token_T, exists_T, q_token, DIM, D)
+    do_TD = load(do + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
+    o_TD = load(o + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
     delta_T = tl.sum(o_TD.to(tl.float32) * do_TD.to(tl.float32), 1)
     at_T = plain + token_T.to(tl.int64) * heads
     lse_T = tl.load(lse + at_T, mask=exists_T, other=0.0)
@@ -315,17 +265,17 @@ def _dq_kernel(
     for number in range(0, tl.cdiv((end_y - start_y) * (end_x - start_x), P)):
         y_P, x_P = _block(number, start_y, end_y, start_x, end_x, P)
         token_P = _token(y_P, x_P, residue_y, residue_x, width, dilation_y, dilation_x)
-        k_PD = _load(k, token_P, y_P < FAR, k_token, DIM, D)
-        v_PD = _load(v, token_P, y_P < FAR, v_token, DIM, D)
+        k_PD = load(k, token_P, y_P < FAR, k_token, DIM, D)
+        v_PD = load(v, token_P, y_P < FAR, v_token, DIM, D)
         s_TP = _scores(
-            _product(q_TD, k_PD, T, P, UPCAST),
+            product(q_TD, k_PD, T, P, UPCAST),
             y_T[:, None], x_T[:, None], centre_y_T[:, None], centre_x_T[:, None], y_P[None, :], x_P[None, :],
             bias, scale, KERNEL_Y, KERNEL_X, BIAS,
         )  # fmt: skip
-        ds_TP = tl.exp2(s_TP - lse_T[:, None]) * (_product(do_TD, v_PD, T, P, UPCAST) - delta_T[:, None])
-        dq_TD = _dot(ds_TP.to(k_PD.dtype), k_PD, dq_TD, UPCAST)
+        ds_TP = tl.exp2(s_TP - lse_T[:, None]) * (product(do_TD, v_PD, T, P, UPCAST) - delta_T[:, None])
+        dq_TD = dot(ds_TP.to(k_PD.dtype), k_PD, dq_TD, UPCAST)
 
-    _store(dq + plain * DIM, token_T, exists_T, heads * DIM, dq_TD * scale, DIM, D)
+    store(dq + plain * DIM, token_T, exists_T, heads * DIM, dq_TD * scale, DIM, D)
 
 
 @triton.jit
@@ -352,8 +302,8 @@ def _dk_dv_kernel(
 
     y_T, x_T, exists_T = _tile(first_y, first_x, count_y, count_x, TILE_Y, TILE_X)
     token_T = _token(y_T, x_T, residue_y, residue_x, width, dilation_y, dilation_x)
-    k_TD = _load(k, token_T, exists_T, k_token, DIM, D)
-    v_TD = _load(v, token_T, exists_T, v_token, DIM, D)
+    k_TD = load(k, token_T, exists_T, k_token, DIM, D)
+    v_TD = load(v, token_T, exists_T, v_token, DIM, D)
 
     start_y, end_y = _queries_seeing(first_y, count_y, TILE_Y, KERNEL_Y, SHIFT)
     start_x, end_x = _queries_seeing(first_x, count_x, TILE_X, KERNEL_X, SHIFT)
@@ -364,24 +314,24 @@ def _dk_dv_kernel(
         exists_P = y_P < FAR
         token_P = _token(y_P, x_P, residue_y, residue_x, width, dilation_y, dilation_x)
         at_P = plain + token_P.to(tl.int64) * heads
-        q_PD = _load(q, token_P, exists_P, q_token, DIM, D)
-        do_PD = _load(do + plain * DIM, token_P, exists_P, heads * DIM, DIM, D)
+        q_PD = load(q, token_P, exists_P, q_token, DIM, D)
+        do_PD = load(do + plain * DIM, token_P, exists_P, heads * DIM, DIM, D)
         lse_P = tl.load(lse + at_P, mask=exists_P, other=0.0)
         delta_P = tl.load(delta + at_P, mask=exists_P, other=0.0)
         centre_y_P = tl.where(exists_P, _centre(y_P, count_y, KERNEL_Y, SHIFT), -FAR)
         centre_x_P = _centre(x_P, count_x, KERNEL_X, SHIFT)
         s_TP = _scores(
-            _product(k_TD, q_PD, T, P, UPCAST),
+            product(k_TD, q_PD, T, P, UPCAST),
             y_P[None, :], x_P[None, :], centre_y_P[None, :], centre_x_P[None, :], y_T[:, None], x_T[:, None],
             bias, scale, KERNEL_Y, KERNEL_X, BIAS,
         )  # fmt: skip
         p_TP = tl.exp2(s_TP - lse_P[None, :])
-        dv_TD = _dot(p_TP.to(do_PD.dtype), do_PD, dv_TD, UPCAST)
-        ds_TP = p_TP * (_product(v_TD, do_PD, T, P, UPCAST) - delta_P[None, :])
-        dk_TD = _dot(ds_TP.to(q_PD.dtype), q_PD, dk_TD, UPCAST)
+        dv_TD = dot(p_TP.to(do_PD.dtype), do_PD, dv_TD, UPCAST)
+        ds_TP = p_TP * (product(v_TD, do_PD, T, P, UPCAST) - delta_P[None, :])
+        dk_TD = dot(ds_TP.to(q_PD.dtype), q_PD, dk_TD, UPCAST)
 
-    _store(dk + plain * DIM, token_T, exists_T, heads * DIM, dk_TD * scale, DIM, D)
-    _store(dv + plain * DIM, token_T, exists_T, heads * DIM, dv_TD, DIM, D)
+    store(dk + plain * DIM, token_T, exists_T, heads * DIM, dk_TD * scale, DIM, D)
+    store(dv + plain * DIM, token_T, exists_T, heads * DIM, dv_TD, DIM, D)
 
 
 @triton.jit
@@ -424,31 +374,24 @@ def _dbias_kernel(
         x_P = first_x + place_x_P
         exists_P = (y_P >= 0) & (y_P < count_y) & (x_P >= 0) & (x_P < count_x)
         token_P = _token(y_P, x_P, residue_y, residue_x, width, dilation_y, dilation_x)
-        q_TD = _load(q + image * q_image, token_T, exists_T, q_token, DIM, D)
-        k_PD = _load(k + image * k_image, token_P, exists_P, k_token, DIM, D)
-        v_PD = _load(v + image * v_image, token_P, exists_P, v_token, DIM, D)
-        do_TD = _load(do + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
+        q_TD = load(q + image * q_image, token_T, exists_T, q_token, DIM, D)
+        k_PD = load(k + image * k_image, token_P, exists_P, k_token, DIM, D)
+        v_PD = load(v + image * v_image, token_P, exists_P, v_token, DIM, D)
+        do_TD = load(do + plain * DIM, token_T, exists_T, heads * DIM, DIM, D)
         lse_T = tl.load(lse + at_T, mask=exists_T, other=0.0)
         delta_T = tl.load(delta + at_T, mask=exists_T, other=0.0)
         s_TP = _scores(
-            _product(q_TD, k_PD, T, P, UPCAST),
+            product(q_TD, k_PD, T, P, UPCAST),
             y_T[:, None], x_T[:, None], centre_y_T[:, None], centre_x_T[:, None], tl.where(exists_P, y_P, FAR)[None, :], x_P[None, :],
             bias, scale, KERNEL_Y, KERNEL_X, True,
         )  # fmt: skip
-        ds_TP += tl.exp2(s_TP - lse_T[:, None]) * (_product(do_TD, v_PD, T, P, UPCAST) - delta_T[:, None])
+        ds_TP += tl.exp2(s_TP - lse_T[:, None]) * (product(do_TD, v_PD, T, P, UPCAST) - delta_T[:, None])
 
     row_T = (split * heads + head) * T + tl.arange(0, T)
     tl.store(sums + row_T[:, None] * (blocks * P) + (number * P + tl.arange(0, P))[None, :], ds_TP)
 
 
 # Launches
-
-
-def _strides(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """A tensor with a constant distance of tokens and no gaps in its vectors, and its strides of image, token and head."""
-    if x.stride(4) != 1 or x.stride(1) != x.shape[2] * x.stride(2):
-        x = x.contiguous()
-    return x, (x.stride(0), x.stride(2), x.stride(3))
 
 
 def _tiles(q: Tensor, dilation: Sequence[int], config: Launch) -> int:
@@ -488,11 +431,11 @@ class _Call:
         scale: float,
         shift: bool,
     ) -> None:
-        (self.q, q_strides), (self.k, k_strides), (self.v, v_strides) = _strides(q), _strides(k), _strides(v)
+        (self.q, q_strides), (self.k, k_strides), (self.v, v_strides) = strides(q), strides(k), strides(v)
         self.bias = None if bias is None else bias.contiguous()
         self.kernel, self.dilation, self.shift = tuple(kernel), tuple(dilation), shift
         _, height, width, self.heads, self.dim = q.shape
-        self.padded = max(16, triton.next_power_of_2(self.dim))
+        self.padded = padded(self.dim)
         self.numbers = (*q_strides, *k_strides, *v_strides, height, width, self.heads, *dilation, scale)
 
     def config(self, name: str) -> Launch:
@@ -519,9 +462,7 @@ class _Call:
         rows, columns = end_y - start_y, end_x - start_x
         blocks = triton.cdiv(rows * columns, config.block)
         tiles = _tiles(self.q, self.dilation, config)
-        # About 2048 programs fill a large GPU; their number must not depend on the device, or the sums would.
-        per_program = max(1, triton.cdiv(tiles, max(1, 2048 // (blocks * self.heads))))
-        splits = triton.cdiv(tiles, per_program)
+        per_program, splits = shares(tiles, blocks * self.heads)
         sums = torch.empty(splits, self.heads, prod(tile), blocks * config.block, device=do.device)
         _dbias_kernel[(splits * self.heads * blocks,)](
             self.q, self.k, self.v, self.bias, lse, delta, do, sums,
@@ -602,15 +543,6 @@ def _gradients(ctx: Any, do: Tensor, _: Tensor | None) -> tuple[Tensor | None, .
 
 
 forward.register_autograd(_gradients, setup_context=_setup_context)
-
-
-def reason(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """Why the kernels cannot run with these tensors, wherever they are; empty if they can."""
-    if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"q, k, v must all be float32, float16 or bfloat16, got {q.dtype}, {k.dtype}, {v.dtype}"
-    if q.shape[-1] > 128:
-        return f"the head dim must be at most 128, got {q.shape[-1]}"
-    return ""
 
 
 def neighborhood_attention_triton(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from visionattn.kernels.dispatch import choose, torch_only
+from visionattn.kernels.dispatch import choose, triton_reason
 from visionattn.kernels.routing import fast, reference
 
 
@@ -30,7 +30,7 @@ def routed_attention(
             twice. Values are not checked.
         region: height and width of a region; they divide H and W.
         scale: factor on q; default `dim ** -0.5`. BiFormer takes `(heads * dim) ** -0.5`.
-        backend: "torch" or "reference"; default: see `dispatch`.
+        backend: "triton", "torch" or "reference"; default the fastest that can run, see `visionattn.kernels.dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`. There is no gradient to `routes`.
@@ -48,7 +48,11 @@ def routed_attention(
         wanted = f"[{batch}, {count}, topk]"
         raise ValueError(f"routed_attention: routes must be int64 {wanted}, got {routes.dtype} {list(routes.shape)}")
     scale = q.shape[4] ** -0.5 if scale is None else scale
-    chosen = choose("routed_attention", backend, torch_only())
+    chosen = choose("routed_attention", backend, reasons(q, k, v))
+    if chosen == "triton":
+        from visionattn.kernels.routing.triton import routed_attention_triton
+
+        return routed_attention_triton(q, k, v, routes, region, scale)
     run = fast.routed_attention if chosen == "torch" else reference.routed_attention
     return run(q, k, v, routes, region, scale=scale)
 
@@ -89,3 +93,13 @@ def _region_grid(name: str, x: torch.Tensor, region: tuple[int, int]) -> tuple[i
     if height % rh or width % rw:
         raise ValueError(f"{name}: a region of {rh}x{rw} does not divide the map of {height}x{width}; pad it first")
     return height // rh, width // rw
+
+
+def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
+    """Per backend why it cannot run `routed_attention` with q, k and v."""
+    why = triton_reason(q)
+    if not why:
+        from visionattn.kernels.routing.triton import reason
+
+        why = reason(q, *others)
+    return {"triton": why, "torch": "", "reference": ""}

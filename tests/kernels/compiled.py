@@ -1,7 +1,7 @@
-"""Compiles the Triton kernels of neighborhood attention for GPUs that are not here; run as a module.
+"""Compiles the Triton kernels for GPUs that are not here; run as a module.
 
 Prints a line of JSON per kernel and architecture: registers spilled, shared memory, tensor core instructions.
-What is compiled is what the launcher launches: the arguments of each launch are caught, for tensors without data.
+What is compiled is what the operators launch in a training step: the arguments of each launch are caught, for tensors without data.
 """
 
 from __future__ import annotations
@@ -19,30 +19,40 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from visionattn.kernels.neighborhood import triton as ours
+from tests.kernels.interpreted import MIXED, Aggregated, Case, Neighborhood, Routed, cast, inputs
 
-KERNELS = {name: getattr(ours, f"_{name}_kernel") for name in ("forward", "dq", "dk_dv", "dbias")}
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+CASES: dict[str, Case] = {
+    "DiNAT": Neighborhood(1, 56, 56, 2, 32, (7, 7), (2, 2)),
+    "7x7, dim 128": Neighborhood(1, 56, 56, 2, 128, (7, 7), (2, 2)),
+    "3x3, dim 24": Neighborhood(1, 56, 56, 2, 24, (3, 3), (2, 2)),
+    "BiFormer, stage 1": Routed(1, 56, 56, 2, 32, (8, 8), 1),
+    "BiFormer, stage 2": Routed(1, 28, 28, 4, 32, (4, 4), 4),
+    "BiFormer, stage 3": Routed(1, 14, 14, 8, 32, (2, 2), 16),
+    "routed, dim 64": Routed(1, 56, 56, 2, 64, (8, 8), 4),
+    "TransNeXt": Aggregated(1, 56, 56, 3, 24, 3, 49),
+    "TransNeXt, autocast": Aggregated(1, 56, 56, 3, 24, 3, 49, wide=MIXED),
+    "aggregated, dim 64": Aggregated(1, 56, 56, 2, 64, 3, 49),
+}
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def launches(dim: int, kernel: int, dtype: torch.dtype) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of the four launches of a training step: two images of 56x56, two heads, q, k, v in one projection, with bias."""
-    caught: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    for name, function in KERNELS.items():
+def launches(case: Case, dtype: torch.dtype) -> dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """The kernels of a training step and the arguments of their launches."""
+    module, how, more = case.operators()
+    kernels = {name: kernel for name, kernel in vars(module).items() if name.endswith("_kernel")}
+    caught: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+    for name, kernel in kernels.items():
 
         def catch(*args: Any, name: str = name, grid: Any = None, warmup: bool = False, **options: Any) -> None:
-            caught[name] = args, options
+            caught[name] = kernels[name], args, options
 
-        function.run = catch
-    q, k, v = torch.empty(2, 56, 56, 3, 2, dim, dtype=dtype, device="meta").unbind(3)
-    bias = torch.empty(2, 2 * kernel - 1, 2 * kernel - 1, device="meta")
-    lse = torch.empty(q.shape[:4], device="meta")
-    call = ours._Call(q, k, v, bias, (kernel, kernel), (2, 2), dim**-0.5, True)
-    call.run("forward", KERNELS["forward"], q, lse)
-    call.run("dq", KERNELS["dq"], q, lse, q, q, lse)
-    call.run("dk_dv", KERNELS["dk_dv"], lse, lse, q, q, q)
-    call.run_dbias(lse, lse, q)
+        kernel.run = catch
+    tensors, _ = inputs(case, dtype)
+    given = list(cast(case, tensors, dtype, "meta").values())
+    o, *others = module.forward._init_fn(*given, *how)
+    module.backward._init_fn(*given, *(others if len(others) > 1 else (o, *others)), o, *how, *more)
+    assert list(caught) and set(caught) == set(kernels)
     return caught
 
 
@@ -70,31 +80,33 @@ def compiled(function: Any, args: tuple[Any, ...], options: dict[str, Any], arch
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
-def facts(kernel: Any) -> dict[str, int]:
-    """What the machine code uses."""
+def facts(kernel: Any) -> dict[str, Any]:
+    """What the machine code uses, and of the matrix products their rows and whether they are of half precision."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
         usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"\b{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
+    products = re.findall(r"tt\.dot .*: tensor<(\d+)x\d+x(\w+)> \* ", kernel.asm["ttir"])
+    assert len(products) == len(re.findall(r"tt\.dot ", kernel.asm["ttir"]))
     code = kernel.asm["ptx"]
     return {
         "registers": registers,
         "spilled": stack + local,
         "shared": kernel.metadata.shared,
+        "rows": [int(rows) for rows, dtype in products if dtype != "f32"],
         "mma": code.count("mma.sync"),
         "wgmma": code.count("wgmma.mma_async"),
     }
 
 
 def main() -> None:
-    """Arguments: dim,kernel,dtype,arch; repeated."""
+    """Arguments: case/dtype/arch; repeated."""
     dtypes = {name: dtype for dtype, name in TYPES.items()}
     for variant in sys.argv[1:]:
-        dim, kernel, dtype, arch = variant.split(",")
-        for name, (args, options) in launches(int(dim), int(kernel), dtypes[dtype]).items():
-            found = facts(compiled(KERNELS[name], args, options, int(arch)))
-            print(json.dumps({"variant": variant, "kernel": name, **found}), flush=True)
+        name, dtype, arch = variant.split("/")
+        for kernel, launched in launches(CASES[name], dtypes[dtype]).items():
+            print(json.dumps({"variant": variant, "kernel": kernel, **facts(compiled(*launched, int(arch)))}), flush=True)
 
 
 if __name__ == "__main__":
