@@ -148,7 +148,7 @@ SMALL: dict[str, Case] = {
     "regions of 5x7, dim 24, two heads": Routed(1, 10, 7, 2, 24, (5, 7), 2, "vector"),
     "regions larger than a tile": Routed(1, 9, 16, 1, 8, (9, 8), 1, "cropped"),
     "regions of 1, named often": Routed(1, 2, 3, 1, 8, (1, 1), 18),
-    "aggregated, two images": Aggregated(2, 5, 7, 1, 24, 3, 6),
+    "aggregated, three images": Aggregated(3, 4, 5, 1, 24, 3, 6),
     "aggregated, two tiles, 35 pooled": Aggregated(1, 9, 8, 1, 8, 3, 35, "cropped"),
     "aggregated, 5x5": Aggregated(1, 4, 6, 1, 8, 5, 3, "vector"),
     "aggregated, a map of one, two heads": Aggregated(1, 1, 1, 2, 24, 3, 1),
@@ -161,7 +161,7 @@ HALF = (
     "mask, 3x5, dilation 3x2",
     "regions of 4",
     "regions of 5x7, dim 24, two heads",
-    "aggregated, two images",
+    "aggregated, three images",
     "aggregated, two tiles, 35 pooled",
     "aggregated, mixed",
 )
@@ -265,6 +265,9 @@ def main() -> None:
     """Arguments: names of operations; all by default."""
     assert os.environ["TRITON_INTERPRET"] == "1"
     torch.set_num_threads(1)
+    from visionattn.kernels import tiles
+
+    tiles.PROGRAMS = 2  # so that programs add up several pieces, and some fewer
     ops = sys.argv[1:] or ["Neighborhood", "Routed", "Aggregated"]
     plan = [(name, torch.float32) for name in SMALL] + [(name, torch.float16) for name in HALF] + [(name, torch.bfloat16) for name in BF16]
     for name, dtype in plan:

@@ -24,6 +24,9 @@ from torch import Tensor
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e30)  # finite: a query may see nothing of a block, and -inf - -inf is not a number
 
+# About as many programs fill a large GPU. It must not depend on the device, or sums would.
+PROGRAMS = 2048
+
 # Triton's interpreter multiplies bfloat16 wrongly (triton-lang/triton 4972).
 UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -94,11 +97,8 @@ def padded(dim: int) -> int:
 
 
 def shares(pieces: int, programs: int) -> tuple[int, int]:
-    """Pieces of a sum that one program adds up, and the number of such shares, where there are `programs` for each share.
-
-    About 2048 programs fill a large GPU. Their number must not depend on the device, or the sums would.
-    """
-    each = max(1, triton.cdiv(pieces, max(1, 2048 // programs)))
+    """Pieces of a sum that one program adds up, and the number of such shares, where there are `programs` for each share."""
+    each = max(1, triton.cdiv(pieces, max(1, PROGRAMS // max(1, programs))))
     return each, triton.cdiv(pieces, each)
 
 

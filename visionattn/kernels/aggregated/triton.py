@@ -64,7 +64,7 @@ def _pool_scores(products, pool_bias, token, place, exists, pooled):
 
 
 # Kernels. Maps are [B, tokens, heads, dim], q, k, v, k_pool and v_pool with strides in this order; all else is contiguous: o, do and the
-# gradients like the maps, also soft, lse and delta without dim, local_bias [heads, KERNEL ** 2], pool_bias [heads, tokens, pooled],
+# gradients like the maps, and so is soft, what the softmax gives to o; lse and delta without dim, local_bias [heads, KERNEL ** 2], pool_bias [heads, tokens, pooled],
 # local_weight [B, tokens, heads, KERNEL ** 2].
 
 
@@ -188,7 +188,7 @@ def _dk_dv_kernel(
     q, k, v, local_bias, local_weight, lse, delta, do, dk, dv,
     q_image, q_token, q_head, k_image, k_token, k_head, v_image, v_token, v_head,
     height, width, heads,
-    KERNEL: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
+    KERNEL: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     AREA: tl.constexpr = KERNEL * KERNEL
     count = height * width
@@ -318,15 +318,16 @@ class _Call:
         # Positions that stay and that move; chosen so that everything stays in registers on sm_80 and sm_90; not yet by speed.
         self.tile, self.block = 64, 32 if v_pool.element_size() == 2 else 16
         self.blocks = triton.cdiv(self.count, self.tile)
+        self.kernel_size = kernel_size
         self.options: dict[str, Any] = {
-            "DIM": self.dim, "D": padded(self.dim), "UPCAST": UPCAST, "num_warps": 4 * max(1, padded(self.dim) // 32), "num_stages": 2,
+            "DIM": self.dim, "D": padded(self.dim), "num_warps": 4 * max(1, padded(self.dim) // 32), "num_stages": 2,
         }  # fmt: skip
-        self.local_options: dict[str, Any] = {**self.options, "KERNEL": kernel_size, "T": self.tile, "P": self.block}
 
     def forward(self, o: Tensor, soft: Tensor, lse: Tensor) -> None:
         _forward_kernel[(self.batch * self.blocks * self.heads,)](
             self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias, self.local_weight, o, soft, lse,
-            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.local_options,
+            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled,
+            KERNEL=self.kernel_size, T=self.tile, P=self.block, UPCAST=UPCAST, **self.options,
         )  # fmt: skip
 
     def dq(self, soft: Tensor, lse: Tensor, do: Tensor, dq: Tensor, delta: Tensor, dlocal_weight: Tensor) -> Tensor:
@@ -335,14 +336,15 @@ class _Call:
         _dq_kernel[(self.batch * self.blocks * self.heads,)](
             self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias,
             soft, lse, do, dq, delta, dlocal_weight, sums,
-            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled, **self.local_options,
+            *self.map_strides, *self.pool_strides, self.height, self.width, self.heads, self.pooled,
+            KERNEL=self.kernel_size, T=self.tile, P=self.block, UPCAST=UPCAST, **self.options,
         )  # fmt: skip
         return sums.sum(0).to(self.local_bias.dtype)
 
     def dk_dv(self, lse: Tensor, delta: Tensor, do: Tensor, dk: Tensor, dv: Tensor) -> None:
         _dk_dv_kernel[(self.batch * self.blocks * self.heads,)](
             self.q, self.k, self.v, self.local_bias, self.local_weight, lse, delta, do, dk, dv,
-            *self.map_strides, self.height, self.width, self.heads, **self.local_options,
+            *self.map_strides, self.height, self.width, self.heads, KERNEL=self.kernel_size, T=self.tile, **self.options,
         )  # fmt: skip
 
     def dpool(self, lse: Tensor, delta: Tensor, do: Tensor) -> tuple[Tensor, Tensor]:
@@ -353,7 +355,7 @@ class _Call:
         _dpool_kernel[(splits * programs,)](
             self.q, self.k_pool, self.v_pool, self.pool_bias, lse, delta, do, dk, dv,
             *self.q_strides, *self.pool_strides, self.batch, self.count, self.heads, self.pooled, each,
-            T=self.block, P=self.tile, **self.options,
+            T=self.block, P=self.tile, UPCAST=UPCAST, **self.options,
         )  # fmt: skip
         return dk.sum(0).to(self.k_pool.dtype), dv.sum(0).to(self.v_pool.dtype)
 
@@ -364,7 +366,7 @@ class _Call:
         _dpool_bias_kernel[(splits * programs,)](
             self.q, self.k_pool, self.v_pool, self.pool_bias, lse, delta, do, sums,
             *self.q_strides, *self.pool_strides, self.batch, self.count, self.heads, self.pooled, each,
-            T=self.tile, P=self.block, **self.options,
+            T=self.tile, P=self.block, UPCAST=UPCAST, **self.options,
         )  # fmt: skip
         return sums.sum(0).to(self.pool_bias.dtype)
 

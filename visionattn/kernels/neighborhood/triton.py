@@ -7,11 +7,10 @@ block by block, with an online softmax (Dao et al., arXiv 2205.14135, arXiv 2307
 two runs give the same bits.
 
 A residue class of the dilation is a map of its own; positions in it are counted in steps. Names of arrays end
-in their shape:
+in their shape, see `visionattn.kernels.tiles`:
 
     T   positions of the tile that stays: queries, in `_dk_dv_kernel` keys
     P   positions of the block that moves: keys, in `_dk_dv_kernel` queries
-    D   head dim
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False

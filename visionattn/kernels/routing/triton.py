@@ -47,7 +47,7 @@ def launch(name: str, dim: int, area: int, bits: int) -> Launch:
     tile = min(64, max(16, triton.next_power_of_2(area)))
     num_warps = tile // 16 * max(1, dim // (32 if bits == 32 else 64))
     if name == "dk_dv":  # it loads in a branch, never ahead
-        return Launch(tile, 16, max(2, num_warps), num_stages=1)
+        return Launch(tile, 16, max(bits // 8, num_warps), num_stages=1)
     return Launch(tile, 32, num_warps, num_stages=3) if bits == 16 else Launch(tile, 16, num_warps, num_stages=2)
 
 
