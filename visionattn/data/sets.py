@@ -194,6 +194,25 @@ class Data:
         return [part for part in (self.train, self.val, self.test) if part is not None]
 
 
+class Samples(Protocol):
+    """What a task's loader reads: samples by index, or by `(epoch, index)` in training.
+
+    Attributes:
+        ids: name of each image for people.
+        collate: makes a batch of samples: `image`, `label`, `index`, and `unreadable` for those that have no image.
+    """
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> dict[str, Any]: ...
+
+
 class ClassificationDataset(Dataset[dict[str, Any]]):
     """Samples of an image set: `image` C x H x W, `label`, `index`; or `index` and `unreadable`, the reason.
 
@@ -204,6 +223,14 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, image_set: ImageSet, transform: Callable[..., torch.Tensor], seed: int | None = None) -> None:
         self.image_set, self.transform, self.seed = image_set, transform, seed
+
+    @property
+    def ids(self) -> list[str]:
+        return self.image_set.ids
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+        return collate
 
     def __len__(self) -> int:
         return len(self.image_set)
@@ -219,7 +246,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
 
 def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the samples: `image` (B, C, H, W), `label` (B,) or (B, classes), `index` (B,).
+    """Stack the samples: `image` (B, C, H, W), `label` (B,), (B, classes) or (B, H, W), `index` (B,).
 
     Unreadable ones are left out, never replaced, and listed as `(index, reason)` in `unreadable`; B may be 0, then
     `image` has shape (0,).
