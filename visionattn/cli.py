@@ -154,8 +154,8 @@ def predict(
     formats = [name.strip() for name in save.split(",")]
     if unknown := set(formats) - {"json", "csv"}:
         raise UserError("VA-C002", f"--save: expected json, csv or both, got {', '.join(sorted(unknown))}")
+    from visionattn.training.classification import predictions_dict, save_predictions
     from visionattn.training.inference import predict as run_prediction
-    from visionattn.training.inference import predictions_dict, save_predictions
 
     console = _console(as_json)
     predictions, unreadable = run_prediction(run, source, topk=topk, console=console)

@@ -65,7 +65,10 @@ class ModelConfig(Section):
 
 class AuxConfig(Section):
     enabled: bool | Literal["auto"] = _setting("auto", "Auxiliary outputs in training; auto: as the head's published recipe.")
-    weight: float = _setting(0.4, "Weight of their losses.", ge=0)
+    weight: float = _setting(0.4, "Weight of an auxiliary head's loss.", ge=0)
+    rule: Literal["upsample_logits", "downsample_label"] = _setting(
+        "upsample_logits", "At which size auxiliary outputs meet the label; downsample_label is nnU-Net's deep supervision."
+    )
 
 
 class HeadConfig(Section):
@@ -128,9 +131,12 @@ class MaskDataConfig(DataConfig):
     )
     map: dict[int, int] = _setting({}, "Mask values to read as others, for example {128: 1}; 255 ignores.")
     palette: Literal["auto"] | list[tuple[int, int, int]] | str = _setting(
-        "auto", "Colours of RGB masks and pictures, in order of the values: auto (from the classes), a list, or a file of `index name R G B`."
+        "auto",
+        "Colours of RGB masks and pictures, in order of the values: auto (from the classes), a list, or a file of `index name R G B`.",
     )
-    mask_resize: Literal["error", "nearest"] = _setting("error", "Masks of another size than their image: stop, or take the nearest pixels.")
+    mask_resize: Literal["error", "nearest"] = _setting(
+        "error", "Masks of another size than their image: stop, or take the nearest pixels."
+    )
     reduce_zero_label: bool = _setting(False, "Mask value 0 is no class and ignored; classes begin at 1.")
 
 
@@ -179,10 +185,10 @@ class LossConfig(Section):
 
 class LossTermConfig(Section):
     name: str = _setting(
-        "cross_entropy", "cross_entropy, focal, ohem, dice, generalised_dice, tversky or lovasz; with one class binary_cross_entropy."
+        "cross_entropy", "cross_entropy, binary_cross_entropy, focal, ohem_cross_entropy, dice, generalised_dice, tversky or lovasz."
     )
     weight: float = _setting(1.0, "Factor of this term in the sum.", ge=0)
-    args: dict[str, Any] = _setting({}, "Arguments of the loss, for example {gamma: 2.0} or {ignore_background: true}.")
+    args: dict[str, Any] = _setting({}, "Arguments of the loss, for example {gamma: 2.0} or {class_weights: balanced}.")
 
 
 class OptimConfig(Section):
@@ -235,15 +241,23 @@ class EvalConfig(Section):
 
 class SegmentEvalConfig(Section):
     every: int = _setting(1, "Epochs between evaluations.", ge=1)
-    best: str = _setting("auto", "Metric that chooses the best checkpoint, for example miou or dice; auto: the task's own.")
-    metrics: list[str] = _setting([], "Further metrics beside those of the confusion matrix: boundary_iou, hd95, nsd.")
-    per_case: bool = _setting(False, "Dice and IoU per image, averaged over images, as in medicine.")
+    best: Literal["auto", "miou", "macc", "aacc", "mdice", "dice", "iou", "nsd"] = _setting(
+        "auto", "Metric that chooses the best checkpoint; auto: miou, or dice with eval.per_case. The last three need eval.per_case."
+    )
     mode: Literal["whole", "slide"] = _setting("whole", "The whole image at once, or windows of eval.tile.")
     tile: int | tuple[int, int] | None = _setting(None, "Window of slide in pixels: one number, or [height, width]; null: model.img_size.")
+    stride: int | tuple[int, int] | None = _setting(None, "Steps of the window in pixels; null: by eval.overlap.")
     overlap: float = _setting(0.33, "Share of a window that the next one covers again.", ge=0, lt=1)
     blend: Literal["constant", "gaussian"] = _setting("constant", "Weights of overlapping windows; constant is the published rule.")
-    flips: bool = _setting(False, "Average over the image and its left-right flip.")
-    scales: list[float] = _setting([1.0], "Average over the image at these scales.", min_length=1)
+    flips: Literal["none", "horizontal", "both"] = _setting("none", "Average over flips of the image: none, left-right, or up-down too.")
+    scales: list[float] = _setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: as it is.")
+    average: Literal["logits", "probabilities"] = _setting(
+        "logits", "What flips and scales are averaged over; probabilities is mmsegmentation's rule."
+    )
+    per_case: bool = _setting(False, "Dice, IoU and surface distances per image, averaged over images, as in medicine.")
+    spacing: tuple[float, float] | None = _setting(None, "Pixel size in mm, [rows, columns], for distances; null measures in pixels.")
+    hausdorff: Literal["max_directed", "pooled"] = _setting("max_directed", "Definition of hd95.")
+    tolerance: float = _setting(1.0, "Distance within which a surface is right in nsd, in mm or pixels.", gt=0)
 
 
 class LogConfig(Section):
@@ -310,8 +324,10 @@ class SegmentConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> SegmentConfig:
         _check_common(self)
-        if min(self.eval.scales) <= 0:
+        if not all(scale > 0 for scale in self.eval.scales):
             raise ValueError(f"eval.scales: expected numbers > 0, got {self.eval.scales}")
+        if self.eval.best in ("dice", "iou", "nsd") and not self.eval.per_case:
+            raise ValueError(f"eval.best: {self.eval.best} is a score of cases; set eval.per_case=true, or use mdice or miou")
         if not any(term.weight for term in self.loss):
             raise ValueError("loss: expected a term with weight > 0")
         return self

@@ -57,9 +57,14 @@ class Task(Protocol):
         shown: metrics printed after an epoch, where they are defined.
     """
 
-    name: str
-    classes: list[str]
-    shown: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def shown(self) -> tuple[str, ...]: ...
 
     @property
     def monitor(self) -> str: ...

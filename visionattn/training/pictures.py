@@ -1,4 +1,4 @@
-"""Pictures of a run that every task has: TensorBoard, learning curves, grids. What a task adds is in its own module (`training/view.py`)."""
+"""Pictures of a run that every task has: TensorBoard, curves, grids. What a task adds is in its own module, see `training/view.py`."""
 
 from __future__ import annotations
 

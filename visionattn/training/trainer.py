@@ -27,10 +27,9 @@ from visionattn.data.sampling import TrainSampler
 from visionattn.data.sets import Samples
 from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, Interrupted, UserError
 from visionattn.files import atomic_write
-from visionattn.models import Classifier
 from visionattn.tasks import Task
 from visionattn.tasks.base import Batch
-from visionattn.training.build import eval_batch_size, worker_count
+from visionattn.training.build import Model, eval_batch_size, worker_count
 from visionattn.training.checkpoint import keep_best, read_checkpoint, save_checkpoint
 from visionattn.training.console import Console, duration, percent
 from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model, to_device
@@ -38,9 +37,6 @@ from visionattn.training.optim import build_optimizer, build_schedule
 from visionattn.training.pictures import TensorBoard, curves_figure
 from visionattn.training.run import RunFolder
 from visionattn.training.view import view_of
-
-
-Model = Classifier  # a backbone with a head
 
 
 class Trainer:
@@ -192,6 +188,8 @@ class Trainer:
         if not len(batch["index"]):
             return 0.0, 0.0  # nothing of the batch could be read: no update
         mixed = self.task.mix(to_device(batch, accelerator.device))
+        if not len(mixed["image"]):
+            return 0.0, 0.0  # a single image, which cannot be mixed with another
         parts = split_batch(mixed, config.train.accum)
         total = 0.0
         for index, part in enumerate(parts):
