@@ -22,11 +22,18 @@ from visionattn.training.run import csv_text
 
 
 class CheckedData(NamedTuple):
-    """Splits without unreadable images, what the check found, and the rows of manifest.csv."""
+    """Splits without unreadable images, and what the check found."""
 
     data: Data
     report: CheckReport
-    rows: list[ManifestRow]
+
+    def manifest(self) -> list[ManifestRow]:
+        """Rows of manifest.csv; their hash tells whether a run goes on with the data it began with."""
+        return manifest(self.data, self.report.hashes)
+
+    def class_weight_labels(self) -> np.ndarray:
+        """What balanced class weights are counted from: the labels of the training images."""
+        return self.data.train.labels
 
 
 def read_data(config: AnyConfig) -> Data:
@@ -63,7 +70,7 @@ def checked_data(config: AnyConfig, console: Console, *, strict: bool = False, k
             console.warn(f"{note.code} {note.text}")
     if strict and warnings:
         raise UserError(warnings[0].code, warnings[0].text, why="--strict makes warnings of the data check stop")
-    return CheckedData(data, report, manifest(data, report.hashes))
+    return CheckedData(data, report)
 
 
 def training_sets(config: AnyConfig, model: Model, data: Data) -> tuple[Samples, Samples]:
@@ -86,9 +93,9 @@ def file_set(config: AnyConfig, model: Model, paths: list[Path]) -> Samples:
     return ImageDataset(files, names, build_eval_transform(model, config))
 
 
-def write_data(folder: Path, config: AnyConfig, model: Model, checked: CheckedData) -> None:
+def write_data(folder: Path, config: AnyConfig, model: Model, checked: CheckedData, rows: list[ManifestRow]) -> None:
     """The run's `data/`: classes, manifest, findings, and pictures of both splits as the network sees them."""
-    data, report, rows = checked
+    data, report = checked
     atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in data.classes))
     atomic_write(folder / "manifest.csv", csv_text(["path", "label", "split", "bytes", "hash16"], [list(row) for row in rows]))
     atomic_write(folder / "check.json", json.dumps(report.as_dict(), indent=1))

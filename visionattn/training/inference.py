@@ -137,11 +137,11 @@ def each_prediction(
     model.to(accelerator.device)
     workers = worker_count(config) if len(paths) > 64 else 0  # starting processes costs more than a few images
     loader = eval_loader(file_set(config, model, paths), batch_size, workers)
-    with console.progress("predict", len(loader)) as bar, torch.inference_mode():
+    with console.progress("predict", len(loader)) as bar:
         for step, batch in enumerate(loader):
             unreadable += [(str(paths[index]), reason) for index, reason in batch["unreadable"]]
             if len(batch["index"]):
-                with accelerator.autocast():
+                with accelerator.autocast(), torch.inference_mode():
                     predictions = task.predict(model, batch["image"].to(accelerator.device))
                 for index, (height, width), prediction in zip(batch["index"].tolist(), batch["size"].tolist(), predictions, strict=True):
                     yield paths[index], (height, width), prediction

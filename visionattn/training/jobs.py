@@ -113,9 +113,9 @@ def train(
         console = Console(quiet=True)
     with accelerator.main_process_first():
         checked = checked_data(config, console, strict=strict, keep=not dry_run)
-    data = checked.data
+    data, rows = checked.data, checked.manifest()
     if resumed is not None:
-        _same_data(resumed, manifest_hash(checked.rows))
+        _same_data(resumed, manifest_hash(rows))
     require_batches(len(data.train), config.train.batch_size * config.train.accum, accelerator.num_processes)
 
     set_seed(config.seed)
@@ -126,7 +126,7 @@ def train(
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = build_model(config, data.classes)
     weights = _initial_weights(model, config, console) if resumed is None else ""
-    task = build_task(config, data.classes, data.train.labels)
+    task = build_task(config, data.classes, checked.class_weight_labels())
     train_set, val_set = training_sets(config, model, data)
     set_seed(mix(config.seed, 1 + accelerator.process_index))  # dropout differs between processes
 
@@ -143,8 +143,8 @@ def train(
             facts = {} if resumed is not None else {**environment(), "device": str(accelerator.device)}
             run.write_state("running", reason=None, pid=os.getpid(), stopped=None, **facts)
             if resumed is None:
-                write_data(run.path / "data", config, model, checked)
-                run.write_state("running", data=manifest_hash(checked.rows))
+                write_data(run.path / "data", config, model, checked, rows)
+                run.write_state("running", data=manifest_hash(rows))
                 atomic_write(run.path / "env.txt", diagnosis_text(diagnose(self_check=False)) + "\n")
             run.write_config(config)
         trainer = Trainer(config, model, task, train_set, val_set, run, accelerator, console)

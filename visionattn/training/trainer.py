@@ -34,9 +34,9 @@ from visionattn.training.checkpoint import keep_best, read_checkpoint, save_chec
 from visionattn.training.console import Console, duration, percent
 from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model, to_device
 from visionattn.training.optim import build_optimizer, build_schedule
-from visionattn.training.pictures import TensorBoard, curves_figure
+from visionattn.training.pictures import TensorBoard
 from visionattn.training.run import RunFolder
-from visionattn.training.view import view_of
+from visionattn.training.view import show_batch, show_evaluation
 
 
 class Trainer:
@@ -151,8 +151,8 @@ class Trainer:
         with self.console.progress(label, last - epoch * self.steps_per_epoch, first) as bar:
             for batch in self.train_loader:
                 self._count_unreadable(batch["unreadable"])
-                if self.step == 0:
-                    self._show_batch(batch)
+                if self.tensorboard is not None and self.step == 0:
+                    show_batch(self.tensorboard, self.task, batch, self.bare_model.pretrained_cfg, config.log.images)
                 loss, grad_norm = self.train_step(batch)
                 self.step += 1
                 losses.append(loss)
@@ -302,36 +302,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             if better:
                 keep_best(self.run.checkpoints)
-            if evaluation is not None:
-                self._show_evaluation(evaluation, pictures=better or epoch == self.epochs)
+            if self.tensorboard is not None and evaluation is not None:
+                self.tensorboard.scalars("val", evaluation.metrics, self.step)
+                if better or epoch == self.epochs:
+                    show_evaluation(self.tensorboard, self.task, evaluation, self.val_set, self.run.read_metrics(), self.config.log.images)
         return evaluation
 
     def _end(self, epoch: int) -> int:
         """The step at which an epoch, counted from 1, is over."""
         return min(epoch * self.steps_per_epoch, self.total_steps)
-
-    def _show_batch(self, batch: Batch) -> None:
-        """The first training batch in TensorBoard."""
-        if self.tensorboard is None:
-            return
-        cfg, count = self.bare_model.pretrained_cfg, self.config.log.images
-        figure = view_of(self.task.name).batch_figure(batch, self.task.classes, cfg, count)
-        if figure is not None:
-            self.tensorboard.figure("train/augmented_batch", figure, 0)
-
-    def _show_evaluation(self, evaluation: Evaluation, *, pictures: bool) -> None:
-        """Validation metrics in TensorBoard; on a new best also predictions, the task's figures and curves."""
-        if self.tensorboard is None:
-            return
-        self.tensorboard.scalars("val", evaluation.metrics, self.step)
-        if not pictures:
-            return
-        view, classes, count = view_of(self.task.name), self.task.classes, self.config.log.images
-        if count:
-            self.tensorboard.figure("val/predictions", view.predictions_figure(evaluation, self.val_set, classes, count), self.step)
-        for panel in view.panels(evaluation, classes):
-            self.tensorboard.figure(f"val/{panel.title.lower().replace(' ', '_')}", panel.figure, self.step)
-        self.tensorboard.figure("learning_curves", curves_figure(self.run.read_metrics(), view.CURVES), self.step)
 
     def _log_step(self, epoch: int, loss: float, lr: float, grad_norm: float, speed: float) -> None:
         if not self.accelerator.is_main_process:

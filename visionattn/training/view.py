@@ -6,9 +6,12 @@ from typing import Any, Protocol
 
 from matplotlib.figure import Figure
 
+from visionattn.data.sets import Samples
+from visionattn.tasks import Task
+from visionattn.tasks.base import Batch
 from visionattn.training import classification
 from visionattn.training.evaluation import Evaluation
-from visionattn.training.pictures import Panel, Shown
+from visionattn.training.pictures import Panel, Shown, TensorBoard, curves_figure
 
 
 class View(Protocol):
@@ -47,3 +50,22 @@ _VIEWS: dict[str, View] = {"classify": classification}
 def view_of(task: str) -> View:
     """The module of a task, by the name that configs have for it."""
     return _VIEWS[task]
+
+
+def show_batch(board: TensorBoard, task: Task, batch: Batch, cfg: dict[str, Any], count: int) -> None:
+    """The first training batch in TensorBoard."""
+    figure = view_of(task.name).batch_figure(batch, task.classes, cfg, count)
+    if figure is not None:
+        board.figure("train/augmented_batch", figure, 0)
+
+
+def show_evaluation(
+    board: TensorBoard, task: Task, evaluation: Evaluation, dataset: Samples, history: list[dict[str, Any]], count: int
+) -> None:
+    """Predictions, the task's figures and the curves in TensorBoard, at the last step of `history`."""
+    view, step = view_of(task.name), history[-1]["step"]
+    if count:
+        board.figure("val/predictions", view.predictions_figure(evaluation, dataset, task.classes, count), step)
+    for panel in view.panels(evaluation, task.classes):
+        board.figure(f"val/{panel.title.lower().replace(' ', '_')}", panel.figure, step)
+    board.figure("learning_curves", curves_figure(history, view.CURVES), step)
