@@ -14,13 +14,22 @@ from PIL import Image
 
 from visionattn.data.sets import Samples
 from visionattn.files import atomic_folder, atomic_write
-from visionattn.training.console import Console, percent
+from visionattn.training.console import Console
 from visionattn.training.evaluation import Evaluation
 from visionattn.training.pictures import curves_figure, picture_grid
 from visionattn.training.run import RunFolder, csv_text
 from visionattn.training.view import view_of
 
 WORST = 16
+# Floats that are no fractions: not shown as percent.
+PLAIN = ("loss", "hd95")
+
+
+def shown(name: str, value: Any, decimals: int) -> str:
+    """A value of a table or a summary for people: fractions as percent, `n/a` where there is none."""
+    if isinstance(value, float):
+        return f"{value if name in PLAIN else 100 * value:.{decimals}f}"
+    return "n/a" if value is None else str(value)
 
 
 def evaluation_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -40,10 +49,10 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """The table per class and the summary."""
     per_class = evaluation.scores.per_class
     if len(per_class) <= 60:
-        rows = [[f"{100 * value:.1f}" if isinstance(value, float) else value for value in row.values()] for row in per_class]
+        rows = [[shown(name, value, 1) if isinstance(value, float) else value for name, value in row.items()] for row in per_class]
         console.table(list(per_class[0]), rows)
-    shown = "  ".join(f"{name} {percent(value)}" for name, value in evaluation.metrics.items() if name != "loss")
-    console.say(evaluation.split, f"{evaluation.count} images  {shown}  loss {evaluation.metrics['loss']:.3f}")
+    metrics = "  ".join(f"{name} {shown(name, value, 2)}" for name, value in evaluation.metrics.items() if name != "loss")
+    console.say(evaluation.split, f"{evaluation.count} images  {metrics}  loss {evaluation.metrics['loss']:.3f}")
     for name, (low, high) in evaluation.scores.intervals.items():
         console.say("", f"95 % interval of {name}: {100 * low:.1f}-{100 * high:.1f}")
     if evaluation.unreadable:
@@ -103,21 +112,19 @@ def _per_image(rows: list[dict[str, Any]], ids: list[str]) -> str:
 
 
 def _table(evaluation: Evaluation) -> str:
-    def cell(value: Any) -> str:
-        return "n/a" if value is None else f"{100 * value:.1f}" if isinstance(value, float) else str(value)
-
     per_class = evaluation.scores.per_class
     columns = list(per_class[0])
     head = "".join(f"<th>{name}</th>" for name in columns)
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td>{html.escape(str(row[name]))}</td>" if name == "class" else f'<td class="n">{cell(row[name])}</td>' for name in columns
+            f"<td>{html.escape(str(row[name]))}</td>" if name == "class" else f'<td class="n">{shown(name, row[name], 1)}</td>'
+            for name in columns
         )
         + "</tr>"
         for row in per_class
     )
-    summary = ", ".join(f"{name} {cell(value)}" if name != "loss" else f"loss {value:.3f}" for name, value in evaluation.metrics.items())
+    summary = ", ".join(f"{name} {shown(name, value, 3 if name == 'loss' else 1)}" for name, value in evaluation.metrics.items())
     return f"<p>{summary}</p><table><tr>{head}</tr>{body}</table>"
 
 
