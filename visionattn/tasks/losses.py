@@ -191,8 +191,8 @@ def _lovasz_class(probability: torch.Tensor, foreground: torch.Tensor) -> torch.
     truth = foreground[order]
     if not truth.any():
         return errors[0]  # any pixel too many takes the loss from 0 to 1
-    intersection = truth.sum() - truth.cumsum(0)
-    union = truth.sum() + (~truth).cumsum(0)
+    intersection = (truth.sum() - truth.cumsum(0)).to(errors)
+    union = (truth.sum() + (~truth).cumsum(0)).to(errors)
     return errors @ ((intersection / (union - 1).clamp_min(1)).where(~truth, 1) / union)
 
 
