@@ -102,12 +102,14 @@ def train(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings of the data check stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a classifier and evaluate it."""
+    """Train a model and evaluate it; the task is read from the layout of --data, or from the config (task)."""
     settings = list(overrides or [])
     flags = {"data.root": data, "model.name": model, "train.epochs": epochs, "data.val_fraction": val_fraction}
     settings += [_setting(key, value) for key, value in flags.items() if value is not None]
     from visionattn.config import load_config
 
+    if data is not None and config is None and resume is None:
+        settings = _with_task(data, settings)
     if config is None and resume is None and not settings:
         fix = "visionattn train --config quickstart\nvisionattn train --data FOLDER"
         raise UserError("VA-C005", "nothing to train on: give --data or --config", fix=fix)
@@ -154,8 +156,8 @@ def predict(
     formats = [name.strip() for name in save.split(",")]
     if unknown := set(formats) - {"json", "csv"}:
         raise UserError("VA-C002", f"--save: expected json, csv or both, got {', '.join(sorted(unknown))}")
+    from visionattn.training.classification import predictions_dict, save_predictions
     from visionattn.training.inference import predict as run_prediction
-    from visionattn.training.inference import predictions_dict, save_predictions
 
     console = _console(as_json)
     predictions, unreadable = run_prediction(run, source, topk=topk, console=console)
@@ -448,7 +450,7 @@ def config_list(as_json: Json = False) -> None:
 
 @config_app.command("show", epilog="Example: visionattn config show quickstart train.epochs=3")
 def config_show(
-    name: Annotated[str | None, typer.Argument(help="Path or shipped name; default: all defaults.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Path or shipped name; default: all defaults (of a task: task=segment).")] = None,
     overrides: Overrides = None,
 ) -> None:
     """A config with all its values, each with its meaning."""
@@ -460,11 +462,16 @@ def config_show(
 
 
 @config_app.command("schema")
-def config_schema(as_json: Json = True) -> None:
-    """JSON schema of a config, for editors."""
-    from visionattn.config import Config
+def config_schema(
+    task: Annotated[str, typer.Option(help="classify or segment.")] = "classify",
+    as_json: Json = True,
+) -> None:
+    """JSON schema of a task's config, for editors."""
+    from visionattn.config import CONFIGS
 
-    _print_json(Config.model_json_schema())
+    if task not in CONFIGS:
+        raise UserError("VA-C002", f'--task: expected {" or ".join(CONFIGS)}, got "{task}"')
+    _print_json(CONFIGS[task].model_json_schema())
 
 
 @app.command()
@@ -495,7 +502,16 @@ def _console(as_json: bool = False) -> Console:
 def _data_config(root: str, overrides: list[str] | None) -> Any:
     from visionattn.config import load_config
 
-    return load_config(None, [_setting("data.root", root), *(overrides or [])])
+    return load_config(None, _with_task(root, [_setting("data.root", root), *(overrides or [])]))
+
+
+def _with_task(root: str, settings: list[str]) -> list[str]:
+    """The settings with the task that the layout of the data tells, unless they name one."""
+    from visionattn.data.guess import guess_task
+
+    named = any(setting.partition("=")[0].strip() == "task" for setting in settings)
+    task = "classify" if named else guess_task(root)
+    return settings if task == "classify" else [f"task={task}", *settings]
 
 
 def _setting(key: str, value: Any) -> str:

@@ -194,6 +194,25 @@ class Data:
         return [part for part in (self.train, self.val, self.test) if part is not None]
 
 
+class Samples(Protocol):
+    """What a task's loader reads: samples by index, or by `(epoch, index)` in training.
+
+    Attributes:
+        ids: name of each image for people.
+        collate: makes a batch of samples: `image`, `label`, `index`, and `unreadable` for those that have no image.
+    """
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> dict[str, Any]: ...
+
+
 class ClassificationDataset(Dataset[dict[str, Any]]):
     """Samples of an image set: `image` C x H x W, `label`, `index`; or `index` and `unreadable`, the reason.
 
@@ -204,6 +223,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, image_set: ImageSet, transform: Callable[..., torch.Tensor], seed: int | None = None) -> None:
         self.image_set, self.transform, self.seed = image_set, transform, seed
+        self.ids, self.collate = image_set.ids, collate
 
     def __len__(self) -> int:
         return len(self.image_set)
@@ -218,16 +238,35 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         return {"image": tensor, "label": self.image_set.labels[index], "index": index}
 
 
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Images without labels: `image` C x H x W, `size` (height and width before the transform), `index`; or `unreadable`."""
+
+    def __init__(self, images: Images, ids: list[str], transform: Callable[[np.ndarray], torch.Tensor]) -> None:
+        self.images, self.ids, self.transform = images, ids, transform
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image = self.images.read(index)
+        except UnreadableImage as error:
+            return {"index": index, "unreadable": error.reason}
+        return {"image": self.transform(image), "size": image.shape[:2], "index": index}
+
+
 def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the samples: `image` (B, C, H, W), `label` (B,) or (B, classes), `index` (B,).
+    """Stack the samples: `image` (B, C, H, W), `label` (B,), (B, classes) or (B, H, W), `size` (B, 2), `index` (B,).
 
     Unreadable ones are left out, never replaced, and listed as `(index, reason)` in `unreadable`; B may be 0, then
-    `image` has shape (0,).
+    `image` has shape (0,) and there is nothing else.
     """
     samples = [sample for sample in batch if "unreadable" not in sample]
+    given = [key for key in ("label", "size") if samples and key in samples[0]]
     return {
         "image": torch.stack([sample["image"] for sample in samples]) if samples else torch.empty(0),
-        "label": torch.from_numpy(np.asarray([sample["label"] for sample in samples])),
+        **{key: torch.from_numpy(np.asarray([sample[key] for sample in samples])) for key in given},
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         "unreadable": [(sample["index"], sample["unreadable"]) for sample in batch if "unreadable" in sample],
     }

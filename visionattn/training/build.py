@@ -1,22 +1,29 @@
-"""What training, evaluation and prediction build from a config."""
+"""What training, evaluation and prediction build from a config: device, model, task. Images are in `datasets.py`.
+
+What differs between tasks is a branch on the type of the config, here and in `datasets.py`.
+"""
 
 from __future__ import annotations
 
 import os
 from importlib import import_module
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from visionattn.config import Config
-from visionattn.data.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
+from visionattn.config import AnyConfig, Config
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
 from visionattn.models.records import Record, records_of
+from visionattn.tasks import Classification, Task
+
+# What the trainer takes: a backbone with a head.
+Model = Classifier
 
 
-def make_accelerator(config: Config) -> Accelerator:
+def make_accelerator(config: AnyConfig) -> Accelerator:
     """Devices and precision; the CPU is named where there is no other, or processes would not find each other."""
     cpu = config.train.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
     precision = {"auto": "bf16" if fast_bf16(cpu) else "no", "fp32": "no"}.get(config.train.precision, config.train.precision)
@@ -42,20 +49,21 @@ def fast_bf16(cpu: bool) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def build_model(config: Config, classes: list[str]) -> Classifier:
-    """The classifier of a config for these classes, with initial weights."""
+def build_model(config: AnyConfig, classes: list[str]) -> Model:
+    """The model of a config for these classes, with initial weights."""
     settings = config.model
     record = published_weights(config)
+    name = settings.name if record is None else record.name
+    common = {
+        "num_classes": len(classes),
+        "in_chans": settings.in_chans,
+        "img_size": settings.size,
+        "drop_rate": settings.drop_rate,
+        "drop_path_rate": settings.drop_path_rate,
+        **settings.args,
+    }
     try:
-        model = create_model(
-            settings.name if record is None else record.name,
-            num_classes=len(classes),
-            in_chans=settings.in_chans,
-            img_size=settings.size,
-            drop_rate=settings.drop_rate,
-            drop_path_rate=settings.drop_path_rate,
-            **settings.args,
-        )
+        model = create_model(name, **common)
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
@@ -65,7 +73,18 @@ def build_model(config: Config, classes: list[str]) -> Classifier:
     return model
 
 
-def published_weights(config: Config) -> Record | None:
+def build_task(config: AnyConfig, classes: list[str], labels: np.ndarray) -> Task:
+    """Loss and metrics.
+
+    Args:
+        classes: names in the order of the model's outputs.
+        labels: of the training set, for balanced class weights.
+    """
+    assert isinstance(config, Config)
+    return Classification(classes, labels, config.loss, config.augment, multi_label=config.data.multi_label)
+
+
+def published_weights(config: AnyConfig) -> Record | None:
     """The record that model.weights names: by its tag, or `pretrained` for the model's default; None for all else."""
     tags = {record.tag: record for record in records_of(config.model.name)}
     if config.model.weights == "pretrained":
@@ -73,7 +92,7 @@ def published_weights(config: Config) -> Record | None:
     return tags.get(config.model.weights)
 
 
-def import_plugins(config: Config) -> None:
+def import_plugins(config: AnyConfig) -> None:
     """Import the modules under `plugins:`, which register backbones.
 
     Raises:
@@ -87,20 +106,14 @@ def import_plugins(config: Config) -> None:
             raise UserError("VA-C002", f'plugins: "{plugin}" cannot be imported', why=str(error), fix=fix) from error
 
 
-def build_train_transform(model: Classifier, config: Config) -> TrainTransform | RandAugmentTransform:
-    """Augmentation and normalisation for a model."""
-    cfg = model.pretrained_cfg
-    return train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+def eval_batch_size(config: AnyConfig) -> int:
+    """Images per step of evaluation; one where they keep their own sizes."""
+    if not isinstance(config, Config):
+        return 1
+    return config.eval.batch_size or config.train.batch_size
 
 
-def build_eval_transform(model: Classifier, config: Config) -> EvalTransform:
-    """The published evaluation of a model at the config's size."""
-    cfg = model.pretrained_cfg
-    crop = config.eval.crop_pct if config.eval.crop_pct is not None else cfg["crop_pct"]
-    return eval_transform(config.model.size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=crop)
-
-
-def worker_count(config: Config) -> int:
+def worker_count(config: AnyConfig) -> int:
     """Loader processes: data.workers, or as many as there are cores, at most 8."""
     if config.data.workers != "auto":
         return config.data.workers
