@@ -16,7 +16,6 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tests.parity import FIXTURES
 from visionattn.tasks.losses import (
-    IGNORE,
     LOSSES,
     binary_cross_entropy,
     cross_entropy,
@@ -27,6 +26,7 @@ from visionattn.tasks.losses import (
     ohem_cross_entropy,
     tversky,
 )
+from visionattn.tasks.scores import IGNORE
 
 RECORD = json.loads((FIXTURES / "losses.json").read_text())
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -116,10 +116,7 @@ def example(classes: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor
 
 def pixels(logits: torch.Tensor, label: torch.Tensor) -> list[tuple[list[float], int]]:
     """Probabilities of all classes and the label of each pixel that is not ignored."""
-    if logits.shape[1] == 1:
-        probabilities = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
-    else:
-        probabilities = logits.softmax(1)
+    probabilities = logits.softmax(1) if logits.shape[1] > 1 else torch.cat([1 - logits.sigmoid(), logits.sigmoid()], 1)
     found = zip(probabilities.movedim(1, -1).reshape(-1, probabilities.shape[1]).tolist(), label.flatten().tolist(), strict=True)
     return [(row, truth) for row, truth in found if truth != IGNORE]
 
@@ -166,7 +163,9 @@ def test_against_slow_versions(classes: int) -> None:
     all_classes = [1] if classes == 1 else list(range(classes))
     assert cross_entropy(logits, label, class_weights=given).item() == pytest.approx(slow_cross_entropy(logits, label, weights))
     assert focal(logits, label, gamma=1.5).item() == pytest.approx(slow_cross_entropy(logits, label, [1.0] * 4, 1.5))
-    assert focal(logits, label, class_weights=given).item() == pytest.approx(slow_cross_entropy(logits, label, weights, 2, of_weights=False))
+    assert focal(logits, label, class_weights=given).item() == pytest.approx(
+        slow_cross_entropy(logits, label, weights, 2, of_weights=False)
+    )
     assert tversky(logits, label, smooth=0.1).item() == pytest.approx(slow_tversky(logits, label, 0.3, 0.7, 0.1, all_classes))
     assert dice(logits, label, smooth=0.2).item() == pytest.approx(slow_tversky(logits, label, 0.5, 0.5, 0.1, all_classes))
     bare = dice(logits, label, include_background=False, smooth=0.2).item()

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from tests.parity import FIXTURES
 from visionattn.errors import UserError
 from visionattn.heads.base import Aux, HeadOutput
-from visionattn.tasks.losses import IGNORE, cross_entropy, dice
+from visionattn.tasks.losses import cross_entropy, dice
+from visionattn.tasks.scores import IGNORE
 from visionattn.tasks.segmentation import Segmentation, balanced_weights, nearest_label, output_weights
 
 CLASSES = ["background", "cell", "wall"]
@@ -201,13 +202,13 @@ def test_meter_scores_at_the_size_of_the_label() -> None:
     assert [row["iou"] for row in scores.per_class] == pytest.approx(ious)
     assert {"class", "iou", "acc", "dice", "pixel_share"} <= set(scores.per_class[0])
     assert sum(row["pixel_share"] for row in scores.per_class) == pytest.approx(1)
-    assert [row["index"] for row in scores.per_image] == [0, 1] and set(task.shown) <= set(scores.metrics)
+    assert [row["index"] for row in scores.per_image] == [0, 1] and {task.monitor, *task.shown} <= set(scores.metrics)
     assert scores.per_image[1]["aacc"] == pytest.approx(float((guess[1] == label[1])[keep[1]].float().mean()))
 
 
 def test_states_of_several_processes_come_together() -> None:
     logits, label = noise(3, 3, 6, 6), labels(3, 6, 6)
-    task = Segmentation(CLASSES, per_case=True, monitor="dice")
+    task = Segmentation(CLASSES, per_case=True)
     want = scored(task, logits, label).result()
     parts = [scored(task, logits[2:], label[2:], 2), scored(task, logits[:2], label[:2])]
     whole = task.meter()
@@ -222,7 +223,7 @@ def test_cases() -> None:
     label[:, 2:5, 2:5] = 1
     logits = torch.full((2, 1, 8, 8), -1.0)
     logits[0, 0, 2:5, 2:5] = 1.0
-    task = Segmentation(CLASSES[:2], per_case=True, spacing=(0.5, 0.5), monitor="dice")
+    task = Segmentation(CLASSES[:2], per_case=True, spacing=(0.5, 0.5))
     scores = scored(task, logits, label).result()
     assert scores.metrics["dice"] == 0.5 and scores.metrics["n_missed"] == 1 and scores.metrics["mdice"] is not None
     background, cell = scores.per_class
@@ -230,7 +231,7 @@ def test_cases() -> None:
     assert cell["dice"] == pytest.approx(2 * 9 / (9 + 18))  # of all pixels together
     assert [row["dice"] for row in scores.per_image] == [1.0, 0.0]
     assert [row["hd95"] for row in scores.per_image] == [0.0, pytest.approx(4 * 2**0.5)]  # the diagonal, not infinity
-    assert task.shown == ("dice", "iou", "miou") and set(task.shown) <= set(scores.metrics)
+    assert task.monitor == "dice" and set(task.shown) <= set(scores.metrics)
 
 
 def test_batch_is_not_mixed() -> None:

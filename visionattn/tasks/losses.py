@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-IGNORE = 255  # the label of pixels that belong to no class
+from visionattn.tasks.scores import IGNORE
 
 Average = Literal["valid", "all"]  # over labelled pixels, or as if ignored pixels were there with a loss of zero
 
@@ -58,7 +58,7 @@ def binary_cross_entropy(logits: torch.Tensor, label: torch.Tensor, *, pos_weigh
 
 
 def focal(logits: torch.Tensor, label: torch.Tensor, *, gamma: float = 2.0, class_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Cross-entropy times (1 - probability of the label) ** gamma, averaged over pixels (Lin et al., arXiv 1708.02002, without its sigmoid)."""
+    """Cross-entropy times (1 - probability of the label) ** gamma, averaged over pixels (Lin et al., arXiv 1708.02002, with softmax)."""
     pixels = _pixel_losses(logits, label)
     # The floor keeps the gradient of the power finite where the probability is 1.
     pixels = (-torch.expm1(-pixels)).clamp_min(1e-8) ** gamma * pixels

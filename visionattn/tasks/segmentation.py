@@ -53,11 +53,13 @@ class Segmentation:
         spacing: pixel size in mm (rows, columns) for distances; None measures in pixels.
         hausdorff: variant of the Hausdorff distance.
         tolerance: of the surface Dice, in mm or pixels.
-        monitor: the metric that chooses the best checkpoint, unless the config names one; higher is better.
+        monitor: the metric that chooses the best checkpoint, higher is better; None is "dice" of cases, or "miou".
 
     Raises:
         UserError: VA-C002, arguments that do not fit together.
     """
+
+    name = "segment"
 
     def __init__(
         self,
@@ -79,13 +81,14 @@ class Segmentation:
         spacing: tuple[float, float] | None = None,
         hausdorff: HausdorffVariant = "max_directed",
         tolerance: float = 1.0,
-        monitor: str = "miou",
+        monitor: str | None = None,
     ) -> None:
         if not 2 <= len(classes) <= 255:
             raise UserError("VA-C002", f"segmentation takes 2 to 255 classes, got {len(classes)}", fix="name the background as a class too")
-        if monitor == "dice" and not per_case:
-            raise UserError("VA-C002", '"dice" is a score of cases, which are not scored', fix="score cases, or choose mdice")
-        self.classes, self.deep_supervision, self.monitor = list(classes), deep_supervision, monitor
+        if monitor in ("dice", "iou", "nsd") and not per_case:
+            raise UserError("VA-C002", f'"{monitor}" is a score of cases, which are not scored', fix="score cases, or choose mdice or miou")
+        self.classes, self.deep_supervision = list(classes), deep_supervision
+        self.monitor = monitor or ("dice" if per_case else "miou")
         self.losses = {name: (weight, _bound(name, arguments, self.classes, pixel_counts)) for name, weight, arguments in losses}
         if len(self.losses) < len(losses):
             raise UserError("VA-C002", f"a loss is given twice: {', '.join(name for name, _, _ in losses)}")
