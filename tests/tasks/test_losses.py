@@ -277,8 +277,8 @@ def test_ignored_pixels_are_not_seen(name: str, classes: int) -> None:
 @pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients(name: str, classes: int) -> None:
-    logits, label = example(classes)
-    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, label), logits.requires_grad_())
+    logits, label = (values[..., :3, :4] for values in example(classes))
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, label), logits.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("name", LOSSES)

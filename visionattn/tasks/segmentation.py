@@ -114,13 +114,13 @@ class Segmentation:
         output = output if isinstance(output, HeadOutput) else HeadOutput(output)
         label: torch.Tensor = batch["label"]
         weight, *aux_weights = output_weights([aux.weight for aux in output.aux], self.deep_supervision)
-        parts = self._losses(resize_to(output.logits, label.shape[1:]), label)
+        parts = self._losses(resize_to(output.logits.float(), label.shape[1:]), label)
         total = weight * self._weighted(parts)
         if output.aux:
             parts["aux"] = torch.zeros_like(total)
         for aux, aux_weight in zip(output.aux, aux_weights, strict=True):
             if self.deep_supervision == "upsample_logits":
-                logits, target = resize_to(aux.logits, label.shape[1:]), label
+                logits, target = resize_to(aux.logits.float(), label.shape[1:]), label
             else:
                 logits, target = aux.logits, nearest_label(label, aux.logits.shape[2:])
             parts["aux"] = parts["aux"] + aux_weight * self._weighted(self._losses(logits, target))
