@@ -2,5 +2,6 @@
 
 from visionattn.tasks.base import Meter, Scores, Task
 from visionattn.tasks.classification import Classification
+from visionattn.tasks.segmentation import Segmentation
 
-__all__ = ["Classification", "Meter", "Scores", "Task"]
+__all__ = ["Classification", "Meter", "Scores", "Segmentation", "Task"]
