@@ -93,6 +93,33 @@ class DataConfig(Section):
     cache: Literal["none", "ram"] = _setting("none", "ram keeps decoded images in memory (per worker).")
 
 
+class MaskDataConfig(DataConfig):
+    root: str = _setting("", "Folder of images and masks, or a CSV file of pairs.")
+    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid"] = _setting(  # type: ignore[assignment]
+        "auto", "Layout of data.root; auto reads it from what lies there."
+    )
+    images: str = _setting("", "Folder of images, {split} standing for the split; empty: as the layout has it, for example images/{split}.")
+    masks: str = _setting("", "Folder of masks, for example masks/{split}; empty: as the layout has it.")
+    mask_suffix: str = _setting("", "End of a mask's name after the image's, for example _mask.png; empty: the same name, any image type.")
+    classes: Literal["auto"] | int | list[str] | str = _setting(  # type: ignore[assignment]
+        "auto",
+        "Class names in order of the mask values: auto (classes.txt, or the layout's own), a list, how many, "
+        "a text file, or one of ade20k, cityscapes, voc, camvid.",
+    )
+    ignore_index: int | Literal["auto", "none"] = _setting(
+        "auto", "Mask value that is left out of loss and metrics; auto: classes called void or unlabelled, or none."
+    )
+    map: dict[int, int] = _setting({}, "Mask values to read as others, for example {128: 1}; 255 ignores.")
+    palette: Literal["auto"] | list[tuple[int, int, int]] | str = _setting(
+        "auto",
+        "Colours of RGB masks and pictures, in order of the values: auto (from the classes), a list, or a file of `index name R G B`.",
+    )
+    mask_resize: Literal["error", "nearest"] = _setting(
+        "error", "Masks of another size than their image: stop, or take the nearest pixels."
+    )
+    reduce_zero_label: bool = _setting(False, "Mask value 0 is no class and ignored; classes begin at 1.")
+
+
 class CropConfig(Section):
     scale: tuple[float, float] = _setting((0.08, 1.0), "Range of the crop's area, as a share of the image.")
     ratio: tuple[float, float] = _setting((0.75, 1.3333), "Range of the crop's width / height.")
@@ -111,6 +138,22 @@ class AugmentConfig(Section):
     random_erasing: float = _setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
     mixup: float = _setting(0.0, "Mixup alpha; 0 is off.", ge=0)
     cutmix: float = _setting(0.0, "CutMix alpha; 0 is off.", ge=0)
+
+
+class MaskAugmentConfig(Section):
+    resize: Literal["none", "fixed"] | int | tuple[int, int] = _setting(
+        "none",
+        "Size before all else, in training and evaluation: none (as it is), fixed (img_size, not keeping the ratio), "
+        "a number for the short side, or [long, short] to fit into.",
+    )
+    scale: tuple[float, float] = _setting((0.5, 2.0), "Range of random scaling in training, before a random crop of img_size.")
+    cat_max_ratio: float = _setting(0.75, "Largest share of one class in a crop, if ten draws find such a crop; 1: any crop.", gt=0, le=1)
+    hflip: float = _setting(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vflip: float = _setting(0.0, "Probability of an up-down flip.", ge=0, le=1)
+    rotate90: float = _setting(0.0, "Probability of a rotation by a multiple of 90 degrees (square img_size).", ge=0, le=1)
+    rotate: float = _setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
+    elastic: float = _setting(0.0, "Probability of a mild elastic deformation.", ge=0, le=1)
+    photometric: bool = _setting(True, "Random brightness, contrast, saturation and hue; grey images: brightness and contrast.")
 
 
 class LossConfig(Section):
