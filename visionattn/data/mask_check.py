@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from visionattn.config import MaskDataConfig
 from visionattn.data.check import (
@@ -37,9 +38,12 @@ from visionattn.data.sets import Note, content_hash
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 
+Transform = MaskTrainTransform | MaskEvalTransform
+
 _TINY = 0.005  # share of the labelled pixels below which a class is called small
 _VALUES_KEPT = 1024  # per mask; one with more values is no mask
 _SHOWN = 8
+_TILE = 384  # largest side of a picture in the preview
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ def preview_masks(
     part: MaskSet,
     classes: Sequence[str],
     palette: Sequence[Colour],
-    transform: MaskTrainTransform | MaskEvalTransform,
+    transform: Transform,
     count: int,
     path: Path,
 ) -> None:
@@ -189,10 +193,15 @@ def preview_masks(
 
 
 def _same_size(tiles: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
-    """White added at the bottom and on the right."""
-    height, width = (max(tile.shape[axis] for tile, _ in tiles) for axis in (0, 1))
-    same = []
+    """Large ones made smaller, then white added at the bottom and on the right."""
+    small = []
     for tile, name in tiles:
+        picture = Image.fromarray(tile)
+        picture.thumbnail((_TILE, _TILE))
+        small.append((np.asarray(picture), name))
+    height, width = (max(tile.shape[axis] for tile, _ in small) for axis in (0, 1))
+    same = []
+    for tile, name in small:
         canvas = np.full((height, width, 3), 255, np.uint8)
         canvas[: tile.shape[0], : tile.shape[1]] = tile
         same.append((canvas, name))
@@ -231,15 +240,16 @@ def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Mas
             code, reason = error.code, error.reason
         except UserError as error:  # VA-D020: depends on a setting, so it is not kept
             return MaskFinding(*names, digest, None, error.code, error.what), None, None
-        record = {"hash16": digest, "facts": None if facts is None else asdict(facts), "code": code, "reason": reason}
-    stored = record["facts"]
-    known = None
-    if stored is not None:  # JSON made the keys text and the pairs lists
-        sizes = {name: (int(stored[name][0]), int(stored[name][1])) for name in ("size", "image_size")}
-        known = MaskFacts(**{**stored, **sizes, "counts": {int(value): count for value, count in stored["counts"].items()}})
-        record = {**record, "facts": {**stored, "counts": {str(value): count for value, count in stored["counts"].items()}}}
-        record["facts"].update({name: list(size) for name, size in sizes.items()})
-    return MaskFinding(*names, record["hash16"], known, record["code"], record["reason"]), key, record
+        plain = None if facts is None else json.loads(json.dumps(asdict(facts)))  # as it comes back from the cache
+        record = {"hash16": digest, "facts": plain, "code": code, "reason": reason}
+    return MaskFinding(*names, record["hash16"], _restored(record["facts"]), record["code"], record["reason"]), key, record
+
+
+def _restored(plain: dict[str, Any] | None) -> MaskFacts | None:
+    if plain is None:
+        return None
+    sizes = {name: (plain[name][0], plain[name][1]) for name in ("size", "image_size")}
+    return MaskFacts(**{**plain, **sizes, "counts": {int(value): count for value, count in plain["counts"].items()}})
 
 
 def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
@@ -302,13 +312,8 @@ def _size_notes(masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
     turned = sum(facts.size == facts.image_size[::-1] for _, facts in wrong)
     if turned:
         text += f"\n{turned:,} match before the rotation that EXIF asks of the image -> save image or mask upright"
-    return [
-        Note(
-            "error",
-            "VA-D013",
-            f"{text}\n-> data.mask_resize=nearest resizes them while reading; others: {_examples([m.mask_id for m, _ in wrong])}",
-        )
-    ]
+    text += f"\n-> data.mask_resize=nearest resizes them while reading: {_examples([mask.mask_id for mask, _ in wrong])}"
+    return [Note("error", "VA-D013", text)]
 
 
 def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
@@ -319,8 +324,9 @@ def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> li
         seen: Counter[int] = Counter()
         for _, facts in coloured:
             seen.update(facts.counts)
-        listed = ",".join(str(list(_unpack(value))).replace(" ", "") for value, _ in seen.most_common(_SHOWN))
-        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette says what the colours mean: {_examples([m.mask_id for m, _ in coloured])}"
+        listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common(_SHOWN)))
+        examples = _examples([mask.mask_id for mask, _ in coloured])
+        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette says what the colours mean: {examples}"
         fix = f"-> data.palette=[{listed}], put in the order of the classes, or a classes.txt of `index name R G B`"
         notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
     elif coloured:
@@ -399,15 +405,15 @@ def _class_notes(data: MaskData, labelled: dict[str, np.ndarray]) -> list[Note]:
         absent = [name for name, count in zip(data.classes, totals[:-1], strict=True) if not count]
         if absent and totals[:-1].any():
             what = "it cannot be learned" if split == "train" else 'its IoU will be "n/a"'
-            notes.append(
-                Note("warning", "VA-D004", f"{split} has no pixels of {_count(len(absent), 'class')}: {_examples(absent)}: {what}")
-            )
+            text = f"{split} has no pixels of {_count(len(absent), 'class')} ({_examples(absent)}): {what}"
+            notes.append(Note("warning", "VA-D004", text))
     shares = train / max(1, int(train.sum()))
     small = [(name, share) for name, share in zip(data.classes, shares, strict=True) if 0 < share < _TINY]
     if small:
         listed = ", ".join(f"{name} {100 * share:.2g} %" for name, share in sorted(small, key=lambda item: item[1])[:_SHOWN])
         more = f", ... {len(small) - _SHOWN} more" if len(small) > _SHOWN else ""
-        text = f"{_count(len(small), 'class')} below {100 * _TINY:g} % of the pixels in train: {listed}{more}  -> a Dice loss, or class weights"
+        text = f"{_count(len(small), 'class')} below {100 * _TINY:g} % of the pixels in train: {listed}{more}"
+        text += "  -> a Dice loss, or class weights"
         notes.append(Note("warning", "VA-D019", text))
     everything = sum(totals.sum() for totals in labelled.values())
     ignored = sum(int(totals[-1]) for totals in labelled.values())

@@ -153,9 +153,8 @@ def _convert(path: str, changes: Mapping[int, int], colours: Mapping[int, int], 
         old = [colours[packed] for packed in old]
     new = [changes.get(value, value) for value in old]
     if any(not 0 <= value <= 65535 for value in new):
-        raise UserError(
-            "VA-D012", "values outside 0..65535 cannot be written", where=path, why="nothing was written", fix="name them in --map"
-        )
+        what = "values outside 0..65535 cannot be written"
+        raise UserError("VA-D012", what, where=path, why="nothing was written", fix="name them in --map")
     for before, after, count in zip(old, new, counts.tolist(), strict=True):
         values[after] += count
         if before != after:
