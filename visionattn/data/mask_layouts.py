@@ -110,7 +110,7 @@ def find_mask_layout(settings: MaskDataConfig) -> MaskLayout:
     known = [replace(layout, root=root, names=names) for layout in _KNOWN if settings.format in ("auto", layout.format)]
     for layout in known:
         if layout.format == "ade20k" and settings.train == "train":
-            layout = replace(layout, names={**names, "train": ("training",), "val": ("validation",)})
+            layout = replace(layout, names={"train": ("training",), "val": ("validation",), "test": ()})
         if _has(layout):
             return _fitted(layout, settings)
     if settings.format == "auto" and any((root / f"{name}.csv").is_file() for name in names["train"]):
