@@ -153,10 +153,12 @@ class MaskPixels:
     """A mask as it is stored, upright.
 
     `values` are (H, W) integers: palette indices, grey values, or, with `colour`, red * 65536 + green * 256 + blue.
+    `indexed`: the file has a palette; `lossy`: it is a JPEG; `rotated`: its EXIF tag asked for a rotation.
     """
 
     values: np.ndarray
     colour: bool
+    indexed: bool
     lossy: bool
     rotated: bool
 
@@ -185,7 +187,7 @@ def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
         if values.dtype.kind == "f" and (values != np.floor(values)).any():
             raise UnreadableImage(_name(source), "a mask of fractions: expected whole numbers")
         values = values.astype(np.uint8) // spread if values.dtype in (np.bool_, np.uint8) else values.astype(np.int32)
-    return MaskPixels(_upright(values, orientation), colour, lossy, orientation != 1)
+    return MaskPixels(_upright(values, orientation), colour, image.mode == "P", lossy, orientation != 1)
 
 
 def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:

@@ -53,6 +53,7 @@ class MaskFacts:
     size: tuple[int, int]
     image_size: tuple[int, int]
     colour: bool
+    indexed: bool
     lossy: bool
     rotated: bool
     distinct: int
@@ -135,7 +136,7 @@ def stop_at_errors(report: CheckReport, *, strict: bool = False) -> None:
     Raises:
         UserError: with the code of the first error.
     """
-    errors = [note for note in report.notes if note.level == "error" and note.code != "VA-D020"]
+    errors = [note for note in report.notes if note.level == "error"]
     warnings = [note for note in report.notes if note.level == "warning"]
     if strict:
         errors = errors or warnings
@@ -264,6 +265,7 @@ def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
         size=(pixels.values.shape[0], pixels.values.shape[1]),
         image_size=image_size,
         colour=pixels.colour,
+        indexed=pixels.indexed,
         lossy=pixels.lossy,
         rotated=pixels.rotated,
         distinct=len(values),
@@ -331,6 +333,9 @@ def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> li
         notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
     elif coloured:
         notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: read by the palette"))
+    indexed = sum(facts.indexed for _, facts in known)
+    if indexed:
+        notes.append(Note("info", "VA-D014", f"{_count(indexed, 'mask')} with a palette of their own: its indices are the classes"))
     lossy = [(mask, facts) for mask, facts in known if facts.lossy]
     if lossy:
         worst = max(facts.distinct for _, facts in lossy)

@@ -86,8 +86,11 @@ class Pairs:
     notes: list[Note]
 
 
-def find_mask_layout(settings: MaskDataConfig) -> MaskLayout:
+def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
     """The layout of data.root, from the settings or from what lies there.
+
+    Args:
+        depth: how many folders deep it may lie inside: archives often unpack into a folder of their own.
 
     Raises:
         UserError: VA-D001, root missing; VA-D002, none of the accepted layouts; VA-C002, half of the patterns.
@@ -115,10 +118,10 @@ def find_mask_layout(settings: MaskDataConfig) -> MaskLayout:
             return _fitted(layout, settings)
     if settings.format == "auto" and any((root / f"{name}.csv").is_file() for name in names["train"]):
         return MaskLayout("csv", root, "", "", names=names)
-    inside = []  # archives often unpack into a folder of their own
-    for folder in class_folders(root, settings):
+    inside = []
+    for folder in class_folders(root, settings) if depth else ():
         try:
-            inside.append(find_mask_layout(settings.model_copy(update={"root": str(folder)})))
+            inside.append(find_mask_layout(settings.model_copy(update={"root": str(folder)}), depth - 1))
         except UserError:
             continue
     if len(inside) == 1:
