@@ -179,6 +179,7 @@ def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
     if image.mode == "LA":
         image = image.getchannel("L")
     colour = image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16")
+    values: np.ndarray
     if colour:
         pixels = np.asarray(image.convert("RGB")).astype(np.int32)
         values = pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
@@ -186,7 +187,9 @@ def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
         values = np.asarray(image) if samples is None else samples
         if values.dtype.kind == "f" and (values != np.floor(values)).any():
             raise UnreadableImage(_name(source), "a mask of fractions: expected whole numbers")
-        values = values.astype(np.uint8) // spread if values.dtype in (np.bool_, np.uint8) else values.astype(np.int32)
+        small = values.dtype in (np.bool_, np.uint8)
+        values = values.astype(np.uint8 if small else np.int32)
+        values = values // spread if small else values
     return MaskPixels(_upright(values, orientation), colour, image.mode == "P", lossy, orientation != 1)
 
 
