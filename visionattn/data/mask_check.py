@@ -171,7 +171,7 @@ def preview_masks(
     path: Path,
 ) -> None:
     """A PNG of images as the network sees them under the colours of their classes, the largest class named."""
-    tiles = []
+    tiles: list[tuple[np.ndarray, str]] = []
     for index in range(len(part)):
         if len(tiles) == count:
             break

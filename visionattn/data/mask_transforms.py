@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from visionattn.data.segmentation import resize_labels
 from visionattn.data.transforms import Normalize
 from visionattn.errors import UserError
 
-Resize = str | int | tuple[int, int]
+Resize = Literal["none", "fixed"] | int | tuple[int, int]
 
 
 class MaskTrainTransform:
