@@ -60,10 +60,12 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info, compare.")
 weights_app = typer.Typer(no_args_is_help=True, help="Checkpoint files: list, download, import, verify.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
+masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: convert.")
 config_app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of every key: list, show, schema.")
 app.add_typer(models_app, name="models")
 app.add_typer(weights_app, name="weights")
 app.add_typer(data_app, name="data")
+data_app.add_typer(masks_app, name="masks")
 app.add_typer(config_app, name="config")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, text for people on standard error.")]
@@ -432,6 +434,35 @@ def data_preview(
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     preview_data(_data_config(root, overrides), Path(out), count)
     typer.echo(out)
+
+
+@masks_app.command("convert", epilog="Example: visionattn data masks convert mydata --map 128:1")
+def masks_convert(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Data set, or a folder of masks.")],
+    map: Annotated[list[str] | None, typer.Option(metavar="OLD:NEW", help="Value to change, also a range: 128-255:1.")] = None,
+    palette: Annotated[
+        str | None, typer.Option(help="Colours of RGB masks: a file of `index name R G B`, or ade20k, cityscapes, voc, camvid.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="New folder; default: DIR-masks.", show_default=False)] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the masks themselves.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write masks anew with other values, as PNGs of class numbers; the old ones stay."""
+    from dataclasses import asdict
+
+    from visionattn.data.mask_convert import convert_masks, parse_map
+
+    if not map and palette is None:
+        raise UserError("VA-C002", "nothing to convert: give --map or --palette", fix="Example: --map 128:1")
+    done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=Path(out) if out else None, in_place=in_place)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    console = _console()
+    console.say("written", f"{done.files:,} masks in {done.out}")
+    for change, count in done.changed.items():
+        console.say("", f"{change}: {count:,} pixels")
+    console.say("values", ", ".join(f"{value}: {count:,}" for value, count in list(done.values.items())[:20]))
 
 
 @config_app.command("list")
