@@ -21,4 +21,4 @@ HEADS: dict[str, type[Head]] = {
     "ccnet": CCNet,
 }
 
-__all__ = ["HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "resize_to"]
+__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "resize_to"]

@@ -7,7 +7,7 @@ state dicts of published files fit; their initial values are mmcv's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -54,6 +54,11 @@ class Head(nn.Module):
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Rename keys of published files that are not ours; both are given without `decode_head.`."""
         return state
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        """Arguments of the class that the tensors of a head, under our keys, tell; None if they are another head's."""
+        return None
 
 
 class ConvModule(nn.Module):

@@ -7,6 +7,7 @@ and row, agreeing to rounding). The authors' file has the residual factor as `ga
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,3 +103,7 @@ class CCNet(Head):
             f"{key}.scale" if key.rpartition(".")[2] == "gamma" else key: value.reshape(()) if key.endswith("gamma") else value
             for key, value in state.items()
         }
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        return {"width": state["conv_seg.weight"].shape[1]} if "cca.gamma.scale" in state else None

@@ -8,6 +8,7 @@ of the image as (6, 12, 18) do at stride 16.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,6 +75,17 @@ class DeepLabV3Plus(Head):
             low = self.c1_bottleneck(maps[0])
             x = torch.cat([resize_to(x, low.shape[2:]), low], 1)
         return HeadOutput(self.conv_seg(self.dropout(self.sep_bottleneck(x))))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        if "image_pool.1.conv.weight" not in state:
+            return None
+        low = state.get("c1_bottleneck.conv.weight")
+        return {
+            "width": state["conv_seg.weight"].shape[1],
+            "low_width": low.shape[0] if low is not None else 0,
+            "separable": any(key.startswith("aspp_modules.") and ".depthwise_conv." in key for key in state),
+        }
 
 
 def usual_rates(stride: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,3 +56,11 @@ class FCN(Head):
         if self.conv_cat is not None:
             y = self.conv_cat(torch.cat([x, y], 1))
         return HeadOutput(self.conv_seg(self.dropout(y)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        if "convs.0.conv.weight" not in state or any(key.startswith(("cca.", "fusion_conv.")) for key in state):
+            return None
+        count = sum(key.startswith("convs.") and key.endswith(".conv.weight") for key in state)
+        concat = "conv_cat.conv.weight" in state
+        return {"width": state["conv_seg.weight"].shape[1], "num_convs": count, "concat_input": concat}

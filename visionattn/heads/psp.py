@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,6 +45,12 @@ class PSP(Head):
     def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
         x = self.bottleneck(with_averages(maps[-1], self.psp_modules))
         return HeadOutput(self.conv_seg(self.dropout(x)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        if "psp_modules.0.1.conv.weight" not in state or "fpn_bottleneck.conv.weight" in state:
+            return None
+        return {"width": state["conv_seg.weight"].shape[1]}
 
 
 def pyramid_pooling(channels: int, width: int, pool_sizes: Sequence[int]) -> nn.ModuleList:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,6 +78,13 @@ class SemanticFPN(Head):
         for level in levels[1:]:
             total = total + resize_to(level, total.shape[2:])  # one position too many where a side is odd
         return HeadOutput(self.conv_seg(self.dropout(total)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        lateral = state.get("neck.lateral_convs.0.conv.weight")
+        if lateral is None or "scale_heads.0.0.conv.weight" not in state:
+            return None
+        return {"neck_width": lateral.shape[0], "width": state["conv_seg.weight"].shape[1]}
 
 
 class Double(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,3 +55,7 @@ class UPerNet(Head):
         size = levels[0].shape[2:]
         x = self.fpn_bottleneck(torch.cat([resize_to(x, size) for x in [*smooth, levels[-1]]], 1))
         return HeadOutput(self.conv_seg(self.dropout(x)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        return {"width": state["conv_seg.weight"].shape[1]} if "fpn_bottleneck.conv.weight" in state else None
