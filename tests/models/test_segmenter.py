@@ -123,17 +123,19 @@ def test_layers_of_the_optimizer_and_meta_device() -> None:
 def authors_names(name: str, dense_norms: bool) -> dict[str, str]:
     """Our keys of a backbone -> the authors', from a record of their keys; dense models add a norm per map."""
     cls = get_variant(name).cls
-    family = get_variant(name).family
-    given = {key: torch.empty(shape, device="meta") for key, shape in Record(family, recorded(family, name)).keys}
+    given = {key: torch.empty(shape, device="meta") for key, shape in longest_record(name).keys}
     if dense_norms:
         given |= {f"norm{i}.{kind}": torch.empty(1, device="meta") for i in range(4) for kind in ("weight", "bias")}
     theirs = {id(value): key for key, value in given.items()}
     return {key.removeprefix("backbone."): theirs[id(value)] for key, value in cls.from_upstream(given).items()}
 
 
-def recorded(family: str, name: str) -> str:
-    """A record of the family with as many stages; the deepest, so that it has the keys of all blocks."""
-    return max(record_names(family), key=lambda record: len(Record(family, record).keys))
+def longest_record(name: str) -> Record:
+    """The record with the most keys of a backbone's class, so that it has those of all blocks."""
+    variant = get_variant(name)
+    family = "dinat" if variant.family == "nat" else variant.family
+    records = [Record(family, record) for record in record_names(family)]
+    return max((record for record in records if get_variant(record.facts["model"]).cls is variant.cls), key=lambda record: len(record.keys))
 
 
 def mmseg_state(model: Segmenter, names: dict[str, str]) -> OrderedDict[str, torch.Tensor]:
@@ -248,7 +250,7 @@ def test_the_error_names_the_other_head() -> None:
 @pytest.mark.usefixtures("small_variants")
 def test_files_that_are_no_segmentation_models(tmp_path: Path) -> None:
     torch.save(va.create_model("tiny_VAN", num_classes=2).state_dict(), tmp_path / "classifier.pth")
-    with pytest.raises(UserError, match="VA-W003.*not recognised as a segmentation model(.|\n)*without a segmentation head"):
+    with pytest.raises(UserError, match=r"VA-W003.*not recognised as a segmentation model(.|\n)*without a segmentation head"):
         segmenter_from_file(tmp_path / "classifier.pth")
     torch.save({"decode_head.pixel_decoder.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="VA-W003"):
