@@ -24,6 +24,21 @@ from visionattn.models.weights import load_checkpoint, read_file, tensors_of
 # Published segmentation models of all families were trained with these, VAN's too, whose classifiers were not.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
+# Dilations of the published UPerNet models with DiNAT, per block: no tensor tells them, and they are not the classifiers'.
+_MANY = (1, 2, 1, 3, 1, 4)
+_LARGE = (1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5)
+PUBLISHED_DILATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "upernet_dinat_mini.pth": ((1, 16, 1), (1, 4, 1, 8), _MANY, (1, 2, 1, 2, 1)),
+    "upernet_dinat_tiny.pth": ((1, 16, 1), (1, 4, 1, 8), 3 * _MANY, (1, 2, 1, 2, 1)),
+    "upernet_dinat_small.pth": ((1, 16, 1), (1, 4, 1, 8), 3 * _MANY, (1, 2, 1, 2, 1)),
+    "upernet_dinat_base.pth": ((1, 16, 1), (1, 4, 1, 8), 3 * _MANY, (1, 2, 1, 2, 1)),
+    "upernet_dinat_large.pth": ((1, 20, 1), (1, 5, 1, 10), _LARGE, (1, 2, 1, 2, 1)),
+    "upernet_dinat_s_tiny.pth": ((1, 16), (1, 8), _MANY, (1, 2)),
+    "upernet_dinat_s_small.pth": ((1, 16), (1, 8), 3 * _MANY, (1, 2)),
+    "upernet_dinat_s_base.pth": ((1, 16), (1, 8), 3 * _MANY, (1, 2)),
+    "upernet_dinat_s_large.pth": ((1, 20), (1, 10), _LARGE, (1, 2)),
+}
+
 Colour = tuple[int, int, int]
 
 
@@ -167,7 +182,7 @@ def segmenter_from_file(
     What it is, is read from its tensors; files of mmsegmentation's layout and of ours are known.
 
     Args:
-        path: .pth or .safetensors.
+        path: .pth or .safetensors. Published files with DiNAT keep their name, which tells their dilations.
         backbone: needed only where several backbones have the same tensors and the file's name does not say which.
         backbone_args: arguments of the backbone's class that no tensor tells (dilations).
         **head_args: arguments of the head's class that no tensor tells (rates of dilation).
@@ -182,13 +197,16 @@ def segmenter_from_file(
     if found is None or found.decoder is None or found.fit < 1:
         raise _not_a_segmenter(path, found)
     decoder = found.decoder
+    args = {**found.args, **(backbone_args or {})}
+    if path.name in PUBLISHED_DILATIONS:
+        args.setdefault("dilations", PUBLISHED_DILATIONS[path.name])
     model = create_segmenter(
         _only(path, found, backbone),
         decoder.head,
         found.num_classes,
         in_chans=found.in_chans,
         aux=decoder.aux,
-        backbone_args={**found.args, **(backbone_args or {})},
+        backbone_args=args,
         **{**decoder.args, **head_args},
     )
     load_checkpoint(model, given, allow=())
