@@ -20,7 +20,7 @@ RECORDS: dict[str, Any] = json.loads((FOLDER / "semantic.json").read_text())
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}  # of the largest value, as stated with the records
 # Our head, and mmsegmentation's arguments that it has under other names.
 OURS = {
-    "uper": ("upernet", {}),
+    "upernet": ("upernet", {}),
     "fcn_aux": ("fcn", {"level": 2}),
     "fcn_concat": ("fcn", {}),
     "segformer": ("segformer", {}),
