@@ -7,7 +7,7 @@ state dicts of published files fit; their initial values are mmcv's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,9 +37,11 @@ class Head(nn.Module):
 
     Attributes:
         uses_image: whether the image comes before the maps (then `channels` and `strides` begin with those of the image).
+        auxiliary: whether published recipes train it with an auxiliary head.
     """
 
     uses_image: bool = False
+    auxiliary: bool = False
 
     def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
         raise NotImplementedError
@@ -47,6 +49,16 @@ class Head(nn.Module):
     def init_weights(self) -> None:
         """Draw all parameters anew; also completes a head that was built on the meta device."""
         init_convolutions(self)
+
+    @staticmethod
+    def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename keys of published files that are not ours; both are given without `decode_head.`."""
+        return state
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        """Arguments of the class that the tensors of a head, under our keys, tell; None if they are another head's."""
+        return None
 
 
 class ConvModule(nn.Module):
@@ -70,7 +82,7 @@ def resize_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Normal values, scaled by the fan out for a ReLU; 0.01 for the classifier `conv_seg`; zero biases; norms that do nothing."""
+    """Convolutions: normal, scaled by the fan out for a ReLU, 0.01 for the classifier `conv_seg`, zero biases; the rest: torch's own."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Conv2d):
             if name.rpartition(".")[2] == "conv_seg":
@@ -79,5 +91,5 @@ def init_convolutions(module: nn.Module) -> None:
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm)):
+        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear)):
             part.reset_parameters()
