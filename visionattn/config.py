@@ -26,6 +26,9 @@ from visionattn.errors import UserError, did_you_mean
 
 SHIPPED = files("visionattn") / "configs"
 
+# The label of pixels that neither loss nor metrics see; every ignored value of a mask becomes this one on reading.
+IGNORE = 255
+
 
 class Section(BaseModel):
     """A frozen mapping that refuses keys it does not know."""

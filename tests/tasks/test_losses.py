@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from tests.parity import FIXTURES
+from visionattn.config import IGNORE
 from visionattn.tasks.losses import (
     LOSSES,
     binary_cross_entropy,
@@ -26,7 +27,6 @@ from visionattn.tasks.losses import (
     ohem_cross_entropy,
     tversky,
 )
-from visionattn.tasks.scores import IGNORE
 
 RECORD = json.loads((FIXTURES / "losses.json").read_text())
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

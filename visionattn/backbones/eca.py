@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from visionattn.backbones.cnn import Gate, GatedCNN, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone

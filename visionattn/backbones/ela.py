@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from visionattn.backbones.base import rename_keys
 from visionattn.backbones.cnn import Gate, GatedCNN, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.layers import ELA, ELA_GATES, GateName
+
 
 def _gate(gate: GateName) -> Gate:
     if gate not in ELA_GATES:

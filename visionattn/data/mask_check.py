@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visionattn.config import MaskDataConfig
+from visionattn.config import IGNORE, MaskDataConfig
 from visionattn.data.check import (
     CACHE_VERSION,
     CheckReport,
@@ -31,7 +31,7 @@ from visionattn.data.check import (
 )
 from visionattn.data.images import UnreadableImage, read_mask, upright_size
 from visionattn.data.mask_transforms import MaskEvalTransform, MaskTrainTransform
-from visionattn.data.palettes import IGNORE, Colour, overlay
+from visionattn.data.palettes import Colour, overlay
 from visionattn.data.sampling import mix
 from visionattn.data.segmentation import LabelRule, MaskData, MaskSet, resize_labels
 from visionattn.data.sets import Note, content_hash

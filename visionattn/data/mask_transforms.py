@@ -16,8 +16,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from visionattn.config import MaskAugmentConfig
-from visionattn.data.palettes import IGNORE
+from visionattn.config import IGNORE, MaskAugmentConfig
 from visionattn.data.segmentation import resize_labels
 from visionattn.data.transforms import Normalize
 from visionattn.errors import UserError

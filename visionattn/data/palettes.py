@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from visionattn.config import IGNORE
 from visionattn.errors import UserError
 
 Colour = tuple[int, int, int]
-
-# The label of pixels that neither loss nor metrics see; every ignored value of the data becomes this one on reading.
-IGNORE = 255
 
 _SHIPPED = files("visionattn") / "data" / "classes"
 _IGNORED_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored"})

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from visionattn.config import MaskDataConfig
+from visionattn.config import IGNORE, MaskDataConfig
 from visionattn.data.classification import hold_out
 from visionattn.data.images import MaskPixels, UnreadableImage, read_mask
 from visionattn.data.layouts import SPLITS, check_settings, data_name, groups_from_paths, no_validation_split
 from visionattn.data.mask_layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
-from visionattn.data.palettes import IGNORE, ClassEntry, Colour, default_palette, read_classes
+from visionattn.data.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.sampling import mix
 from visionattn.data.sets import FileImages, ManifestRow, Note, content_hash
 from visionattn.errors import UserError

@@ -74,6 +74,20 @@ class ConvModule(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
+class Scale(nn.Module):
+    """A learned factor, 0 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.scale)
+
+
 def resize_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """`x` [B, C, h, w] at another height and width: bilinear, corners not aligned."""
     if tuple(x.shape[2:]) == tuple(size):
@@ -91,5 +105,5 @@ def init_convolutions(module: nn.Module) -> None:
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.Linear)):
+        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Conv1d, Scale)):
             part.reset_parameters()

@@ -12,18 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionattn.heads.base import ConvModule, Head, HeadOutput
-
-
-class Scale(nn.Module):
-    """A learned factor, 0 at first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.scale
+from visionattn.heads.base import ConvModule, Head, HeadOutput, Scale
 
 
 class CrissCrossAttention(nn.Module):

@@ -7,26 +7,13 @@ Upstream: open-mmlab/mmsegmentation 1.2.2 (Apache-2.0), `mmseg/models/decode_hea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput
-
-
-class Scale(nn.Module):
-    """A learned factor that begins at zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.scale
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.scale)
+from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, Scale
 
 
 class PositionAttention(nn.Module):
@@ -64,7 +51,7 @@ class ChannelAttention(nn.Module):
         return self.gamma((weights @ flat).view_as(x)) + x  # type: ignore[no-any-return]
 
 
-class DANetHead(Head):
+class DANet(Head):
     """Logits of the sum of both attentions over the last map; in training also those of each alone.
 
     Args:
@@ -96,6 +83,7 @@ class DANetHead(Head):
         self.cam_conv_seg = nn.Conv2d(width, num_classes, 1)
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(width, num_classes, 1)
+        self.init_weights()
 
     def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
         positions = self.pam_out_conv(self.pam(self.pam_in_conv(maps[-1])))
@@ -105,3 +93,9 @@ class DANetHead(Head):
             return HeadOutput(logits)
         pam, cam = self.pam_conv_seg(self.dropout(positions)), self.cam_conv_seg(self.dropout(channels))
         return HeadOutput(logits, (Aux("pam", pam, 1.0), Aux("cam", cam, 1.0)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        if "pam_conv_seg.weight" not in state:
+            return None
+        return {"width": state["conv_seg.weight"].shape[1], "reduced": state["pam.query_project.weight"].shape[0]}

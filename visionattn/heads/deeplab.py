@@ -28,6 +28,27 @@ class Separable(nn.Module):
         return self.pointwise_conv(self.depthwise_conv(x))  # type: ignore[no-any-return]
 
 
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: the map at several rates of dilation and its average, in one.
+
+    Args:
+        in_channels: of the map.
+        width: channels of each branch and of the result.
+        rates: dilation of each branch; rate 1 is a 1x1 convolution.
+        separable: depthwise separable convolutions at the other rates.
+    """
+
+    def __init__(self, in_channels: int, width: int, rates: Sequence[int], *, separable: bool) -> None:
+        super().__init__()
+        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(in_channels, width))
+        self.aspp_modules = nn.ModuleList(_branch(in_channels, width, rate, separable) for rate in rates)
+        self.bottleneck = ConvModule((1 + len(rates)) * width, width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        average = resize_to(self.image_pool(x), x.shape[2:])
+        return self.bottleneck(torch.cat([average, *(branch(x) for branch in self.aspp_modules)], 1))  # type: ignore[no-any-return]
+
+
 class DeepLabV3Plus(Head):
     """Atrous spatial pyramid pooling on the last map, refined with the first.
 
@@ -57,11 +78,8 @@ class DeepLabV3Plus(Head):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        given = channels[-1]
         rates = usual_rates(strides[-1]) if dilations is None else tuple(dilations)
-        self.image_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), ConvModule(given, width))
-        self.aspp_modules = nn.ModuleList(_branch(given, width, rate, separable) for rate in rates)
-        self.bottleneck = ConvModule((1 + len(rates)) * width, width, 3)
+        self.aspp = ASPP(channels[-1], width, rates, separable=separable)
         self.c1_bottleneck = ConvModule(channels[0], low_width) if low_width else None
         self.sep_bottleneck = nn.Sequential(Separable(width + low_width, width), Separable(width, width)) if low_width else nn.Identity()
         self.dropout = nn.Dropout2d(dropout)
@@ -69,22 +87,27 @@ class DeepLabV3Plus(Head):
         self.init_weights()
 
     def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
-        x = maps[-1]
-        x = self.bottleneck(torch.cat([resize_to(self.image_pool(x), x.shape[2:]), *(branch(x) for branch in self.aspp_modules)], 1))
+        x = self.aspp(maps[-1])
         if self.c1_bottleneck is not None:
             low = self.c1_bottleneck(maps[0])
             x = torch.cat([resize_to(x, low.shape[2:]), low], 1)
         return HeadOutput(self.conv_seg(self.dropout(self.sep_bottleneck(x))))
 
     @staticmethod
+    def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """There the parts of the pyramid stand in the head itself."""
+        pyramid = ("image_pool.", "aspp_modules.", "bottleneck.")
+        return {f"aspp.{key}" if key.startswith(pyramid) else key: value for key, value in state.items()}
+
+    @staticmethod
     def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-        if "image_pool.1.conv.weight" not in state:
+        if "aspp.image_pool.1.conv.weight" not in state:
             return None
         low = state.get("c1_bottleneck.conv.weight")
         return {
             "width": state["conv_seg.weight"].shape[1],
             "low_width": low.shape[0] if low is not None else 0,
-            "separable": any(key.startswith("aspp_modules.") and ".depthwise_conv." in key for key in state),
+            "separable": any(key.startswith("aspp.aspp_modules.") and ".depthwise_conv." in key for key in state),
         }
 
 

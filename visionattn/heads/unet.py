@@ -29,7 +29,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
-from visionattn.heads.danet import ChannelAttention, PositionAttention, Scale
+from visionattn.heads.danet import ChannelAttention, PositionAttention
+from visionattn.heads.deeplab import ASPP, usual_rates
 from visionattn.layers import ECA, ELA
 
 SkipAttention = Literal["none", "gate", "eca", "ela", "dual", "cross_contextual"]
@@ -37,7 +38,7 @@ Bottleneck = Literal["none", "aspp", "dual"]
 _COARSE = 8  # least stride of position attention
 
 
-class UNetHead(Head):
+class UNet(Head):
     """Logits at the size of the image.
 
     Args:
@@ -73,7 +74,7 @@ class UNetHead(Head):
         self.stem = nn.ModuleList([ConvModule(channels[0], stem_channels[0], 3), ConvModule(stem_channels[0], stem_channels[1], 3)])
         skips, own = [*stem_channels, *channels[1:-1]], len(stem_channels)
         widths = [min(skip, max_channels) for skip in skips]
-        self.bottleneck = _bottleneck(bottleneck, channels[-1], min(channels[-1], max_channels))
+        self.bottleneck = _bottleneck(bottleneck, channels[-1], min(channels[-1], max_channels), strides[-1])
         below = [*widths[1:], min(channels[-1], max_channels)]
         self.levels = nn.ModuleList(
             Level(low, skip, width, skip_attention if index >= own else "none", stride)
@@ -82,6 +83,7 @@ class UNetHead(Head):
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(widths[0], num_classes, 1)
         self.aux = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in (widths[1:] if deep_supervision else ()))
+        self.init_weights()
 
     def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
         fine = self.stem[0](maps[0])
@@ -95,12 +97,6 @@ class UNetHead(Head):
             return HeadOutput(logits)
         coarser = zip(self.aux, reversed(outputs[:-1]), strict=False)  # without aux none
         return HeadOutput(logits, tuple(Aux(f"level{index}", conv(part), 0.5**index) for index, (conv, part) in enumerate(coarser, 1)))
-
-    def init_weights(self) -> None:
-        super().init_weights()
-        for module in self.modules():
-            if isinstance(module, (nn.Conv1d, nn.Linear, nn.GroupNorm, Scale)):
-                module.reset_parameters()
 
 
 class Level(nn.Module):
@@ -166,9 +162,7 @@ class CrossContextual(nn.Module):
         a, b = self.exchange(ours.mean(1, keepdim=True), ours, theirs.mean(1, keepdim=True), theirs)
         return skip + a.transpose(1, 2).unsqueeze(-1), x + self.project_back(b).transpose(1, 2).unsqueeze(-1)
 
-    def exchange(
-        self, a: torch.Tensor, ours: torch.Tensor, b: torch.Tensor, theirs: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def exchange(self, a: torch.Tensor, ours: torch.Tensor, b: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """New summaries `[B, 1, C]` from the old ones and the positions `[B, N, C]` of both sides."""
         for first, second in self.layers:  # type: ignore[misc]
             a = a + first(a, theirs)
@@ -221,13 +215,11 @@ def _skip_attention(name: SkipAttention, skip: int, width: int, stride: int) -> 
     raise ValueError(f"skip_attention: expected none, gate, eca, ela, dual or cross_contextual, got {name!r}")
 
 
-def _bottleneck(name: Bottleneck, channels: int, width: int) -> nn.Module:
+def _bottleneck(name: Bottleneck, channels: int, width: int, stride: int) -> nn.Module:
     if name == "none":
         return ConvModule(channels, width, 3)
     if name == "aspp":
-        from visionattn.heads.deeplab import ASPP
-
-        return ASPP(channels, width)
+        return ASPP(channels, width, usual_rates(stride), separable=False)
     if name == "dual":
         return nn.Sequential(ConvModule(channels, width, 3), _dual(width))
     raise ValueError(f"bottleneck: expected none, aspp or dual, got {name!r}")

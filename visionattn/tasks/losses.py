@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
-from visionattn.tasks.scores import IGNORE
+from visionattn.config import IGNORE
 
 Average = Literal["valid", "all"]  # over labelled pixels, or as if ignored pixels were there with a loss of zero
 

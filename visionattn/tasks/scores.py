@@ -18,9 +18,9 @@ import numpy as np
 from scipy.ndimage import binary_erosion, maximum_filter1d, minimum_filter1d  # type: ignore[import-untyped]
 from scipy.spatial import KDTree  # type: ignore[import-untyped]
 
+from visionattn.config import IGNORE
 from visionattn.tasks.base import Metrics
 
-IGNORE = 255
 HausdorffVariant = Literal["max_directed", "pooled"]
 
 
