@@ -14,12 +14,12 @@ from torch.utils.data import Dataset
 
 from visionattn.config import IGNORE, MaskDataConfig
 from visionattn.data.classification import hold_out
-from visionattn.data.images import MaskPixels, UnreadableImage, read_mask
+from visionattn.data.images import MaskPixels, UnreadableImage, read_mask, upright_size
 from visionattn.data.layouts import SPLITS, check_settings, data_name, groups_from_paths, no_validation_split
 from visionattn.data.mask_layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
 from visionattn.data.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.sampling import mix
-from visionattn.data.sets import FileImages, ManifestRow, Note, content_hash
+from visionattn.data.sets import FileImages, ManifestRow, Note, collate, content_hash
 from visionattn.errors import UserError
 
 _STRAY = 254  # a value that is no class, before it is refused
@@ -141,6 +141,7 @@ class MaskDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, mask_set: MaskSet, transform: Callable[..., Any], seed: int | None = None) -> None:
         self.mask_set, self.transform, self.seed = mask_set, transform, seed
+        self.ids, self.collate = mask_set.ids, collate
 
     def __len__(self) -> int:
         return len(self.mask_set)
@@ -233,6 +234,18 @@ def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow
             both = content_hash(f"{digest(name, path)} {digest(mask_id, mask_path)}".encode())
             rows.append(ManifestRow(name, mask_id, part.name, Path(path).stat().st_size, both))
     return rows
+
+
+def count_pixels(masks: MaskSet, num_classes: int) -> np.ndarray:
+    """Pixels of each class, `[classes]`; masks that cannot be read are left out."""
+    counts = np.zeros(num_classes, np.int64)
+    for index in range(len(masks)):
+        try:
+            size = upright_size(Path(masks.images.path(index)), max_pixels=masks.images.settings.max_pixels)
+            counts += np.bincount(masks.label(index, size).ravel(), minlength=256)[:num_classes]
+        except UnreadableImage:
+            continue
+    return counts
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

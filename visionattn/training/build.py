@@ -13,14 +13,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from visionattn.config import AnyConfig, Config
+from visionattn.config import AnyConfig, Config, SegmentConfig
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
 from visionattn.models.records import Record, records_of
+from visionattn.models.segmenter import Segmenter, create_segmenter
 from visionattn.tasks import Classification, Task
+from visionattn.tasks.segmentation import Segmentation
 
 # What the trainer takes: a backbone with a head.
-Model = Classifier
+Model = Classifier | Segmenter
 
 
 def make_accelerator(config: AnyConfig) -> Accelerator:
@@ -54,22 +56,42 @@ def build_model(config: AnyConfig, classes: list[str]) -> Model:
     settings = config.model
     record = published_weights(config)
     name = settings.name if record is None else record.name
-    common = {
-        "num_classes": len(classes),
-        "in_chans": settings.in_chans,
-        "img_size": settings.size,
-        "drop_rate": settings.drop_rate,
-        "drop_path_rate": settings.drop_path_rate,
-        **settings.args,
-    }
+    what = f"{settings.name} cannot be built with model.args {settings.args}"
     try:
-        model = create_model(name, **common)
+        if isinstance(config, SegmentConfig):
+            what += f" and model.head.args {config.model.head.args}"
+            return _segmenter(config, name, len(classes))
+        model = create_model(
+            name,
+            num_classes=len(classes),
+            in_chans=settings.in_chans,
+            img_size=settings.size,
+            drop_rate=config.model.drop_rate,
+            drop_path_rate=settings.drop_path_rate,
+            **settings.args,
+        )
     except UserError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
-        what = f"{settings.name} cannot be built with model.args {settings.args}"
         raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
     assert isinstance(model, Classifier)
+    return model
+
+
+def _segmenter(config: SegmentConfig, name: str, num_classes: int) -> Segmenter:
+    settings, aux = config.model, config.model.head.aux
+    model = create_segmenter(
+        name,
+        settings.head.name,
+        num_classes,
+        in_chans=settings.in_chans,
+        img_size=settings.size,
+        drop_path_rate=settings.drop_path_rate,
+        aux=None if aux.enabled == "auto" else aux.enabled,
+        backbone_args=settings.args,
+        **settings.head.args,
+    )
+    model.aux_weight = aux.weight
     return model
 
 
@@ -78,10 +100,47 @@ def build_task(config: AnyConfig, classes: list[str], labels: np.ndarray) -> Tas
 
     Args:
         classes: names in the order of the model's outputs.
-        labels: of the training set, for balanced class weights.
+        labels: what balanced class weights are counted from: the labels of images, or the pixels of each class of masks.
+
+    Raises:
+        UserError: VA-C002, a loss or a value of it that does not exist.
     """
-    assert isinstance(config, Config)
+    if isinstance(config, SegmentConfig):
+        return _segmentation(config, classes, labels)
     return Classification(classes, labels, config.loss, config.augment, multi_label=config.data.multi_label)
+
+
+def _segmentation(config: SegmentConfig, classes: list[str], pixel_counts: np.ndarray) -> Segmentation:
+    settings = config.eval
+    tile = config.model.size if settings.tile is None else _pair(settings.tile)
+    task = Segmentation(
+        classes,
+        losses=[(term.name, term.weight, term.args) for term in config.loss],
+        pixel_counts=pixel_counts,
+        deep_supervision=config.model.head.aux.rule,
+        window=tile if settings.mode == "slide" else None,
+        stride=None if settings.stride is None else _pair(settings.stride),
+        overlap=settings.overlap,
+        blend=settings.blend,
+        flips={"none": (), "horizontal": (-1,), "both": (-1, -2)}[settings.flips],
+        scales=settings.scales,
+        average=settings.average,
+        per_case=settings.per_case,
+        spacing=settings.spacing,
+        hausdorff=settings.hausdorff,
+        tolerance=settings.tolerance,
+        monitor=None if settings.best == "auto" else settings.best,
+    )
+    try:  # a wrong value is said before the data are read
+        task.loss(torch.zeros(1, len(classes), 2, 2), {"label": torch.zeros(1, 2, 2, dtype=torch.int64)})
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{term.name} {term.args}" for term in config.loss)
+        raise UserError("VA-C002", f"loss: not computable with {given}", why=str(error)) from error
+    return task
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def published_weights(config: AnyConfig) -> Record | None:

@@ -18,7 +18,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.config import AnyConfig, load_config
 from visionattn.data.check import CheckReport
 from visionattn.data.sampling import mix, require_batches
-from visionattn.data.sets import Data, Samples, manifest_hash
+from visionattn.data.sets import Samples, manifest_hash
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
 from visionattn.models import load_checkpoint
@@ -37,7 +37,7 @@ from visionattn.training.build import (
 )
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
 from visionattn.training.console import Console, duration, percent
-from visionattn.training.datasets import checked_data, preview_training, read_data, training_sets, write_data
+from visionattn.training.datasets import AnyData, checked_data, preview_training, read_data, training_sets, write_data
 from visionattn.training.doctor import diagnose, diagnosis_text
 from visionattn.training.evaluation import eval_loader, evaluate_model
 from visionattn.training.report import evaluation_dict, save_evaluation, write_report
@@ -265,7 +265,7 @@ def _resume_point(run: RunFolder, accelerator: Accelerator) -> Path | None:
     return Path(found[0]) if found[0] else None
 
 
-def _create_run(config: AnyConfig, data: Data, accelerator: Accelerator) -> RunFolder:
+def _create_run(config: AnyConfig, data: AnyData, accelerator: Accelerator) -> RunFolder:
     name = config.output.name or f"{data.name}-{config.model.name}"
     path = [str(RunFolder.create(Path(config.output.dir).expanduser() / name).path) if accelerator.is_main_process else ""]
     broadcast_object_list(path)
@@ -275,7 +275,7 @@ def _create_run(config: AnyConfig, data: Data, accelerator: Accelerator) -> RunF
 def _say_start(
     console: Console,
     config: AnyConfig,
-    data: Data,
+    data: AnyData,
     model: Model,
     weights: str,
     run: RunFolder,
@@ -323,7 +323,7 @@ def _dry_run(
         )
 
 
-def _finish(trainer: Trainer, run: RunFolder, data: Data, val_set: Samples, console: Console) -> TrainResult:
+def _finish(trainer: Trainer, run: RunFolder, data: AnyData, val_set: Samples, console: Console) -> TrainResult:
     """Evaluate the best checkpoint once more and write what people read."""
     config = trainer.config
     best = trainer.best or {"metric": trainer.monitor, "value": None, "epoch": trainer.epochs}

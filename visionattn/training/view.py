@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from visionattn.data.sets import Samples
 from visionattn.tasks import Task
 from visionattn.tasks.base import Batch
-from visionattn.training import classification
+from visionattn.training import classification, segmentation
 from visionattn.training.evaluation import Evaluation
 from visionattn.training.pictures import Panel, Shown, TensorBoard, curves_figure
 
@@ -44,7 +44,7 @@ class View(Protocol):
         """Rows of per_image.csv: `index`, then what is told of each image."""
 
 
-_VIEWS: dict[str, View] = {"classify": classification}
+_VIEWS: dict[str, View] = {"classify": classification, "segment": segmentation}
 
 
 def view_of(task: str) -> View:
