@@ -845,6 +845,13 @@ def test_config_schema(flag: tuple[str, ...]) -> None:
     assert schema["additionalProperties"] is False and {"model", "data", "train", "output"} <= set(schema["properties"])
 
 
+def test_config_schema_of_segmentation(tmp_path: Path) -> None:
+    schema = json.loads(done("config", "schema", "--task", "segment").stdout)
+    assert schema["properties"]["task"]["const"] == "segment" and "SegmentEvalConfig" in schema["$defs"]
+    assert 'expected classify or segment, got "detect"' in refused(tmp_path, "VA-C002", 2, "config", "schema", "--task", "detect")
+    assert "head:" in done("config", "show", "task=segment").stdout
+
+
 def test_models_list() -> None:
     facts = json.loads(done("models", "list", "swin_t*", "--json").stdout)
     names = [fact["name"] for fact in facts]

@@ -12,7 +12,18 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from visionattn.config import Config, changed_values, config_from_dict, describe, find_config, load_config, shipped_names, to_yaml
+from visionattn.config import (
+    CONFIGS,
+    Config,
+    SegmentConfig,
+    changed_values,
+    config_from_dict,
+    describe,
+    find_config,
+    load_config,
+    shipped_names,
+    to_yaml,
+)
 from visionattn.errors import UserError
 
 
@@ -380,3 +391,74 @@ def test_schema_is_json_that_tells_types_and_bounds() -> None:
     assert set(schema["properties"]) == set(Config.model_fields)
     epochs = schema["$defs"]["TrainConfig"]["properties"]["epochs"]
     assert epochs["type"] == "integer" and epochs["minimum"] == 1 and epochs["description"]
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_segmentation_has_sections_of_its_own() -> None:
+    config = load_config(
+        None, ["task=segment", "model.head.name=unet", "loss=[{name: dice, weight: 0.5}, {name: focal}]", "eval.mode=slide"]
+    )
+    assert isinstance(config, SegmentConfig) and config.model.head.name == "unet" and config.model.size == (512, 512)
+    assert [(term.name, term.weight) for term in config.loss] == [("dice", 0.5), ("focal", 1.0)]
+    assert config_from_dict({"task": "segment"}) == SegmentConfig() and list(SegmentConfig.model_fields) == list(Config.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "owner"),
+    [
+        ("segment", "augment.mixup=1", "classify"),
+        ("segment", "eval.crop_pct=1", "classify"),
+        ("classify", "model.head.name=unet", "segment"),
+        ("classify", "eval.mode=slide", "segment"),
+        ("classify", "data.mask_suffix=x", "segment"),
+    ],
+)
+def test_a_key_of_another_task_names_both(task: str, given: str, owner: str) -> None:
+    key = "model.head" if given.startswith("model.head") else given.partition("=")[0]
+    what = refused("VA-C001", None, f"task={task}", given).what
+    assert what == f"command line {key}: unknown key: it belongs to task {owner}, and this is task {task}"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("loss={name: dice}", 'loss: expected a list of mappings, got {"name": "dice"}'),
+        ("loss=[{name: dice, weight: -1}]", "loss.weight: expected number >= 0, got -1"),
+        ("loss=[{weight: 0}]", "loss: expected a term with weight > 0"),
+        ("model.head=unet", 'model.head: expected a mapping, got "unet"'),
+        ("eval.scales=[1, 0]", "eval.scales: expected numbers > 0, got [1.0, 0.0]"),
+        ("eval.best=dice", "eval.best: dice is a score of cases; set eval.per_case=true, or use mdice or miou"),
+        ("model.img_size=16", "model.img_size: expected at least 32 pixels per side"),
+        ("train.steps=0", "train.steps: expected integer >= 1 or null, got 0"),
+    ],
+)
+def test_wrong_values_of_segmentation(given: str, expected: str) -> None:
+    assert refused("VA-C002", None, "task=segment", given).what == f"command line {expected}"
+
+
+def test_unknown_keys_of_segmentation() -> None:
+    error = refused("VA-C001", None, "task=segment", "loss=[{nme: dice}]", "model.head.nme=x", "optim.lrr=1")
+    assert "loss.nme: unknown key. Did you mean loss.name?" in error.what and "Did you mean model.head.name?" in error.what
+    assert "Did you mean optim.lr?" in error.what and error.fix.endswith("task=segment")
+
+
+@pytest.mark.parametrize("given", ["task=segmnt", "task=3", "task=null"])
+def test_an_unknown_task_is_said_with_all_else(given: str) -> None:
+    what = refused("VA-C002", None, given, "train.epochs=0").what
+    assert "task: expected one of classify, segment, got " in what and "train.epochs: expected integer >= 1" in what
+
+
+def test_segmentation_is_written_and_read_back(tmp_path: Path) -> None:
+    config = load_config(None, ["task=segment", "data.map={128: 1}", "loss=[{name: dice, args: {smooth: 1}}]", "eval.tile=[64, 96]"])
+    for name, text in (
+        ("all", to_yaml(config.model_dump(mode="json"))),
+        ("changed", to_yaml(changed_values(config))),
+        ("described", describe(config)),
+    ):
+        assert load_config(write(tmp_path / f"{name}.yaml", text)) == config, name
+    assert changed_values(SegmentConfig()) == {"task": "segment"}
+    lines = [line for line in describe(SegmentConfig()).splitlines() if "  # " in line]
+    assert len(lines) == leaves(SegmentConfig().model_dump(exclude={"loss"})) + 1
+    assert set(CONFIGS) == {kind.model_fields["task"].default for kind in CONFIGS.values()}

@@ -24,10 +24,10 @@ from torch.utils.data import DataLoader
 
 from visionattn.config import Config, load_config
 from visionattn.data.sampling import TrainSampler
-from visionattn.data.sets import ArrayImages, ClassificationDataset, Data, ImageSet, collate
-from visionattn.tasks import Classification
-from visionattn.training.build import build_eval_transform, build_model, build_train_transform, make_accelerator
+from visionattn.data.sets import ArrayImages, Data, ImageSet, collate
+from visionattn.training.build import build_model, build_task, make_accelerator
 from visionattn.training.console import Console
+from visionattn.training.datasets import training_sets
 from visionattn.training.run import RunFolder
 from visionattn.training.trainer import Trainer
 
@@ -108,14 +108,13 @@ def build(config: Config, steps: int, folder: Path) -> tuple[LoopTrainer, BareLo
     set_seed(config.seed)
     model = build_model(config, data.classes)
     twin = copy.deepcopy(model)
-    task = Classification(data.classes, data.train.labels, config.loss, config.augment)
-    train_set = ClassificationDataset(data.train, build_train_transform(model, config), seed=config.seed)
-    val_set = ClassificationDataset(data.val, build_eval_transform(model, config))
+    task = build_task(config, data.classes, data.train.labels)
+    train_set, val_set = training_sets(config, model, data)
     console = Console()
     # The bar does all its work, as on a terminal, but draws into a file.
     console.rich = RichConsole(file=(folder / "terminal.txt").open("w"), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     console.log_to(folder / "log.txt")
-    trainer = LoopTrainer(config, model, task, data, train_set, val_set, RunFolder(folder), accelerator, console)
+    trainer = LoopTrainer(config, model, task, train_set, val_set, RunFolder(folder), accelerator, console)
     workers = config.data.workers
     loader: DataLoader[Any] = DataLoader(
         train_set,

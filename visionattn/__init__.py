@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "create_model": "visionattn.models.factory",
+    "create_segmenter": "visionattn.models.segmenter",
     "model_info": "visionattn.models.factory",
     "load_checkpoint": "visionattn.models.weights",
     "LoadReport": "visionattn.models.weights",

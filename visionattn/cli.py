@@ -62,12 +62,14 @@ app = typer.Typer(
 models_app = typer.Typer(no_args_is_help=True, help="The zoo: list, info, compare.")
 weights_app = typer.Typer(no_args_is_help=True, help="Checkpoint files: list, download, import, verify.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
+masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: convert.")
 config_app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of every key: list, show, schema.")
 kernels_app = typer.Typer(no_args_is_help=True, help="The operations behind the networks: list, selftest.")
 app.add_typer(models_app, name="models")
 app.add_typer(weights_app, name="weights")
 app.add_typer(data_app, name="data")
 app.add_typer(kernels_app, name="kernels")
+data_app.add_typer(masks_app, name="masks")
 app.add_typer(config_app, name="config")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, text for people on standard error.")]
@@ -75,6 +77,11 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any config key, for example optim.lr=1e-4.", show_default=False)
 ]
 KernelDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; default: the GPU where there is one.")]
+Task = Annotated[str | None, typer.Option(help="classify or segment; default: read from the layout.", show_default=False)]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="How many, names (a,b,c) or a text file; of masks also ade20k, cityscapes, voc, camvid.", show_default=False),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -107,12 +114,14 @@ def train(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings of the data check stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a classifier and evaluate it."""
+    """Train a model and evaluate it; the task is read from the layout of --data, or from the config (task)."""
     settings = list(overrides or [])
     flags = {"data.root": data, "model.name": model, "train.epochs": epochs, "data.val_fraction": val_fraction}
     settings += [_setting(key, value) for key, value in flags.items() if value is not None]
     from visionattn.config import load_config
 
+    if data is not None and config is None and resume is None:
+        settings = _with_task(data, settings)
     if config is None and resume is None and not settings:
         fix = "visionattn train --config quickstart\nvisionattn train --data FOLDER"
         raise UserError("VA-C005", "nothing to train on: give --data or --config", fix=fix)
@@ -159,8 +168,8 @@ def predict(
     formats = [name.strip() for name in save.split(",")]
     if unknown := set(formats) - {"json", "csv"}:
         raise UserError("VA-C002", f"--save: expected json, csv or both, got {', '.join(sorted(unknown))}")
+    from visionattn.training.classification import predictions_dict, save_predictions
     from visionattn.training.inference import predict as run_prediction
-    from visionattn.training.inference import predictions_dict, save_predictions
 
     console = _console(as_json)
     predictions, unreadable = run_prediction(run, source, topk=topk, console=console)
@@ -410,6 +419,8 @@ def weights_verify(
 def data_check(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
     overrides: Overrides = None,
+    task: Task = None,
+    classes: Classes = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -417,7 +428,7 @@ def data_check(
     from visionattn.training.jobs import check
 
     console = _console(as_json)
-    report = check(_data_config(root, overrides), console=console, strict=strict)
+    report = check(_data_config(root, overrides, task, classes), console=console, strict=strict)
     if as_json:
         _print_json(report.as_dict())
 
@@ -426,6 +437,8 @@ def data_check(
 def data_preview(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
     overrides: Overrides = None,
+    task: Task = None,
+    classes: Classes = None,
     out: Annotated[str, typer.Option(help="Picture to write.")] = "preview.png",
     count: Annotated[int, typer.Option(min=1, max=200, help="Images.")] = 24,
 ) -> None:
@@ -433,7 +446,7 @@ def data_preview(
     from visionattn.training.jobs import preview_data
 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    preview_data(_data_config(root, overrides), Path(out), count)
+    preview_data(_data_config(root, overrides, task, classes), Path(out), count)
     typer.echo(out)
 
 
@@ -483,6 +496,35 @@ def kernels_selftest(
         raise typer.Exit(EXIT_CODES["R"])
 
 
+@masks_app.command("convert", epilog="Example: visionattn data masks convert mydata --map 128:1")
+def masks_convert(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Data set, or a folder of masks.")],
+    map: Annotated[list[str] | None, typer.Option(metavar="OLD:NEW", help="Value to change, also a range: 128-255:1.")] = None,
+    palette: Annotated[
+        str | None, typer.Option(help="Colours of RGB masks: a file of `index name R G B`, or ade20k, cityscapes, voc, camvid.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="New folder; default: DIR-masks.", show_default=False)] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the masks themselves.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write masks anew with other values, as PNGs of class numbers; the old ones stay."""
+    from dataclasses import asdict
+
+    from visionattn.data.mask_convert import convert_masks, parse_map
+
+    if not map and palette is None:
+        raise UserError("VA-C002", "nothing to convert: give --map or --palette", fix="Example: --map 128:1")
+    done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=Path(out) if out else None, in_place=in_place)
+    if as_json:
+        _print_json(asdict(done))
+        return
+    console = _console()
+    console.say("written", f"{done.files:,} masks in {done.out}")
+    for change, count in done.changed.items():
+        console.say("", f"{change}: {count:,} pixels")
+    console.say("values", ", ".join(f"{value}: {count:,}" for value, count in list(done.values.items())[:20]))
+
+
 @config_app.command("list")
 def config_list(as_json: Json = False) -> None:
     """Names of the shipped configs, with the first line of each."""
@@ -499,7 +541,7 @@ def config_list(as_json: Json = False) -> None:
 
 @config_app.command("show", epilog="Example: visionattn config show quickstart train.epochs=3")
 def config_show(
-    name: Annotated[str | None, typer.Argument(help="Path or shipped name; default: all defaults.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Path or shipped name; default: all defaults (of a task: task=segment).")] = None,
     overrides: Overrides = None,
 ) -> None:
     """A config with all its values, each with its meaning."""
@@ -511,11 +553,16 @@ def config_show(
 
 
 @config_app.command("schema")
-def config_schema(as_json: Json = True) -> None:
-    """JSON schema of a config, for editors."""
-    from visionattn.config import Config
+def config_schema(
+    task: Annotated[str, typer.Option(help="classify or segment.")] = "classify",
+    as_json: Json = True,
+) -> None:
+    """JSON schema of a task's config, for editors."""
+    from visionattn.config import CONFIGS
 
-    _print_json(Config.model_json_schema())
+    if task not in CONFIGS:
+        raise UserError("VA-C002", f'--task: expected {" or ".join(CONFIGS)}, got "{task}"')
+    _print_json(CONFIGS[task].model_json_schema())
 
 
 @app.command()
@@ -555,9 +602,27 @@ def _device(name: str | None) -> torch.device:
 
 
 def _data_config(root: str, overrides: list[str] | None) -> Any:
+
+
+def _data_config(root: str, overrides: list[str] | None, task: str | None, classes: str | None) -> Any:
     from visionattn.config import load_config
 
-    return load_config(None, [_setting("data.root", root), *(overrides or [])])
+    settings = [_setting("data.root", root)]
+    if task is not None:
+        settings.append(_setting("task", task))
+    if classes is not None:
+        several = [name.strip() for name in classes.split(",")]
+        settings.append(_setting("data.classes", int(classes) if classes.isdigit() else several if len(several) > 1 else classes))
+    return load_config(None, _with_task(root, [*settings, *(overrides or [])]))
+
+
+def _with_task(root: str, settings: list[str]) -> list[str]:
+    """The settings with the task that the layout of the data tells, unless they name one."""
+    from visionattn.data.guess import guess_task
+
+    named = any(setting.partition("=")[0].strip() == "task" for setting in settings)
+    task = "classify" if named else guess_task(root)
+    return settings if task == "classify" else [f"task={task}", *settings]
 
 
 def _setting(key: str, value: Any) -> str:

@@ -26,6 +26,9 @@ from visionattn.errors import UserError, did_you_mean
 
 SHIPPED = files("visionattn") / "configs"
 
+# The label of pixels that neither loss nor metrics see; every ignored value of a mask becomes this one on reading.
+IGNORE = 255
+
 
 class Section(BaseModel):
     """A frozen mapping that refuses keys it does not know."""
@@ -45,14 +48,15 @@ def _setting(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, **bounds)
 
 
-class ModelConfig(Section):
+class BackboneConfig(Section):
+    """What the models of all tasks have."""
+
     name: str = _setting("eca_resnet18", "Backbone, see `visionattn models list`.")
     weights: str = _setting(
         "none", "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, or none."
     )
     in_chans: int = _setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
     img_size: int | tuple[int, int] = _setting(224, "Input size in pixels: one number, or [height, width].")
-    drop_rate: float = _setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
     drop_path_rate: float = _setting(0.0, "Stochastic depth, growing linearly to this rate at the last block.", ge=0, lt=1)
     grad_checkpointing: bool = _setting(False, "Recompute activations in the backward pass: less memory, more time.")
     args: dict[str, Any] = _setting({}, "Arguments of the family's class, for example depths or embed_dim.")
@@ -63,12 +67,38 @@ class ModelConfig(Section):
         return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
 
-class DataConfig(Section):
-    root: str = _setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
-    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = _setting(
-        "auto", "Layout of data.root; auto reads it from what lies there."
+class ModelConfig(BackboneConfig):
+    drop_rate: float = _setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
+
+
+class AuxConfig(Section):
+    enabled: bool | Literal["auto"] = _setting(
+        "auto", "Train an auxiliary FCN head on the last but one map; auto: where the head's published recipes do."
     )
-    dataset: str = _setting("", "Class in torchvision.datasets, for format torchvision.")
+    weight: float = _setting(0.4, "Weight of the auxiliary head's loss.", ge=0)
+    rule: Literal["upsample_logits", "downsample_label"] = _setting(
+        "upsample_logits", "At which size auxiliary outputs meet the label; downsample_label is nnU-Net's deep supervision."
+    )
+
+
+class HeadConfig(Section):
+    name: str = _setting("auto", "Segmentation head or decoder, see visionattn.heads.HEADS; auto: that of a preset, or upernet.")
+    args: dict[str, Any] = _setting({}, "Arguments of the head's class, for example width or dropout; they go before a preset's.")
+    aux: AuxConfig = AuxConfig()
+
+
+class SegmentModelConfig(BackboneConfig):
+    name: str = _setting(
+        "eca_resnet18", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
+    )
+    img_size: int | tuple[int, int] = _setting(512, "Size of a training crop in pixels: one number, or [height, width].")
+    head: HeadConfig = HeadConfig()
+
+
+class ImageDataConfig(Section):
+    """What the data of all tasks have: splits, and how an image is read."""
+
+    root: str = _setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
     train: str = _setting("train", "Name of the training split (folder, CSV file stem, npz prefix).")
     val: str = _setting("val", "Name of the validation split.")
     test: str = _setting("test", "Name of the test split, used by `visionattn eval --split test`.")
@@ -76,10 +106,6 @@ class DataConfig(Section):
         None, "Share of the training set held out as validation: seeded, stratified, whole groups.", gt=0, lt=1
     )
     group_by: str = _setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
-    classes: Literal["auto"] | list[str] | str = _setting(
-        "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
-    )
-    multi_label: bool = _setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
     exclude: list[str] = _setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
     on_error: Literal["stop", "skip"] = _setting(
         "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
@@ -91,6 +117,44 @@ class DataConfig(Section):
     max_pixels: int = _setting(178_956_970, "Largest image accepted, in pixels.", ge=1)
     workers: int | Literal["auto"] = _setting("auto", "Loader processes; auto is the number of cores, at most 8.")
     cache: Literal["none", "ram"] = _setting("none", "ram keeps decoded images in memory (per worker).")
+
+
+class DataConfig(ImageDataConfig):
+    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = _setting(
+        "auto", "Layout of data.root; auto reads it from what lies there."
+    )
+    dataset: str = _setting("", "Class in torchvision.datasets, for format torchvision.")
+    classes: Literal["auto"] | list[str] | str = _setting(
+        "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
+    )
+    multi_label: bool = _setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
+
+
+class MaskDataConfig(ImageDataConfig):
+    root: str = _setting("", "Folder of images and masks, or a CSV file of pairs.")
+    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid"] = _setting(
+        "auto", "Layout of data.root; auto reads it from what lies there."
+    )
+    images: str = _setting("", "Folder of images, {split} standing for the split; empty: as the layout has it, for example images/{split}.")
+    masks: str = _setting("", "Folder of masks, for example masks/{split}; empty: as the layout has it.")
+    mask_suffix: str = _setting("", "End of a mask's name after the image's, for example _mask.png; empty: the same name, any image type.")
+    classes: Literal["auto"] | int | list[str] | str = _setting(
+        "auto",
+        "Class names in order of the mask values: auto (classes.txt, or the layout's own), a list, how many, "
+        "a text file, or one of ade20k, cityscapes, voc, camvid.",
+    )
+    ignore_index: int | Literal["auto", "none"] = _setting(
+        "auto", "Mask value that is left out of loss and metrics; auto: classes called void or unlabelled, or none."
+    )
+    map: dict[int, int] = _setting({}, "Mask values to read as others, for example {128: 1}; 255 ignores.")
+    palette: Literal["auto"] | list[tuple[int, int, int]] | str = _setting(
+        "auto",
+        "Colours of RGB masks and pictures, in order of the values: auto (from the classes), a list, or a file of `index name R G B`.",
+    )
+    mask_resize: Literal["error", "nearest"] = _setting(
+        "error", "Masks of another size than their image: stop, or take the nearest pixels."
+    )
+    reduce_zero_label: bool = _setting(False, "Mask value 0 is no class and ignored; classes begin at 1.")
 
 
 class CropConfig(Section):
@@ -113,11 +177,35 @@ class AugmentConfig(Section):
     cutmix: float = _setting(0.0, "CutMix alpha; 0 is off.", ge=0)
 
 
+class MaskAugmentConfig(Section):
+    resize: Literal["none", "fixed"] | int | tuple[int, int] = _setting(
+        "none",
+        "Size before all else, in training and evaluation: none (as it is), fixed (img_size, not keeping the ratio), "
+        "a number for the short side, or [long, short] to fit into.",
+    )
+    scale: tuple[float, float] = _setting((0.5, 2.0), "Range of random scaling in training, before a random crop of img_size.")
+    cat_max_ratio: float = _setting(0.75, "Largest share of one class in a crop, if ten draws find such a crop; 1: any crop.", gt=0, le=1)
+    hflip: float = _setting(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vflip: float = _setting(0.0, "Probability of an up-down flip.", ge=0, le=1)
+    rotate90: float = _setting(0.0, "Probability of a rotation by a multiple of 90 degrees (square img_size).", ge=0, le=1)
+    rotate: float = _setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
+    elastic: float = _setting(0.0, "Probability of a mild elastic deformation.", ge=0, le=1)
+    photometric: bool = _setting(True, "Random brightness, contrast, saturation and hue; grey images: brightness and contrast.")
+
+
 class LossConfig(Section):
     label_smoothing: float = _setting(0.0, "Label smoothing.", ge=0, lt=1)
     class_weights: Literal["none", "balanced"] | list[float] = _setting(
         "none", "Weight per class: none, balanced (inverse frequency), or a list."
     )
+
+
+class LossTermConfig(Section):
+    name: str = _setting(
+        "cross_entropy", "cross_entropy, binary_cross_entropy, focal, ohem_cross_entropy, dice, generalised_dice, tversky or lovasz."
+    )
+    weight: float = _setting(1.0, "Factor of this term in the sum.", ge=0)
+    args: dict[str, Any] = _setting({}, "Arguments of the loss, for example {gamma: 2.0} or {class_weights: balanced}.")
 
 
 class OptimConfig(Section):
@@ -136,6 +224,7 @@ class OptimConfig(Section):
 class ScheduleConfig(Section):
     name: Literal["cosine", "poly", "step", "constant"] = _setting("cosine", "Learning rate over the run, set at each step.")
     warmup_epochs: float = _setting(0.0, "Epochs of linear warm-up from a thousandth of the rate; at most half of the run.", ge=0)
+    warmup_steps: int | None = _setting(None, "Optimizer steps of warm-up, instead of schedule.warmup_epochs.", ge=0)
     min_lr: float = _setting(1e-6, "Rate at the end of cosine and poly.", ge=0)
     power: float = _setting(0.9, "Exponent of poly.", gt=0)
     step_epochs: float = _setting(30.0, "Epochs between the drops of step.", gt=0)
@@ -144,6 +233,7 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = _setting(20, "Passes over the training set.", ge=1)
+    steps: int | None = _setting(None, "Optimizer steps of the run, instead of train.epochs; its last epoch may be cut off.", ge=1)
     batch_size: int = _setting(32, "Images per step and device.", ge=1)
     accum: int = _setting(1, "Steps whose gradients are added before an update.", ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = _setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
@@ -166,6 +256,27 @@ class EvalConfig(Section):
     )
 
 
+class SegmentEvalConfig(Section):
+    every: int = _setting(1, "Epochs between evaluations.", ge=1)
+    best: Literal["auto", "miou", "macc", "aacc", "mdice", "dice", "iou", "nsd"] = _setting(
+        "auto", "Metric that chooses the best checkpoint; auto: miou, or dice with eval.per_case. The last three need eval.per_case."
+    )
+    mode: Literal["whole", "slide"] = _setting("whole", "The whole image at once, or windows of eval.tile.")
+    tile: int | tuple[int, int] | None = _setting(None, "Window of slide in pixels: one number, or [height, width]; null: model.img_size.")
+    stride: int | tuple[int, int] | None = _setting(None, "Steps of the window in pixels; null: by eval.overlap.")
+    overlap: float = _setting(0.33, "Share of a window that the next one covers again.", ge=0, lt=1)
+    blend: Literal["constant", "gaussian"] = _setting("constant", "Weights of overlapping windows; constant is the published rule.")
+    flips: Literal["none", "horizontal", "both"] = _setting("none", "Average over flips of the image: none, left-right, or up-down too.")
+    scales: list[float] = _setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: as it is.")
+    average: Literal["logits", "probabilities"] = _setting(
+        "logits", "What flips and scales are averaged over; probabilities is mmsegmentation's rule."
+    )
+    per_case: bool = _setting(False, "Dice, IoU and surface distances per image, averaged over images, as in medicine.")
+    spacing: tuple[float, float] | None = _setting(None, "Pixel size in mm, [rows, columns], for distances; null measures in pixels.")
+    hausdorff: Literal["max_directed", "pooled"] = _setting("max_directed", "Definition of hd95.")
+    tolerance: float = _setting(1.0, "Distance within which a surface is right in nsd, in mm or pixels.", gt=0)
+
+
 class LogConfig(Section):
     every_steps: int = _setting(20, "Optimizer steps between log lines.", ge=1)
     tensorboard: bool = _setting(True, "Write TensorBoard events to tb/.")
@@ -178,7 +289,7 @@ class OutputConfig(Section):
 
 
 class Config(Section):
-    """All settings of a run."""
+    """All settings of a run that classifies."""
 
     version: Literal[1] = _setting(1, "Version of the config format.")
     task: Literal["classify"] = _setting("classify", "What is learned.")
@@ -197,12 +308,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if min(self.model.size) < 32:
-            raise ValueError("model.img_size: expected at least 32 pixels per side")
-        if self.data.workers != "auto" and self.data.workers < 0:
-            raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
-        if not all(0 <= beta < 1 for beta in self.optim.betas):
-            raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")
+        _check_common(self)
         crop = self.augment.random_resized_crop
         for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
             if not 0 < low <= high:
@@ -212,6 +318,55 @@ class Config(Section):
         if self.data.multi_label and self.eval.best == "top1":
             raise ValueError("eval.best: top1 needs one label per image; use macro_f1 or auroc with data.multi_label")
         return self
+
+
+class SegmentConfig(Section):
+    """All settings of a run that segments."""
+
+    version: Literal[1] = _setting(1, "Version of the config format.")
+    task: Literal["segment"] = _setting("segment", "What is learned.")
+    seed: int = _setting(0, "Seed of weights, order, augmentation and dropout.", ge=0)
+    plugins: list[str] = _setting([], "Importable modules that register backbones of your own.")
+    model: SegmentModelConfig = SegmentModelConfig()
+    data: MaskDataConfig = MaskDataConfig()
+    augment: MaskAugmentConfig = MaskAugmentConfig()
+    loss: list[LossTermConfig] = _setting([LossTermConfig()], "Terms of the loss, added up.", min_length=1)
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: SegmentEvalConfig = SegmentEvalConfig()
+    log: LogConfig = LogConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentConfig:
+        _check_common(self)
+        if not all(scale > 0 for scale in self.eval.scales):
+            raise ValueError(f"eval.scales: expected numbers > 0, got {self.eval.scales}")
+        if self.eval.best in ("dice", "iou", "nsd") and not self.eval.per_case:
+            raise ValueError(f"eval.best: {self.eval.best} is a score of cases; set eval.per_case=true, or use mdice or miou")
+        if not any(term.weight for term in self.loss):
+            raise ValueError("loss: expected a term with weight > 0")
+        for key in ("tile", "stride"):
+            if self.eval.mode == "whole" and getattr(self.eval, key) is not None:
+                raise ValueError(f"eval.{key}: windows need eval.mode=slide; eval.{key}=null for the whole image")
+        if self.eval.spacing is not None and not self.eval.per_case:
+            raise ValueError("eval.spacing: distances are scores of cases; set eval.per_case=true")
+        return self
+
+
+AnyConfig = Config | SegmentConfig
+# By the value of `task`.
+CONFIGS: dict[str, type[AnyConfig]] = {"classify": Config, "segment": SegmentConfig}
+
+
+def _check_common(config: AnyConfig) -> None:
+    if min(config.model.size) < 32:
+        raise ValueError("model.img_size: expected at least 32 pixels per side")
+    if config.data.workers != "auto" and config.data.workers < 0:
+        raise ValueError(f"data.workers: expected integer >= 0 or auto, got {config.data.workers}")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(config.optim.betas)}")
 
 
 # ---------------------------------------------------------------- reading
@@ -249,7 +404,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     )
 
 
-def load_config(source: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+def load_config(source: str | Path | None = None, overrides: tuple[str, ...] | list[str] = ()) -> AnyConfig:
     """Read, merge and validate.
 
     Args:
@@ -272,24 +427,32 @@ def load_config(source: str | Path | None = None, overrides: tuple[str, ...] | l
     return config_from_dict(merged, origins)
 
 
-def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> Config:
-    """Validate a plain mapping; `origins` tells for a dotted key where it was set (`file:line`)."""
+def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> AnyConfig:
+    """Validate a plain mapping by its task; `origins` tells for a dotted key where it was set (`file:line`)."""
     origins = origins or {}
     problems: list[tuple[str, str, str]] = []  # code, dotted key, message
     values = _substitute_env(values, "", problems)
+    task = values.get("task", "classify")
+    if not isinstance(task, str) or task not in CONFIGS:
+        got = json.dumps(task, ensure_ascii=False, default=str)
+        problems.append(("VA-C002", "task", f"expected one of {', '.join(CONFIGS)}, got {got}"))
+        values, task = {key: value for key, value in values.items() if key != "task"}, "classify"
+    schema = CONFIGS[task]
     try:
-        config = Config.model_validate(values)
+        config = schema.model_validate(values)
     except ValidationError as error:
-        problems += [_problem(details) for details in error.errors(include_url=False)]
+        problems += [_problem(details, schema) for details in error.errors(include_url=False)]
     if not problems:
         return config
     lines = [" ".join(filter(None, (_origin(key, origins), f"{key}: {message}" if key else message))) for _, key, message in problems]
-    raise UserError(problems[0][0], "\n  ".join(dict.fromkeys(lines)), fix="Keys and their meaning: visionattn config show")
+    show = "visionattn config show" + ("" if task == "classify" else f" task={task}")
+    raise UserError(problems[0][0], "\n  ".join(dict.fromkeys(lines)), fix=f"Keys and their meaning: {show}")
 
 
-def changed_values(config: Config) -> dict[str, Any]:
-    """Only what differs from the defaults, as nested plain values."""
-    return _difference(config.model_dump(mode="json"), Config().model_dump(mode="json"))
+def changed_values(config: AnyConfig) -> dict[str, Any]:
+    """Only what differs from the defaults of its task, as nested plain values; the task is told unless it is classify."""
+    changed = _difference(config.model_dump(mode="json"), type(config)().model_dump(mode="json"))
+    return changed if config.task == "classify" else {"task": config.task, **changed}
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -297,7 +460,7 @@ def to_yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def describe(config: Config) -> str:
+def describe(config: AnyConfig) -> str:
     """YAML of all values with each key's meaning as a comment."""
 
     def section(model: BaseModel, indent: str) -> list[str]:
@@ -398,34 +561,42 @@ def _substitute_env(value: Any, key: str, problems: list[tuple[str, str, str]]) 
     return _ENV.sub(lambda match: os.environ.get(match[1], ""), value)
 
 
-def _problem(details: Any) -> tuple[str, str, str]:
+def _problem(details: Any, schema: type[AnyConfig]) -> tuple[str, str, str]:
     path = [part for part in details["loc"] if isinstance(part, str)]
-    section, keys = _walk(path)
-    dotted = ".".join(keys)
+    section, keys = _walk(path, schema)
+    dotted, known = ".".join(keys), _all_keys(schema, "")
     if details["type"] == "extra_forbidden":
-        unknown = keys[-1]
-        parent = ".".join(keys[:-1])
-        near = did_you_mean(unknown, section.model_fields, 1)
-        if not near:
-            leaf = [known for known in _all_keys(Config, "") if known.rpartition(".")[2] == unknown]
-            near = did_you_mean(dotted, _all_keys(Config, ""), 1) if not leaf else f"Did you mean {leaf[0]}?"
-        elif parent:
-            near = near.replace("Did you mean ", f"Did you mean {parent}.")
-        return "VA-C001", dotted, f"unknown key. {near}".strip()
+        return "VA-C001", dotted, f"unknown key{_instead(keys, section, known, schema)}"
     if details["type"] == "invalid_key":
         return "VA-C001", dotted, f"{details['input']!r}: unknown key, keys are text"
     if details["type"] == "value_error":
         key, _, message = str(details["ctx"]["error"]).partition(": ")
-        return ("VA-C002", key, message) if key in _all_keys(Config, "") else ("VA-C002", dotted, str(details["ctx"]["error"]))
+        return ("VA-C002", key, message) if key in known else ("VA-C002", dotted, str(details["ctx"]["error"]))
     field = section.model_fields.get(keys[-1]) if keys else None
     expected = _expected(field) if field is not None else details["msg"]
     got = json.dumps(details["input"], ensure_ascii=False, default=str)
     return "VA-C002", dotted, f"expected {expected}, got {got}"
 
 
-def _walk(path: list[str]) -> tuple[type[BaseModel], list[str]]:
+def _instead(keys: list[str], section: type[BaseModel], known: list[str], schema: type[AnyConfig]) -> str:
+    """What goes after `unknown key`: the task that has it, or the closest key of this one."""
+    dotted, unknown = ".".join(keys), keys[-1]
+    task = schema.model_fields["task"].default
+    owner = next((name for name, other in CONFIGS.items() if dotted in _all_keys(other, "")), None)
+    if owner is not None:
+        return f": it belongs to task {owner}, and this is task {task}"
+    near = did_you_mean(unknown, section.model_fields, 1)
+    if near and len(keys) > 1:
+        near = near.replace("Did you mean ", f"Did you mean {'.'.join(keys[:-1])}.")
+    elif not near:
+        leaf = [key for key in known if key.rpartition(".")[2] == unknown]
+        near = f"Did you mean {leaf[0]}?" if leaf else did_you_mean(dotted, known, 1)
+    return f". {near}".rstrip()
+
+
+def _walk(path: list[str], schema: type[AnyConfig]) -> tuple[type[BaseModel], list[str]]:
     """The section a pydantic location ends in, and the location without pydantic's own union tags."""
-    section: type[BaseModel] = Config
+    section: type[BaseModel] = schema
     keys: list[str] = []
     for index, part in enumerate(path):
         keys.append(part)
@@ -470,7 +641,7 @@ def _expected(field: Any) -> str:
             return " or ".join(words(arg) for arg in args)
         if origin in (list, tuple):
             inner = [words(arg) for arg in args if arg is not Ellipsis]
-            return f"[{', '.join(inner)}]" if origin is tuple else f"a list of {inner[0]}"
+            return f"[{', '.join(inner)}]" if origin is tuple else f"a list of {inner[0]}".replace("of a mapping", "of mappings")
         if _section_of(annotation) is not None:
             return "a mapping"
         return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visionattn.kernels import neighborhood_attention
+from visionattn.kernels import channel_gate, neighborhood_attention, strip_gate
+
+GateName = Literal["t", "b", "s", "l"]
+
+# Kernel size, channels per group of the convolution, groups of the norm.
+ELA_GATES: dict[str, tuple[int, int, int]] = {"t": (5, 1, 32), "b": (7, 1, 16), "s": (5, 8, 16), "l": (7, 8, 16)}
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -124,3 +131,36 @@ def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[i
             raise ValueError(f"dilations: stage {index} has {depth} blocks, got {len(stage)} dilations {stage}")
         stages.append(stage)
     return stages
+
+
+class ECA(nn.Module):
+    """Gate per channel; the convolution over channels has no bias."""
+
+    def __init__(self, kernel_size: int) -> None:
+        super().__init__()
+        self.set_kernel_size(kernel_size)
+
+    def set_kernel_size(self, kernel_size: int) -> None:
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return channel_gate(x, self.conv.weight)
+
+
+class ELA(nn.Module):
+    """Gates per row and per column, from one convolution along the strip and one norm for both.
+
+    Args:
+        channels: channels of the map.
+        gate: "t", "b", "s" or "l".
+    """
+
+    def __init__(self, channels: int, gate: GateName) -> None:
+        super().__init__()
+        kernel_size, group_width, num_groups = ELA_GATES[gate]
+        groups = math.gcd(channels // group_width, channels)
+        self.conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+        self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return strip_gate(x, self.conv.weight, self.gn.weight, self.gn.bias, num_groups=self.gn.num_groups, eps=self.gn.eps)

@@ -17,25 +17,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from visionattn.backbones.cnn import Gate, GatedCNN, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.kernels import channel_gate
-
-
-class ECA(nn.Module):
-    """Gate per channel; the convolution over channels has no bias."""
-
-    def __init__(self, kernel_size: int) -> None:
-        super().__init__()
-        self.set_kernel_size(kernel_size)
-
-    def set_kernel_size(self, kernel_size: int) -> None:
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return channel_gate(x, self.conv.weight)
+from visionattn.layers import ECA
 
 
 def _gate(kernel_size: int) -> Gate:

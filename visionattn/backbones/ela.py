@@ -18,46 +18,20 @@ What differs from upstream, and why:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import nn
 
 from visionattn.backbones.base import rename_keys
 from visionattn.backbones.cnn import Gate, GatedCNN, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.kernels import strip_gate
-
-GateName = Literal["t", "b", "s", "l"]
-
-# Kernel size, channels per group of the convolution, groups of the norm.
-GATES: dict[str, tuple[int, int, int]] = {"t": (5, 1, 32), "b": (7, 1, 16), "s": (5, 8, 16), "l": (7, 8, 16)}
-
-
-class ELA(nn.Module):
-    """Gates per row and per column, from one convolution along the strip and one norm for both.
-
-    Args:
-        channels: channels of the map.
-        gate: "t", "b", "s" or "l".
-    """
-
-    def __init__(self, channels: int, gate: GateName) -> None:
-        super().__init__()
-        kernel_size, group_width, num_groups = GATES[gate]
-        groups = math.gcd(channels // group_width, channels)
-        self.conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
-        self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return strip_gate(x, self.conv.weight, self.gn.weight, self.gn.bias, num_groups=self.gn.num_groups, eps=self.gn.eps)
+from visionattn.layers import ELA, ELA_GATES, GateName
 
 
 def _gate(gate: GateName) -> Gate:
-    if gate not in GATES:
-        raise ValueError(f"gate: expected one of {', '.join(GATES)}, got {gate!r}")
+    if gate not in ELA_GATES:
+        raise ValueError(f"gate: expected one of {', '.join(ELA_GATES)}, got {gate!r}")
     return Gate("ela", lambda channels: ELA(channels, gate), inner=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visionattn.config import DataConfig
+from visionattn.config import DataConfig, ImageDataConfig
 from visionattn.data.images import ImageFacts, UnreadableImage
 from visionattn.data.sampling import mix
-from visionattn.data.sets import Data, ImageSet, Note, content_hash
+from visionattn.data.sets import Data, Images, ImageSet, Note, content_hash
 from visionattn.data.transforms import EvalTransform, RandAugmentTransform, TrainTransform
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 
 # Raised when what is stored per file changes its meaning: older caches are then ignored.
-_CACHE_VERSION = 1
+CACHE_VERSION = 1
 
 
 Transform = TrainTransform | RandAugmentTransform | EvalTransform
@@ -50,7 +50,7 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
     """One image: either facts, or why there are none."""
 
     id: str
@@ -67,16 +67,17 @@ def check_data(data: Data, settings: DataConfig, *, cache_dir: Path, progress: C
         cache_dir: where results are kept, per file by path, size and modification time.
         progress: called with the number of images done.
     """
-    findings: dict[str, list[_Finding]] = {}
+    findings: dict[str, list[Finding]] = {}
     done = 0
-    cache_file = cache_dir / f"decoded-{_cache_name(data)}.json"
-    cache = _read_cache(cache_file)
+    cache_file = cache_dir / f"decoded-{cache_name([part.images for part in data.sets], data.name)}.json"
+    cache = read_cache(cache_file)
     kept: dict[str, Any] = {}
-    threads = min(8, os.cpu_count() or 1) if settings.workers == "auto" else max(1, settings.workers)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(check_threads(settings)) as pool:
         for part in data.sets:
             found = findings.setdefault(part.name, [])
-            for finding, key, record in pool.map(lambda index, part=part: _examine(part, index, cache), range(len(part))):
+            for finding, key, record in pool.map(
+                lambda index, part=part: examine(part.ids[index], part.images, index, cache), range(len(part))
+            ):
                 found.append(finding)
                 if key and record is not None:
                     kept[key] = record
@@ -85,13 +86,13 @@ def check_data(data: Data, settings: DataConfig, *, cache_dir: Path, progress: C
                     progress(done)
     if kept and kept != cache:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write(cache_file, json.dumps({"version": _CACHE_VERSION, "files": kept}))
+        atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": kept}))
     everything = [finding for part in findings.values() for finding in part]
     notes = [
         *data.notes,
-        *_broken_notes(everything),
-        *_duplicate_notes(findings),
-        *_format_notes([finding.facts for finding in everything if finding.facts is not None], settings, data.train.images.in_chans),
+        *broken_notes(everything),
+        *duplicate_notes(findings),
+        *format_notes([finding.facts for finding in everything if finding.facts is not None], settings, data.train.images.in_chans),
     ]
     return CheckReport(
         notes=notes,
@@ -100,6 +101,10 @@ def check_data(data: Data, settings: DataConfig, *, cache_dir: Path, progress: C
         counts={part.name: dict(zip(data.classes, part.class_counts(len(data.classes)), strict=True)) for part in data.sets},
         hashes={finding.id: finding.hash16 for finding in everything if finding.hash16},
     )
+
+
+def check_threads(settings: ImageDataConfig) -> int:
+    return min(8, os.cpu_count() or 1) if settings.workers == "auto" else max(1, settings.workers)
 
 
 def too_many_unreadable(count: int, total: int, policy: str) -> bool:
@@ -111,8 +116,23 @@ def exclude_unreadable(data: Data, report: CheckReport, settings: DataConfig) ->
     """The data without the images that cannot be decoded.
 
     Raises:
-        UserError: VA-D020, an image above data.max_pixels; VA-D010, too many unreadable ones for data.on_error;
-            VA-D005, a class or a split has no image left.
+        UserError: VA-D020, VA-D010, as `refuse_unreadable`; VA-D005, a class or a split has no image left.
+    """
+    refuse_unreadable(report, sum(len(part) for part in data.sets), settings)
+    broken = report.unreadable
+    if not broken:
+        return data
+    parts = {part.name: part.take([index for index, name in enumerate(part.ids) if name not in broken]) for part in data.sets}
+    for before in data.sets:
+        _require_remaining(before, parts[before.name], data.classes)
+    return replace(data, train=parts["train"], val=parts["val"], test=parts.get("test"))
+
+
+def refuse_unreadable(report: CheckReport, total: int, settings: ImageDataConfig) -> None:
+    """Stop where leaving out what the check could not read would go too far.
+
+    Raises:
+        UserError: VA-D020, an image above data.max_pixels; VA-D010, too many of `total` unreadable for data.on_error.
     """
     if report.too_large:
         name, reason = next(iter(report.too_large.items()))
@@ -121,7 +141,7 @@ def exclude_unreadable(data: Data, report: CheckReport, settings: DataConfig) ->
             f"{len(report.too_large)} image(s) above the limit of {settings.max_pixels:,} pixels: {name}, {reason}",
             fix="remove them, or raise data.max_pixels if you trust them",
         )
-    broken, total = report.unreadable, sum(len(part) for part in data.sets)
+    broken = report.unreadable
     if too_many_unreadable(len(broken), total, settings.on_error):
         raise UserError(
             "VA-D010",
@@ -130,12 +150,6 @@ def exclude_unreadable(data: Data, report: CheckReport, settings: DataConfig) ->
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
             fix="repair or remove them, or data.on_error=skip",
         )
-    if not broken:
-        return data
-    parts = {part.name: part.take([index for index, name in enumerate(part.ids) if name not in broken]) for part in data.sets}
-    for before in data.sets:
-        _require_remaining(before, parts[before.name], data.classes)
-    return replace(data, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
 def preview(part: ImageSet, classes: list[str], transform: Transform, count: int, path: Path) -> None:
@@ -152,7 +166,7 @@ def preview(part: ImageSet, classes: list[str], transform: Transform, count: int
         tiles.append((transform.normalize.undo(tensor), ";".join(names)))
     if not tiles:
         raise UserError("VA-D010", f"no image of {part.name} could be read for the preview")
-    atomic_write(path, _contact_sheet(tiles))
+    atomic_write(path, contact_sheet(tiles))
 
 
 def _require_remaining(before: ImageSet, after: ImageSet, classes: list[str]) -> None:
@@ -173,58 +187,58 @@ def _require_remaining(before: ImageSet, after: ImageSet, classes: list[str]) ->
 # ---------------------------------------------------------------- one image
 
 
-def _examine(part: ImageSet, index: int, cache: dict[str, Any]) -> tuple[_Finding, str | None, dict[str, Any] | None]:
+def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tuple[Finding, str | None, dict[str, Any] | None]:
     """The finding, and what to keep of it in the cache under which key."""
-    name, path = part.ids[index], part.images.path(index)
+    path = images.path(index)
     key = None
     if path is not None:
         try:
             status = os.stat(path)
         except OSError as error:
-            return _Finding(name, "", None, "VA-D010", error.strerror or str(error)), None, None
+            return Finding(name, "", None, "VA-D010", error.strerror or str(error)), None, None
         key = f"{path}|{status.st_size}|{status.st_mtime_ns}"
         known = cache.get(key)
-        if known is not None and (known["facts"] is None or _pixels(known) <= part.images.settings.max_pixels):
+        if known is not None and (known["facts"] is None or _pixels(known) <= images.settings.max_pixels):
             facts = None if known["facts"] is None else ImageFacts(**known["facts"])
-            return _Finding(name, known["hash16"], facts, known["code"], known["reason"]), key, known
+            return Finding(name, known["hash16"], facts, known["code"], known["reason"]), key, known
     digest, facts, code, reason = "", None, "", ""
     try:
-        digest = content_hash(part.images.content(index))
-        facts = part.images.facts(index)
+        digest = content_hash(images.content(index))
+        facts = images.facts(index)
     except UnreadableImage as error:
         code, reason = error.code, error.reason
     except UserError as error:  # VA-D020: depends on a setting, so it is not kept
-        return _Finding(name, digest, None, error.code, error.what), None, None
+        return Finding(name, digest, None, error.code, error.what), None, None
     record = {"hash16": digest, "facts": None if facts is None else asdict(facts), "code": code, "reason": reason}
-    return _Finding(name, digest, facts, code, reason), key, record
+    return Finding(name, digest, facts, code, reason), key, record
 
 
 def _pixels(record: dict[str, Any]) -> int:
     return int(record["facts"]["width"] * record["facts"]["height"])
 
 
-def _cache_name(data: Data) -> str:
-    """One file per data set: by the folder that holds its files."""
-    paths = [path for part in data.sets for path in (part.images.path(0),) if path is not None]
-    folder = os.path.commonpath([os.path.abspath(path) for path in paths]) if paths else data.name
+def cache_name(images: Sequence[Images], name: str) -> str:
+    """One file per data set: by the folder that holds its files, or its name."""
+    paths = [path for part in images for path in (part.path(0),) if path is not None]
+    folder = os.path.commonpath([os.path.abspath(path) for path in paths]) if paths else name
     return blake2b(folder.encode(), digest_size=6).hexdigest()
 
 
-def _read_cache(path: Path) -> dict[str, Any]:
+def read_cache(path: Path) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # none yet, or damaged: the images are decoded again
         return {}
-    return dict(stored["files"]) if isinstance(stored, dict) and stored.get("version") == _CACHE_VERSION else {}
+    return dict(stored["files"]) if isinstance(stored, dict) and stored.get("version") == CACHE_VERSION else {}
 
 
-def _broken_notes(findings: list[_Finding]) -> list[Note]:
+def broken_notes(findings: list[Finding]) -> list[Note]:
     level = {"VA-D010": "cannot be decoded", "VA-D011": "is no image"}
     notes = [Note("warning", code, f"{f.id} {level[code]}: {f.reason}") for code in level for f in findings if f.code == code]
     return notes + [Note("error", "VA-D020", f"{f.id}: {f.reason} (data.max_pixels)") for f in findings if f.code == "VA-D020"]
 
 
-def _duplicate_notes(findings: dict[str, list[_Finding]]) -> list[Note]:
+def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
     notes = []
     seen = {finding.hash16: finding.id for finding in findings["train"] if finding.facts is not None}
     for split in ("val", "test"):
@@ -236,7 +250,7 @@ def _duplicate_notes(findings: dict[str, list[_Finding]]) -> list[Note]:
     return notes
 
 
-def _format_notes(facts: list[ImageFacts], settings: DataConfig, in_chans: int) -> list[Note]:
+def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: int) -> list[Note]:
     def count(chosen: list[ImageFacts]) -> str:
         return f"{len(chosen):,} of {len(facts):,} images"
 
@@ -284,7 +298,7 @@ def _classes_in_turn(part: ImageSet) -> list[int]:
     return [index for _, _, index in sorted(turns)]
 
 
-def _contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
+def contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
     height, width = tiles[0][0].shape[:2]
     columns = max(1, round(len(tiles) ** 0.5))
     rows = -(-len(tiles) // columns)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from visionattn.config import DataConfig
+from visionattn.config import ImageDataConfig
 from visionattn.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -60,7 +60,7 @@ class ImageFacts:
     high: float | None
 
 
-def read_image(source: Source, *, settings: DataConfig, in_chans: int) -> np.ndarray:
+def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
     """The first frame as height x width x in_chans: uint8, or float32 in 0..1 for 16-bit and float sources.
 
     Upright by its EXIF tag, transparency laid on `settings.alpha_background`, grey copied to three channels.
@@ -90,7 +90,7 @@ def read_image(source: Source, *, settings: DataConfig, in_chans: int) -> np.nda
     return _upright(array, orientation)
 
 
-def read_array(array: np.ndarray, *, settings: DataConfig, in_chans: int) -> np.ndarray:
+def read_array(array: np.ndarray, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
     """`read_image` for height x width [x 1, 3 or 4] values: uint8, integers, or floats."""
     if array.dtype != np.uint8:
         return _from_samples(array, settings, in_chans, "<array>")
@@ -139,6 +139,58 @@ def array_facts(array: np.ndarray) -> ImageFacts:
         low=float(array.min()) if deep else None,
         high=float(array.max()) if deep else None,
     )
+
+
+def upright_size(source: Source, *, max_pixels: int) -> tuple[int, int]:
+    """Height and width after EXIF rotation, from the header alone; raises as `read_image` does."""
+    image, _ = _open(source, max_pixels)
+    turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow gives the upright size of TIFF
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@dataclass(frozen=True)
+class MaskPixels:
+    """A mask as it is stored, upright.
+
+    `values` are (H, W) integers: palette indices, grey values, or, with `colour`, red * 65536 + green * 256 + blue.
+    `indexed`: the file has a palette; `lossy`: it is a JPEG; `rotated`: its EXIF tag asked for a rotation.
+    """
+
+    values: np.ndarray
+    colour: bool
+    indexed: bool
+    lossy: bool
+    rotated: bool
+
+
+def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
+    """The numbers in a mask file, without any conversion of colours.
+
+    Raises:
+        UnreadableImage: no image, a damaged one, or one of fractions.
+        UserError: VA-D020, more than `max_pixels`.
+    """
+    image, data = _open(source, max_pixels)
+    lossy = image.format in ("JPEG", "MPO")
+    # Pillow spreads grey values of 2 and 4 bits over 0..255
+    spread = next((step for tile in getattr(image, "tile", ()) for bits, step in (("L;2", 85), ("L;4", 17)) if tile[3] == bits), 1)
+    samples = _load(image, data, _name(source))
+    orientation = _orientation(image)
+    if image.mode == "LA":
+        image = image.getchannel("L")
+    colour = image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16")
+    values: np.ndarray
+    if colour:
+        pixels = np.asarray(image.convert("RGB")).astype(np.int32)
+        values = pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
+    else:
+        values = np.asarray(image) if samples is None else samples
+        if values.dtype.kind == "f" and (values != np.floor(values)).any():
+            raise UnreadableImage(_name(source), "a mask of fractions: expected whole numbers")
+        small = values.dtype in (np.bool_, np.uint8)
+        values = values.astype(np.uint8 if small else np.int32)
+        values = values // spread if small else values
+    return MaskPixels(_upright(values, orientation), colour, image.mode == "P", lossy, orientation != 1)
 
 
 def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:
@@ -250,7 +302,7 @@ def _from_eight_bits(image: Image.Image, background: str, in_chans: int) -> np.n
     return array[:, :, None] if in_chans == 1 else array
 
 
-def _from_samples(samples: np.ndarray, settings: DataConfig, in_chans: int, name: str) -> np.ndarray:
+def _from_samples(samples: np.ndarray, settings: ImageDataConfig, in_chans: int, name: str) -> np.ndarray:
     samples = _without_single_channel(samples)
     if samples.ndim == 2:
         grey = to_unit(samples, settings.range)[:, :, None]
@@ -274,7 +326,7 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation == 1:
         return array
     if orientation >= 5:  # stored with rows and columns exchanged
-        array = array.transpose(1, 0, 2)
+        array = array.swapaxes(0, 1)
     flip_rows = orientation in (3, 4, 7, 8)
     flip_columns = orientation in (2, 3, 6, 7)
     return np.ascontiguousarray(array[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1])

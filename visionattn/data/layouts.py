@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionattn.config import DataConfig
+from visionattn.config import DataConfig, ImageDataConfig
 from visionattn.data.images import IMAGE_SUFFIXES
 from visionattn.data.sets import ArrayImages, FileImages, Images, Note, TorchvisionImages
 from visionattn.errors import UserError, did_you_mean
@@ -62,19 +62,19 @@ def find_layout(settings: DataConfig) -> Layout:
     if settings.format == "torchvision":
         return Layout("torchvision", root, {}, False)
     if not root.exists():
-        raise _not_found(settings.root, root)
+        raise not_found(settings.root, root)
     form = settings.format if settings.format != "auto" else _guess(root, settings)
     if form == "npz" and root.is_file():
         return Layout("npz", root, {"train": root}, False)
     if form == "csv" and root.is_file():
-        return Layout("csv", root.parent, {"train": root}, "split" not in _csv_header(root))
+        return Layout("csv", root.parent, {"train": root}, "split" not in csv_header(root))
     if form == "csv" and root.is_dir():
         parts = _parts(root, settings, ".csv")
         if parts:
             return Layout("csv", root, parts, False)
     if form == "folders" and root.is_dir():
         parts = _parts(root, settings, "")
-        if "train" in parts or any(_class_folders(part, settings) for part in parts.values()):
+        if "train" in parts or any(class_folders(part, settings) for part in parts.values()):
             return Layout("folders", root, parts, False)
         if _has_class_folders(root, settings):
             return Layout("folders", root, {"train": root}, True)
@@ -86,7 +86,7 @@ def find_layout(settings: DataConfig) -> Layout:
 
 def _archive_folders(root: Path, settings: DataConfig) -> list[Path]:
     """Folders in root with splits in them: archives often unpack into a folder of their own."""
-    return [path for path in _class_folders(root, settings) if "train" in _parts(path, settings, "")] if root.is_dir() else []
+    return [path for path in class_folders(root, settings) if "train" in _parts(path, settings, "")] if root.is_dir() else []
 
 
 def _guess(root: Path, settings: DataConfig) -> str:
@@ -96,14 +96,14 @@ def _guess(root: Path, settings: DataConfig) -> str:
     return "csv" if not folders and "train" in _parts(root, settings, ".csv") else "folders"
 
 
-def _split_names(settings: DataConfig) -> dict[str, tuple[str, ...]]:
+def split_names(settings: ImageDataConfig) -> dict[str, tuple[str, ...]]:
     return {"train": (settings.train,), "val": _VAL_NAMES if settings.val == "val" else (settings.val,), "test": (settings.test,)}
 
 
 def _parts(root: Path, settings: DataConfig, suffix: str) -> dict[str, Path]:
     """Folders (suffix empty) or files of the splits that exist."""
     found = {}
-    for split, names in _split_names(settings).items():
+    for split, names in split_names(settings).items():
         for name in names:
             path = root / f"{name}{suffix}"
             if path.is_file() if suffix else path.is_dir():
@@ -112,30 +112,35 @@ def _parts(root: Path, settings: DataConfig, suffix: str) -> dict[str, Path]:
     return found
 
 
-def _class_folders(folder: Path, settings: DataConfig) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _excluded(path.name, settings))
+def class_folders(folder: Path, settings: ImageDataConfig) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not excluded(path.name, settings))
 
 
 def _has_class_folders(root: Path, settings: DataConfig) -> bool:
     """Whether a folder in root holds images directly: otherwise these may be splits under other names."""
-    return any(_is_image(path.name, settings) for folder in _class_folders(root, settings) for path in folder.iterdir())
+    return any(is_image(path.name, settings) for folder in class_folders(root, settings) for path in folder.iterdir())
 
 
-def _excluded(name: str, settings: DataConfig) -> bool:
+def excluded(name: str, settings: ImageDataConfig) -> bool:
     return any(fnmatch(name, pattern) for pattern in settings.exclude)
 
 
-def _is_image(name: str, settings: DataConfig) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not _excluded(name, settings)
+def is_image(name: str, settings: ImageDataConfig) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not excluded(name, settings)
 
 
 def data_name(settings: DataConfig) -> str:
     if settings.format == "digits":
         return "digits"
-    return settings.dataset.lower() if settings.format == "torchvision" else Path(settings.root).expanduser().resolve().stem
+    return settings.dataset.lower() if settings.format == "torchvision" else folder_name(settings)
 
 
-def _not_found(given: str, root: Path) -> UserError:
+def folder_name(settings: ImageDataConfig) -> str:
+    """The last part of data.root."""
+    return Path(settings.root).expanduser().resolve().stem
+
+
+def not_found(given: str, root: Path) -> UserError:
     parent = root.absolute().parent
     near = get_close_matches(root.name, [path.name for path in parent.iterdir()], 1) if parent.is_dir() else []
     place = "this folder" if parent == Path.cwd() else str(parent)
@@ -149,7 +154,7 @@ def _not_found(given: str, root: Path) -> UserError:
 
 def wrong_layout(settings: DataConfig, root: Path, what: str) -> UserError:
     inside = [path for path in root.iterdir() if path.suffix.lower() in (".npz", ".csv")] if root.is_dir() else []
-    nested = _class_folders(root, settings) if root.is_dir() else []
+    nested = class_folders(root, settings) if root.is_dir() else []
     inside += _archive_folders(root, settings)
     fix = "arrange the files in one of these layouts"
     if len(inside) == 1:
@@ -157,27 +162,27 @@ def wrong_layout(settings: DataConfig, root: Path, what: str) -> UserError:
     elif any(_has_class_folders(path, settings) for path in nested):
         names = ", ".join(path.name for path in nested[:5])
         fix = f"name the splits: data.train=NAME data.val=NAME data.test=NAME, from {names}"
-    return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(_tree(root, settings)), why=_ACCEPTED, fix=fix)
+    return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
 
 
-def _tree(root: Path, settings: DataConfig, lines: int = 8) -> list[str]:
+def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
     """What lies in root, a few lines."""
     if root.is_file():
         return [f"{root.name} ({root.stat().st_size:,} bytes)"]
-    entries = sorted((path for path in root.iterdir() if not _excluded(path.name, settings)), key=lambda path: (path.is_file(), path.name))
+    entries = sorted((path for path in root.iterdir() if not excluded(path.name, settings)), key=lambda path: (path.is_file(), path.name))
     shown = [f"{root.name}/" + ("" if entries else " (empty)")]
     for path in entries[:lines]:
         if path.is_file():
             shown.append(f"  {path.name}")
             continue
         inside = list(path.iterdir())
-        images = sum(_is_image(item.name, settings) for item in inside)
+        images = sum(is_image(item.name, settings) for item in inside)
         shown.append(f"  {path.name}/ ({sum(item.is_dir() for item in inside)} folders, {images} images)")
     return [*shown, *([f"  ... {len(entries) - lines} more"] if len(entries) > lines else [])]
 
 
-def no_validation_split(settings: DataConfig) -> UserError:
-    names = " or ".join(_split_names(settings)["val"])
+def no_validation_split(settings: ImageDataConfig) -> UserError:
+    names = " or ".join(split_names(settings)["val"])
     return UserError(
         "VA-D003",
         f'no validation split in data.root "{settings.root}"',
@@ -186,7 +191,7 @@ def no_validation_split(settings: DataConfig) -> UserError:
     )
 
 
-def check_settings(settings: DataConfig, in_chans: int) -> None:
+def check_settings(settings: ImageDataConfig, in_chans: int) -> None:
     if in_chans not in (1, 3):
         raise UserError("VA-C002", f"model.in_chans: images are read with 1 or 3 channels, got {in_chans}", fix="model.in_chans=3")
     if isinstance(settings.range, tuple) and settings.range[0] >= settings.range[1]:
@@ -239,13 +244,13 @@ def _read_folders(layout: Layout, settings: DataConfig, in_chans: int) -> tuple[
     for folder in {layout.root, *layout.parts.values()}:
         names = os.listdir(folder)
         _count_skipped(names, settings, skipped)
-        loose += sum(_is_image(name, settings) for name in names)
+        loose += sum(is_image(name, settings) for name in names)
     for split, folder in layout.parts.items():
         paths: list[str] = []
         labels: list[tuple[str, ...]] = []
         empty = []
-        for class_folder in _class_folders(folder, settings):
-            files = _image_files(class_folder, settings, skipped, others)
+        for class_folder in class_folders(folder, settings):
+            files = image_files(class_folder, settings, skipped, others)
             if not files:
                 empty.append(class_folder.name)
             paths += files
@@ -253,7 +258,7 @@ def _read_folders(layout: Layout, settings: DataConfig, in_chans: int) -> tuple[
         if not paths:
             raise wrong_layout(settings, layout.root, f"no images in the class folders of {folder.name}/")
         ids = [Path(os.path.relpath(path, layout.root)).as_posix() for path in paths]
-        groups = _groups_from_paths(ids, settings)
+        groups = groups_from_paths(ids, settings)
         tables[split] = Table(FileImages(tuple(paths), settings, in_chans), labels, ids, groups, empty=tuple(empty))
     notes = []
     if skipped:
@@ -267,25 +272,25 @@ def _read_folders(layout: Layout, settings: DataConfig, in_chans: int) -> tuple[
     return tables, notes
 
 
-def _count_skipped(names: Sequence[str], settings: DataConfig, skipped: Counter[str]) -> None:
-    skipped.update(name for name in names if _excluded(name, settings))
+def _count_skipped(names: Sequence[str], settings: ImageDataConfig, skipped: Counter[str]) -> None:
+    skipped.update(name for name in names if excluded(name, settings))
 
 
-def _image_files(folder: Path, settings: DataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
+def image_files(folder: Path, settings: ImageDataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
     """Images below folder, sorted; counts what is left out."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         _count_skipped([*folders, *names], settings, skipped)
-        folders[:] = [name for name in folders if not _excluded(name, settings)]
+        folders[:] = [name for name in folders if not excluded(name, settings)]
         for name in names:
-            if _is_image(name, settings):
+            if is_image(name, settings):
                 found.append(os.path.join(place, name))
-            elif not _excluded(name, settings):
+            elif not excluded(name, settings):
                 others[Path(name).suffix or name] += 1
     return sorted(found)
 
 
-def _groups_from_paths(ids: list[str], settings: DataConfig) -> list[str] | None:
+def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | None:
     if not settings.group_by:
         return None
     try:
@@ -302,13 +307,13 @@ def _groups_from_paths(ids: list[str], settings: DataConfig) -> list[str] | None
     return [text if match is None else match[wanted] or text for text, match in zip(ids, matches, strict=True)]
 
 
-def _csv_header(path: Path) -> list[str]:
+def csv_header(path: Path) -> list[str]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         return [name.strip() for name in next(csv.reader(file), [])]
 
 
 def _csv_rows(path: Path) -> list[dict[str, str]]:
-    header = _csv_header(path)
+    header = csv_header(path)
     for column in ("path", "label"):
         if column not in header:
             raise UserError("VA-D002", f'{path.name} has no column "{column}"', where=str(path), why=f"columns found: {', '.join(header)}")
@@ -324,7 +329,7 @@ def _read_csv(layout: Layout, settings: DataConfig, in_chans: int) -> dict[str, 
     for split, path in layout.parts.items():
         for row in _csv_rows(path):
             by_split.setdefault(row["split"] if "split" in row and len(layout.parts) == 1 else split, []).append(row)
-    names = {name: split for split, known in _split_names(settings).items() for name in known}
+    names = {name: split for split, known in split_names(settings).items() for name in known}
     unknown = {name: len(rows) for name, rows in by_split.items() if name not in names and name not in SPLITS}
     if unknown:
         raise UserError(
@@ -355,7 +360,7 @@ def _csv_groups(rows: list[dict[str, str]], ids: list[str], settings: DataConfig
         raise UserError(
             "VA-C002", f'data.group_by: no column "{settings.group_by}"', fix=did_you_mean(settings.group_by, rows[0]) or ", ".join(rows[0])
         )
-    return _groups_from_paths(ids, settings)
+    return groups_from_paths(ids, settings)
 
 
 def _require_files(paths: Sequence[str], ids: list[str], layout: Layout) -> None:
@@ -377,7 +382,7 @@ def _read_npz(path: Path, settings: DataConfig, in_chans: int) -> dict[str, Tabl
     except (OSError, ValueError, EOFError) as error:
         raise UserError("VA-D002", f"{path.name} is not an .npz file of plain arrays: {error}", where=str(path)) from error
     tables = {}
-    for split, names in _split_names(settings).items():
+    for split, names in split_names(settings).items():
         name = next((name for name in names if f"{name}_images" in arrays and f"{name}_labels" in arrays), None)
         if name is not None:
             images, labels = _npz_images(arrays[f"{name}_images"], name, path), _npz_labels(arrays[f"{name}_labels"], name, path, settings)
@@ -460,7 +465,7 @@ def _read_torchvision(root: Path, settings: DataConfig, in_chans: int) -> dict[s
         raise UserError("VA-D001", f'data.dataset "{settings.dataset}" is not in torchvision.datasets', fix=hint)
     accepted = inspect.signature(kind).parameters
     tables = {}
-    for split, names in _split_names(settings).items():
+    for split, names in split_names(settings).items():
         if "split" not in accepted and split == "val":
             continue  # train=True and train=False are all there is
         try:

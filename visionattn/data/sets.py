@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from visionattn.config import DataConfig
+from visionattn.config import ImageDataConfig
 from visionattn.data.images import ImageFacts, UnreadableImage, array_facts, image_facts, read_array, read_image
 from visionattn.data.sampling import mix
 
@@ -31,7 +31,7 @@ class Images(Protocol):
     """Images by position: small and picklable, so that loader processes get it cheaply."""
 
     @property
-    def settings(self) -> DataConfig: ...
+    def settings(self) -> ImageDataConfig: ...
 
     @property
     def in_chans(self) -> int: ...
@@ -56,7 +56,7 @@ class FileImages:
     """Images in files."""
 
     paths: tuple[str, ...]
-    settings: DataConfig
+    settings: ImageDataConfig
     in_chans: int
     _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -92,7 +92,7 @@ class ArrayImages:
     """Images in one array (N, H, W) or (N, H, W, C)."""
 
     array: np.ndarray
-    settings: DataConfig
+    settings: ImageDataConfig
     in_chans: int
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class TorchvisionImages:
 
     source: Any
     indices: tuple[int, ...]
-    settings: DataConfig
+    settings: ImageDataConfig
     in_chans: int
 
     def __len__(self) -> int:
@@ -194,6 +194,25 @@ class Data:
         return [part for part in (self.train, self.val, self.test) if part is not None]
 
 
+class Samples(Protocol):
+    """What a task's loader reads: samples by index, or by `(epoch, index)` in training.
+
+    Attributes:
+        ids: name of each image for people.
+        collate: makes a batch of samples: `image`, `label`, `index`, and `unreadable` for those that have no image.
+    """
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], dict[str, Any]]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> dict[str, Any]: ...
+
+
 class ClassificationDataset(Dataset[dict[str, Any]]):
     """Samples of an image set: `image` C x H x W, `label`, `index`; or `index` and `unreadable`, the reason.
 
@@ -204,6 +223,7 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
 
     def __init__(self, image_set: ImageSet, transform: Callable[..., torch.Tensor], seed: int | None = None) -> None:
         self.image_set, self.transform, self.seed = image_set, transform, seed
+        self.ids, self.collate = image_set.ids, collate
 
     def __len__(self) -> int:
         return len(self.image_set)
@@ -218,16 +238,35 @@ class ClassificationDataset(Dataset[dict[str, Any]]):
         return {"image": tensor, "label": self.image_set.labels[index], "index": index}
 
 
+class ImageDataset(Dataset[dict[str, Any]]):
+    """Images without labels: `image` C x H x W, `size` (height and width before the transform), `index`; or `unreadable`."""
+
+    def __init__(self, images: Images, ids: list[str], transform: Callable[[np.ndarray], torch.Tensor]) -> None:
+        self.images, self.ids, self.transform = images, ids, transform
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image = self.images.read(index)
+        except UnreadableImage as error:
+            return {"index": index, "unreadable": error.reason}
+        return {"image": self.transform(image), "size": image.shape[:2], "index": index}
+
+
 def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack the samples: `image` (B, C, H, W), `label` (B,) or (B, classes), `index` (B,).
+    """Stack the samples: `image` (B, C, H, W), `label` (B,), (B, classes) or (B, H, W), `size` (B, 2), `index` (B,).
 
     Unreadable ones are left out, never replaced, and listed as `(index, reason)` in `unreadable`; B may be 0, then
-    `image` has shape (0,).
+    `image` has shape (0,) and there is nothing else.
     """
     samples = [sample for sample in batch if "unreadable" not in sample]
+    given = [key for key in ("label", "size") if samples and key in samples[0]]
     return {
         "image": torch.stack([sample["image"] for sample in samples]) if samples else torch.empty(0),
-        "label": torch.from_numpy(np.asarray([sample["label"] for sample in samples])),
+        **{key: torch.from_numpy(np.asarray([sample[key] for sample in samples])) for key in given},
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         "unreadable": [(sample["index"], sample["unreadable"]) for sample in batch if "unreadable" in sample],
     }

@@ -1,5 +1,28 @@
 """Heads take the list of maps and return logits."""
 
+from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
+from visionattn.heads.ccnet import CCNet
+from visionattn.heads.danet import DANet
+from visionattn.heads.deeplab import DeepLabV3Plus
+from visionattn.heads.fcn import FCN
 from visionattn.heads.linear import LinearHead
+from visionattn.heads.psp import PSP
+from visionattn.heads.segformer import SegFormer
+from visionattn.heads.semantic_fpn import SemanticFPN
+from visionattn.heads.unet import UNet
+from visionattn.heads.upernet import UPerNet
 
-__all__ = ["LinearHead"]
+# Segmentation heads by name.
+HEADS: dict[str, type[Head]] = {
+    "upernet": UPerNet,
+    "semantic_fpn": SemanticFPN,
+    "segformer": SegFormer,
+    "fcn": FCN,
+    "psp": PSP,
+    "deeplabv3plus": DeepLabV3Plus,
+    "ccnet": CCNet,
+    "danet": DANet,
+    "unet": UNet,
+}
+
+__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "resize_to"]

@@ -140,16 +140,7 @@ class Classifier(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that put parameters into layers, from the input on (timm's layer decay)."""
-
-        def below(pattern: str) -> str:
-            return r"^backbone\." + pattern.removeprefix("^")
-
-        matcher = self.backbone.group_matcher(coarse)
-        blocks = matcher["blocks"]
-        return {
-            "stem": below(matcher["stem"]),
-            "blocks": below(blocks) if isinstance(blocks, str) else [(below(pattern), order) for pattern, order in blocks],
-        }
+        return group_matcher(self.backbone, coarse)
 
     def init_weights(self) -> None:
         """Draw all parameters anew; also completes a model that was built on the meta device."""
@@ -158,6 +149,20 @@ class Classifier(nn.Module):
             if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
                 module.reset_parameters()
         self.head.init_weights()
+
+
+def group_matcher(backbone: Backbone, coarse: bool) -> dict[str, Any]:
+    """The backbone's patterns for a model whose parameters of it are `backbone.*`."""
+
+    def below(pattern: str) -> str:
+        return r"^backbone\." + pattern.removeprefix("^")
+
+    matcher = backbone.group_matcher(coarse)
+    blocks = matcher["blocks"]
+    return {
+        "stem": below(matcher["stem"]),
+        "blocks": below(blocks) if isinstance(blocks, str) else [(below(pattern), order) for pattern, order in blocks],
+    }
 
 
 def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def create_model(
     model: Classifier | Backbone = backbone
     if not features_only:
         record = asked or next(iter(records_of(variant.name)), None)
-        cfg = _pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
+        cfg = pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
         model = Classifier(backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, pretrained_cfg=cfg)
     if source := checkpoint_path or (file and file.path):
         logging.getLogger(__name__).info("%s: %s", source, load_checkpoint(model, source).reason)
@@ -144,7 +144,7 @@ def shipped_counts() -> dict[str, dict[str, Any]]:
     return json.loads((files("visionattn.models") / "records" / "counts.json").read_text(encoding="utf-8"))
 
 
-def _pretrained_cfg(
+def pretrained_cfg(
     variant: Variant,
     backbone: Backbone,
     record: Record | None,
@@ -152,6 +152,7 @@ def _pretrained_cfg(
     num_classes: int,
     img_size: int | tuple[int, int] | None,
 ) -> dict[str, Any]:
+    """Facts of a model and how its images are prepared, in timm's keys."""
     cfg = {**variant.cfg, "num_classes": num_classes, **(_published_cfg(record, file) if record else {})}
     size = cfg["input_size"][1:] if img_size is None else as_pair(img_size)
     means, stds = (_channels(cfg[key], backbone.in_chans) for key in ("mean", "std"))

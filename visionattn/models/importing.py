@@ -49,6 +49,9 @@ def import_file(
     found = recognise(given)
     if found is None or found.fit < 1:
         raise _unknown(path, found)
+    if found.decoder is not None:
+        what = f"{path.name} is a segmentation model ({found.decoder.head} on {' or '.join(found.names)}), not a classifier"
+        raise UserError("VA-W003", what, where=str(path), fix="segmenter_from_file(FILE) of visionattn.models.segmenter reads it")
     record = _published(path, found, model, tag) or _local(path, found, model, tag, class_names)
     network = create_model(record.model, num_classes=found.num_classes, in_chans=found.in_chans, **record.args)
     report = load_checkpoint(network, given, allow=("position",))  # before anything is kept

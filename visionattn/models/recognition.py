@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,8 +13,31 @@ import torch
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, get_variant, list_models
+from visionattn.heads import FCN, HEADS
 
 State = dict[str, torch.Tensor]
+
+# Parts of a segmentation file that are not its backbone; the neck is a part of our head.
+DECODER = ("decode_head.", "auxiliary_head.", "neck.")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What the tensors of a segmentation file tell beside its backbone.
+
+    Attributes:
+        head: name in `HEADS`.
+        args: arguments of its class.
+        aux: whether there is an auxiliary head.
+        num_classes: logits per pixel.
+        fit: share of tensors with the name and shape of the head's.
+    """
+
+    head: str
+    args: dict[str, Any]
+    aux: bool
+    num_classes: int
+    fit: float
 
 
 @dataclass(frozen=True)
@@ -24,9 +48,10 @@ class Recognised:
         names: registered models with these shapes; more than one where shapes do not tell them apart
             (nat_mini and dinat_mini differ in their dilations only).
         args: arguments of the family's class that the file asks for beyond those of the models (another window).
-        num_classes: outputs of the classifier; 0 if there is none.
+        num_classes: outputs of the classifier, or of the segmentation head; 0 if there is none.
         in_chans: channels of the images.
         fit: share of tensors with the name and shape of the model's, 1.0 if all have.
+        decoder: the rest of a segmentation model; None in a classifier's or a backbone's file.
     """
 
     names: tuple[str, ...]
@@ -34,10 +59,45 @@ class Recognised:
     num_classes: int
     in_chans: int
     fit: float
+    decoder: Decoder | None = None
 
 
 def recognise(given: State) -> Recognised | None:
     """The registered models that the tensors of a file fit best; None where nine tenths do not fit any."""
+    rest, parts = split_decoder(given)
+    best = _recognise_backbone(rest, dense=bool(parts))
+    if best is None or not parts:
+        return best
+    variant = get_variant(best.names[0])
+    decoder = _recognise_decoder(parts, _on_meta(variant.cls, {**variant.args, **best.args}))
+    if decoder is None:
+        return None
+    args = {key: value for key, value in best.args.items() if key != "out_norm"}  # every segmentation model has it
+    return replace(best, args=args, num_classes=decoder.num_classes, fit=min(best.fit, decoder.fit), decoder=decoder)
+
+
+def _recognise_decoder(parts: State, backbone: Backbone) -> Decoder | None:
+    """The head with these tensors over the maps of a backbone, and the auxiliary head; None where nine tenths do not fit any."""
+    aux = any(key.startswith("auxiliary_head.") for key in parts)
+    for name, cls in HEADS.items():
+        own = cls.from_upstream({key.removeprefix("decode_head."): value for key, value in parts.items() if key.startswith("decode_head.")})
+        if "conv_seg.weight" not in own or (args := cls.told_by(own)) is None:
+            continue
+        classes = own["conv_seg.weight"].shape[0]
+        channels, strides = backbone.channels, backbone.strides
+        with torch.device("meta"):
+            head = cls(channels, strides, classes, **args)  # type: ignore[call-arg]  # as every head takes them
+            wanted = {f"decode_head.{key}": value for key, value in head.state_dict().items()}
+            if aux:
+                wanted |= {f"auxiliary_head.{key}": value for key, value in auxiliary(channels, strides, classes).state_dict().items()}
+        have = {f"decode_head.{key}": value for key, value in own.items()}
+        fit = _share(have | {key: value for key, value in parts.items() if key.startswith("auxiliary_head.")}, wanted)
+        if fit > 0.9:
+            return Decoder(name, args, aux, classes, fit)
+    return None
+
+
+def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
     found: list[tuple[float, int, Recognised]] = []
     families: dict[type[Backbone], list[Variant]] = {}
     for name in list_models():
@@ -50,9 +110,9 @@ def recognise(given: State) -> Recognised | None:
         if first is None or first.dim() != 4 or not _alike(own, example):
             continue
         told = {**cls.told_by(given), "in_chans": first.shape[1]}
-        if any(key.startswith("out_norms.") for key in own):
-            told["out_norm"] = True
         defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+        if any(key.startswith("out_norms.") for key in own) or (dense and "out_norm" in defaults):
+            told["out_norm"] = True
         for variant in _as_deep(own, variants):
             backbone = _on_meta(cls, {**variant.args, **told})
             fitting = dict(own)
@@ -70,8 +130,22 @@ def recognise(given: State) -> Recognised | None:
     return Recognised(names, same[0].args, same[0].num_classes, same[0].in_chans, best[0])
 
 
+def auxiliary(channels: Sequence[int], strides: Sequence[int], num_classes: int) -> FCN:
+    """The auxiliary head of all published recipes, on the last map but one."""
+    return FCN(channels, strides, num_classes, width=256, num_convs=1, concat_input=False, level=max(len(channels) - 2, 0))
+
+
+def split_decoder(given: State) -> tuple[State, State]:
+    """The tensors of the backbone, or of a classifier, and those of a segmentation model's other parts under our names."""
+    if not any(key.startswith("decode_head.") for key in given):
+        return given, {}
+    parts = {key: value for key, value in given.items() if key.startswith(DECODER)}
+    rest = {key: value for key, value in given.items() if key not in parts}
+    return rest, {f"decode_head.{key}" if key.startswith("neck.") else key: value for key, value in parts.items()}
+
+
 def to_our_keys(given: State, backbone: Backbone) -> State:
-    """The tensors of a file, whatever its layout, under `backbone.*` and `head.*`."""
+    """The tensors of a classifier's or a backbone's file, whatever its layout, under `backbone.*` and `head.*`."""
     bare = {key.removeprefix("backbone."): value for key, value in given.items()}
     ours = {_pattern(key) for key in backbone.state_dict()} | {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
     if sum(_pattern(key) in ours for key in bare) > 0.9 * len(bare):  # not all, so that a fault in a file of ours is named

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +19,10 @@ from visionattn.backbones import Backbone
 from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError, did_you_mean
 from visionattn.models.classifier import Classifier
-from visionattn.models.recognition import State, recognise, to_our_keys
+from visionattn.models.recognition import State, recognise, split_decoder, to_our_keys
+
+if TYPE_CHECKING:
+    from visionattn.models.segmenter import Segmenter
 
 # Where official files keep their tensors.
 CONTAINERS = ("model", "state_dict", "state_dict_ema")
@@ -47,19 +50,21 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: Classifier | Backbone,
+    model: Classifier | Backbone | Segmenter,
     source: str | Path | Mapping[str, Any],
     *,
-    allow: Collection[str] = ("classifier", "first_conv", "position"),
+    allow: Collection[str] = ("classifier", "first_conv", "position", "auxiliary"),
 ) -> LoadReport:
-    """Load a file or a state dict, in the authors' layout, timm's or ours.
+    """Load a file or a state dict, in the authors' layout, timm's, mmsegmentation's or ours.
 
     After renaming, every tensor must fit, except for what `allow` names: "classifier" (another
     number of classes leaves the model's own), "first_conv" (input channels summed, or repeated and
-    scaled), "position" (tables resampled by the family's rule).
+    scaled), "position" (tables resampled by the family's rule), "auxiliary" (the auxiliary head of a
+    segmentation model, where only one of file and model has it).
 
     Args:
-        model: a classifier, or a backbone (`features_only`), which takes the backbone's part.
+        model: a classifier; a backbone (`features_only`), which takes the backbone's part; a segmentation
+            model, whose backbone alone is loaded from a classifier's or a backbone's file.
         source: path of a .safetensors or .pth file, or a mapping of names to tensors.
         allow: differences that are adapted instead of refused.
 
@@ -68,19 +73,26 @@ def load_checkpoint(
             VA-W005 not readable, VA-W006 no such file.
     """
     given = tensors_of(source if isinstance(source, Mapping) else read_file(Path(source)))
-    classifier = model if isinstance(model, Classifier) else None
-    backbone = model.backbone if isinstance(model, Classifier) else model
-    state = to_our_keys(given, backbone)
-    if classifier is None:
-        state = {key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
+    backbone = model if isinstance(model, Backbone) else model.backbone
+    prefix = "" if backbone is model else "backbone."
+    rest, parts = split_decoder(given)
+    state = to_our_keys(rest, backbone)
+    if not isinstance(model, Classifier):
+        state = {prefix + key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
+    if not isinstance(model, Backbone):
+        state |= parts  # a classifier refuses them below
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
-    prefix = "backbone." if classifier is not None else ""
     reshaped = _adapt_position(backbone, state, prefix) if "position" in allow else []
     if "first_conv" in allow:
         reshaped += _adapt_first_conv(model, state, f"{prefix}{backbone.first_conv}.weight")
-    skipped = _keep_classifier(classifier, state) if classifier is not None and "classifier" in allow else []
-    kept = {"head.fc.weight", "head.fc.bias"} if skipped else set()
+    kept: set[str] = set()
+    skipped: list[str] = []
+    if isinstance(model, Classifier):
+        skipped = _keep_classifier(model, state) if "classifier" in allow else []
+        kept = {"head.fc.weight", "head.fc.bias"} if skipped else set()
+    elif not isinstance(model, Backbone):
+        kept, skipped = _fit_decoder(model, state, allow)
 
     wanted = model.state_dict()
     norms = {key for key in wanted if key.startswith(f"{prefix}out_norms.")}
@@ -185,6 +197,32 @@ def _keep_classifier(model: Classifier, state: State) -> list[str]:
     return [f"checkpoint head has {classes} classes, the model {own.shape[0]}: head re-initialised"]
 
 
+def _fit_decoder(model: Segmenter, state: State, allow: Collection[str]) -> tuple[set[str], list[str]]:
+    """Make the tensors of the heads those of the model; returns what the model keeps of its own, and one line per reason."""
+    own = {key for key in model.state_dict() if not key.startswith("backbone.")}
+    head = {key: state.pop(key) for key in list(state) if key.startswith("decode_head.")}
+    if not head:
+        return own, ["the file has no segmentation head: it starts anew"]
+    renamed = model.decode_head.from_upstream({key.removeprefix("decode_head."): value for key, value in head.items()})
+    state.update({f"decode_head.{key}": value for key, value in renamed.items()})
+    kept: set[str] = set()
+    skipped = []
+    given, ours = ({key for key in keys if key.startswith("auxiliary_head.")} for keys in (state, own))
+    if "auxiliary" in allow and bool(given) != bool(ours):
+        kept |= ours
+        for key in given:
+            del state[key]
+        skipped.append("the file's auxiliary head left out" if given else "the file has no auxiliary head: it starts anew")
+    classes = state.get("decode_head.conv_seg.weight")
+    if "classifier" in allow and classes is not None and classes.shape[0] != model.num_classes:
+        last = {key for key in own if ".conv_seg." in key}  # of both heads
+        kept |= last
+        for key in last:
+            state.pop(key, None)
+        skipped.append(f"checkpoint head has {classes.shape[0]} classes, the model {model.num_classes}: last layer re-initialised")
+    return kept, skipped
+
+
 def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpected: list[str], shapes: list[str]) -> UserError:
     wanted = model.state_dict()
     lines = [f"matched {len(state) - len(unexpected) - len(shapes)} tensors"]
@@ -194,6 +232,7 @@ def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpe
     rest = len(shapes) + len(missing) + len(unexpected) - (len(lines) - 1)
     lines += [f"... and {rest} more"] if rest > 0 else []
     asked = getattr(model, "pretrained_cfg", {}).get("architecture", type(model).__name__)
+    head = getattr(model, "decode_head", None) and model.head
     what = f"the file does not fit {asked}"
     fix = "check the model's arguments"
     guess = recognise(given)
@@ -201,6 +240,9 @@ def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpe
         names = " or ".join(f"{name}{_blocks(name)}" for name in guess.names)
         what = f"looks like {names} - you asked for {asked}{_blocks(asked)}"
         fix = f"create_model({guess.names[0]!r}) or the right file"
+    elif guess is not None and guess.decoder is not None and guess.decoder.head != head:
+        what = f"looks like a segmentation model with {guess.decoder.head} - you asked for {head or 'a classifier'}"
+        fix = f"create_segmenter({guess.names[0]!r}, {guess.decoder.head!r}, {guess.num_classes}) or the right file"
     return UserError("VA-W003", what, why="\n".join(lines), fix=fix)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,26 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score
 from timm.data import Mixup
+from torch import nn
 
 from visionattn.config import AugmentConfig, LossConfig
 from visionattn.errors import UserError
+from visionattn.tasks.base import Batch, Metrics, Scores
 
-Metrics = dict[str, float | None]
+
+@dataclass(frozen=True)
+class Guesses:
+    """Probabilities and truth of every image of a split, in its order.
+
+    Attributes:
+        probabilities: `[N, classes]`.
+        labels: `[N]` class indices, or `[N, classes]` 0/1.
+        indices: `[N]`, positions in the split.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
 
 
 class Classification:
@@ -27,6 +43,9 @@ class Classification:
         augment: mixup and CutMix, which mix labels too.
         multi_label: whether an image may have several classes.
     """
+
+    name = "classify"
+    shown = ("top1", "top5", "auroc")
 
     def __init__(
         self, classes: list[str], labels: np.ndarray, loss: LossConfig, augment: AugmentConfig, *, multi_label: bool = False
@@ -43,17 +62,18 @@ class Classification:
         """The metric that chooses the best checkpoint, unless the config names one; higher is better."""
         return "macro_f1" if self.multi_label else "top1"
 
-    def mix(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def mix(self, batch: Batch) -> Batch:
         """Mixup or CutMix on a batch of even size; draws from numpy's global generator."""
         if self.mixup is None:
             return batch
         even = len(batch["image"]) // 2 * 2
-        image, label = self.mixup(batch["image"][:even], batch["label"][:even])
+        batch = {key: value[:even] if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        image, label = self.mixup(batch["image"], batch["label"])
         return {**batch, "image": image, "label": label}
 
-    def loss(self, logits: torch.Tensor, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """`loss`, computed in float32, averaged over the batch."""
-        logits, label = logits.float(), batch["label"]
+    def loss(self, output: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """`loss` of logits, computed in float32, averaged over the batch."""
+        logits, label = output.float(), batch["label"]
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         if self.multi_label:
             target = label.float() * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
@@ -61,9 +81,18 @@ class Classification:
         smoothing = 0.0 if label.is_floating_point() else self.label_smoothing  # mixup has smoothed already
         return {"loss": F.cross_entropy(logits, label, weight=weight, label_smoothing=smoothing)}
 
+    def predict(self, model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, classes]`."""
+        logits: torch.Tensor = model(image)
+        return logits
+
     def outputs(self, logits: torch.Tensor) -> torch.Tensor:
         """Probabilities `[B, classes]`, float32."""
         return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
+
+    def meter(self) -> ClassificationMeter:
+        """Collects probabilities and labels."""
+        return ClassificationMeter(self)
 
     def metrics(self, probabilities: np.ndarray, labels: np.ndarray) -> tuple[Metrics, list[dict[str, Any]]]:
         """Metrics of a whole split and a row per class; None where a metric is not defined.
@@ -98,6 +127,50 @@ class Classification:
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
         correct = order == labels[:, None]
         return {"top1": float(correct[:, 0].mean()), "top5": float(correct.any(1).mean()), **common}, rows
+
+
+class ClassificationMeter:
+    """Keeps the probabilities of all images: AUROC and the confusion matrix need them at once."""
+
+    def __init__(self, task: Classification) -> None:
+        self.task = task
+        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def update(self, prediction: torch.Tensor, batch: Batch) -> None:
+        probabilities = self.task.outputs(prediction).cpu().numpy()
+        self.parts.append((probabilities, batch["label"].cpu().numpy(), batch["index"].cpu().numpy()))
+
+    def state(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        return self.parts
+
+    def merge(self, states: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> None:
+        self.parts += [part for state in states for part in state]
+
+    def result(self) -> Scores:
+        """Scores with the interval of top-1 and `Guesses` as details."""
+        probabilities, labels, indices = (np.concatenate(arrays) for arrays in zip(*self.parts, strict=True))
+        order = np.argsort(indices, kind="stable")
+        found = Guesses(probabilities[order], labels[order], indices[order])
+        metrics, per_class = self.task.metrics(found.probabilities, found.labels)
+        top1 = metrics.get("top1")
+        intervals = {} if top1 is None else {"top1": wilson_interval(top1, len(labels))}
+        return Scores(metrics, per_class, self._per_image(found), intervals, found)
+
+    def _per_image(self, found: Guesses) -> list[dict[str, Any]]:
+        classes = self.task.classes
+        rows = []
+        for index, label, probabilities in zip(found.indices.tolist(), found.labels, found.probabilities, strict=True):
+            if self.task.multi_label:
+                truth, guess = ";".join(names_of(label, classes)) or "none", ";".join(names_of(probabilities, classes))
+            else:
+                truth, guess = classes[int(label)], classes[int(probabilities.argmax())]
+            rows.append({"index": index, "label": truth, "prediction": guess, "probability": float(probabilities.max())})
+        return rows
+
+
+def names_of(vector: np.ndarray, classes: list[str]) -> list[str]:
+    """Names of the classes that are on, or probable, in a vector of several labels."""
+    return [name for name, value in zip(classes, vector, strict=True) if value >= 0.5]
 
 
 def confusion_matrix(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

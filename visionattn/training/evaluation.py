@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from visionattn.data.sampling import eval_indices
-from visionattn.data.sets import ClassificationDataset, collate
+from visionattn.data.sets import Samples
 from visionattn.errors import UserError
-from visionattn.tasks import Classification
-from visionattn.tasks.classification import Metrics, wilson_interval
+from visionattn.tasks import Scores, Task
+from visionattn.tasks.base import Batch, Metrics
 from visionattn.training.console import Console
 
 
@@ -26,43 +26,37 @@ class Evaluation:
     """Result on a split, each image counted once.
 
     Attributes:
+        task: name of the task, as configs have it.
         split: name of the split.
         count: images evaluated.
-        metrics: fractions from 0 to 1; None where not defined.
-        interval: 95 % interval of top-1 (None for multi-label).
-        per_class: a row per class.
-        probabilities: `[count, classes]`.
-        labels: `[count]` or `[count, classes]`.
-        indices: index of each row in the split.
+        metrics: those of the task and `loss`, averaged over images; None where not defined.
+        scores: all that the task tells: per class, per image, intervals, details.
         unreadable: (index, reason) of images that could not be decoded.
     """
 
+    task: str
     split: str
     count: int
     metrics: Metrics
-    interval: tuple[float, float] | None
-    per_class: list[dict[str, Any]]
-    probabilities: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+    scores: Scores
     unreadable: list[tuple[int, str]]
 
 
-def eval_loader(dataset: ClassificationDataset, batch_size: int, workers: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+def eval_loader(dataset: Samples, batch_size: int, workers: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
     """Batches of this process' share of a split, in order; no image twice, none left out."""
     return DataLoader(
-        dataset,
+        typing.cast("Dataset[Any]", dataset),
         batch_size=batch_size,
         sampler=list(eval_indices(len(dataset), rank, world)),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=dataset.collate,
         generator=torch.Generator(),  # its own, so that evaluating leaves the training's random state alone
     )
 
 
 def evaluate_model(
     model: nn.Module,
-    task: Classification,
+    task: Task,
     loader: DataLoader[Any],
     *,
     split: str,
@@ -80,34 +74,37 @@ def evaluate_model(
     """
     was_training = model.training
     model.eval()
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    meter = task.meter()
     unreadable: list[tuple[int, str]] = []
     loss, done = 0.0, 0
     progress = (console or Console(quiet=True)).progress(split, len(loader))
     with progress as bar, torch.inference_mode():
         for step, batch in enumerate(loader):
             unreadable += batch["unreadable"]
-            if len(batch["index"]):
-                image, label = batch["image"].to(device), batch["label"].to(device)
+            if count := len(batch["index"]):
                 with autocast():
-                    logits = model(image)
-                loss += float(task.loss(logits, {"label": label})["loss"]) * len(label)
-                done += len(label)
-                parts.append((task.outputs(logits).cpu().numpy(), batch["label"].numpy(), np.asarray(batch["index"])))
+                    prediction = task.predict(model, batch["image"].to(device))
+                batch = to_device(batch, prediction.device)  # which may be the CPU, where large images are put together
+                loss += float(task.loss(prediction, batch)["loss"]) * count
+                done += count
+                meter.update(prediction, batch)
             bar.update(step + 1)
     model.train(was_training)
-    gathered = [(parts, unreadable, loss, done)]
+    gathered = [(meter.state(), unreadable, loss, done)]
     if gather:
         gathered = gather_object(gathered)
-    parts = [part for shard in gathered for part in shard[0]]
     unreadable = sorted(item for shard in gathered for item in shard[1])
-    if not parts:
+    count = sum(shard[3] for shard in gathered)
+    if not count:
         raise UserError("VA-D010", f"no image of the {split} split could be read", why=unreadable[0][1] if unreadable else "it is empty")
-    probabilities, labels, indices = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    order = np.argsort(indices, kind="stable")
-    probabilities, labels, indices = probabilities[order], labels[order], indices[order]
-    metrics, per_class = task.metrics(probabilities, labels)
-    metrics["loss"] = sum(shard[2] for shard in gathered) / sum(shard[3] for shard in gathered)
-    top1 = metrics.get("top1")
-    interval = wilson_interval(top1, len(labels)) if top1 is not None else None
-    return Evaluation(split, len(labels), metrics, interval, per_class, probabilities, labels, indices, unreadable)
+    whole = task.meter()
+    whole.merge([shard[0] for shard in gathered])
+    scores = whole.result()
+    metrics = {**scores.metrics, "loss": sum(shard[2] for shard in gathered) / count}
+    return Evaluation(task.name, split, count, metrics, scores, unreadable)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """All tensors of a batch on a device."""
+    fast = device.type == "cuda"  # elsewhere a copy that is not waited for may be read too early
+    return {key: value.to(device, non_blocking=fast) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

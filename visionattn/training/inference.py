@@ -1,43 +1,32 @@
-"""Use a trained run: load its model, evaluate it on a split, predict classes of images."""
+"""Use a trained run: load its model, evaluate it on a split, predict on images."""
 
 from __future__ import annotations
 
 import glob
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from timm.data import ImageNetInfo
 
 from visionattn.backbones import list_models
-from visionattn.config import Config, ModelConfig, config_from_dict
-from visionattn.data.classification import load_split
+from visionattn.config import AnyConfig, Config, ModelConfig, config_from_dict
 from visionattn.data.images import IMAGE_SUFFIXES
-from visionattn.data.sets import ClassificationDataset, FileImages, ImageSet
 from visionattn.errors import UserError, did_you_mean
-from visionattn.files import atomic_write
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.download import Say, fetch
 from visionattn.models.records import find_record, split_name
-from visionattn.tasks import Classification
-from visionattn.training.build import build_eval_transform, build_model, import_plugins, make_accelerator, worker_count
+from visionattn.tasks import Classification, Task
+from visionattn.training.build import Model, build_model, build_task, eval_batch_size, import_plugins, make_accelerator, worker_count
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.training.classification import Prediction, top_classes
 from visionattn.training.console import Console
+from visionattn.training.datasets import file_set, split_set
 from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model
 from visionattn.training.report import save_evaluation
-from visionattn.training.run import RunFolder, csv_text
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image: the classes with their probabilities, most probable first."""
-
-    path: str
-    classes: list[str]
-    probabilities: list[float]
+from visionattn.training.run import RunFolder
 
 
 def evaluate(
@@ -72,15 +61,21 @@ def evaluate(
         config = config.model_copy(
             update={"data": config.data.model_copy(update={"root": str(data), "format": _other_format(config), "val_fraction": None})}
         )
-    images = load_split(config.data, split, classes, config.model.in_chans, seed=config.seed)
+    dataset, labels = split_set(config, model, split, classes)
     accelerator = make_accelerator(config)
     model.to(accelerator.device)
-    task = Classification(classes, images.labels, config.loss, config.augment, multi_label=config.data.multi_label)
-    dataset = ClassificationDataset(images, build_eval_transform(model, config))
-    loader = eval_loader(dataset, batch_size or config.eval.batch_size or config.train.batch_size, worker_count(config))
-    result = evaluate_model(model, task, loader, split=split, device=accelerator.device, autocast=accelerator.autocast, console=console)
+    loader = eval_loader(dataset, batch_size or eval_batch_size(config), worker_count(config))
+    result = evaluate_model(
+        model,
+        build_task(config, classes, labels),
+        loader,
+        split=split,
+        device=accelerator.device,
+        autocast=accelerator.autocast,
+        console=console,
+    )
     if run is not None and data is None:
-        save_evaluation(run.path / "eval" / split, result, images, classes)
+        save_evaluation(run.path / "eval" / split, result, dataset, classes)
     return result
 
 
@@ -110,62 +105,49 @@ def predict(
     """
     console = console or Console(quiet=True)
     loaded = load_model(source, lambda text: console.say("", text))
-    model, config, classes = loaded.model, loaded.config, loaded.shown
     paths = find_images(images)
+    config = loaded.config
+    if isinstance(config, Config):  # balanced class weights are counted from labels, and there are none
+        config = config.model_copy(update={"loss": config.loss.model_copy(update={"class_weights": "none"})})
+    task = build_task(config, loaded.shown, np.zeros(0, dtype=np.int64))
+    assert isinstance(task, Classification)
+    unreadable: list[tuple[str, str]] = []
+    found = [
+        top_classes(str(path), task.outputs(logits), loaded.shown, topk)
+        for path, _, logits in each_prediction(loaded, task, paths, batch_size, unreadable, console)
+    ]
+    return found, unreadable
+
+
+def each_prediction(
+    loaded: LoadedModel, task: Task, paths: list[Path], batch_size: int, unreadable: list[tuple[str, str]], console: Console
+) -> Iterator[tuple[Path, tuple[int, int], torch.Tensor]]:
+    """Each image's path, size in its file (height, width) and what `task.predict` gives, in the order of the files.
+
+    One at a time, so that large ones need not all be kept.
+
+    Args:
+        unreadable: (path, reason) of files that could not be read are added here.
+
+    Raises:
+        UserError: VA-D010, nothing readable.
+    """
+    model, config = loaded.model, loaded.config
     accelerator = make_accelerator(config)
     model.to(accelerator.device)
-    labels = torch.zeros(len(paths), dtype=torch.int64).numpy()
-    files = FileImages(tuple(str(path) for path in paths), config.data, config.model.in_chans)
-    dataset = ClassificationDataset(
-        ImageSet("predict", files, labels, [str(path) for path in paths], None), build_eval_transform(model, config)
-    )
     workers = worker_count(config) if len(paths) > 64 else 0  # starting processes costs more than a few images
-    loader = eval_loader(dataset, batch_size, workers)
-    task = Classification(
-        classes, labels, config.loss.model_copy(update={"class_weights": "none"}), config.augment, multi_label=config.data.multi_label
-    )
-    predictions: list[Prediction] = []
-    unreadable: list[tuple[str, str]] = []
-    with console.progress("predict", len(loader)) as bar, torch.inference_mode():
+    loader = eval_loader(file_set(config, model, paths), batch_size, workers)
+    with console.progress("predict", len(loader)) as bar:
         for step, batch in enumerate(loader):
             unreadable += [(str(paths[index]), reason) for index, reason in batch["unreadable"]]
             if len(batch["index"]):
-                with accelerator.autocast():
-                    logits = model(batch["image"].to(accelerator.device))
-                values, order = task.outputs(logits).topk(min(topk, len(classes)))
-                for index, row, names in zip(batch["index"], values.tolist(), order.tolist(), strict=True):
-                    predictions.append(Prediction(str(paths[int(index)]), [classes[name] for name in names], row))
+                with accelerator.autocast(), torch.inference_mode():
+                    predictions = task.predict(model, batch["image"].to(accelerator.device))
+                for index, (height, width), prediction in zip(batch["index"].tolist(), batch["size"].tolist(), predictions, strict=True):
+                    yield paths[index], (height, width), prediction
             bar.update(step + 1)
-    if not predictions:
+    if len(unreadable) == len(paths):
         raise UserError("VA-D010", "none of the images could be read", where=unreadable[0][0], why=unreadable[0][1])
-    return predictions, unreadable
-
-
-def save_predictions(out: Path, predictions: list[Prediction], unreadable: list[tuple[str, str]], formats: Sequence[str]) -> list[Path]:
-    """`predictions.json` and `predictions.csv` in a folder; returns the files written."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    if "json" in formats:
-        written.append(out / "predictions.json")
-        atomic_write(written[-1], json.dumps(predictions_dict(predictions, unreadable), indent=1))
-    if "csv" in formats:
-        count = max(len(prediction.classes) for prediction in predictions)
-        columns = ["path", *(name for rank in range(1, count + 1) for name in (f"class{rank}", f"probability{rank}"))]
-        rows = [
-            [item.path, *(value for pair in zip(item.classes, (f"{p:.6f}" for p in item.probabilities), strict=True) for value in pair)]
-            for item in predictions
-        ]
-        written.append(out / "predictions.csv")
-        atomic_write(written[-1], csv_text(columns, rows))
-    return written
-
-
-def predictions_dict(predictions: list[Prediction], unreadable: list[tuple[str, str]]) -> dict[str, Any]:
-    """The object that `predict --json` prints and `predictions.json` holds."""
-    return {
-        "predictions": [asdict(prediction) for prediction in predictions],
-        "unreadable": [{"path": path, "reason": reason} for path, reason in unreadable],
-    }
 
 
 def find_images(sources: Sequence[str | Path]) -> list[Path]:
@@ -195,15 +177,15 @@ class LoadedModel:
     """A model in evaluation mode with what goes with it.
 
     Attributes:
-        model: the classifier.
+        model: a backbone with a head.
         config: the run's config, or the defaults with the model of published weights.
         classes: names that labels of data have.
         shown: names for people; other than `classes` for ImageNet, whose folders have numbers for names.
         run: run folder, if the source lies in one.
     """
 
-    model: Classifier
-    config: Config
+    model: Model
+    config: AnyConfig
     classes: list[str]
     shown: list[str]
     run: RunFolder | None
@@ -261,6 +243,6 @@ def _named_model(name: str, say: Say | None) -> LoadedModel:
     return LoadedModel(model.eval(), config, classes, shown, None)
 
 
-def _other_format(config: Config) -> str:
+def _other_format(config: AnyConfig) -> str:
     """Data given to eval may be laid out differently; a class of torchvision stays what it is."""
     return "torchvision" if config.data.format == "torchvision" else "auto"

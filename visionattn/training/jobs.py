@@ -14,22 +14,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
-from visionattn.backbones.registry import get_variant
-from visionattn.config import Config, load_config
-from visionattn.data.check import CheckReport, check_data, exclude_unreadable, preview
-from visionattn.data.classification import load_data
+from visionattn.config import AnyConfig, load_config
+from visionattn.data.check import CheckReport
 from visionattn.data.sampling import mix, require_batches
-from visionattn.data.sets import ClassificationDataset, Data, manifest, manifest_hash
+from visionattn.data.sets import Samples, manifest_hash
 from visionattn.errors import Interrupted, UserError
-from visionattn.files import atomic_write, cache_folder
-from visionattn.models import Classifier, load_checkpoint
+from visionattn.files import atomic_write
+from visionattn.models import load_checkpoint
 from visionattn.models.download import fetch
 from visionattn.models.records import find_record
-from visionattn.tasks import Classification
+from visionattn.models.segmenter import Segmenter
+from visionattn.tasks import Task
 from visionattn.training.build import (
-    build_eval_transform,
+    Model,
+    backbone_name,
     build_model,
-    build_train_transform,
+    build_task,
+    check_names,
+    eval_batch_size,
     import_plugins,
     make_accelerator,
     published_weights,
@@ -37,14 +39,25 @@ from visionattn.training.build import (
 )
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
 from visionattn.training.console import Console, duration, percent
+from visionattn.training.datasets import AnyData, checked_data, preview_training, read_data, training_sets, write_data
 from visionattn.training.doctor import diagnose, diagnosis_text
 from visionattn.training.evaluation import eval_loader, evaluate_model
-from visionattn.training.report import evaluation_dict, save_evaluation, write_report
-from visionattn.training.run import RunFolder, csv_text, environment
+from visionattn.training.report import evaluation_dict, print_evaluation, save_evaluation, write_report
+from visionattn.training.run import RunFolder, environment
 from visionattn.training.trainer import Trainer
 
 # What may differ when a run goes on: it does not change what is computed, or only how long.
-RESUMABLE_KEYS = ("train.epochs", "train.save_every", "train.device", "data.workers", "data.cache", "log", "output", "eval.batch_size")
+RESUMABLE_KEYS = (
+    "train.epochs",
+    "train.steps",
+    "train.save_every",
+    "train.device",
+    "data.workers",
+    "data.cache",
+    "log",
+    "output",
+    "eval.batch_size",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class TrainResult:
 
 
 def train(
-    config: Config | str | Path | None = None,
+    config: AnyConfig | str | Path | None = None,
     *,
     resume: str | Path | None = None,
     dry_run: bool = False,
@@ -87,22 +100,22 @@ def train(
     """
     console = console or Console()
     settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
-    if isinstance(config, Config) and settings:
+    if isinstance(config, AnyConfig) and settings:
         raise TypeError("overrides go with a config name or path; a Config is complete")
     resumed = RunFolder.open(Path(resume)) if resume is not None else None
-    if not isinstance(config, Config):
+    if not isinstance(config, AnyConfig):
         config = load_config(resumed.path / "config.yaml" if resumed and config is None else config, settings)
     if resumed is not None:
         _same_config(resumed, config)
     import_plugins(config)
-    get_variant(config.model.name)  # a wrong name is said before the data are read
+    check_names(config)
 
     accelerator = make_accelerator(config)
     if not accelerator.is_main_process:
         console = Console(quiet=True)
     with accelerator.main_process_first():
-        data, report = _checked_data(config, console, strict, cache_folder() if not dry_run else None)
-    rows = manifest(data, report.hashes)
+        checked = checked_data(config, console, strict=strict, keep=not dry_run)
+    data, rows = checked.data, checked.manifest()
     if resumed is not None:
         _same_data(resumed, manifest_hash(rows))
     require_batches(len(data.train), config.train.batch_size * config.train.accum, accelerator.num_processes)
@@ -115,13 +128,12 @@ def train(
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = build_model(config, data.classes)
     weights = _initial_weights(model, config, console) if resumed is None else ""
-    task = Classification(data.classes, data.train.labels, config.loss, config.augment, multi_label=config.data.multi_label)
-    train_set = ClassificationDataset(data.train, build_train_transform(model, config), seed=config.seed)
-    val_set = ClassificationDataset(data.val, build_eval_transform(model, config))
+    task = build_task(config, data.classes, checked.class_weight_labels())
+    train_set, val_set = training_sets(config, model, data)
     set_seed(mix(config.seed, 1 + accelerator.process_index))  # dropout differs between processes
 
     if dry_run:
-        _dry_run(config, model, task, data, train_set, val_set, accelerator, console)
+        _dry_run(config, model, task, train_set, val_set, accelerator, console)
         return None
     run = resumed or _create_run(config, data, accelerator)
     if accelerator.is_main_process:
@@ -133,10 +145,11 @@ def train(
             facts = {} if resumed is not None else {**environment(), "device": str(accelerator.device)}
             run.write_state("running", reason=None, pid=os.getpid(), stopped=None, **facts)
             if resumed is None:
-                _write_data(run, config, data, report, rows, model)
+                write_data(run.path / "data", config, model, checked, rows)
+                run.write_state("running", data=manifest_hash(rows))
                 atomic_write(run.path / "env.txt", diagnosis_text(diagnose(self_check=False)) + "\n")
             run.write_config(config)
-        trainer = Trainer(config, model, task, data, train_set, val_set, run, accelerator, console)
+        trainer = Trainer(config, model, task, train_set, val_set, run, accelerator, console)
         checkpoint = _resume_point(run, accelerator) if resumed is not None else None
         if resumed is not None and checkpoint is None:
             weights = _initial_weights(model, config, console)
@@ -170,22 +183,22 @@ def train(
             run.unlock()
 
 
-def check(config: Config, *, console: Console | None = None, strict: bool = False) -> CheckReport:
+def check(config: AnyConfig, *, console: Console | None = None, strict: bool = False) -> CheckReport:
     """Decode every image of data.root once and say what training would stumble over.
 
     Raises:
         UserError: the first error found; with `strict` also the first warning.
     """
-    return _checked_data(config, console or Console(), strict, cache_folder())[1]
+    return checked_data(config, console or Console(), strict=strict).report
 
 
-def preview_data(config: Config, path: Path, count: int) -> None:
+def preview_data(config: AnyConfig, path: Path, count: int) -> None:
     """Write a picture of augmented training images, with their classes."""
-    data = load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
-    preview(data.train, data.classes, build_train_transform(build_model(config, data.classes), config), count, path)
+    data = read_data(config)
+    preview_training(config, build_model(config, data.classes), data, count, path)
 
 
-def _same_config(run: RunFolder, after: Config) -> None:
+def _same_config(run: RunFolder, after: AnyConfig) -> None:
     """Only settings that leave the result alone may differ from those the run began with.
 
     Raises:
@@ -222,28 +235,7 @@ def _same_data(run: RunFolder, digest: str) -> None:
         )
 
 
-def _checked_data(config: Config, console: Console, strict: bool, cache: Path | None) -> tuple[Data, CheckReport]:
-    data = load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
-    total = sum(len(part) for part in data.sets)
-    with tempfile.TemporaryDirectory() as folder, console.progress("check", total) as bar:
-        report = check_data(data, config.data, cache_dir=cache / "check" if cache else Path(folder), progress=bar.update)
-    data = exclude_unreadable(data, report, config.data)
-    warnings = [note for note in report.notes if note.level == "warning"]
-    test = f", test {len(data.test):,}" if data.test is not None else ""
-    console.say("task", f"classify ({len(data.classes)} classes{', several per image' if config.data.multi_label else ''})")
-    text = f"train {len(data.train):,} images, val {len(data.val):,}{test}, {len(data.classes)} classes   check: {len(warnings)} warnings"
-    console.say("data", text)
-    for note in report.notes:
-        if note.level == "info":
-            console.say("", note.text)
-        else:
-            console.warn(f"{note.code} {note.text}")
-    if strict and warnings:
-        raise UserError(warnings[0].code, warnings[0].text, why="--strict makes warnings of the data check stop")
-    return data, report
-
-
-def _initial_weights(model: Classifier, config: Config, console: Console) -> str:
+def _initial_weights(model: Model, config: AnyConfig, console: Console) -> str:
     """Load model.weights; returns the line that says what was loaded."""
     source = config.model.weights
     if source == "none":
@@ -251,7 +243,7 @@ def _initial_weights(model: Classifier, config: Config, console: Console) -> str
     path = Path(source).expanduser()
     record = published_weights(config)
     if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
-        record = find_record(config.model.name, None if source == "pretrained" else source)  # says what there is
+        record = find_record(backbone_name(config), None if source == "pretrained" else source)  # says what there is
     if record is not None:
         file = fetch(record, say=None if console.rich.quiet else lambda text: console.say("", text))
         source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
@@ -275,28 +267,18 @@ def _resume_point(run: RunFolder, accelerator: Accelerator) -> Path | None:
     return Path(found[0]) if found[0] else None
 
 
-def _create_run(config: Config, data: Data, accelerator: Accelerator) -> RunFolder:
+def _create_run(config: AnyConfig, data: AnyData, accelerator: Accelerator) -> RunFolder:
     name = config.output.name or f"{data.name}-{config.model.name}"
     path = [str(RunFolder.create(Path(config.output.dir).expanduser() / name).path) if accelerator.is_main_process else ""]
     broadcast_object_list(path)
     return RunFolder(Path(path[0]))
 
 
-def _write_data(run: RunFolder, config: Config, data: Data, report: CheckReport, rows: list[Any], model: Classifier) -> None:
-    folder = run.path / "data"
-    atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in data.classes))
-    atomic_write(folder / "manifest.csv", csv_text(["path", "label", "split", "bytes", "hash16"], [list(row) for row in rows]))
-    atomic_write(folder / "check.json", json.dumps(report.as_dict(), indent=1))
-    preview(data.train, data.classes, build_train_transform(model, config), 24, folder / "preview_train.png")
-    preview(data.val, data.classes, build_eval_transform(model, config), 24, folder / "preview_val.png")
-    run.write_state("running", data=manifest_hash(rows))
-
-
 def _say_start(
     console: Console,
-    config: Config,
-    data: Data,
-    model: Classifier,
+    config: AnyConfig,
+    data: AnyData,
+    model: Model,
     weights: str,
     run: RunFolder,
     accelerator: Accelerator,
@@ -306,7 +288,8 @@ def _say_start(
 ) -> None:
     params = sum(parameter.numel() for parameter in model.parameters())
     height, width = config.model.size
-    console.say("model", f"{config.model.name}  {params / 1e6:.2f} M parameters  {height}x{width} px  {len(data.classes)} classes")
+    name = f"{config.model.name}, {model.head}" if isinstance(model, Segmenter) else config.model.name
+    console.say("model", f"{name}  {params / 1e6:.2f} M parameters  {height}x{width} px  {len(data.classes)} classes")
     if checkpoint is not None:
         meta = read_meta(checkpoint)
         epoch, step = divmod(meta["step"], trainer.steps_per_epoch)
@@ -326,17 +309,16 @@ def _say_start(
 
 
 def _dry_run(
-    config: Config,
-    model: Classifier,
-    task: Classification,
-    data: Data,
-    train_set: ClassificationDataset,
-    val_set: ClassificationDataset,
+    config: AnyConfig,
+    model: Model,
+    task: Task,
+    train_set: Samples,
+    val_set: Samples,
     accelerator: Accelerator,
     console: Console,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, model, task, data, train_set, val_set, RunFolder(Path(folder)), accelerator, console)
+        trainer = Trainer(config, model, task, train_set, val_set, RunFolder(Path(folder)), accelerator, console)
         loss, norm = trainer.train_step(next(iter(trainer.train_loader)))
         console.say(
             "dry run",
@@ -344,31 +326,34 @@ def _dry_run(
         )
 
 
-def _finish(trainer: Trainer, run: RunFolder, data: Data, val_set: ClassificationDataset, console: Console) -> TrainResult:
+def _finish(trainer: Trainer, run: RunFolder, data: AnyData, val_set: Samples, console: Console) -> TrainResult:
     """Evaluate the best checkpoint once more and write what people read."""
     config = trainer.config
-    best = trainer.best or {"metric": trainer.monitor, "value": None, "epoch": config.train.epochs}
+    best = trainer.best or {"metric": trainer.monitor, "value": None, "epoch": trainer.epochs}
     folder = run.checkpoints / ("best" if (run.checkpoints / "best").is_dir() else "last")
     model = build_model(config, data.classes)
     load_checkpoint(model, read_weights(folder), allow=())
     model.to(trainer.accelerator.device)
-    loader = eval_loader(val_set, config.eval.batch_size or config.train.batch_size, worker_count(config))
+    loader = eval_loader(val_set, eval_batch_size(config), worker_count(config))
     evaluation = evaluate_model(
         model, trainer.task, loader, split="val", device=trainer.accelerator.device, autocast=trainer.accelerator.autocast
     )
-    save_evaluation(run.path / "eval" / "val", evaluation, data.val, data.classes)
+    save_evaluation(run.path / "eval" / "val", evaluation, val_set, data.classes)
+    if isinstance(model, Segmenter):
+        print_evaluation(evaluation, console)
     seconds = sum(line["seconds"] for line in run.read_metrics() if line["kind"] == "epoch")
-    interval = f", 95 % interval {100 * evaluation.interval[0]:.1f}-{100 * evaluation.interval[1]:.1f}" if evaluation.interval else ""
+    bounds = evaluation.scores.intervals.get(best["metric"])
+    interval = f", 95 % interval {100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}" if bounds else ""
     summary = f"best {best['metric']} {percent(best['value'])} at epoch {best['epoch']} (val, {evaluation.count} images{interval})"
     facts = {
         "model": config.model.name,
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}, {len(data.classes)} classes",
         "result": summary,
-        "training": f"{config.train.epochs} epochs, {duration(seconds)}, seed {config.seed}, "
+        "training": f"{trainer.epochs} epochs, {duration(seconds)}, seed {config.seed}, "
         f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }
-    report = write_report(run, evaluation, data.val, data.classes, facts)
+    report = write_report(run, evaluation, val_set, data.classes, facts)
     run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
     console.line(f"done in {duration(seconds)}.  {summary}")
     console.line(f"next:  visionattn eval {run.path}{' --split test' if data.test is not None else ''}")

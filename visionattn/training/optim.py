@@ -40,8 +40,9 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, 
         steps_per_epoch: optimizer steps of an epoch.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
     warmup = {
-        "warmup_t": min(round(config.warmup_epochs * steps_per_epoch), steps // 2),
+        "warmup_t": min(warmup_steps, steps // 2),
         "warmup_lr_init": peak / 1000,
         "t_in_epochs": False,
     }

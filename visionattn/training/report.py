@@ -9,72 +9,126 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from visionattn.data.sets import ImageSet
+from visionattn.data.sets import Samples
 from visionattn.files import atomic_folder, atomic_write
-from visionattn.training.console import Console, percent
+from visionattn.training.console import Console
 from visionattn.training.evaluation import Evaluation
-from visionattn.training.pictures import confusion_figure, curves_figure, label_text, picture_grid, readable_picture, worst_rows
+from visionattn.training.pictures import curves_figure, picture_grid
 from visionattn.training.run import RunFolder, csv_text
+from visionattn.training.view import view_of
 
 WORST = 16
+# Floats that are no fractions: not shown as percent.
+PLAIN = ("loss", "hd95", "n_defined", "n_missed")
+# Counts of pairs of case and class, said in a sentence.
+COUNTS = ("n_defined", "n_missed")
+# Names of metrics and columns for people, where they are others.
+NAMES = {
+    "miou": "mIoU",
+    "macc": "mAcc",
+    "mdice": "mDice",
+    "aacc": "aAcc",
+    "iou": "IoU",
+    "acc": "Acc",
+    "dice": "Dice",
+    "pixel_share": "pixels",
+    "boundary_iou": "boundary IoU",
+    "case_dice": "case Dice",
+    "case_iou": "case IoU",
+    "hd95": "HD95",
+    "nsd": "NSD",
+    "n_defined": "cases",
+    "n_missed": "missed",
+    "dice_pooled": "pooled Dice",
+    "ignored": "ignored pixels",
+}
+
+
+def shown(name: str, value: Any, decimals: int) -> str:
+    """A value of a table or a summary for people: fractions as percent, `n/a` where there is none."""
+    if isinstance(value, float):
+        return f"{value if name in PLAIN else 100 * value:.{decimals}f}"
+    return "n/a" if value is None else str(value)
+
+
+def distances_text(evaluation: Evaluation) -> str:
+    """What HD95 is a mean of: its unit and rule, pairs of case and class it is defined for, and those missed; empty without cases."""
+    row = next((row for row in evaluation.scores.per_class if row.get("hd95_unit")), None)
+    if row is None:
+        return ""
+    defined, missed = (int(evaluation.metrics[name] or 0) for name in COUNTS)
+    pairs = evaluation.count * (len(evaluation.scores.per_class) - 1)
+    return (
+        f"HD95 in {row['hd95_unit']} ({row['hd95_variant']}): {defined} of {pairs} cases defined, {pairs - defined} empty in both; "
+        f"{missed} missed, counted with the diagonal of the image"
+    )
 
 
 def evaluation_dict(evaluation: Evaluation) -> dict[str, Any]:
     """The object that `eval --json` prints and `metrics.json` holds."""
     return {
-        "task": "classify",
+        "task": evaluation.task,
         "split": evaluation.split,
         "count": evaluation.count,
         "metrics": evaluation.metrics,
-        "interval": {"top1": evaluation.interval} if evaluation.interval else {},
-        "per_class": evaluation.per_class,
+        "interval": evaluation.scores.intervals,
+        "per_class": evaluation.scores.per_class,
         "unreadable": len(evaluation.unreadable),
     }
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """The table per class and the summary."""
-    if len(evaluation.per_class) <= 60:
-        columns = list(evaluation.per_class[0])
-        rows = [[f"{100 * value:.1f}" if isinstance(value, float) else value for value in row.values()] for row in evaluation.per_class]
-        console.table(columns, rows)
-    shown = "  ".join(f"{name} {percent(value)}" for name, value in evaluation.metrics.items() if name != "loss")
-    console.say(evaluation.split, f"{evaluation.count} images  {shown}  loss {evaluation.metrics['loss']:.3f}")
-    if evaluation.interval:
-        console.say("", f"95 % interval of top1: {100 * evaluation.interval[0]:.1f}-{100 * evaluation.interval[1]:.1f}")
+    per_class = evaluation.scores.per_class
+    if len(per_class) <= 60:
+        columns = _columns(per_class)
+        rows = [[shown(name, row[name], 1) if isinstance(row[name], float) else row[name] for name in columns] for row in per_class]
+        console.table([NAMES.get(name, name) for name in columns], rows)
+    else:
+        console.say("", f"{len(per_class)} classes: each is in per_class of metrics.json, and of --json")
+    metrics = "  ".join(
+        f"{NAMES.get(name, name)} {shown(name, value, 2)}" for name, value in evaluation.metrics.items() if name not in ("loss", *COUNTS)
+    )
+    console.say(evaluation.split, f"{evaluation.count} images  {metrics}  loss {evaluation.metrics['loss']:.3f}")
+    if text := distances_text(evaluation):
+        console.say("", text)
+    for name, (low, high) in evaluation.scores.intervals.items():
+        console.say("", f"95 % interval of {NAMES.get(name, name)}: {100 * low:.1f}-{100 * high:.1f}")
     if evaluation.unreadable:
         console.warn(f"{len(evaluation.unreadable)} images could not be read and are not counted")
 
 
-def save_evaluation(folder: Path, evaluation: Evaluation, images: ImageSet, classes: list[str]) -> None:
-    """`metrics.json`, `per_class.csv`, `per_image.csv`, `confusion.png` and `worst/`, all or nothing."""
+def save_evaluation(folder: Path, evaluation: Evaluation, dataset: Samples, classes: list[str]) -> None:
+    """`metrics.json`, `per_class.csv`, `per_image.csv`, the task's figures and `worst/`, all or nothing."""
+    view = view_of(evaluation.task)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
         (temporary / "metrics.json").write_text(json.dumps(evaluation_dict(evaluation), indent=1), encoding="utf-8")
-        columns = list(evaluation.per_class[0])
-        rows = [["" if row[name] is None else row[name] for name in columns] for row in evaluation.per_class]
-        (temporary / "per_class.csv").write_text(csv_text(columns, rows), encoding="utf-8")
-        (temporary / "per_image.csv").write_text(_per_image(evaluation, images, classes), encoding="utf-8")
-        if evaluation.labels.ndim == 1:
-            confusion_figure(evaluation, classes).savefig(temporary / "confusion.png", dpi=120)
-        _save_worst(temporary / "worst", evaluation, images, classes)
+        per_class = evaluation.scores.per_class
+        rows = [["" if value is None else value for value in row.values()] for row in per_class]
+        (temporary / "per_class.csv").write_text(csv_text(list(per_class[0]), rows), encoding="utf-8")
+        (temporary / "per_image.csv").write_text(_per_image(view.image_rows(evaluation, classes), dataset.ids), encoding="utf-8")
+        for panel in view.panels(evaluation, classes):
+            panel.figure.savefig(temporary / f"{panel.name}.png", dpi=120)
+        (temporary / "worst").mkdir()
+        for name, _, picture in view.worst(evaluation, dataset, classes, WORST):
+            safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)[:100]
+            Image.fromarray(picture).save(temporary / "worst" / f"{safe}.png")
 
 
-def write_report(run: RunFolder, evaluation: Evaluation, images: ImageSet, classes: list[str], facts: dict[str, str]) -> Path:
-    """`report.html` of a run: facts, curves, table, confusion matrix and worst images in one file."""
-    history = run.read_metrics()
-    parts = [f"<h2>Learning curves</h2>{_img(curves_figure(history))}"]
+def write_report(run: RunFolder, evaluation: Evaluation, dataset: Samples, classes: list[str], facts: dict[str, str]) -> Path:
+    """`report.html` of a run: facts, curves, table, the task's figures and worst images in one file."""
+    view = view_of(evaluation.task)
+    parts = [f"<h2>Learning curves</h2>{_img(curves_figure(run.read_metrics(), view.CURVES))}"]
     parts.append(f"<h2>Validation, {evaluation.count} images</h2>{_table(evaluation)}")
-    if evaluation.labels.ndim == 1:
-        parts.append(f"<h2>Confusion matrix</h2>{_img(confusion_figure(evaluation, classes))}")
-    worst = worst_rows(evaluation, WORST)
+    parts += [f"<h2>{panel.title}</h2>{_img(panel.figure)}" for panel in view.panels(evaluation, classes)]
+    worst = view.worst(evaluation, dataset, classes, WORST)
     if worst:
-        figure = _worst_figure(evaluation, images, classes, worst)
-        parts.append(f"<h2>Worst images</h2><p>truth -> prediction, with its probability</p>{_img(figure)}")
+        figure = picture_grid([item.picture for item in worst], [item.title for item in worst])
+        parts.append(f"<h2>Worst images</h2><p>{view.WORST_CAPTION}</p>{_img(figure)}")
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
     style = (
         "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
@@ -91,59 +145,36 @@ def write_report(run: RunFolder, evaluation: Evaluation, images: ImageSet, class
     return path
 
 
-def _per_image(evaluation: Evaluation, images: ImageSet, classes: list[str]) -> str:
-    rows = []
-    for row, index in enumerate(evaluation.indices):
-        label, probabilities = evaluation.labels[row], evaluation.probabilities[row]
-        if np.ndim(label) == 0:
-            guess = classes[int(probabilities.argmax())]
-        else:
-            guess = ";".join(name for name, value in zip(classes, probabilities, strict=True) if value >= 0.5)
-        truth = label_text(label, classes).replace(", ", ";")
-        rows.append([images.ids[int(index)], truth, guess, f"{probabilities.max():.6f}", *(f"{value:.6f}" for value in probabilities)])
-    return csv_text(["id", "label", "prediction", "probability", *(f"p({name})" for name in classes)], rows)
+def _per_image(rows: list[dict[str, Any]], ids: list[str]) -> str:
+    def cell(value: Any) -> Any:
+        return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
+
+    columns = [name for name in rows[0] if name != "index"]
+    return csv_text(["id", *columns], [[ids[row["index"]], *(cell(row[name]) for name in columns)] for row in rows])
 
 
-def _worst_figure(evaluation: Evaluation, images: ImageSet, classes: list[str], worst: list[int]) -> Figure:
-    shown = [(row, readable_picture(images, int(evaluation.indices[row]))) for row in worst]
-    pictures = [(row, picture) for row, picture in shown if picture is not None]
-    titles = [f"{label_text(evaluation.labels[row], classes)} ->\n{_guess(evaluation, row, classes)}" for row, _ in pictures]
-    return picture_grid([picture for _, picture in pictures], titles) if pictures else Figure()
-
-
-def _save_worst(folder: Path, evaluation: Evaluation, images: ImageSet, classes: list[str]) -> None:
-    folder.mkdir()
-    for rank, row in enumerate(worst_rows(evaluation, WORST)):
-        picture = readable_picture(images, int(evaluation.indices[row]))
-        if picture is not None:
-            name = f"{rank + 1:02d}_{label_text(evaluation.labels[row], classes)}_as_{_guess(evaluation, row, classes)}"
-            safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)[:100]
-            Image.fromarray(picture).save(folder / f"{safe}.png")
-
-
-def _guess(evaluation: Evaluation, row: int, classes: list[str]) -> str:
-    probabilities = evaluation.probabilities[row]
-    if evaluation.labels.ndim == 2:
-        return label_text(probabilities, classes)
-    return f"{classes[int(probabilities.argmax())]} {probabilities.max():.2f}"
+def _columns(per_class: list[dict[str, Any]]) -> list[str]:
+    """Those of a table for people: what is the same in all rows is said in `distances_text`."""
+    return [name for name in per_class[0] if name not in ("hd95_unit", "hd95_variant")]
 
 
 def _table(evaluation: Evaluation) -> str:
-    def cell(value: Any) -> str:
-        return "n/a" if value is None else f"{100 * value:.1f}" if isinstance(value, float) else str(value)
-
-    columns = list(evaluation.per_class[0])
-    head = "".join(f"<th>{name}</th>" for name in columns)
+    per_class = evaluation.scores.per_class
+    columns = _columns(per_class)
+    head = "".join(f"<th>{NAMES.get(name, name)}</th>" for name in columns)
     body = "".join(
         "<tr>"
         + "".join(
-            f"<td>{html.escape(str(row[name]))}</td>" if name == "class" else f'<td class="n">{cell(row[name])}</td>' for name in columns
+            f"<td>{html.escape(str(row[name]))}</td>" if name == "class" else f'<td class="n">{shown(name, row[name], 1)}</td>'
+            for name in columns
         )
         + "</tr>"
-        for row in evaluation.per_class
+        for row in per_class
     )
-    summary = ", ".join(f"{name} {cell(value)}" if name != "loss" else f"loss {value:.3f}" for name, value in evaluation.metrics.items())
-    return f"<p>{summary}</p><table><tr>{head}</tr>{body}</table>"
+    metrics = {NAMES.get(name, name): shown(name, value, 3 if name == "loss" else 1) for name, value in evaluation.metrics.items()}
+    summary = ", ".join(f"{name} {value}" for name, value in metrics.items() if name not in map(NAMES.get, COUNTS))
+    said = " ".join(f"<p>{text}</p>" for text in (summary, distances_text(evaluation)) if text)
+    return f"{said}<table><tr>{head}</tr>{body}</table>"
 
 
 def _png(figure: Figure) -> bytes:

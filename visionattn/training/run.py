@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from visionattn.config import Config, changed_values, to_yaml
+from visionattn.config import AnyConfig, changed_values, to_yaml
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, sweep_temporary
 
@@ -95,7 +95,7 @@ class RunFolder:
     def unlock(self) -> None:
         (self.path / ".lock").unlink(missing_ok=True)
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: AnyConfig) -> None:
         """`config.yaml` repeats the run; `config.changed.yaml` holds only what differs from the defaults."""
         atomic_write(self.path / "config.changed.yaml", to_yaml(changed_values(config)))
         atomic_write(self.path / "config.yaml", to_yaml(config.model_dump(mode="json")))

@@ -19,23 +19,24 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from visionattn.config import Config
+from visionattn.config import AnyConfig
 from visionattn.data.check import too_many_unreadable
 from visionattn.data.sampling import TrainSampler
-from visionattn.data.sets import ClassificationDataset, Data, collate
+from visionattn.data.sets import Samples
 from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, Interrupted, UserError
 from visionattn.files import atomic_write
-from visionattn.models import Classifier
-from visionattn.tasks import Classification
-from visionattn.training.build import worker_count
+from visionattn.tasks import Task
+from visionattn.tasks.base import Batch
+from visionattn.training.build import Model, eval_batch_size, worker_count
 from visionattn.training.checkpoint import keep_best, read_checkpoint, save_checkpoint
 from visionattn.training.console import Console, duration, percent
-from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model
+from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model, to_device
 from visionattn.training.optim import build_optimizer, build_schedule
 from visionattn.training.pictures import TensorBoard
 from visionattn.training.run import RunFolder
+from visionattn.training.view import show_batch, show_evaluation
 
 
 class Trainer:
@@ -47,10 +48,9 @@ class Trainer:
 
     Args:
         config: of the run.
-        model: the classifier.
+        model: a backbone with a head.
         task: loss and metrics.
-        data: checked training and validation sets.
-        train_set, val_set: `data` with their transforms.
+        train_set, val_set: checked images with their transforms.
         run: locked run folder, where this process writes.
         accelerator: device, precision and processes.
         console: where a person reads.
@@ -58,23 +58,24 @@ class Trainer:
 
     def __init__(
         self,
-        config: Config,
-        model: Classifier,
-        task: Classification,
-        data: Data,
-        train_set: ClassificationDataset,
-        val_set: ClassificationDataset,
+        config: AnyConfig,
+        model: Model,
+        task: Task,
+        train_set: Samples,
+        val_set: Samples,
         run: RunFolder,
         accelerator: Accelerator,
         console: Console,
     ) -> None:
-        self.config, self.task, self.data, self.run = config, task, data, run
+        self.config, self.task, self.run = config, task, run
+        self.train_set, self.val_set = train_set, val_set
         self.accelerator, self.console = accelerator, console
         rank, world = accelerator.process_index, accelerator.num_processes
         self.batch_size = config.train.batch_size * config.train.accum  # per process and step
         self.sampler = TrainSampler(len(train_set), self.batch_size, config.seed, rank, world)
         self.steps_per_epoch = len(self.sampler)
-        self.total_steps = config.train.epochs * self.steps_per_epoch
+        self.total_steps = config.train.steps or config.train.epochs * self.steps_per_epoch
+        self.epochs = -(-self.total_steps // self.steps_per_epoch)  # the last one may be cut off by train.steps
 
         self.channels_last = model.backbone.cnn if config.train.channels_last == "auto" else config.train.channels_last
         if config.train.freeze == "backbone":
@@ -89,17 +90,16 @@ class Trainer:
 
         workers = worker_count(config)
         self.train_loader: DataLoader[Any] = DataLoader(
-            train_set,
+            typing.cast("Dataset[Any]", train_set),
             batch_sampler=self.sampler,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=train_set.collate,
             generator=torch.Generator(),  # its own: making an iterator would draw from the stream dropout uses
             persistent_workers=workers > 0,
             worker_init_fn=ignore_interrupt,
             pin_memory=accelerator.device.type == "cuda",
         )
-        eval_batch = config.eval.batch_size or config.train.batch_size
-        self.val_loader = eval_loader(val_set, eval_batch, workers, rank, world)
+        self.val_loader = eval_loader(val_set, eval_batch_size(config), workers, rank, world)
         self.step = 0
         self.best: dict[str, Any] | None = None  # epoch, metric, value
         self.unreadable = 0
@@ -111,8 +111,8 @@ class Trainer:
         return self.task.monitor if self.config.eval.best == "auto" else self.config.eval.best
 
     @property
-    def bare_model(self) -> Classifier:
-        model: Classifier = self.accelerator.unwrap_model(self.model)
+    def bare_model(self) -> Model:
+        model: Model = self.accelerator.unwrap_model(self.model)
         return model
 
     def fit(self) -> Evaluation | None:
@@ -123,7 +123,7 @@ class Trainer:
             Interrupted: after Ctrl-C or SIGTERM and a save.
         """
         if self.accelerator.is_main_process and self.config.log.tensorboard:
-            self.tensorboard = TensorBoard(self.run.path / "tb", self.config.log.images, purge_step=self.step)
+            self.tensorboard = TensorBoard(self.run.path / "tb", purge_step=self.step)
         evaluation = None
         try:
             with self._signals():
@@ -141,23 +141,24 @@ class Trainer:
     def _epoch(self) -> Evaluation | None:
         config = self.config
         epoch, first = divmod(self.step, self.steps_per_epoch)
+        last = self._end(epoch + 1)
         self.sampler.set_position(epoch, first)
         self.model.train()
         if config.train.freeze == "backbone":
             self.bare_model.backbone.eval()  # its statistics stay as they are too
-        label = f"epoch {epoch + 1:>3}/{config.train.epochs}"
+        label = f"epoch {epoch + 1:>3}/{self.epochs}"
         losses, images, started, window = [], 0, time.perf_counter(), (time.perf_counter(), 0)
-        with self.console.progress(label, self.steps_per_epoch, first) as bar:
+        with self.console.progress(label, last - epoch * self.steps_per_epoch, first) as bar:
             for batch in self.train_loader:
                 self._count_unreadable(batch["unreadable"])
                 if self.tensorboard is not None and self.step == 0:
-                    self.tensorboard.batch("train/augmented_batch", batch, self.data.classes, self.bare_model.pretrained_cfg)
+                    show_batch(self.tensorboard, self.task, batch, self.bare_model.pretrained_cfg, config.log.images)
                 loss, grad_norm = self.train_step(batch)
                 self.step += 1
                 losses.append(loss)
                 images += len(batch["index"]) * self.accelerator.num_processes
                 lr = self.optimizer.param_groups[-1]["lr"]
-                if self.step % config.log.every_steps == 0 or self.step % self.steps_per_epoch == 0:
+                if self.step % config.log.every_steps == 0 or self.step == last:
                     now = time.perf_counter()
                     speed = (images - window[1]) / (now - window[0])
                     window = (now, images)
@@ -165,8 +166,7 @@ class Trainer:
                 text = f"loss {loss:.3f}  lr {lr:.1e}  gnorm {grad_norm:.2f}  img/s {images / (time.perf_counter() - started):.0f}"
                 bar.update(self.step - epoch * self.steps_per_epoch, text)
                 self.schedule.step_update(self.step)
-                end = self.step % self.steps_per_epoch == 0
-                if end:
+                if self.step == last:
                     break  # its evaluation belongs to the epoch: an interrupt waits for it
                 if self._interrupted or (config.train.save_every and self.step % config.train.save_every == 0):
                     self.save()
@@ -187,21 +187,20 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         if not len(batch["index"]):
             return 0.0, 0.0  # nothing of the batch could be read: no update
-        image = batch["image"].to(accelerator.device, non_blocking=True)
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        mixed = self.task.mix({**batch, "image": image, "label": batch["label"].to(accelerator.device)})
-        count = min(config.train.accum, len(mixed["image"]))  # fewer where images could not be read
-        parts = list(zip(mixed["image"].tensor_split(count), mixed["label"].tensor_split(count), strict=True))
+        mixed = self.task.mix(to_device(batch, accelerator.device))
+        if not len(mixed["image"]):
+            return 0.0, 0.0  # a single image, which cannot be mixed with another
+        parts = split_batch(mixed, config.train.accum)
         total = 0.0
-        for index, (part, label) in enumerate(parts):
+        for index, part in enumerate(parts):
             last = index == len(parts) - 1
+            image = part["image"].contiguous(memory_format=torch.channels_last) if self.channels_last else part["image"]
             with accelerator.autocast():
-                logits = self.model(part)
-            loss = self.task.loss(logits, {"label": label})["loss"] / len(parts)
+                output = self._forward(image)
+            loss = self.task.loss(output, part)["loss"] / len(parts)
             total += float(loss.detach())
             if not math.isfinite(total):
-                raise self._diverged(f"loss is {total}", batch, first_bad_module(self.bare_model, part, accelerator))
+                raise self._diverged(f"loss is {total}", batch, first_bad_module(self.bare_model, image, accelerator))
             if last:
                 accelerator.backward(loss)
             else:
@@ -219,6 +218,18 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.bare_model, step=self.step)
         return total, norm
+
+    def _forward(self, image: torch.Tensor) -> Any:
+        try:
+            return self.model(image)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "VA-C011",
+                f"batch norm over a single value: {len(image)} image in a batch, {self.config.model.name} pools it to one pixel",
+                fix="train.batch_size=2 or more, or a larger model.img_size where the last map is one pixel",
+            ) from error
 
     def evaluate(self) -> Evaluation:
         """Metrics on the validation set, of the moving average where there is one."""
@@ -252,7 +263,7 @@ class Trainer:
                 "step": self.step,
                 "epoch": self.step / self.steps_per_epoch,
                 "best": self.best,
-                "classes": self.data.classes,
+                "classes": self.task.classes,
                 "config": self.config.model_dump(mode="json"),
             }
             ema = self.ema.module.state_dict() if self.ema is not None else None
@@ -273,24 +284,24 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
         self.schedule.step_update(self.step)
         set_random_state(state["random"][self.accelerator.process_index])
-        if self.accelerator.is_main_process and self.best is not None and self.best["epoch"] * self.steps_per_epoch == self.step:
+        if self.accelerator.is_main_process and self.best is not None and self._end(self.best["epoch"]) == self.step:
             keep_best(self.run.checkpoints)  # the kill may have come between the save and this
 
     def _end_of_epoch(self, epoch: int, train_loss: float, lr: float, seconds: float) -> Evaluation | None:
         evaluation = None
         line: dict[str, Any] = {"kind": "epoch", "step": self.step, "epoch": epoch, "train_loss": train_loss, "lr": lr, "seconds": seconds}
         better = False
-        if epoch % self.config.eval.every == 0 or epoch == self.config.train.epochs:
+        if epoch % self.config.eval.every == 0 or epoch == self.epochs:
             evaluation = self.evaluate()
             value = evaluation.metrics[self.monitor]
             better = value is not None and (self.best is None or value > self.best["value"])
             if better:
                 self.best = {"metric": self.monitor, "value": value, "epoch": epoch}
             line |= {f"val_{name}": metric for name, metric in evaluation.metrics.items()}
-            left = (self.config.train.epochs - epoch) * seconds
+            left = (self.epochs - epoch) * seconds
             shown = [
                 f"{name} {percent(evaluation.metrics[name])}"
-                for name in dict.fromkeys((self.monitor, "top1", "top5", "auroc"))
+                for name in dict.fromkeys((self.monitor, *self.task.shown))
                 if name in evaluation.metrics
             ]
             note = "best -> saved" if better else ""
@@ -304,10 +315,14 @@ class Trainer:
             if better:
                 keep_best(self.run.checkpoints)
             if self.tensorboard is not None and evaluation is not None:
-                pictures = better or epoch == self.config.train.epochs
-                history, dataset = self.run.read_metrics(), self.val_loader.dataset
-                self.tensorboard.evaluation(evaluation, self.data, dataset, history, self.step, pictures=pictures)
+                self.tensorboard.scalars("val", evaluation.metrics, self.step)
+                if better or epoch == self.epochs:
+                    show_evaluation(self.tensorboard, self.task, evaluation, self.val_set, self.run.read_metrics(), self.config.log.images)
         return evaluation
+
+    def _end(self, epoch: int) -> int:
+        """The step at which an epoch, counted from 1, is over."""
+        return min(epoch * self.steps_per_epoch, self.total_steps)
 
     def _log_step(self, epoch: int, loss: float, lr: float, grad_norm: float, speed: float) -> None:
         if not self.accelerator.is_main_process:
@@ -322,19 +337,19 @@ class Trainer:
         if not unreadable:
             return
         for index, reason in unreadable:
-            self.console.warn(f"unreadable, left out: {self.data.train.ids[index]} ({reason})")
+            self.console.warn(f"unreadable, left out: {self.train_set.ids[index]} ({reason})")
         self.unreadable += len(unreadable)
-        if too_many_unreadable(self.unreadable, len(self.data.train.ids), self.config.data.on_error):
+        if too_many_unreadable(self.unreadable, len(self.train_set.ids), self.config.data.on_error):
             raise UserError(
                 "VA-D010",
                 f"{self.unreadable} images became unreadable during training",
-                where=self.data.train.ids[unreadable[-1][0]],
+                where=self.train_set.ids[unreadable[-1][0]],
                 fix="repair or remove them and resume, or data.on_error=skip",
             )
 
     def _diverged(self, what: str, batch: dict[str, Any], module: str) -> UserError:
         lr = self.optimizer.param_groups[-1]["lr"]
-        ids = [self.data.train.ids[index] for index in batch["index"]]
+        ids = [self.train_set.ids[index] for index in batch["index"]]
         record = {"step": self.step, "what": what, "lr": lr, "module": module, "images": ids}
         atomic_write(self.run.path / "diverged.json", json.dumps(record, indent=1))
         hint = "train.precision=bf16 or fp32, " if self.accelerator.mixed_precision == "fp16" else ""
@@ -378,6 +393,13 @@ class Trainer:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
+
+
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Cut all tensors of a batch into parts; into fewer where images could not be read."""
+    count = min(parts, len(batch["image"]))
+    cut = {key: value.tensor_split(count) for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    return [{key: pieces[index] for key, pieces in cut.items()} for index in range(count)]
 
 
 def ignore_interrupt(worker: int) -> None:

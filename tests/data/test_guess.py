@@ -1,0 +1,51 @@
+"""The task that the names in a folder tell."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from visionattn.cli import _with_task
+from visionattn.data.guess import guess_task
+
+
+@pytest.mark.parametrize(
+    ("folders", "task"),
+    [
+        (["train/rose", "val/rose"], "classify"),
+        (["rose", "daisy"], "classify"),
+        (["images/train", "masks/train"], "segment"),
+        (["images", "masks"], "segment"),
+        (["images/training", "annotations/training"], "segment"),
+        (["leftImg8bit/train", "gtFine/train"], "segment"),
+        (["JPEGImages", "SegmentationClass", "Annotations"], "segment"),
+        (["train", "trainannot", "val", "valannot"], "segment"),
+        (["train/images", "train/masks", "val/images", "val/masks"], "segment"),
+        (["unpacked/images", "unpacked/masks", "__MACOSX"], "segment"),
+        (["train/masks", "train/no_masks", "val/masks"], "classify"),
+        (["train/images", "train/masks", "train/faces"], "classify"),
+        ([], "classify"),
+    ],
+)
+def test_folders(tmp_path: Path, folders: list[str], task: str) -> None:
+    for folder in folders:
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    assert guess_task(tmp_path / "data") == task
+
+
+@pytest.mark.parametrize(("header", "task"), [("path,label", "classify"), ("image, mask ,split", "segment"), ("image,label", "classify")])
+def test_lists(tmp_path: Path, header: str, task: str) -> None:
+    (tmp_path / "train.csv").write_text(f"{header}\na,b\n")
+    assert guess_task(tmp_path) == guess_task(tmp_path / "train.csv") == task
+
+
+def test_a_named_task_is_kept_and_torch_is_not_loaded(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    assert _with_task(str(tmp_path), ["seed=1"]) == ["task=segment", "seed=1"]
+    assert _with_task(str(tmp_path), ["task=classify"]) == ["task=classify"]
+    code = "import sys; from visionattn.data.guess import guess_task; guess_task('.'); assert not {'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,24 @@
+"""A backbone of every family, cut down to one block per stage and few channels, for tests of what stands above it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Class of the family -> a registered name, and arguments that make it small.
+_PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "BiFormer": ("biformer_tiny", {**_PLAIN, "embed_dim": 16}),
+    "DaViT": ("davit_tiny", _PLAIN),
+    "NAT": ("dinat_mini", {**_PLAIN, "dilations": (2, 1, 1, 1)}),
+    "NATIsotropic": ("nat_isotropic_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
+    "DiNATS": ("dinat_s_tiny", _PLAIN),
+    "ECAMobileNetV2": ("eca_mobilenetv2", {}),
+    "ECAResNet": ("eca_resnet18", {"depths": (1, 1, 1, 1)}),
+    "ELAMobileNetV2": ("ela_mobilenetv2", {}),
+    "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
+    "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
+    "SwinV2": ("swinv2_tiny_window8", _PLAIN),
+    "TransNeXt": ("transnext_micro", _PLAIN),
+    "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
+    "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
+}

@@ -1,0 +1,109 @@
+"""What every segmentation head has: maps in, raw logits out.
+
+Modules have the names of mmsegmentation (open-mmlab/mmsegmentation 1.2.2, Apache-2.0), so that the
+state dicts of published files fit; their initial values are mmcv's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Aux(NamedTuple):
+    """A further output that is trained on: logits of their own size, and the weight of their loss."""
+
+    name: str
+    logits: torch.Tensor
+    weight: float
+
+
+class HeadOutput(NamedTuple):
+    """Raw logits `[B, K, h, w]` at the resolution the head works in; `aux` in training only."""
+
+    logits: torch.Tensor
+    aux: tuple[Aux, ...] = ()
+
+
+class Head(nn.Module):
+    """Logits from the maps of a backbone.
+
+    A head is built from `channels` and `strides` of the maps (finest first), `num_classes` and numbers of
+    its own, given by keyword. It resizes maps to each other's sizes, never by a factor.
+
+    Attributes:
+        uses_image: whether the image comes before the maps (then `channels` and `strides` begin with those of the image).
+        auxiliary: whether published recipes train it with an auxiliary head.
+    """
+
+    uses_image: bool = False
+    auxiliary: bool = False
+
+    def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Draw all parameters anew; also completes a head that was built on the meta device."""
+        init_convolutions(self)
+
+    @staticmethod
+    def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename keys of published files that are not ours; both are given without `decode_head.`."""
+        return state
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        """Arguments of the class that the tensors of a head, under our keys, tell; None if they are another head's."""
+        return None
+
+
+class ConvModule(nn.Module):
+    """Convolution without bias that keeps the size, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Scale(nn.Module):
+    """A learned factor, 0 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.scale)
+
+
+def resize_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """`x` [B, C, h, w] at another height and width: bilinear, corners not aligned."""
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """Convolutions: normal, scaled by the fan out for a ReLU, 0.01 for the classifier `conv_seg`, zero biases; the rest: torch's own."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Conv2d):
+            if name.rpartition(".")[2] == "conv_seg":
+                nn.init.normal_(part.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Conv1d, Scale)):
+            part.reset_parameters()

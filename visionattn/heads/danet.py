@@ -1,0 +1,101 @@
+"""Dual attention: positions attend to positions, channels to channels.
+
+Paper: Fu et al., "Dual Attention Network for Scene Segmentation", arXiv 1809.02983.
+Upstream: open-mmlab/mmsegmentation 1.2.2 (Apache-2.0), `mmseg/models/decode_heads/da_head.py`: names and numbers are its.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, Scale
+
+
+class PositionAttention(nn.Module):
+    """Each position adds an average of all positions, weighted by their likeness (section 3.2). The cost grows with the square of the map.
+
+    Args:
+        channels: of the map.
+        reduced: of queries and keys.
+    """
+
+    def __init__(self, channels: int, reduced: int) -> None:
+        super().__init__()
+        self.query_project = nn.Conv2d(channels, reduced, 1)
+        self.key_project = nn.Conv2d(channels, reduced, 1)
+        self.value_project = nn.Conv2d(channels, channels, 1)
+        self.gamma = Scale()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (project(x).flatten(2).transpose(1, 2) for project in (self.query_project, self.key_project, self.value_project))
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # B HW C
+        return self.gamma(out.transpose(1, 2).reshape(x.shape)) + x  # type: ignore[no-any-return]
+
+
+class ChannelAttention(nn.Module):
+    """Each channel adds an average of all channels, those most unlike it weighted most (section 3.3, as in the authors' code)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = Scale()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.flatten(2)
+        energy = flat @ flat.transpose(1, 2)  # B C C
+        weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+        return self.gamma((weights @ flat).view_as(x)) + x  # type: ignore[no-any-return]
+
+
+class DANet(Head):
+    """Logits of the sum of both attentions over the last map; in training also those of each alone.
+
+    Args:
+        channels, strides: of the maps, finest first; the last is used.
+        num_classes: of the logits, which have the stride of the last map.
+        width: channels inside.
+        reduced: channels of the queries and keys of position attention.
+        dropout: on the features of each classifier.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        *,
+        width: int = 512,
+        reduced: int = 64,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.pam_in_conv = ConvModule(channels[-1], width, 3)
+        self.pam = PositionAttention(width, reduced)
+        self.pam_out_conv = ConvModule(width, width, 3)
+        self.pam_conv_seg = nn.Conv2d(width, num_classes, 1)
+        self.cam_in_conv = ConvModule(channels[-1], width, 3)
+        self.cam = ChannelAttention()
+        self.cam_out_conv = ConvModule(width, width, 3)
+        self.cam_conv_seg = nn.Conv2d(width, num_classes, 1)
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv_seg = nn.Conv2d(width, num_classes, 1)
+        self.init_weights()
+
+    def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
+        positions = self.pam_out_conv(self.pam(self.pam_in_conv(maps[-1])))
+        channels = self.cam_out_conv(self.cam(self.cam_in_conv(maps[-1])))
+        logits = self.conv_seg(self.dropout(positions + channels))
+        if not self.training:
+            return HeadOutput(logits)
+        pam, cam = self.pam_conv_seg(self.dropout(positions)), self.cam_conv_seg(self.dropout(channels))
+        return HeadOutput(logits, (Aux("pam", pam, 1.0), Aux("cam", cam, 1.0)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        if "pam_conv_seg.weight" not in state:
+            return None
+        return {"width": state["conv_seg.weight"].shape[1], "reduced": state["pam.query_project.weight"].shape[0]}

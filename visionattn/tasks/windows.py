@@ -1,0 +1,280 @@
+"""Prediction in windows, with flips and at several scales, in bounded memory.
+
+Everything here takes a `model`: a network in evaluation mode, or any function, from images `[B, C, *size]` to logits `[B, K, *size]`.
+The functions compose: `with_flips(model)` is such a function again; inside of a sliding window it flips each window, around one the image.
+
+The grid of windows and the average over them are those of mmsegmentation 1.2.2 (`slide_inference`) and MONAI 1.6.1
+(`sliding_window_inference`), which agree; the Gaussian weights are MONAI's. Both are Apache-2.0; nothing is taken from them. What differs:
+an image smaller than the window is padded with zeros on both sides, as in MONAI, also for `blend="constant"`, where mmsegmentation
+hands the network the smaller image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+Blend = Literal["constant", "gaussian"]
+Place = tuple[slice, ...]
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Starts along one axis: every `stride`, the last one moved inward to end with the image."""
+    last = max(size - window, 0)
+    return [*range(0, last, stride), last]
+
+
+def importance_map(window: tuple[int, ...]) -> torch.Tensor:
+    """Gaussian weights of the pixels of a window: sigma is an eighth of each side, no weight is below 0.001."""
+    weight = torch.ones(())
+    for side in window:
+        offset = torch.arange(side) - (side - 1) / 2
+        weight = weight[..., None] * torch.exp(-(offset**2) / (2 * (side / 8) ** 2))
+    return weight.clamp(min=1e-3)
+
+
+def sliding_logits(
+    model: Predict,
+    image: torch.Tensor,
+    window: int | tuple[int, ...],
+    *,
+    stride: int | tuple[int, ...] | None = None,
+    overlap: float = 0.5,
+    blend: Blend = "constant",
+    batch: int = 1,
+    prepare: Predict | None = None,
+    stitch_device: torch.device | str = "cpu",
+) -> torch.Tensor:
+    """Logits `[B, K, *size]`, float32: the weighted average over all windows that cover a pixel.
+
+    Args:
+        model: gives logits of the size of its images.
+        image: `[B, C, *size]`.
+        window: sides of the window.
+        stride: steps from window to window; from `overlap` if None.
+        overlap: share of a side that neighbouring windows have in common, from 0 to below 1.
+        blend: weights within a window, all one or `importance_map`.
+        batch: windows per call of the model.
+        prepare: from a cut-out of the image to the model's input (normalise, move to the device); as it is if None.
+        stitch_device: where the logits of the whole image are.
+
+    Raises:
+        ValueError: windows that would leave gaps, or another `blend`.
+    """
+    size = tuple(image.shape[2:])
+    sides, starts = _grid(size, window, stride, overlap)
+    weight = _weights(sides, size, blend).to(stitch_device)
+    places = [_place(corner, sides, size) for corner in product(*starts)]
+    covered = torch.zeros(size, device=stitch_device)
+    for place in places:
+        covered[place] += weight
+    total: torch.Tensor | None = None
+    for place, logits in _windows(model, image, places, sides, batch, prepare):
+        if total is None:
+            total = torch.zeros(*logits.shape[:2], *size, device=stitch_device)
+        total[_at(place)].addcmul_(logits.to(stitch_device, torch.float32), weight)
+    assert total is not None  # there is always a window
+    return total.div_(covered)
+
+
+def class_map(
+    model: Predict,
+    image: torch.Tensor,
+    num_classes: int,
+    window: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] | None = None,
+    overlap: float = 0.5,
+    blend: Blend = "constant",
+    batch: int = 1,
+    prepare: Predict | None = None,
+    held_bytes: int = 2**29,
+) -> torch.Tensor:
+    """The most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+
+    The same as `sliding_logits(...).argmax(1)`, but the logits of the whole image never exist: a band of one window's height is filled, and
+    the rows that no further window touches become classes. If the band of the whole width is larger than `held_bytes` (150 classes in
+    windows of 512 rows: above 1747 columns), the image is done in strips of columns, and the windows over a cut run twice.
+
+    Args:
+        model: as in `sliding_logits`.
+        image: `[1, C, H, W]`, of any type that `prepare` takes: a large image may stay uint8 on the CPU.
+        num_classes: K of the logits; with 1, the map is 1 where the logit is positive.
+        window: as in `sliding_logits`, and `stride`, `overlap`, `blend`, `batch` and `prepare` too.
+        held_bytes: size of the band of logits. A strip is at least one stride wide.
+
+    Raises:
+        ValueError: windows that would leave gaps, another `blend`, or not one image.
+    """
+    if image.ndim != 4 or len(image) != 1:
+        raise ValueError(f"image: expected one image [1, C, H, W], got {list(image.shape)}")
+    height, width = size = tuple(image.shape[2:])
+    sides, (rows, columns) = _grid(size, window, stride, overlap)
+    weight = _weights(sides, size, blend)
+    classes = torch.empty(size, dtype=_class_dtype(num_classes))
+    tall = min(sides[0], height)
+    for left, right in _strips(columns, width, held_bytes // (4 * num_classes * tall)):
+        band = torch.zeros(num_classes, tall, right - left)
+        inside = [column for column in columns if column < right and column + sides[1] > left]
+        for row, following in zip(rows, [*rows[1:], height], strict=True):
+            places = [_place((row, column), sides, size) for column in inside]
+            for (_, across), logits in _windows(model, image, places, sides, batch, prepare):
+                start, stop = max(across.start, left), min(across.stop, right)
+                cut = slice(start - across.start, stop - across.start)
+                band[..., start - left : stop - left].addcmul_(logits[0, ..., cut].to("cpu", torch.float32), weight[:, cut])
+            done = following - row
+            # Dividing by the sum of weights changes neither the largest logit nor a sign.
+            classes[row:following, left:right] = _classes(band[:, :done], dim=0)
+            for plane in band:  # plane by plane, for a copy of the band would be as large as the band
+                plane[: tall - done] = plane[done:].clone()
+                plane[tall - done :] = 0
+    return classes
+
+
+def predict_whole(model: Predict, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Logits of the image in one piece, float32, resized to `size` if it is given."""
+    with torch.no_grad():
+        logits = model(image).float()
+    return logits if size is None else _resized(logits, size)
+
+
+def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28) -> torch.Tensor:
+    """`F.interpolate(logits, size).argmax(1)` of one image in bands of rows, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+
+    Args:
+        logits: `[1, K, h, w]`.
+        size: `(H, W)`, for example of the original image.
+        held_bytes: size of the band of resized logits.
+    """
+    source, (height, width) = logits[0].float(), size
+    classes = torch.empty(size, dtype=_class_dtype(len(source)))
+    step = max(1, held_bytes // (4 * len(source) * width))
+    scale = source.shape[1] / height
+    for row in range(0, height, step):
+        # Bilinear interpolation without aligned corners is separable: rows first, then columns.
+        at = ((torch.arange(row, min(row + step, height), dtype=torch.float64) + 0.5) * scale - 0.5).clamp(min=0)
+        above = at.long()
+        share = (at - above).float().to(source.device)[:, None]
+        above = above.to(source.device)
+        band = torch.lerp(source[:, above], source[:, (above + 1).clamp(max=source.shape[1] - 1)], share)
+        classes[row : row + step] = _classes(_resized(band[None], (len(at), width)), dim=1)[0]
+    return classes
+
+
+def with_flips(model: Predict, axes: tuple[int, ...] = (-1,)) -> Predict:
+    """The mean of the model's logits over all flips of the image along `axes`.
+
+    Args:
+        model: as in `sliding_logits`. The mean is of what it gives: of probabilities, if it ends in a softmax, which is the rule of
+            mmsegmentation's multi-scale figures; of logits otherwise, which is nnU-Net's.
+        axes: -1 mirrors left and right, -2 top and bottom; both give four passes.
+    """
+
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        total = model(image).float()
+        for chosen in list(product((False, True), repeat=len(axes)))[1:]:
+            flipped = [axis for axis, flip in zip(axes, chosen, strict=True) if flip]
+            total = total + model(image.flip(flipped)).float().flip(flipped)
+        return total / 2 ** len(axes)
+
+    return predict
+
+
+def with_scales(model: Predict, scales: tuple[float, ...]) -> Predict:
+    """The mean of the model's logits over resized copies of the image, each resized back to the image.
+
+    Args:
+        model: as in `with_flips`; a sliding window is set around the network first, so that it runs over the resized image.
+        scales: sides of the copies in sides of the image.
+    """
+
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        height, width = size = (image.shape[2], image.shape[3])
+        logits = [_resized(model(_resized(image, (round(height * scale), round(width * scale)))).float(), size) for scale in scales]
+        return torch.stack(logits).mean(0)
+
+    return predict
+
+
+def _resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def _class_dtype(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes <= 255 else torch.int16  # 255 is the ignore label
+
+
+def _classes(logits: torch.Tensor, dim: int) -> torch.Tensor:
+    return logits.argmax(dim) if logits.shape[dim] > 1 else logits.squeeze(dim) > 0
+
+
+def _grid(
+    size: tuple[int, ...], window: int | tuple[int, ...], stride: int | tuple[int, ...] | None, overlap: float
+) -> tuple[tuple[int, ...], list[list[int]]]:
+    """Sides of the window and its starts along each axis."""
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap: expected a share from 0 to below 1, got {overlap}")
+    sides = _per_axis(window, len(size))
+    steps = tuple(max(1, int(side * (1 - overlap))) for side in sides) if stride is None else _per_axis(stride, len(size))
+    if any(not 0 < step <= side for step, side in zip(steps, sides, strict=True)):
+        raise ValueError(f"stride: expected 1 to the side of the window {sides}, got {steps}")
+    return sides, [window_starts(*axis) for axis in zip(size, sides, steps, strict=True)]
+
+
+def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+def _weights(sides: tuple[int, ...], size: tuple[int, ...], blend: Blend) -> torch.Tensor:
+    """Weights of a window without what lies outside of a smaller image."""
+    if blend not in ("constant", "gaussian"):
+        raise ValueError(f'blend: expected "constant" or "gaussian", got {blend!r}')
+    weight = torch.ones(sides) if blend == "constant" else importance_map(sides)
+    return weight[_inside(sides, size)]
+
+
+def _inside(sides: tuple[int, ...], size: tuple[int, ...]) -> Place:
+    """Where a padded window holds the image; all of it, if the image is not smaller."""
+    margins = [max(side - length, 0) // 2 for side, length in zip(sides, size, strict=True)]
+    return tuple(slice(margin, margin + min(side, length)) for margin, side, length in zip(margins, sides, size, strict=True))
+
+
+def _place(corner: tuple[int, ...], sides: tuple[int, ...], size: tuple[int, ...]) -> Place:
+    return tuple(slice(start, min(start + side, length)) for start, side, length in zip(corner, sides, size, strict=True))
+
+
+def _at(place: Place) -> tuple[Any, ...]:
+    """Index of a place in all channels of all images."""
+    return (..., *place)
+
+
+def _strips(columns: list[int], width: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Strips of at most `limit` columns, cut where a window starts: there the fewest windows are cut."""
+    left = 0
+    edges = [*columns[1:], width]
+    for edge, following in zip(edges, [*edges[1:], None], strict=True):
+        if following is None or following - left > limit:
+            yield left, edge
+            left = edge
+
+
+def _windows(
+    model: Predict, image: torch.Tensor, places: list[Place], sides: tuple[int, ...], batch: int, prepare: Predict | None
+) -> Iterator[tuple[Place, torch.Tensor]]:
+    """Logits of each window, one after the other, without the padding."""
+    inside = _inside(sides, tuple(image.shape[2:]))
+    padding: list[int] = []
+    for part, side in zip(reversed(inside), reversed(sides), strict=True):  # of the last axis first
+        padding += [part.start, side - part.stop]
+    for first in range(0, len(places), batch):
+        chosen = places[first : first + batch]
+        parts = [image[_at(place)] for place in chosen]
+        with torch.no_grad():
+            inputs = torch.cat([F.pad(prepare(part) if prepare else part, padding) for part in parts])
+            outputs = model(inputs)[_at(inside)]
+        yield from zip(chosen, outputs.split(len(image)), strict=True)
