@@ -601,9 +601,6 @@ def _device(name: str | None) -> torch.device:
         raise UserError("VA-C002", f'--device: no device "{place}" here', why=str(error).splitlines()[0]) from error
 
 
-def _data_config(root: str, overrides: list[str] | None) -> Any:
-
-
 def _data_config(root: str, overrides: list[str] | None, task: str | None, classes: str | None) -> Any:
     from visionattn.config import load_config
 
