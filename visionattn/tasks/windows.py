@@ -20,7 +20,9 @@ import torch.nn.functional as F
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Blend = Literal["constant", "gaussian"]
-Place = tuple[slice, ...]
+Place = tuple[slice, ...]  # of a window in B C *size
+
+ALL = (slice(None), slice(None))  # of images and channels
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
@@ -72,12 +74,12 @@ def sliding_logits(
     places = [_place(corner, sides, size) for corner in product(*starts)]
     covered = torch.zeros(size, device=stitch_device)
     for place in places:
-        covered[place] += weight
+        covered[place[2:]] += weight
     total: torch.Tensor | None = None
     for place, logits in _windows(model, image, places, sides, batch, prepare):
         if total is None:
             total = torch.zeros(*logits.shape[:2], *size, device=stitch_device)
-        total[_at(place)].addcmul_(logits.to(stitch_device, torch.float32), weight)
+        total[place].addcmul_(logits.to(stitch_device, torch.float32), weight)
     assert total is not None  # there is always a window
     return total.div_(covered)
 
@@ -93,13 +95,13 @@ def class_map(
     blend: Blend = "constant",
     batch: int = 1,
     prepare: Predict | None = None,
-    held_bytes: int = 2**29,
+    held_bytes: int = 2**28,
 ) -> torch.Tensor:
     """The most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
 
     The same as `sliding_logits(...).argmax(1)`, but the logits of the whole image never exist: a band of one window's height is filled, and
     the rows that no further window touches become classes. If the band of the whole width is larger than `held_bytes` (150 classes in
-    windows of 512 rows: above 1747 columns), the image is done in strips of columns, and the windows over a cut run twice.
+    windows of 512 rows: above 873 columns), the image is done in strips of columns, and the windows over a cut run twice.
 
     Args:
         model: as in `sliding_logits`.
@@ -118,15 +120,18 @@ def class_map(
     weight = _weights(sides, size, blend)
     classes = torch.empty(size, dtype=_class_dtype(num_classes))
     tall = min(sides[0], height)
-    for left, right in _strips(columns, width, held_bytes // (4 * num_classes * tall)):
-        band = torch.zeros(num_classes, tall, right - left)
+    strips = list(_strips(columns, width, held_bytes // (4 * num_classes * tall)))
+    held = torch.empty(num_classes * tall * max(right - left for left, right in strips))  # one for all strips
+    for left, right in strips:
+        band = held[: num_classes * tall * (right - left)].view(num_classes, tall, -1).zero_()
         inside = [column for column in columns if column < right and column + sides[1] > left]
         for row, following in zip(rows, [*rows[1:], height], strict=True):
             places = [_place((row, column), sides, size) for column in inside]
-            for (_, across), logits in _windows(model, image, places, sides, batch, prepare):
+            for (_, _, _, across), logits in _windows(model, image, places, sides, batch, prepare):
                 start, stop = max(across.start, left), min(across.stop, right)
                 cut = slice(start - across.start, stop - across.start)
                 band[..., start - left : stop - left].addcmul_(logits[0, ..., cut].to("cpu", torch.float32), weight[:, cut])
+                del logits  # of one window can be as large as the activations of the next one
             done = following - row
             # Dividing by the sum of weights changes neither the largest logit nor a sign.
             classes[row:following, left:right] = _classes(band[:, :done], dim=0)
@@ -235,22 +240,19 @@ def _weights(sides: tuple[int, ...], size: tuple[int, ...], blend: Blend) -> tor
     if blend not in ("constant", "gaussian"):
         raise ValueError(f'blend: expected "constant" or "gaussian", got {blend!r}')
     weight = torch.ones(sides) if blend == "constant" else importance_map(sides)
-    return weight[_inside(sides, size)]
+    return weight[_inside(sides, size)[2:]]
 
 
 def _inside(sides: tuple[int, ...], size: tuple[int, ...]) -> Place:
     """Where a padded window holds the image; all of it, if the image is not smaller."""
     margins = [max(side - length, 0) // 2 for side, length in zip(sides, size, strict=True)]
-    return tuple(slice(margin, margin + min(side, length)) for margin, side, length in zip(margins, sides, size, strict=True))
+    axes = zip(margins, sides, size, strict=True)
+    return (*ALL, *(slice(margin, margin + min(side, length)) for margin, side, length in axes))
 
 
 def _place(corner: tuple[int, ...], sides: tuple[int, ...], size: tuple[int, ...]) -> Place:
-    return tuple(slice(start, min(start + side, length)) for start, side, length in zip(corner, sides, size, strict=True))
-
-
-def _at(place: Place) -> tuple[Any, ...]:
-    """Index of a place in all channels of all images."""
-    return (..., *place)
+    axes = zip(corner, sides, size, strict=True)
+    return (*ALL, *(slice(start, min(start + side, length)) for start, side, length in axes))
 
 
 def _strips(columns: list[int], width: int, limit: int) -> Iterator[tuple[int, int]]:
@@ -269,12 +271,13 @@ def _windows(
     """Logits of each window, one after the other, without the padding."""
     inside = _inside(sides, tuple(image.shape[2:]))
     padding: list[int] = []
-    for part, side in zip(reversed(inside), reversed(sides), strict=True):  # of the last axis first
+    for part, side in zip(reversed(inside[2:]), reversed(sides), strict=True):  # of the last axis first
         padding += [part.start, side - part.stop]
     for first in range(0, len(places), batch):
         chosen = places[first : first + batch]
-        parts = [image[_at(place)] for place in chosen]
+        parts = [image[place] for place in chosen]
         with torch.no_grad():
             inputs = torch.cat([F.pad(prepare(part) if prepare else part, padding) for part in parts])
-            outputs = model(inputs)[_at(inside)]
+            outputs = model(inputs)[inside]
         yield from zip(chosen, outputs.split(len(image)), strict=True)
+        del outputs
