@@ -13,7 +13,7 @@ import torch
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, get_variant, list_models
-from visionattn.heads import FCN, HEADS
+from visionattn.heads import FCN, HEADS, Head
 
 State = dict[str, torch.Tensor]
 
@@ -86,7 +86,7 @@ def _recognise_decoder(parts: State, backbone: Backbone) -> Decoder | None:
         classes = own["conv_seg.weight"].shape[0]
         channels, strides = backbone.channels, backbone.strides
         with torch.device("meta"):
-            head = cls(channels, strides, classes, **args)  # type: ignore[call-arg]  # as every head takes them
+            head = cls(*maps_of(cls, backbone), classes, **args)  # type: ignore[call-arg]  # as every head takes them
             wanted = {f"decode_head.{key}": value for key, value in head.state_dict().items()}
             if aux:
                 wanted |= {f"auxiliary_head.{key}": value for key, value in auxiliary(channels, strides, classes).state_dict().items()}
@@ -128,6 +128,13 @@ def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
     same = [one for fit, plain, one in found if (fit, plain) == best]
     names = tuple(name for one in same for name in one.names)
     return Recognised(names, same[0].args, same[0].num_classes, same[0].in_chans, best[0])
+
+
+def maps_of(cls: type[Head], backbone: Backbone) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and strides that a head is built for."""
+    if cls.uses_image:
+        return (backbone.in_chans, *backbone.channels), (1, *backbone.strides)
+    return backbone.channels, backbone.strides
 
 
 def auxiliary(channels: Sequence[int], strides: Sequence[int], num_classes: int) -> FCN:

@@ -17,7 +17,7 @@ from visionattn.errors import ArgumentError, UserError, did_you_mean
 from visionattn.heads import FCN, HEADS, Aux, Head, HeadOutput, resize_to
 from visionattn.models.classifier import group_matcher
 from visionattn.models.factory import create_model, pretrained_cfg
-from visionattn.models.recognition import Recognised, auxiliary, recognise
+from visionattn.models.recognition import Recognised, auxiliary, maps_of, recognise
 from visionattn.models.records import find_record, records_of, split_name
 from visionattn.models.weights import load_checkpoint, read_file, tensors_of
 
@@ -67,13 +67,11 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         cls = _head_class(head, head_args)
-        channels, strides = backbone.channels, backbone.strides
-        whole = ((backbone.in_chans, *channels), (1, *strides)) if cls.uses_image else (channels, strides)
         self.backbone = backbone
-        self.decode_head: Head = cls(*whole, num_classes, **head_args)  # type: ignore[call-arg]  # as every head takes them
+        self.decode_head: Head = cls(*maps_of(cls, backbone), num_classes, **head_args)  # type: ignore[call-arg]  # as every head takes them
         self.auxiliary_head: FCN | None = None
         if cls.auxiliary if aux is None else aux:
-            self.auxiliary_head = auxiliary(channels, strides, num_classes)
+            self.auxiliary_head = auxiliary(backbone.channels, backbone.strides, num_classes)
         self.aux_weight = aux_weight
         self.head = head
         self.num_classes = num_classes
