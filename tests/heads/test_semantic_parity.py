@@ -50,16 +50,16 @@ def recorded(name: str) -> np.ndarray:
     raise AssertionError(name)
 
 
-def inputs(name: str) -> list[torch.Tensor]:
+def inputs_of(record: dict[str, Any]) -> list[torch.Tensor]:
     def draw(text: str, shape: list[int]) -> torch.Tensor:
         generator = np.random.RandomState(zlib.crc32(f"input:{text}".encode()))
         return torch.from_numpy(generator.standard_normal(tuple(shape)).astype(np.float32))
 
-    return [draw(item["name"], item["shape"]) for item in RECORDS[name]["inputs"]]
+    return [draw(item["name"], item["shape"]) for item in record["inputs"]]
 
 
-def weights(name: str) -> dict[str, torch.Tensor]:
-    keys: dict[str, list[int]] = RECORDS[name]["keys"]
+def weights_of(record: dict[str, Any]) -> dict[str, torch.Tensor]:
+    keys: dict[str, list[int]] = record["keys"]
     return {key: torch.from_numpy(np.asarray(fill(key, tuple(shape)))) for key, shape in keys.items()}
 
 
@@ -77,12 +77,12 @@ def build(name: str, kwargs: dict[str, Any]) -> Head:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_recorded_logits(name: str, dtype: torch.dtype) -> None:
     head = build(name, RECORDS[name]["kwargs"]).eval()
-    given = {key.removeprefix("decode_head."): value for key, value in weights(name).items()}
+    given = {key.removeprefix("decode_head."): value for key, value in weights_of(RECORDS[name]).items()}
     state = head.from_upstream(given)
     fresh = {key for key in head.state_dict() if key.endswith("num_batches_tracked")}
     head.load_state_dict({**{key: torch.tensor(0) for key in fresh}, **state})  # every key, and no other
     with torch.no_grad():
-        output = head.to(dtype)([x.to(dtype) for x in inputs(name)])
+        output = head.to(dtype)([x.to(dtype) for x in inputs_of(RECORDS[name])])
     assert output.aux == ()
     assert error(output.logits, recorded(name)) < TOLERANCE[dtype]
 
@@ -90,8 +90,8 @@ def test_recorded_logits(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_authors_criss_cross_attention(dtype: torch.dtype) -> None:
     module = CrissCrossAttention(RECORDS["criss_cross"]["kwargs"]["in_dim"]).eval()
-    module.load_state_dict(CCNet.from_upstream(weights("criss_cross")))
-    (x,) = inputs("criss_cross")
+    module.load_state_dict(CCNet.from_upstream(weights_of(RECORDS["criss_cross"])))
+    (x,) = inputs_of(RECORDS["criss_cross"])
     with torch.no_grad():
         assert error(module.to(dtype)(x.to(dtype)), recorded("criss_cross")) < TOLERANCE[dtype]
 

@@ -22,7 +22,11 @@ from visionattn.heads import HEADS, HeadOutput
 from visionattn.models.recognition import recognise
 from visionattn.models.segmenter import IMAGENET, PUBLISHED_DILATIONS, Segmenter, classes_and_palette, segmenter_from_file
 
-SMALL: dict[str, dict[str, Any]] = {name: {"width": 8} for name in ("upernet", "segformer", "fcn", "psp", "deeplabv3plus", "ccnet")}
+SMALL: dict[str, dict[str, Any]] = {
+    name: {"width": 8} for name in ("upernet", "segformer", "fcn", "psp", "deeplabv3plus", "ccnet", "danet")
+}
+SMALL["danet"]["reduced"] = 2
+SMALL["unet"] = {"stem_channels": (4, 4), "max_channels": 8, "deep_supervision": True}
 SMALL["semantic_fpn"] = {"width": 8, "neck_width": 8}
 PUBLISHED = json.loads((Path(__file__).parents[1] / "fixtures" / "heads" / "published_keys.json").read_text())
 
@@ -105,9 +109,10 @@ def test_sizes_of_the_logits(head: str) -> None:
             assert model(torch.randn(1, 3, *size)).shape == (1, 1, *size)
     output = model.train()(torch.randn(2, 3, 65, 97))
     assert isinstance(output, HeadOutput) and output.logits.shape == (2, 1, 65, 97)
-    assert [(aux.name, aux.weight, tuple(aux.logits.shape)) for aux in output.aux] == (
-        [("auxiliary_head", 0.4, (2, 1, 5, 7))] if HEADS[head].auxiliary else []
-    )
+    assert [(aux.name, aux.weight, *aux.logits.shape[2:]) for aux in output.aux] == {
+        "danet": [("pam", 1.0, 3, 4), ("cam", 1.0, 3, 4)],
+        "unet": [("level1", 0.5, 33, 49), ("level2", 0.25, 17, 25), ("level3", 0.125, 9, 13), ("level4", 0.0625, 5, 7)],
+    }.get(head, [("auxiliary_head", 0.4, 5, 7)] if HEADS[head].auxiliary else [])
 
 
 def test_the_auxiliary_head_is_a_choice() -> None:

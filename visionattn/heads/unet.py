@@ -21,8 +21,9 @@ The skips and where they come from:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -97,6 +98,24 @@ class UNet(Head):
             return HeadOutput(logits)
         coarser = zip(self.aux, reversed(outputs[:-1]), strict=False)  # without aux none
         return HeadOutput(logits, tuple(Aux(f"level{index}", conv(part), 0.5**index) for index, (conv, part) in enumerate(coarser, 1)))
+
+    @staticmethod
+    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        if "stem.1.conv.weight" not in state or "levels.0.up.conv.weight" not in state:
+            return None
+        marks = {"psi": "gate", "module.gn": "ela", "module.conv": "eca", "layers": "cross_contextual", "module": "dual"}
+        attentions = [key for key in state if re.match(r"levels\.\d+\.attention\.", key)]
+        skip = next((name for mark, name in marks.items() if any(f"attention.{mark}." in key for key in attentions)), "none")
+        pyramid, dual = "bottleneck.image_pool.1.conv.weight" in state, "bottleneck.1.0.query_project.weight" in state
+        widths = [value.shape[0] for key, value in state.items() if re.fullmatch(r"levels\.\d+\.up\.conv\.weight", key)]
+        coarsest = state[f"levels.{len(widths) - 1}.up.conv.weight"].shape[1]
+        return {
+            "stem_channels": (state["stem.0.conv.weight"].shape[0], state["stem.1.conv.weight"].shape[0]),
+            "max_channels": max(*widths, coarsest),
+            "skip_attention": skip,
+            "bottleneck": "aspp" if pyramid else "dual" if dual else "none",
+            "deep_supervision": "aux.0.weight" in state,
+        }
 
 
 class Level(nn.Module):

@@ -69,7 +69,7 @@ def recognise(given: State) -> Recognised | None:
     if best is None or not parts:
         return best
     variant = get_variant(best.names[0])
-    decoder = _recognise_decoder(parts, _on_meta(variant.cls, {**variant.args, **best.args}))
+    decoder = _recognise_decoder(parts, _on_meta(variant.cls, {**variant.args, **best.args, "in_chans": best.in_chans}))
     if decoder is None:
         return None
     args = {key: value for key, value in best.args.items() if key != "out_norm"}  # every segmentation model has it
