@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
