@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from visionattn.tasks.losses import LOSSES
 from visionattn.tasks.scores import CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
 from visionattn.tasks.windows import Blend, Predict, class_map, resized_classes, sliding_logits, with_flips, with_scales
 
+Colour = tuple[int, int, int]
 DeepSupervision = Literal["upsample_logits", "downsample_label"]
 ClassWeights = Literal["none", "balanced"] | Sequence[float]
 
@@ -26,6 +29,44 @@ ClassWeights = Literal["none", "balanced"] | Sequence[float]
 CASE_COLUMNS = {"case_dice": "dice", "case_iou": "iou"} | {
     key: key for key in ("hd95", "nsd", "n_defined", "n_missed", "hd95_variant", "hd95_unit")
 }
+
+# Longest side of the small class maps that are kept of an evaluation.
+SMALL_SIDE = 256
+
+
+class SmallMap(NamedTuple):
+    """A class map at most SMALL_SIDE pixels per side, compressed: a few kilobytes per image."""
+
+    height: int
+    width: int
+    data: bytes
+
+    @classmethod
+    def of(cls, class_map: np.ndarray) -> SmallMap:
+        """The nearest pixels of a class map of at most 255 classes."""
+        factor = max(1.0, max(class_map.shape) / SMALL_SIDE)
+        rows, columns = (((np.arange(max(1, int(side / factor))) + 0.5) * factor).astype(int) for side in class_map.shape)
+        small = class_map[rows][:, columns].astype(np.uint8)
+        return cls(small.shape[0], small.shape[1], zlib.compress(small.tobytes()))
+
+    def array(self) -> np.ndarray:
+        """uint8 (height, width)."""
+        return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What pictures of an evaluation need.
+
+    Attributes:
+        confusion: pixels, true class x predicted class.
+        small: the prediction of each image by its index.
+        palette: colour of each class.
+    """
+
+    confusion: np.ndarray
+    small: dict[int, SmallMap]
+    palette: list[Colour]
 
 
 class Segmentation:
@@ -54,6 +95,7 @@ class Segmentation:
         hausdorff: variant of the Hausdorff distance.
         tolerance: of the surface Dice, in mm or pixels.
         monitor: the metric that chooses the best checkpoint, higher is better; None is "dice" of cases, or "miou".
+        palette: colour of each class in pictures and saved masks; shades of grey if None.
 
     Raises:
         UserError: VA-C002, arguments that do not fit together.
@@ -82,12 +124,16 @@ class Segmentation:
         hausdorff: HausdorffVariant = "max_directed",
         tolerance: float = 1.0,
         monitor: str | None = None,
+        palette: Sequence[Colour] | None = None,
     ) -> None:
         if not 2 <= len(classes) <= 255:
             raise UserError("VA-C002", f"segmentation takes 2 to 255 classes, got {len(classes)}", fix="name the background as a class too")
         if monitor in ("dice", "iou", "nsd") and not per_case:
             raise UserError("VA-C002", f'"{monitor}" is a score of cases, which are not scored', fix="score cases, or choose mdice or miou")
         self.classes, self.deep_supervision = list(classes), deep_supervision
+        self.palette = [(level, level, level) for level in np.linspace(0, 255, len(classes)).astype(int).tolist()]
+        if palette is not None:
+            self.palette = [(int(red), int(green), int(blue)) for red, green, blue in palette]
         self.monitor = monitor or ("dice" if per_case else "miou")
         self.losses = {name: (weight, _bound(name, arguments, self.classes, pixel_counts)) for name, weight, arguments in losses}
         if len(self.losses) < len(losses):
@@ -99,6 +145,11 @@ class Segmentation:
         self.flips, self.scales, self.average = tuple(flips), tuple(scales), average
         self.per_case = per_case
         self.case: dict[str, Any] = {"spacing": spacing, "variant": hausdorff, "tolerance": tolerance}
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The palette."""
+        return {"palette": [list(colour) for colour in self.palette]}
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -182,7 +233,7 @@ class SegmentationMeter:
     def __init__(self, task: Segmentation) -> None:
         self.task = task
         self.matrix = ConfusionMatrix(len(task.classes))
-        self.images: list[tuple[dict[str, Any], list[CaseScore]]] = []
+        self.images: list[tuple[dict[str, Any], list[CaseScore], SmallMap]] = []
 
     def update(self, prediction: torch.Tensor, batch: Batch) -> None:
         """Take in logits `[B, K, h, w]` and labels `[B, H, W]`."""
@@ -200,12 +251,12 @@ class SegmentationMeter:
                 case = case_scores(guess, truth, len(task.classes), **task.case)
                 scores, _ = summarise([case])
                 row |= {name: scores[name] for name in ("dice", "iou", "hd95", "nsd", "n_missed")}
-            self.images.append((row, case))
+            self.images.append((row, case, SmallMap.of(guess)))
 
-    def state(self) -> tuple[ConfusionMatrix, list[tuple[dict[str, Any], list[CaseScore]]]]:
+    def state(self) -> tuple[ConfusionMatrix, list[tuple[dict[str, Any], list[CaseScore], SmallMap]]]:
         return self.matrix, self.images
 
-    def merge(self, states: list[tuple[ConfusionMatrix, list[tuple[dict[str, Any], list[CaseScore]]]]]) -> None:
+    def merge(self, states: list[tuple[ConfusionMatrix, list[tuple[dict[str, Any], list[CaseScore], SmallMap]]]]) -> None:
         for matrix, images in states:
             self.matrix.add(matrix)
             self.images += images
@@ -216,11 +267,12 @@ class SegmentationMeter:
         images = sorted(self.images, key=lambda image: int(image[0]["index"]))
         metrics, rows = self.matrix.scores(task.classes)
         if task.per_case:
-            case_metrics, case_rows = summarise([case for _, case in images], task.classes)
+            case_metrics, case_rows = summarise([case for _, case, _ in images], task.classes)
             metrics |= case_metrics
             for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background is not scored; without cases nothing is
                 row |= {name: case.get(key) for name, key in CASE_COLUMNS.items()}
-        return Scores(metrics, rows, [row for row, _ in images])
+        maps = Maps(self.matrix.counts, {row["index"]: small for row, _, small in images}, task.palette)
+        return Scores(metrics, rows, [row for row, _, _ in images], details=maps)
 
 
 def output_weights(aux: Sequence[float], rule: DeepSupervision) -> list[float]:

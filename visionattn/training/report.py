@@ -21,14 +21,25 @@ from visionattn.training.run import RunFolder, csv_text
 from visionattn.training.view import view_of
 
 WORST = 16
-# Floats that are no fractions: not shown as percent.
-PLAIN = ("loss", "hd95")
+# Floats that are no fractions, not shown as percent, and how many decimals they need.
+PLAIN = {"loss": 3, "hd95": 2, "n_defined": 0, "n_missed": 0}
+# Heads of columns where names are not enough.
+HEADS = {
+    "iou": "IoU",
+    "acc": "Acc",
+    "dice": "Dice",
+    "pixel_share": "% of pixels",
+    "boundary_iou": "boundary IoU",
+    "case_dice": "Dice of cases",
+}
+HEADS |= {"case_iou": "IoU of cases", "hd95": "HD95", "nsd": "NSD", "n_defined": "cases", "n_missed": "missed"}
+HEADS |= {"hd95_variant": "HD95 is", "hd95_unit": "in"}
 
 
 def shown(name: str, value: Any, decimals: int) -> str:
     """A value of a table or a summary for people: fractions as percent, `n/a` where there is none."""
     if isinstance(value, float):
-        return f"{value if name in PLAIN else 100 * value:.{decimals}f}"
+        return f"{value:.{PLAIN[name]}f}" if name in PLAIN else f"{100 * value:.{decimals}f}"
     return "n/a" if value is None else str(value)
 
 
@@ -50,7 +61,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     per_class = evaluation.scores.per_class
     if len(per_class) <= 60:
         rows = [[shown(name, value, 1) if isinstance(value, float) else value for name, value in row.items()] for row in per_class]
-        console.table(list(per_class[0]), rows)
+        console.table([HEADS.get(name, name) for name in per_class[0]], rows)
     metrics = "  ".join(f"{name} {shown(name, value, 2)}" for name, value in evaluation.metrics.items() if name != "loss")
     console.say(evaluation.split, f"{evaluation.count} images  {metrics}  loss {evaluation.metrics['loss']:.3f}")
     for name, (low, high) in evaluation.scores.intervals.items():
@@ -85,7 +96,7 @@ def write_report(run: RunFolder, evaluation: Evaluation, dataset: Samples, class
     parts += [f"<h2>{panel.title}</h2>{_img(panel.figure)}" for panel in view.panels(evaluation, classes)]
     worst = view.worst(evaluation, dataset, classes, WORST)
     if worst:
-        figure = picture_grid([item.picture for item in worst], [item.title for item in worst])
+        figure = picture_grid([item.picture for item in worst], [item.title for item in worst], columns=view.WORST_COLUMNS)
         parts.append(f"<h2>Worst images</h2><p>{view.WORST_CAPTION}</p>{_img(figure)}")
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
     style = (
@@ -114,7 +125,7 @@ def _per_image(rows: list[dict[str, Any]], ids: list[str]) -> str:
 def _table(evaluation: Evaluation) -> str:
     per_class = evaluation.scores.per_class
     columns = list(per_class[0])
-    head = "".join(f"<th>{name}</th>" for name in columns)
+    head = "".join(f"<th>{HEADS.get(name, name)}</th>" for name in columns)
     body = "".join(
         "<tr>"
         + "".join(
@@ -124,7 +135,7 @@ def _table(evaluation: Evaluation) -> str:
         + "</tr>"
         for row in per_class
     )
-    summary = ", ".join(f"{name} {shown(name, value, 3 if name == 'loss' else 1)}" for name, value in evaluation.metrics.items())
+    summary = ", ".join(f"{name} {shown(name, value, 1)}" for name, value in evaluation.metrics.items())
     return f"<p>{summary}</p><table><tr>{head}</tr>{body}</table>"
 
 
