@@ -67,7 +67,6 @@ def predictions_figure(evaluation: Evaluation, dataset: MaskDataset, classes: li
     return picture_grid(pictures, titles, columns=WORST_COLUMNS) if pictures else Figure()
 
 
-
 def panels(evaluation: Evaluation, classes: list[str]) -> list[Panel]:
     """Scores per class, and the confusion matrix."""
     return [
