@@ -221,7 +221,7 @@ def _segmented(
     paths = [str(path) for path in found]
     images = FileImages(tuple(paths), config.data, config.model.in_chans)
     predictions = []
-    for batch in _batches(config, ImageDataset(images, paths, torch.from_numpy), 1, unreadable, console):
+    for batch in _batches(config, ImageDataset(images, paths, torch.tensor), 1, unreadable, console):
         index, image = int(batch["index"]), batch["image"][0].numpy()
         predictions.append(masks.save_map(image, mapper(image), names[index], task, out, formats, paths[index]))
     for kind in ("mask", "overlay"):
