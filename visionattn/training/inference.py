@@ -132,7 +132,7 @@ def predict(
         Predictions in the order of the files, and (path, reason) of files that could not be read.
 
     Raises:
-        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C002, `save`; VA-R007, masks or overlays are there already.
+        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C002, `save`; VA-R007, files to write are there already.
     """
     console = console or Console(quiet=True)
     loaded = load_model(source, lambda text: console.say("", text))
@@ -142,6 +142,8 @@ def predict(
     if wrong := set(formats) - set(FORMATS[loaded.config.task]):
         known = ", ".join(FORMATS[loaded.config.task])
         raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {loaded.config.task}")
+    if target is not None:
+        masks.require_new([target / f"predictions.{name}" for name in ("json", "csv") if name in formats])
     unreadable: list[tuple[str, str]] = []
     predictions: list[Prediction] | list[MaskPrediction]
     if loaded.config.task == "segment":

@@ -228,7 +228,8 @@ def _class_figure(evaluation: Evaluation) -> Figure:
 def _confusion(evaluation: Evaluation, classes: list[str]) -> Figure:
     """Percent of the pixels of each true class."""
     maps: Maps = evaluation.scores.details
-    shares = 100 * maps.confusion / np.maximum(maps.confusion.sum(1, keepdims=True), 1)
+    counts = np.array(maps.confusion)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     texts = np.where(shares >= 0.5, np.char.mod("%.0f", shares), "")
     title = f"{evaluation.split}: {evaluation.count} images, {100 * (evaluation.metrics['aacc'] or 0):.2f} % of pixels right"
-    return confusion_figure(maps.confusion, classes, title, texts)
+    return confusion_figure(counts, classes, title, texts)
