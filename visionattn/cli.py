@@ -160,27 +160,30 @@ def predict(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, checkpoint folder or weights file in one.")],
     source: Annotated[list[str], typer.Option(help="File, folder or glob; may be given several times.")],
     out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
-    save: Annotated[str, typer.Option(help="What to write to --out: json, csv or both.")] = "json,csv",
+    save: Annotated[
+        str | None,
+        typer.Option(
+            help="What to write to --out: json,csv of classes; mask,overlay,json,csv of pixels.", show_default="json,csv or mask,overlay"
+        ),
+    ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     as_json: Json = False,
 ) -> None:
-    """Classes of images."""
-    formats = [name.strip() for name in save.split(",")]
-    if unknown := set(formats) - {"json", "csv"}:
-        raise UserError("VA-C002", f"--save: expected json, csv or both, got {', '.join(sorted(unknown))}")
-    from visionattn.training.classification import predictions_dict, save_predictions
+    """Classes of images, or of their pixels."""
+    formats = [] if save is None else [name.strip() for name in save.split(",")]
+    if unknown := set(formats) - {"json", "csv", "mask", "overlay"}:
+        raise UserError("VA-C002", f"--save: expected json, csv, mask or overlay, got {', '.join(sorted(unknown))}")
     from visionattn.training.inference import predict as run_prediction
+    from visionattn.training.inference import predictions_dict
 
     console = _console(as_json)
-    predictions, unreadable = run_prediction(run, source, topk=topk, console=console)
-    shown = [[item.path, item.classes[0], f"{item.probabilities[0]:.3f}"] for item in predictions[:20]]
-    console.table(["image", "class", "probability"], shown)
+    predictions, unreadable = run_prediction(run, source, topk=topk, out=out, save=formats, console=console)
+    shown = [item.shown() for item in predictions[:20]]
+    console.table(list(shown[0]), [list(row.values()) for row in shown])
     if len(predictions) > len(shown):
         console.line(f"... and {len(predictions) - len(shown)} more")
     for path, reason in unreadable:
         console.warn(f"unreadable: {path} ({reason})")
-    for file in save_predictions(Path(out), predictions, unreadable, formats) if out else []:
-        console.say("written", str(file))
     if as_json:
         _print_json(predictions_dict(predictions, unreadable))
 

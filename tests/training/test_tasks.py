@@ -89,6 +89,7 @@ class Pixels:
 
 class ToyTask:
     name, classes, shown, monitor = "segment", ["dark", "light"], ("aacc", "empty"), "aacc"
+    meta: dict[str, Any] = {}
 
     def mix(self, batch: dict[str, Any]) -> dict[str, Any]:
         return batch

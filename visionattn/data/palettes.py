@@ -101,16 +101,20 @@ def default_palette(count: int) -> list[Colour]:
 def overlay(image: np.ndarray, class_map: np.ndarray, palette: Sequence[Colour], opacity: float = 0.5) -> np.ndarray:
     """uint8 (H, W, 3): the classes in their colours over the image; ignored pixels show the image alone.
 
+    It is made in bands of rows, so that a large image takes no more memory than the picture.
+
     Args:
         image: uint8 (H, W, 1 or 3).
         class_map: (H, W), IGNORE where there is no class.
     """
-    picture = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float32)
     table = np.zeros((256, 3), np.float32)
     table[: len(palette)] = palette
-    shown = (class_map != IGNORE)[:, :, None]
-    mixed: np.ndarray = np.where(shown, picture * (1 - opacity) + table[class_map.astype(np.uint8)] * opacity, picture)
-    return np.rint(mixed).astype(np.uint8)
+    result = np.empty((*image.shape[:2], 3), np.uint8)
+    for row in range(0, len(image), 64):
+        band, classes = image[row : row + 64].astype(np.float32), class_map[row : row + 64]
+        mixed = np.where((classes != IGNORE)[:, :, None], band * (1 - opacity) + table[classes.astype(np.uint8)] * opacity, band)
+        result[row : row + 64] = np.rint(mixed)
+    return result
 
 
 def mask_png(class_map: np.ndarray, palette: Sequence[Colour]) -> bytes:

@@ -55,6 +55,7 @@ class Task(Protocol):
         classes: names in the order of the model's outputs.
         monitor: metric of the best checkpoint unless the config names another; higher is better.
         shown: metrics printed after an epoch, where they are defined.
+        meta: what a checkpoint says of the task besides its classes; plain values.
     """
 
     @property
@@ -65,6 +66,9 @@ class Task(Protocol):
 
     @property
     def shown(self) -> tuple[str, ...]: ...
+
+    @property
+    def meta(self) -> dict[str, Any]: ...
 
     @property
     def monitor(self) -> str: ...

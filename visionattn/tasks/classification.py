@@ -58,6 +58,11 @@ class Classification:
             self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=loss.label_smoothing, num_classes=len(classes))
 
     @property
+    def meta(self) -> dict[str, Any]:
+        """Nothing besides the classes."""
+        return {}
+
+    @property
     def monitor(self) -> str:
         """The metric that chooses the best checkpoint, unless the config names one; higher is better."""
         return "macro_f1" if self.multi_label else "top1"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +21,7 @@ from visionattn.tasks.losses import LOSSES
 from visionattn.tasks.scores import CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
 from visionattn.tasks.windows import Blend, Predict, class_map, resized_classes, sliding_logits, with_flips, with_scales
 
+Colour = tuple[int, int, int]
 DeepSupervision = Literal["upsample_logits", "downsample_label"]
 ClassWeights = Literal["none", "balanced"] | Sequence[float]
 
@@ -31,6 +34,44 @@ LEAST_RESAMPLED = 10
 CASE_COLUMNS = {"case_dice": "dice", "case_iou": "iou"} | {
     key: key for key in ("hd95", "nsd", "n_defined", "n_missed", "hd95_variant", "hd95_unit")
 }
+
+# Longest side of the small class maps that are kept of an evaluation.
+SMALL_SIDE = 256
+
+
+class SmallMap(NamedTuple):
+    """A class map at most SMALL_SIDE pixels per side, compressed: a few kilobytes per image."""
+
+    height: int
+    width: int
+    data: bytes
+
+    @classmethod
+    def of(cls, class_map: np.ndarray) -> SmallMap:
+        """The nearest pixels of a class map of at most 255 classes."""
+        factor = max(1.0, max(class_map.shape) / SMALL_SIDE)
+        rows, columns = (((np.arange(max(1, int(side / factor))) + 0.5) * factor).astype(int) for side in class_map.shape)
+        small = class_map[rows][:, columns].astype(np.uint8)
+        return cls(small.shape[0], small.shape[1], zlib.compress(small.tobytes()))
+
+    def array(self) -> np.ndarray:
+        """uint8 (height, width)."""
+        return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.height, self.width)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What pictures of an evaluation need.
+
+    Attributes:
+        confusion: pixels, true class x predicted class.
+        small: the prediction of each image by its index.
+        palette: colour of each class.
+    """
+
+    confusion: list[list[int]]
+    small: dict[int, SmallMap]
+    palette: list[Colour]
 
 
 class Segmentation:
@@ -59,6 +100,7 @@ class Segmentation:
         hausdorff: variant of the Hausdorff distance.
         tolerance: of the surface Dice, in mm or pixels.
         monitor: the metric that chooses the best checkpoint, higher is better; None is "dice" of cases, or "miou".
+        palette: colour of each class in pictures and saved masks; shades of grey if None.
 
     Raises:
         UserError: VA-C002, arguments that do not fit together.
@@ -87,12 +129,16 @@ class Segmentation:
         hausdorff: HausdorffVariant = "max_directed",
         tolerance: float = 1.0,
         monitor: str | None = None,
+        palette: Sequence[Colour] | None = None,
     ) -> None:
         if not 2 <= len(classes) <= 255:
             raise UserError("VA-C002", f"segmentation takes 2 to 255 classes, got {len(classes)}", fix="name the background as a class too")
         if monitor in ("dice", "iou", "nsd") and not per_case:
             raise UserError("VA-C002", f'"{monitor}" is a score of cases, which are not scored', fix="score cases, or choose mdice or miou")
         self.classes, self.deep_supervision = list(classes), deep_supervision
+        self.palette = [(level, level, level) for level in np.linspace(0, 255, len(classes)).astype(int).tolist()]
+        if palette is not None:
+            self.palette = [(int(red), int(green), int(blue)) for red, green, blue in palette]
         self.monitor = monitor or ("dice" if per_case else "miou")
         self.losses = {name: (weight, _bound(name, arguments, self.classes, pixel_counts)) for name, weight, arguments in losses}
         if len(self.losses) < len(losses):
@@ -104,6 +150,11 @@ class Segmentation:
         self.flips, self.scales, self.average = tuple(flips), tuple(scales), average
         self.per_case = per_case
         self.case: dict[str, Any] = {"spacing": spacing, "variant": hausdorff, "tolerance": tolerance}
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The palette."""
+        return {"palette": [list(colour) for colour in self.palette]}
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -185,11 +236,12 @@ class Segmentation:
 
 
 class Image(NamedTuple):
-    """One image: its row of scores, its scores as a case, and per class the pixels that are right, of the truth and of the guess."""
+    """One image: its row of scores, its scores as a case, and per class the pixels that are right, true and guessed; the guess."""
 
     row: dict[str, Any]
     case: list[CaseScore]
     areas: np.ndarray
+    small: SmallMap
 
 
 class SegmentationMeter:
@@ -220,7 +272,7 @@ class SegmentationMeter:
                 scores, _ = summarise([case])
                 row |= {name: scores[name] for name in ("dice", "iou", "hd95", "nsd", "n_missed")}
             areas = np.stack([alone.counts.diagonal(), alone.counts.sum(1), alone.counts.sum(0)])
-            self.images.append(Image(row, case, areas))
+            self.images.append(Image(row, case, areas, SmallMap.of(guess)))
 
     def state(self) -> tuple[ConfusionMatrix, list[Image]]:
         return self.matrix, self.images
@@ -243,7 +295,8 @@ class SegmentationMeter:
             metrics |= case_metrics
             for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background is not scored; without cases nothing is
                 row |= {name: case.get(key) for name, key in CASE_COLUMNS.items()}
-        return Scores(metrics, rows, [image.row for image in images], _intervals(images, task.per_case))
+        maps = Maps(self.matrix.counts.tolist(), {image.row["index"]: image.small for image in images}, task.palette)
+        return Scores(metrics, rows, [image.row for image in images], _intervals(images, task.per_case), maps)
 
 
 def _intervals(images: list[Image], per_case: bool) -> dict[str, tuple[float, float]]:

@@ -6,6 +6,7 @@ What differs between tasks is a branch on the type of the config, here and in `d
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 
 import numpy as np
@@ -16,6 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from visionattn.backbones.registry import get_variant
 from visionattn.config import AnyConfig, Config, SegmentConfig
+from visionattn.data.palettes import Colour, default_palette
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
 from visionattn.models.records import Record, records_of
@@ -100,22 +102,23 @@ def _segmenter(config: SegmentConfig, name: str, num_classes: int) -> Segmenter:
     return model
 
 
-def build_task(config: AnyConfig, classes: list[str], labels: np.ndarray) -> Task:
+def build_task(config: AnyConfig, classes: list[str], labels: np.ndarray, palette: Sequence[Colour] | None = None) -> Task:
     """Loss and metrics.
 
     Args:
         classes: names in the order of the model's outputs.
         labels: what balanced class weights are counted from: the labels of images, or the pixels of each class of masks.
+        palette: colour of each class of masks.
 
     Raises:
         UserError: VA-C002, a loss or a value of it that does not exist.
     """
     if isinstance(config, SegmentConfig):
-        return _segmentation(config, classes, labels)
+        return _segmentation(config, classes, labels, palette or default_palette(len(classes)))
     return Classification(classes, labels, config.loss, config.augment, multi_label=config.data.multi_label)
 
 
-def _segmentation(config: SegmentConfig, classes: list[str], pixel_counts: np.ndarray) -> Segmentation:
+def _segmentation(config: SegmentConfig, classes: list[str], pixel_counts: np.ndarray, palette: Sequence[Colour]) -> Segmentation:
     settings = config.eval
     tile = config.model.size if settings.tile is None else _pair(settings.tile)
     task = Segmentation(
@@ -135,6 +138,7 @@ def _segmentation(config: SegmentConfig, classes: list[str], pixel_counts: np.nd
         hausdorff=settings.hausdorff,
         tolerance=settings.tolerance,
         monitor=None if settings.best == "auto" else settings.best,
+        palette=palette,
     )
     try:  # a wrong value is said before the run begins
         task.loss(torch.zeros(1, len(classes), 2, 2), {"label": torch.zeros(1, 2, 2, dtype=torch.int64)})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +11,21 @@ import torch
 from matplotlib.figure import Figure
 
 from visionattn.data.sets import ClassificationDataset
-from visionattn.files import atomic_write
-from visionattn.tasks.classification import Guesses, confusion_matrix, names_of
+from visionattn.tasks.classification import Classification, Guesses, confusion_matrix, names_of
 from visionattn.training.evaluation import Evaluation
-from visionattn.training.pictures import Panel, Shown, picture_grid, readable_picture, unnormalise
+from visionattn.training.pictures import Panel, Shown, confusion_figure, picture_grid, readable_picture, unnormalise
 from visionattn.training.run import csv_text
 
 CURVES = ("top1", "balanced_accuracy", "macro_f1", "auroc")
+CLASS_CURVES: tuple[str, ...] = ()
 WORST_CAPTION = "truth -> prediction, with its probability"
+WORST_COLUMNS = 8
 
 
-def batch_figure(batch: dict[str, Any], classes: list[str], cfg: dict[str, Any], count: int) -> Figure | None:
+def batch_figure(batch: dict[str, Any], task: Classification, cfg: dict[str, Any], count: int) -> Figure | None:
     """A training batch as the network sees it; None where nothing of it could be read."""
     pictures = [unnormalise(image, cfg) for image in batch["image"][:count]]
-    titles = [label_text(label, classes) for label in batch["label"][:count].numpy()]
+    titles = [label_text(label, task.classes) for label in batch["label"][:count].numpy()]
     return picture_grid(pictures, titles) if pictures else None
 
 
@@ -88,26 +87,10 @@ def label_text(label: Any, classes: list[str]) -> str:
 
 
 def _confusion_figure(evaluation: Evaluation, classes: list[str]) -> Figure:
-    """Rows are true classes; colour is the share of the row, numbers are counts."""
     counts = confusion_matrix(evaluation.scores.details.probabilities, evaluation.scores.details.labels)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(16.0, 2.5 + 0.42 * len(classes))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
     top1 = evaluation.metrics["top1"]
-    axes.set_title(f"{evaluation.split}: {evaluation.count} images, top-1 {100 * (top1 or 0):.2f} %", fontsize=10)
-    if len(classes) <= 40:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_yticks(range(len(classes)), classes, fontsize=8)
-    if len(classes) <= 25:
-        for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
-    figure.colorbar(image, label="share of the true class", shrink=0.8)
-    return figure
+    title = f"{evaluation.split}: {evaluation.count} images, top-1 {100 * (top1 or 0):.2f} %"
+    return confusion_figure(counts, classes, title, counts.astype(str))
 
 
 def _worst_rows(found: Guesses, count: int) -> list[int]:
@@ -141,6 +124,14 @@ class Prediction:
     classes: list[str]
     probabilities: list[float]
 
+    def shown(self) -> dict[str, str]:
+        """A row for people."""
+        return {"image": self.path, "class": self.classes[0], "probability": f"{self.probabilities[0]:.3f}"}
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `predict --json` prints of the image."""
+        return asdict(self)
+
 
 def top_classes(path: str, probabilities: torch.Tensor, classes: list[str], topk: int) -> Prediction:
     """The most probable classes of one image from its probabilities `[classes]`."""
@@ -148,28 +139,12 @@ def top_classes(path: str, probabilities: torch.Tensor, classes: list[str], topk
     return Prediction(path, [classes[index] for index in order.tolist()], values.tolist())
 
 
-def save_predictions(out: Path, predictions: list[Prediction], unreadable: list[tuple[str, str]], formats: Sequence[str]) -> list[Path]:
-    """`predictions.json` and `predictions.csv` in a folder; returns the files written."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    if "json" in formats:
-        written.append(out / "predictions.json")
-        atomic_write(written[-1], json.dumps(predictions_dict(predictions, unreadable), indent=1))
-    if "csv" in formats:
-        count = max(len(prediction.classes) for prediction in predictions)
-        columns = ["path", *(name for rank in range(1, count + 1) for name in (f"class{rank}", f"probability{rank}"))]
-        rows = [
-            [item.path, *(value for pair in zip(item.classes, (f"{p:.6f}" for p in item.probabilities), strict=True) for value in pair)]
-            for item in predictions
-        ]
-        written.append(out / "predictions.csv")
-        atomic_write(written[-1], csv_text(columns, rows))
-    return written
-
-
-def predictions_dict(predictions: list[Prediction], unreadable: list[tuple[str, str]]) -> dict[str, Any]:
-    """The object that `predict --json` prints and `predictions.json` holds."""
-    return {
-        "predictions": [asdict(prediction) for prediction in predictions],
-        "unreadable": [{"path": path, "reason": reason} for path, reason in unreadable],
-    }
+def csv_table(predictions: Sequence[Prediction]) -> str:
+    """`predictions.csv`: the classes of each image with their probabilities, in columns by rank."""
+    count = max(len(prediction.classes) for prediction in predictions)
+    columns = ["path", *(name for rank in range(1, count + 1) for name in (f"class{rank}", f"probability{rank}"))]
+    rows = [
+        [item.path, *(value for pair in zip(item.classes, (f"{p:.6f}" for p in item.probabilities), strict=True) for value in pair)]
+        for item in predictions
+    ]
+    return csv_text(columns, rows)

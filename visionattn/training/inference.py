@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data import ImageNetInfo
 
 from visionattn.backbones import list_models
-from visionattn.config import AnyConfig, Config, ModelConfig, config_from_dict
+from visionattn.config import (
+    AnyConfig,
+    Config,
+    HeadConfig,
+    MaskAugmentConfig,
+    ModelConfig,
+    SegmentConfig,
+    SegmentModelConfig,
+    config_from_dict,
+)
 from visionattn.data.images import IMAGE_SUFFIXES
+from visionattn.data.palettes import Colour, read_classes
+from visionattn.data.sets import FileImages, ImageDataset, Samples
 from visionattn.errors import UserError, did_you_mean
+from visionattn.files import atomic_write
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.download import Say, fetch
 from visionattn.models.records import find_record, split_name
-from visionattn.tasks import Classification, Task
+from visionattn.models.segmenter import segmenter_from_file
+from visionattn.tasks import Classification
+from visionattn.tasks.segmentation import Segmentation
+from visionattn.training import classification, masks
 from visionattn.training.build import Model, build_model, build_task, eval_batch_size, import_plugins, make_accelerator, worker_count
 from visionattn.training.checkpoint import latest_checkpoint, read_meta, read_weights
 from visionattn.training.classification import Prediction, top_classes
 from visionattn.training.console import Console
-from visionattn.training.datasets import file_set, split_set
+from visionattn.training.datasets import build_mask_eval_transform, file_set, split_set
 from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_model
+from visionattn.training.masks import MaskPrediction
 from visionattn.training.report import save_evaluation
 from visionattn.training.run import RunFolder
+
+# What `predict` can save of each task, and what it does if nothing is said.
+FORMATS = {"classify": ("json", "csv"), "segment": ("mask", "overlay", "json", "csv")}
+SAVED = {"classify": ("json", "csv"), "segment": ("mask", "overlay")}
 
 
 def evaluate(
@@ -67,7 +90,7 @@ def evaluate(
     loader = eval_loader(dataset, batch_size or eval_batch_size(config), worker_count(config))
     result = evaluate_model(
         model,
-        build_task(config, classes, labels),
+        build_task(config, classes, labels, loaded.palette),
         loader,
         split=split,
         device=accelerator.device,
@@ -85,91 +108,174 @@ def predict(
     *,
     topk: int = 5,
     batch_size: int = 32,
+    out: str | Path | None = None,
+    save: Collection[str] = (),
     console: Console | None = None,
-) -> tuple[list[Prediction], list[tuple[str, str]]]:
-    """Classes of images.
+) -> tuple[Sequence[Prediction | MaskPrediction], list[tuple[str, str]]]:
+    """Classes of images, or of their pixels.
+
+    Images are segmented one at a time, and their class maps kept as compressed PNGs, in `out` or else in memory:
+    `prediction.class_map()` decodes one.
 
     Args:
         source: run folder (its best checkpoint), a checkpoint folder, a weights file in one, or the name of
-            published or imported weights (`swin_tiny.in1k`), whose classes are ImageNet's.
+            published or imported weights (`swin_tiny.in1k`), whose classes are ImageNet's, or a published segmentation file.
         images: files, folders (searched through) and globs.
-        topk: classes per image.
-        batch_size: images per step.
+        topk: classes per image, of classification.
+        batch_size: images per step, of classification.
+        out: folder for the results; None saves nothing.
+        save: what to write there: "json" and "csv", and of segmentation also "mask" (palette PNGs of the image's size, whose pixels are
+            class numbers) and "overlay". () is json and csv of classification, mask and overlay of segmentation.
         console: where progress is printed.
 
     Returns:
         Predictions in the order of the files, and (path, reason) of files that could not be read.
 
     Raises:
-        UserError: VA-D001, nothing found; VA-D010, nothing readable.
+        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C002, `save`; VA-R007, files to write are there already.
     """
     console = console or Console(quiet=True)
     loaded = load_model(source, lambda text: console.say("", text))
-    paths = find_images(images)
-    config = loaded.config
-    if isinstance(config, Config):  # balanced class weights are counted from labels, and there are none
-        config = config.model_copy(update={"loss": config.loss.model_copy(update={"class_weights": "none"})})
+    found = find_images(images)
+    target = None if out is None else Path(out)
+    formats = tuple(save) or SAVED[loaded.config.task]
+    if wrong := set(formats) - set(FORMATS[loaded.config.task]):
+        known = ", ".join(FORMATS[loaded.config.task])
+        raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {loaded.config.task}")
+    if target is not None:
+        masks.require_new([target / f"predictions.{name}" for name in ("json", "csv") if name in formats])
+    unreadable: list[tuple[str, str]] = []
+    predictions: list[Prediction] | list[MaskPrediction]
+    if loaded.config.task == "segment":
+        predictions = _segmented(loaded, found, target, formats, unreadable, console)
+        table = masks.csv_table(predictions, loaded.shown)
+    else:
+        predictions = _classified(loaded, list(found), topk, batch_size, unreadable, console)
+        table = classification.csv_table(predictions)
+    if target is not None:
+        target.mkdir(parents=True, exist_ok=True)
+        texts = {"json": json.dumps(predictions_dict(predictions, unreadable), indent=1), "csv": table}
+        for name in [name for name in texts if name in formats]:
+            atomic_write(target / f"predictions.{name}", texts[name])
+            console.say("written", str(target / f"predictions.{name}"))
+    return predictions, unreadable
+
+
+def predictions_dict(predictions: Sequence[Prediction | MaskPrediction], unreadable: list[tuple[str, str]]) -> dict[str, Any]:
+    """The object that `predict --json` prints and `predictions.json` holds."""
+    return {
+        "predictions": [prediction.as_dict() for prediction in predictions],
+        "unreadable": [{"path": path, "reason": reason} for path, reason in unreadable],
+    }
+
+
+def _classified(
+    loaded: LoadedModel, paths: list[Path], topk: int, batch_size: int, unreadable: list[tuple[str, str]], console: Console
+) -> list[Prediction]:
+    """The most probable classes of each image; (path, reason) of files that could not be read are added to `unreadable`."""
+    model, config = loaded.model, loaded.config
+    assert isinstance(config, Config)
+    # balanced class weights are counted from labels, and there are none
+    config = config.model_copy(update={"loss": config.loss.model_copy(update={"class_weights": "none"})})
     task = build_task(config, loaded.shown, np.zeros(0, dtype=np.int64))
     assert isinstance(task, Classification)
-    unreadable: list[tuple[str, str]] = []
-    found = [
-        top_classes(str(path), task.outputs(logits), loaded.shown, topk)
-        for path, _, logits in each_prediction(loaded, task, paths, batch_size, unreadable, console)
-    ]
-    return found, unreadable
+    accelerator = make_accelerator(config)
+    model.to(accelerator.device)
+    found = []
+    for batch in _batches(config, file_set(config, model, paths), batch_size, unreadable, console):
+        with accelerator.autocast(), torch.inference_mode():
+            outputs = task.outputs(task.predict(model, batch["image"].to(accelerator.device)))
+        found += [
+            top_classes(str(paths[index]), output, loaded.shown, topk)
+            for index, output in zip(batch["index"].tolist(), outputs, strict=True)
+        ]
+    return found
 
 
-def each_prediction(
-    loaded: LoadedModel, task: Task, paths: list[Path], batch_size: int, unreadable: list[tuple[str, str]], console: Console
-) -> Iterator[tuple[Path, tuple[int, int], torch.Tensor]]:
-    """Each image's path, size in its file (height, width) and what `task.predict` gives, in the order of the files.
+def _segmented(
+    loaded: LoadedModel,
+    found: dict[Path, Path],
+    out: Path | None,
+    formats: Collection[str],
+    unreadable: list[tuple[str, str]],
+    console: Console,
+) -> list[MaskPrediction]:
+    """The class map of each image, saved before the next image is read."""
+    model, config = loaded.model, loaded.config
+    assert isinstance(config, SegmentConfig)
+    task = build_task(config, loaded.shown, np.ones(len(loaded.shown), np.int64), loaded.palette)
+    assert isinstance(task, Segmentation)
+    names = masks.output_names(found)
+    if out is not None:
+        files = {"mask": masks.mask_file, "overlay": masks.overlay_file}
+        masks.require_new([file(out, name) for kind, file in files.items() if kind in formats for name in names])
+    accelerator = make_accelerator(config)
+    model.to(accelerator.device)
+    mapper = masks.Mapper(
+        config,
+        model,
+        task,
+        build_mask_eval_transform(model, config),
+        accelerator.device,
+        accelerator.autocast,
+        say=console.warn,
+    )
+    paths = [str(path) for path in found]
+    images = FileImages(tuple(paths), config.data, config.model.in_chans)
+    predictions = []
+    for batch in _batches(config, ImageDataset(images, paths, torch.tensor), 1, unreadable, console):
+        index, image = int(batch["index"]), batch["image"][0].numpy()
+        predictions.append(masks.save_map(image, mapper(image), names[index], task, out, formats, paths[index]))
+    for kind in ("mask", "overlay"):
+        if out is not None and kind in formats:
+            console.say("written", f"{out / kind}s: {len(predictions)} files")
+    return predictions
 
-    One at a time, so that large ones need not all be kept.
 
-    Args:
-        unreadable: (path, reason) of files that could not be read are added here.
+def _batches(
+    config: AnyConfig, dataset: Samples, batch_size: int, unreadable: list[tuple[str, str]], console: Console
+) -> Iterator[dict[str, Any]]:
+    """Batches with images; (path, reason) of files that cannot be read are added to `unreadable`.
 
     Raises:
         UserError: VA-D010, nothing readable.
     """
-    model, config = loaded.model, loaded.config
-    accelerator = make_accelerator(config)
-    model.to(accelerator.device)
-    workers = worker_count(config) if len(paths) > 64 else 0  # starting processes costs more than a few images
-    loader = eval_loader(file_set(config, model, paths), batch_size, workers)
+    workers = worker_count(config) if len(dataset) > 64 else 0  # starting processes costs more than a few images
+    loader = eval_loader(dataset, batch_size, workers)
     with console.progress("predict", len(loader)) as bar:
         for step, batch in enumerate(loader):
-            unreadable += [(str(paths[index]), reason) for index, reason in batch["unreadable"]]
+            unreadable += [(dataset.ids[index], reason) for index, reason in batch["unreadable"]]
             if len(batch["index"]):
-                with accelerator.autocast(), torch.inference_mode():
-                    predictions = task.predict(model, batch["image"].to(accelerator.device))
-                for index, (height, width), prediction in zip(batch["index"].tolist(), batch["size"].tolist(), predictions, strict=True):
-                    yield paths[index], (height, width), prediction
+                yield batch
             bar.update(step + 1)
-    if len(unreadable) == len(paths):
+    if len(unreadable) == len(dataset):
         raise UserError("VA-D010", "none of the images could be read", where=unreadable[0][0], why=unreadable[0][1])
 
 
-def find_images(sources: Sequence[str | Path]) -> list[Path]:
-    """Image files named by paths, folders and globs, without repeats.
+def find_images(sources: Sequence[str | Path]) -> dict[Path, Path]:
+    """Image files named by paths, folders and globs, with their place below the folder (or the fixed part of the glob).
 
     Raises:
         UserError: VA-D001.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for source in sources:
         path = Path(source).expanduser()
+        above = path.parent
         if path.is_dir():
+            above = path
             items = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGE_SUFFIXES and not item.name.startswith("."))
         elif path.is_file():
             items = [path]
         else:
+            above = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
             items = sorted(Path(item) for item in glob.glob(str(path), recursive=True) if Path(item).suffix.lower() in IMAGE_SUFFIXES)
         if not items:
             near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError("VA-D001", f'no images at "{source}"', fix=did_you_mean(path.name, near) or "give files, folders or a glob")
-        found += items
-    return list(dict.fromkeys(found))
+        for item in items:
+            found.setdefault(item, item.relative_to(above))
+    return found
 
 
 @dataclass(frozen=True)
@@ -181,6 +287,7 @@ class LoadedModel:
         config: the run's config, or the defaults with the model of published weights.
         classes: names that labels of data have.
         shown: names for people; other than `classes` for ImageNet, whose folders have numbers for names.
+        palette: colours of the classes of pixels.
         run: run folder, if the source lies in one.
     """
 
@@ -189,10 +296,12 @@ class LoadedModel:
     classes: list[str]
     shown: list[str]
     run: RunFolder | None
+    palette: Sequence[Colour] | None = None
 
 
 def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
-    """The model of a run folder, a checkpoint folder, a weights file in one, or of weights by name (`swin_tiny.in1k`).
+    """The model of a run folder, a checkpoint folder, a weights file in one, of weights by name (`swin_tiny.in1k`), or of a published
+    segmentation file.
 
     Raises:
         UserError: VA-R003 no run or checkpoint there, VA-W001 to VA-W007.
@@ -201,7 +310,9 @@ def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
     if not path.exists() and split_name(str(source))[0] in list_models():
         return _named_model(str(source), say)
     name = None
-    if path.is_file() and (path.parent / "meta.json").is_file():
+    if path.is_file() and not (path.parent / "meta.json").is_file():
+        return _published_segmenter(path)
+    if path.is_file():
         path, name = path.parent, path.name
     if (path / "meta.json").is_file():
         checkpoint = path
@@ -219,7 +330,7 @@ def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
     load_checkpoint(model, read_weights(checkpoint, name), allow=())
     folder = checkpoint.resolve().parent.parent
     inside = RunFolder(folder) if (folder / "config.yaml").is_file() else None
-    return LoadedModel(model.eval(), config, meta["classes"], meta["classes"], inside)
+    return LoadedModel(model.eval(), config, meta["classes"], meta["classes"], inside, meta.get("palette"))
 
 
 def _named_model(name: str, say: Say | None) -> LoadedModel:
@@ -241,6 +352,24 @@ def _named_model(name: str, say: Say | None) -> LoadedModel:
     classes = labels.label_names()
     shown = [f"{labels.index_to_description(number)} ({synset})" for number, synset in enumerate(classes)]
     return LoadedModel(model.eval(), config, classes, shown, None)
+
+
+def _published_segmenter(path: Path) -> LoadedModel:
+    """The model of a segmentation file, with the preprocessing of the published recipes; 150 classes without names are ADE20K's."""
+    model, classes, palette = segmenter_from_file(path)
+    known = [entry for entry in read_classes("ade20k") if not entry.ignored]
+    ade20k = model.num_classes == len(known)
+    if classes is None:
+        classes = tuple(entry.name for entry in known) if ade20k else tuple(str(number) for number in range(model.num_classes))
+    if palette is None and ade20k:
+        palette = tuple(entry.colour for entry in known if entry.colour is not None)
+    settings = SegmentModelConfig(
+        name=model.pretrained_cfg["architecture"], weights=str(path), in_chans=model.in_chans, head=HeadConfig(name=model.head)
+    )
+    # The published test on ADE20K: the image fits into 2048 x 512 and is predicted in one piece.
+    augment = MaskAugmentConfig(resize=(2048, 512)) if ade20k else MaskAugmentConfig()
+    names = list(classes)
+    return LoadedModel(model.eval(), SegmentConfig(model=settings, augment=augment), names, names, None, palette)
 
 
 def _other_format(config: AnyConfig) -> str:

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from visionattn.config import AnyConfig, load_config
 from visionattn.data.check import CheckReport
 from visionattn.data.sampling import mix, require_batches
+from visionattn.data.segmentation import MaskData
 from visionattn.data.sets import Samples, manifest_hash
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
@@ -128,7 +129,8 @@ def train(
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = build_model(config, data.classes)
     weights = _initial_weights(model, config, console) if resumed is None else ""
-    task = build_task(config, data.classes, checked.class_weight_labels())
+    palette = data.palette if isinstance(data, MaskData) else None
+    task = build_task(config, data.classes, checked.class_weight_labels(), palette)
     train_set, val_set = training_sets(config, model, data)
     set_seed(mix(config.seed, 1 + accelerator.process_index))  # dropout differs between processes
 

@@ -65,15 +65,17 @@ def unnormalise(image: torch.Tensor, cfg: dict[str, Any]) -> np.ndarray:
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
 
 
-def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: Sequence[str] | None = None) -> Figure:
-    """Pictures in rows of at most eight, each with a title."""
-    columns = min(8, len(pictures))
+def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: Sequence[str] | None = None, *, columns: int = 8) -> Figure:
+    """Pictures in rows of at most `columns`, each with a title."""
+    width, letters = 13.6 / columns, 208 // columns
+    columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(1.7 * columns, 2.0 * rows), layout="constrained")
+    steepest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    figure = Figure(figsize=(width * columns, (width * min(steepest, 1.0) + 0.3) * rows), layout="constrained")
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype != np.uint8 else 255)
-        lines = [line if len(line) <= 26 else line[:25] + "…" for line in title.split("\n")]
+        lines = [line if len(line) <= letters else line[: letters - 1] + "…" for line in title.split("\n")]
         axes.set_title("\n".join(lines), fontsize=7, color=colors[index] if colors else "black")
         axes.axis("off")
     return figure
@@ -90,6 +92,27 @@ def readable_picture(images: Images, index: int) -> np.ndarray | None:
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
     picture.thumbnail((256, 256))
     return np.asarray(picture)
+
+
+def confusion_figure(counts: np.ndarray, classes: list[str], title: str, texts: np.ndarray) -> Figure:
+    """Rows are true classes; colour is the share of the row, `texts` are written into cells that count."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(16.0, 2.5 + 0.42 * len(classes))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    if len(classes) <= 40:
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    if len(classes) <= 25:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, texts[row, column], ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    return figure
 
 
 def curves_figure(history: list[dict[str, Any]], metrics: Sequence[str]) -> Figure:

@@ -127,7 +127,7 @@ def write_report(run: RunFolder, evaluation: Evaluation, dataset: Samples, class
     parts += [f"<h2>{panel.title}</h2>{_img(panel.figure)}" for panel in view.panels(evaluation, classes)]
     worst = view.worst(evaluation, dataset, classes, WORST)
     if worst:
-        figure = picture_grid([item.picture for item in worst], [item.title for item in worst])
+        figure = picture_grid([item.picture for item in worst], [item.title for item in worst], columns=view.WORST_COLUMNS)
         parts.append(f"<h2>Worst images</h2><p>{view.WORST_CAPTION}</p>{_img(figure)}")
     rows = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in facts.items())
     style = (

@@ -36,7 +36,7 @@ from visionattn.training.evaluation import Evaluation, eval_loader, evaluate_mod
 from visionattn.training.optim import build_optimizer, build_schedule
 from visionattn.training.pictures import TensorBoard
 from visionattn.training.run import RunFolder
-from visionattn.training.view import show_batch, show_evaluation
+from visionattn.training.view import show_batch, show_evaluation, show_scores
 
 
 class Trainer:
@@ -264,6 +264,7 @@ class Trainer:
                 "epoch": self.step / self.steps_per_epoch,
                 "best": self.best,
                 "classes": self.task.classes,
+                **self.task.meta,
                 "config": self.config.model_dump(mode="json"),
             }
             ema = self.ema.module.state_dict() if self.ema is not None else None
@@ -315,7 +316,7 @@ class Trainer:
             if better:
                 keep_best(self.run.checkpoints)
             if self.tensorboard is not None and evaluation is not None:
-                self.tensorboard.scalars("val", evaluation.metrics, self.step)
+                show_scores(self.tensorboard, evaluation, self.step)
                 if better or epoch == self.epochs:
                     show_evaluation(self.tensorboard, self.task, evaluation, self.val_set, self.run.read_metrics(), self.config.log.images)
         return evaluation

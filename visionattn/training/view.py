@@ -18,6 +18,8 @@ class View(Protocol):
     """Functions of a task's module; `dataset` is the evaluated one, `count` the most images to show.
 
     Attributes:
+        CLASS_CURVES: columns of the table per class that TensorBoard draws over the epochs.
+        WORST_COLUMNS: how many of the worst images are beside each other in the report.
         CURVES: validation metrics drawn over the epochs.
         WORST_CAPTION: what the titles of the worst images say.
     """
@@ -26,9 +28,15 @@ class View(Protocol):
     def CURVES(self) -> tuple[str, ...]: ...
 
     @property
+    def CLASS_CURVES(self) -> tuple[str, ...]: ...
+
+    @property
     def WORST_CAPTION(self) -> str: ...
 
-    def batch_figure(self, batch: dict[str, Any], classes: list[str], cfg: dict[str, Any], count: int) -> Figure | None:
+    @property
+    def WORST_COLUMNS(self) -> int: ...
+
+    def batch_figure(self, batch: dict[str, Any], task: Any, cfg: dict[str, Any], count: int) -> Figure | None:
         """A training batch as the network sees it."""
 
     def predictions_figure(self, evaluation: Evaluation, dataset: Any, classes: list[str], count: int) -> Figure:
@@ -54,9 +62,16 @@ def view_of(task: str) -> View:
 
 def show_batch(board: TensorBoard, task: Task, batch: Batch, cfg: dict[str, Any], count: int) -> None:
     """The first training batch in TensorBoard."""
-    figure = view_of(task.name).batch_figure(batch, task.classes, cfg, count)
+    figure = view_of(task.name).batch_figure(batch, task, cfg, count)
     if figure is not None:
         board.figure("train/augmented_batch", figure, 0)
+
+
+def show_scores(board: TensorBoard, evaluation: Evaluation, step: int) -> None:
+    """Metrics of an evaluation in TensorBoard."""
+    board.scalars("val", evaluation.metrics, step)
+    for column in view_of(evaluation.task).CLASS_CURVES:
+        board.scalars(f"val_{column}", {row["class"]: row[column] for row in evaluation.scores.per_class}, step)
 
 
 def show_evaluation(
