@@ -93,13 +93,13 @@ def class_map(
     blend: Blend = "constant",
     batch: int = 1,
     prepare: Predict | None = None,
-    held_bytes: int = 2**29,
+    held_bytes: int = 2**28,
 ) -> torch.Tensor:
     """The most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
 
     The same as `sliding_logits(...).argmax(1)`, but the logits of the whole image never exist: a band of one window's height is filled, and
     the rows that no further window touches become classes. If the band of the whole width is larger than `held_bytes` (150 classes in
-    windows of 512 rows: above 1747 columns), the image is done in strips of columns, and the windows over a cut run twice.
+    windows of 512 rows: above 873 columns), the image is done in strips of columns, and the windows over a cut run twice.
 
     Args:
         model: as in `sliding_logits`.
