@@ -153,7 +153,7 @@ def test_weights_that_are_not_there_say_how_to_get_them(monkeypatch: pytest.Monk
 def test_files_without_a_known_name(tmp_path: Path, small: Callable[..., None]) -> None:
     small("van_b4", embed_dims=(8, 8, 16, 16), depths=(1, 1, 2, 1))
     torch.save(va.create_segmenter("van_b4", "upernet", 150, width=8).state_dict(), tmp_path / "download.pth")
-    with pytest.raises(UserError, match="may be van_b4.upernet_ade20k or van_b4.in22k_upernet_ade20k"):
+    with pytest.raises(UserError, match=r"may be van_b4\.upernet_ade20k or van_b4\.in22k_upernet_ade20k"):
         import_file(tmp_path / "download.pth")
     done = import_file(tmp_path / "download.pth", tag="in22k_upernet_ade20k", say=lambda text: None)
     assert done.record.name == "van_b4.in22k_upernet_ade20k"

@@ -78,7 +78,7 @@ def _published(path: Path, found: Recognised, model: str | None, tag: str | None
 
 
 def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model: str | None, tag: str | None) -> SegmenterRecord:
-    """The published segmentation model with this content: of this file's name, or of this tag, or the only one whose file has no known name."""
+    """The published segmentation model with this content: of this name, of this tag, or the only one whose file has no known name."""
     fitting = [
         record
         for record in list_segmenters()

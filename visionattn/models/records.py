@@ -83,7 +83,9 @@ class Weights(Fact):
     """A published checkpoint of a registered model."""
 
     model: str
-    tag: str = Field(pattern=r"^[a-z0-9_]+$", description="Data and training: in1k, in22k_ft_in1k, tv_in1k (torchvision's), upernet_ade20k, ...")
+    tag: str = Field(
+        pattern=r"^[a-z0-9_]+$", description="Data and training: in1k, in22k_ft_in1k, tv_in1k (torchvision's), upernet_ade20k ..."
+    )
     sources: tuple[Source, ...] = Field((), description="In order of preference, all with the same weights.")
     args: dict[str, Any] = Field({}, description="Arguments of the family's class that differ from the model's.")
     code_license: str | None = None
@@ -254,11 +256,7 @@ def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bo
     models = registered_models(family=family)
     if not pretrained and license is None:
         return registered_models(pattern, family=family)
-    chosen = [
-        record
-        for record in (*records(), *local_records())
-        if record.model in models and _chosen(record, pattern, license)
-    ]
+    chosen = [record for record in (*records(), *local_records()) if record.model in models and _chosen(record, pattern, license)]
     chosen.sort(key=lambda record: record.model)
     return list(dict.fromkeys(record.name if pretrained else record.model for record in chosen))
 

@@ -164,7 +164,12 @@ def create_segmenter(
 
 
 def segmenter_from_file(
-    path: str | Path, *, backbone: str | None = None, backbone_args: Mapping[str, Any] | None = None, say: Say | None = tell, **head_args: Any
+    path: str | Path,
+    *,
+    backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    say: Say | None = tell,
+    **head_args: Any,
 ) -> SegmenterFile:
     """The model that a segmentation file was saved from, with its weights, classes and palette.
 
