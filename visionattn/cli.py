@@ -72,6 +72,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any config key, for example optim.lr=1e-4.", show_default=False)
 ]
+Task = Annotated[str | None, typer.Option(help="classify or segment; default: read from the layout.", show_default=False)]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="How many, names (a,b,c) or a text file; of masks also ade20k, cityscapes, voc, camvid.", show_default=False),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -412,6 +417,8 @@ def weights_verify(
 def data_check(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
     overrides: Overrides = None,
+    task: Task = None,
+    classes: Classes = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -419,7 +426,7 @@ def data_check(
     from visionattn.training.jobs import check
 
     console = _console(as_json)
-    report = check(_data_config(root, overrides), console=console, strict=strict)
+    report = check(_data_config(root, overrides, task, classes), console=console, strict=strict)
     if as_json:
         _print_json(report.as_dict())
 
@@ -428,6 +435,8 @@ def data_check(
 def data_preview(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
     overrides: Overrides = None,
+    task: Task = None,
+    classes: Classes = None,
     out: Annotated[str, typer.Option(help="Picture to write.")] = "preview.png",
     count: Annotated[int, typer.Option(min=1, max=200, help="Images.")] = 24,
 ) -> None:
@@ -435,7 +444,7 @@ def data_preview(
     from visionattn.training.jobs import preview_data
 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    preview_data(_data_config(root, overrides), Path(out), count)
+    preview_data(_data_config(root, overrides, task, classes), Path(out), count)
     typer.echo(out)
 
 
@@ -533,10 +542,16 @@ def _console(as_json: bool = False) -> Console:
     return Console(stderr=as_json)
 
 
-def _data_config(root: str, overrides: list[str] | None) -> Any:
+def _data_config(root: str, overrides: list[str] | None, task: str | None, classes: str | None) -> Any:
     from visionattn.config import load_config
 
-    return load_config(None, _with_task(root, [_setting("data.root", root), *(overrides or [])]))
+    settings = [_setting("data.root", root)]
+    if task is not None:
+        settings.append(_setting("task", task))
+    if classes is not None:
+        several = [name.strip() for name in classes.split(",")]
+        settings.append(_setting("data.classes", int(classes) if classes.isdigit() else several if len(several) > 1 else classes))
+    return load_config(None, _with_task(root, [*settings, *(overrides or [])]))
 
 
 def _with_task(root: str, settings: list[str]) -> list[str]:

@@ -48,14 +48,15 @@ def _setting(default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, **bounds)
 
 
-class ModelConfig(Section):
+class BackboneConfig(Section):
+    """What the models of all tasks have."""
+
     name: str = _setting("eca_resnet18", "Backbone, see `visionattn models list`.")
     weights: str = _setting(
         "none", "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, or none."
     )
     in_chans: int = _setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
     img_size: int | tuple[int, int] = _setting(224, "Input size in pixels: one number, or [height, width].")
-    drop_rate: float = _setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
     drop_path_rate: float = _setting(0.0, "Stochastic depth, growing linearly to this rate at the last block.", ge=0, lt=1)
     grad_checkpointing: bool = _setting(False, "Recompute activations in the backward pass: less memory, more time.")
     args: dict[str, Any] = _setting({}, "Arguments of the family's class, for example depths or embed_dim.")
@@ -66,32 +67,38 @@ class ModelConfig(Section):
         return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
 
 
+class ModelConfig(BackboneConfig):
+    drop_rate: float = _setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
+
+
 class AuxConfig(Section):
-    enabled: bool | Literal["auto"] = _setting("auto", "Auxiliary outputs in training; auto: as the head's published recipe.")
-    weight: float = _setting(0.4, "Weight of an auxiliary head's loss.", ge=0)
+    enabled: bool | Literal["auto"] = _setting(
+        "auto", "Train an auxiliary FCN head on the last but one map; auto: where the head's published recipes do."
+    )
+    weight: float = _setting(0.4, "Weight of the auxiliary head's loss.", ge=0)
     rule: Literal["upsample_logits", "downsample_label"] = _setting(
         "upsample_logits", "At which size auxiliary outputs meet the label; downsample_label is nnU-Net's deep supervision."
     )
 
 
 class HeadConfig(Section):
-    name: str = _setting("upernet", "Segmentation head or decoder, see visionattn.heads.HEADS.")
-    args: dict[str, Any] = _setting({}, "Arguments of the head's class, for example channels or dropout.")
+    name: str = _setting("auto", "Segmentation head or decoder, see visionattn.heads.HEADS; auto: that of a preset, or upernet.")
+    args: dict[str, Any] = _setting({}, "Arguments of the head's class, for example width or dropout; they go before a preset's.")
     aux: AuxConfig = AuxConfig()
 
 
-class SegmentModelConfig(ModelConfig):
+class SegmentModelConfig(BackboneConfig):
+    name: str = _setting(
+        "eca_resnet18", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
+    )
     img_size: int | tuple[int, int] = _setting(512, "Size of a training crop in pixels: one number, or [height, width].")
-    drop_rate: float = _setting(0.0, "Dropout in the backbone; the head has its own in model.head.args.", ge=0, lt=1)
     head: HeadConfig = HeadConfig()
 
 
-class DataConfig(Section):
+class ImageDataConfig(Section):
+    """What the data of all tasks have: splits, and how an image is read."""
+
     root: str = _setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
-    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = _setting(
-        "auto", "Layout of data.root; auto reads it from what lies there."
-    )
-    dataset: str = _setting("", "Class in torchvision.datasets, for format torchvision.")
     train: str = _setting("train", "Name of the training split (folder, CSV file stem, npz prefix).")
     val: str = _setting("val", "Name of the validation split.")
     test: str = _setting("test", "Name of the test split, used by `visionattn eval --split test`.")
@@ -99,10 +106,6 @@ class DataConfig(Section):
         None, "Share of the training set held out as validation: seeded, stratified, whole groups.", gt=0, lt=1
     )
     group_by: str = _setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
-    classes: Literal["auto"] | list[str] | str = _setting(
-        "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
-    )
-    multi_label: bool = _setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
     exclude: list[str] = _setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
     on_error: Literal["stop", "skip"] = _setting(
         "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
@@ -116,15 +119,26 @@ class DataConfig(Section):
     cache: Literal["none", "ram"] = _setting("none", "ram keeps decoded images in memory (per worker).")
 
 
-class MaskDataConfig(DataConfig):
+class DataConfig(ImageDataConfig):
+    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = _setting(
+        "auto", "Layout of data.root; auto reads it from what lies there."
+    )
+    dataset: str = _setting("", "Class in torchvision.datasets, for format torchvision.")
+    classes: Literal["auto"] | list[str] | str = _setting(
+        "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
+    )
+    multi_label: bool = _setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
+
+
+class MaskDataConfig(ImageDataConfig):
     root: str = _setting("", "Folder of images and masks, or a CSV file of pairs.")
-    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid"] = _setting(  # type: ignore[assignment]
+    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid"] = _setting(
         "auto", "Layout of data.root; auto reads it from what lies there."
     )
     images: str = _setting("", "Folder of images, {split} standing for the split; empty: as the layout has it, for example images/{split}.")
     masks: str = _setting("", "Folder of masks, for example masks/{split}; empty: as the layout has it.")
     mask_suffix: str = _setting("", "End of a mask's name after the image's, for example _mask.png; empty: the same name, any image type.")
-    classes: Literal["auto"] | int | list[str] | str = _setting(  # type: ignore[assignment]
+    classes: Literal["auto"] | int | list[str] | str = _setting(
         "auto",
         "Class names in order of the mask values: auto (classes.txt, or the layout's own), a list, how many, "
         "a text file, or one of ade20k, cityscapes, voc, camvid.",
@@ -333,6 +347,11 @@ class SegmentConfig(Section):
             raise ValueError(f"eval.best: {self.eval.best} is a score of cases; set eval.per_case=true, or use mdice or miou")
         if not any(term.weight for term in self.loss):
             raise ValueError("loss: expected a term with weight > 0")
+        for key in ("tile", "stride"):
+            if self.eval.mode == "whole" and getattr(self.eval, key) is not None:
+                raise ValueError(f"eval.{key}: windows need eval.mode=slide; eval.{key}=null for the whole image")
+        if self.eval.spacing is not None and not self.eval.per_case:
+            raise ValueError("eval.spacing: distances are scores of cases; set eval.per_case=true")
         return self
 
 

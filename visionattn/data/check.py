@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visionattn.config import DataConfig
+from visionattn.config import DataConfig, ImageDataConfig
 from visionattn.data.images import ImageFacts, UnreadableImage
 from visionattn.data.sampling import mix
 from visionattn.data.sets import Data, Images, ImageSet, Note, content_hash
@@ -103,7 +103,7 @@ def check_data(data: Data, settings: DataConfig, *, cache_dir: Path, progress: C
     )
 
 
-def check_threads(settings: DataConfig) -> int:
+def check_threads(settings: ImageDataConfig) -> int:
     return min(8, os.cpu_count() or 1) if settings.workers == "auto" else max(1, settings.workers)
 
 
@@ -128,7 +128,7 @@ def exclude_unreadable(data: Data, report: CheckReport, settings: DataConfig) ->
     return replace(data, train=parts["train"], val=parts["val"], test=parts.get("test"))
 
 
-def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> None:
+def refuse_unreadable(report: CheckReport, total: int, settings: ImageDataConfig) -> None:
     """Stop where leaving out what the check could not read would go too far.
 
     Raises:
@@ -250,7 +250,7 @@ def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
     return notes
 
 
-def format_notes(facts: list[ImageFacts], settings: DataConfig, in_chans: int) -> list[Note]:
+def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: int) -> list[Note]:
     def count(chosen: list[ImageFacts]) -> str:
         return f"{len(chosen):,} of {len(facts):,} images"
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from visionattn.config import DataConfig
+from visionattn.config import ImageDataConfig
 from visionattn.errors import UserError
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -60,7 +60,7 @@ class ImageFacts:
     high: float | None
 
 
-def read_image(source: Source, *, settings: DataConfig, in_chans: int) -> np.ndarray:
+def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
     """The first frame as height x width x in_chans: uint8, or float32 in 0..1 for 16-bit and float sources.
 
     Upright by its EXIF tag, transparency laid on `settings.alpha_background`, grey copied to three channels.
@@ -90,7 +90,7 @@ def read_image(source: Source, *, settings: DataConfig, in_chans: int) -> np.nda
     return _upright(array, orientation)
 
 
-def read_array(array: np.ndarray, *, settings: DataConfig, in_chans: int) -> np.ndarray:
+def read_array(array: np.ndarray, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
     """`read_image` for height x width [x 1, 3 or 4] values: uint8, integers, or floats."""
     if array.dtype != np.uint8:
         return _from_samples(array, settings, in_chans, "<array>")
@@ -302,7 +302,7 @@ def _from_eight_bits(image: Image.Image, background: str, in_chans: int) -> np.n
     return array[:, :, None] if in_chans == 1 else array
 
 
-def _from_samples(samples: np.ndarray, settings: DataConfig, in_chans: int, name: str) -> np.ndarray:
+def _from_samples(samples: np.ndarray, settings: ImageDataConfig, in_chans: int, name: str) -> np.ndarray:
     samples = _without_single_channel(samples)
     if samples.ndim == 2:
         grey = to_unit(samples, settings.range)[:, :, None]

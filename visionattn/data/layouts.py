@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from visionattn.config import DataConfig
+from visionattn.config import DataConfig, ImageDataConfig
 from visionattn.data.images import IMAGE_SUFFIXES
 from visionattn.data.sets import ArrayImages, FileImages, Images, Note, TorchvisionImages
 from visionattn.errors import UserError, did_you_mean
@@ -96,7 +96,7 @@ def _guess(root: Path, settings: DataConfig) -> str:
     return "csv" if not folders and "train" in _parts(root, settings, ".csv") else "folders"
 
 
-def split_names(settings: DataConfig) -> dict[str, tuple[str, ...]]:
+def split_names(settings: ImageDataConfig) -> dict[str, tuple[str, ...]]:
     return {"train": (settings.train,), "val": _VAL_NAMES if settings.val == "val" else (settings.val,), "test": (settings.test,)}
 
 
@@ -112,7 +112,7 @@ def _parts(root: Path, settings: DataConfig, suffix: str) -> dict[str, Path]:
     return found
 
 
-def class_folders(folder: Path, settings: DataConfig) -> list[Path]:
+def class_folders(folder: Path, settings: ImageDataConfig) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not excluded(path.name, settings))
 
 
@@ -121,18 +121,23 @@ def _has_class_folders(root: Path, settings: DataConfig) -> bool:
     return any(is_image(path.name, settings) for folder in class_folders(root, settings) for path in folder.iterdir())
 
 
-def excluded(name: str, settings: DataConfig) -> bool:
+def excluded(name: str, settings: ImageDataConfig) -> bool:
     return any(fnmatch(name, pattern) for pattern in settings.exclude)
 
 
-def is_image(name: str, settings: DataConfig) -> bool:
+def is_image(name: str, settings: ImageDataConfig) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not excluded(name, settings)
 
 
 def data_name(settings: DataConfig) -> str:
     if settings.format == "digits":
         return "digits"
-    return settings.dataset.lower() if settings.format == "torchvision" else Path(settings.root).expanduser().resolve().stem
+    return settings.dataset.lower() if settings.format == "torchvision" else folder_name(settings)
+
+
+def folder_name(settings: ImageDataConfig) -> str:
+    """The last part of data.root."""
+    return Path(settings.root).expanduser().resolve().stem
 
 
 def not_found(given: str, root: Path) -> UserError:
@@ -160,7 +165,7 @@ def wrong_layout(settings: DataConfig, root: Path, what: str) -> UserError:
     return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
 
 
-def tree(root: Path, settings: DataConfig, lines: int = 8) -> list[str]:
+def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
     """What lies in root, a few lines."""
     if root.is_file():
         return [f"{root.name} ({root.stat().st_size:,} bytes)"]
@@ -176,7 +181,7 @@ def tree(root: Path, settings: DataConfig, lines: int = 8) -> list[str]:
     return [*shown, *([f"  ... {len(entries) - lines} more"] if len(entries) > lines else [])]
 
 
-def no_validation_split(settings: DataConfig) -> UserError:
+def no_validation_split(settings: ImageDataConfig) -> UserError:
     names = " or ".join(split_names(settings)["val"])
     return UserError(
         "VA-D003",
@@ -186,7 +191,7 @@ def no_validation_split(settings: DataConfig) -> UserError:
     )
 
 
-def check_settings(settings: DataConfig, in_chans: int) -> None:
+def check_settings(settings: ImageDataConfig, in_chans: int) -> None:
     if in_chans not in (1, 3):
         raise UserError("VA-C002", f"model.in_chans: images are read with 1 or 3 channels, got {in_chans}", fix="model.in_chans=3")
     if isinstance(settings.range, tuple) and settings.range[0] >= settings.range[1]:
@@ -267,11 +272,11 @@ def _read_folders(layout: Layout, settings: DataConfig, in_chans: int) -> tuple[
     return tables, notes
 
 
-def _count_skipped(names: Sequence[str], settings: DataConfig, skipped: Counter[str]) -> None:
+def _count_skipped(names: Sequence[str], settings: ImageDataConfig, skipped: Counter[str]) -> None:
     skipped.update(name for name in names if excluded(name, settings))
 
 
-def image_files(folder: Path, settings: DataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
+def image_files(folder: Path, settings: ImageDataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
     """Images below folder, sorted; counts what is left out."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -285,7 +290,7 @@ def image_files(folder: Path, settings: DataConfig, skipped: Counter[str], other
     return sorted(found)
 
 
-def groups_from_paths(ids: list[str], settings: DataConfig) -> list[str] | None:
+def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | None:
     if not settings.group_by:
         return None
     try:

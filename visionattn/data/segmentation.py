@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from visionattn.config import IGNORE, MaskDataConfig
 from visionattn.data.classification import hold_out
 from visionattn.data.images import MaskPixels, UnreadableImage, read_mask, upright_size
-from visionattn.data.layouts import SPLITS, check_settings, data_name, groups_from_paths, no_validation_split
+from visionattn.data.layouts import SPLITS, check_settings, folder_name, groups_from_paths, no_validation_split
 from visionattn.data.mask_layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
 from visionattn.data.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.sampling import mix
@@ -182,7 +182,7 @@ def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> Mas
         notes.append(Note("warning", "VA-D021", f"{len(pairs.without_image):,} masks have no image and are left out: {shown}"))
     test = parts.get("test")
     root = str(Path(settings.root).expanduser())
-    return MaskData(data_name(settings), names, palette, parts["train"], parts["val"], test, pairs.without_mask, notes, root)
+    return MaskData(folder_name(settings), names, palette, parts["train"], parts["val"], test, pairs.without_mask, notes, root)
 
 
 def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> MaskSet:

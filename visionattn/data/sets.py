@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from visionattn.config import DataConfig
+from visionattn.config import ImageDataConfig
 from visionattn.data.images import ImageFacts, UnreadableImage, array_facts, image_facts, read_array, read_image
 from visionattn.data.sampling import mix
 
@@ -31,7 +31,7 @@ class Images(Protocol):
     """Images by position: small and picklable, so that loader processes get it cheaply."""
 
     @property
-    def settings(self) -> DataConfig: ...
+    def settings(self) -> ImageDataConfig: ...
 
     @property
     def in_chans(self) -> int: ...
@@ -56,7 +56,7 @@ class FileImages:
     """Images in files."""
 
     paths: tuple[str, ...]
-    settings: DataConfig
+    settings: ImageDataConfig
     in_chans: int
     _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
@@ -92,7 +92,7 @@ class ArrayImages:
     """Images in one array (N, H, W) or (N, H, W, C)."""
 
     array: np.ndarray
-    settings: DataConfig
+    settings: ImageDataConfig
     in_chans: int
 
     def __len__(self) -> int:
@@ -121,7 +121,7 @@ class TorchvisionImages:
 
     source: Any
     indices: tuple[int, ...]
-    settings: DataConfig
+    settings: ImageDataConfig
     in_chans: int
 
     def __len__(self) -> int:

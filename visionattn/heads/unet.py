@@ -164,7 +164,8 @@ class CrossContextual(nn.Module):
 
     def exchange(self, a: torch.Tensor, ours: torch.Tensor, b: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """New summaries `[B, 1, C]` from the old ones and the positions `[B, N, C]` of both sides."""
-        for first, second in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            first, second = layer.children()
             a = a + first(a, theirs)
             b = b + second(b, ours)
         return a, b

@@ -28,6 +28,23 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 Colour = tuple[int, int, int]
 
 
+class Preset(NamedTuple):
+    """A backbone with a head and its arguments."""
+
+    backbone: str
+    head: str
+    head_args: Mapping[str, Any]
+
+
+# Published decoders of medical images as choices of the attention U-Net.
+PRESETS = {
+    # Skips of Att-SwinU-Net (Aghdam et al., arXiv 2210.16898) on a Swin encoder; its decoder is convolutional here.
+    "att_swin_unet": Preset("swin_tiny", "unet", {"skip_attention": "cross_contextual"}),
+    # ResUNet with channel attention in the skips and atrous pyramid pooling below; the encoder is ECA-Net's (arXiv 1910.03151).
+    "resunet_eca_aspp": Preset("eca_resnet34", "unet", {"skip_attention": "eca", "bottleneck": "aspp"}),
+}
+
+
 class Segmenter(nn.Module):
     """A backbone, a head and, for training, an auxiliary head.
 
@@ -52,7 +69,7 @@ class Segmenter(nn.Module):
         **head_args: Any,
     ) -> None:
         super().__init__()
-        cls = _head_class(head, head_args)
+        cls = head_class(head, head_args)
         channels, strides = backbone.channels, backbone.strides
         whole = ((backbone.in_chans, *channels), (1, *strides)) if cls.uses_image else (channels, strides)
         self.backbone = backbone
@@ -107,7 +124,7 @@ class SegmenterFile(NamedTuple):
 
 def create_segmenter(
     backbone: str,
-    head: str = "upernet",
+    head: str | None = None,
     num_classes: int | None = None,
     *,
     pretrained: bool | str = False,
@@ -122,8 +139,8 @@ def create_segmenter(
     """A segmentation model by name.
 
     Args:
-        backbone: see `list_models()`; with a tag (`swin_tiny.in22k`) the preprocessing is that of these weights.
-        head: a name in `visionattn.heads.HEADS`.
+        backbone: see `list_models()`; with a tag (`swin_tiny.in22k`) the preprocessing is that of these weights. Or a name in `PRESETS`.
+        head: a name in `visionattn.heads.HEADS`; None is that of the preset, or "upernet".
         num_classes: logits per pixel.
         pretrained: start the backbone from published classification weights, as in `create_model`.
         checkpoint_path: a segmentation file of this model (see `load_checkpoint`), the name of a published one
@@ -133,7 +150,7 @@ def create_segmenter(
         drop_path_rate: stochastic depth.
         aux: train an auxiliary head on the last but one map too; None does where the head's published recipes do.
         backbone_args: arguments of the backbone's class.
-        **head_args: arguments of the head's class.
+        **head_args: arguments of the head's class; they go before those of the preset.
 
     Raises:
         UserError: VA-M001 unknown backbone or head, VA-M002 unknown argument or no `num_classes`, VA-W001 to VA-W007 weights.
@@ -142,7 +159,8 @@ def create_segmenter(
         raise ArgumentError(
             "VA-M002", f"num_classes: expected a number from 1, got {num_classes}", fix="create_segmenter(..., num_classes=2)"
         )
-    _head_class(head, head_args)  # before weights are fetched
+    backbone, head, given = with_preset(backbone, head, head_args)
+    head_class(head, given)  # before weights are fetched
     name, tag = split_name(backbone)
     variant = get_variant(name)
     published = None if checkpoint_path is None else _published(checkpoint_path)
@@ -156,11 +174,18 @@ def create_segmenter(
     asked = find_record(backbone, pretrained if isinstance(pretrained, str) else None) if pretrained or tag else None
     record = asked or next(iter(records_of(variant.name)), None)
     cfg = pretrained_cfg(variant, network, record, None, num_classes, img_size) | {"classifier": "decode_head.conv_seg"}
-    model = Segmenter(network, head, num_classes, aux=aux, pretrained_cfg=cfg, **head_args)
+    model = Segmenter(network, head, num_classes, aux=aux, pretrained_cfg=cfg, **given)
     if checkpoint_path:
         path = _local_file(checkpoint_path)
         logging.getLogger(__name__).info("%s: %s", path, load_checkpoint(model, path).reason)
     return model
+
+
+def with_preset(backbone: str, head: str | None, head_args: Mapping[str, Any]) -> Preset:
+    """Backbone, head and arguments that names stand for; a head other than the preset's leaves out the preset's arguments."""
+    preset = PRESETS.get(backbone, Preset(backbone, "upernet", {}))
+    own = preset.head_args if head in (None, preset.head) else {}
+    return Preset(preset.backbone, head or preset.head, {**own, **head_args})
 
 
 def segmenter_from_file(
@@ -242,8 +267,12 @@ def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (list, tuple)) and len(value) == count
 
 
-def _head_class(name: str, args: Mapping[str, Any]) -> type[Head]:
-    """The class of a head, which takes these arguments."""
+def head_class(name: str, args: Mapping[str, Any]) -> type[Head]:
+    """The class of a head, which takes these arguments.
+
+    Raises:
+        UserError: VA-M001 unknown head, VA-M002 unknown argument.
+    """
     if name not in HEADS:
         fix = f"{did_you_mean(name, HEADS)} There are: {', '.join(HEADS)}".strip()
         raise UserError("VA-M001", f'unknown head "{name}"', fix=fix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ from visionattn.tasks.windows import Blend, Predict, class_map, resized_classes,
 
 DeepSupervision = Literal["upsample_logits", "downsample_label"]
 ClassWeights = Literal["none", "balanced"] | Sequence[float]
+
+# Logits (classes x pixels) of an image above which the loss of an evaluation is that of fewer pixels: 256 MiB, several times over.
+LOSS_VALUES = 2**26
+# Images below which resampling them tells too little of the spread.
+LEAST_RESAMPLED = 10
 
 # Columns of classes for cases, and their names in a summary of cases.
 CASE_COLUMNS = {"case_dice": "dice", "case_iou": "iou"} | {
@@ -110,9 +115,15 @@ class Segmentation:
         return batch
 
     def loss(self, output: HeadOutput | torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """`loss`, and the losses of the main output by name, unweighted; `aux` is the part of the auxiliary outputs in `loss`."""
-        output = output if isinstance(output, HeadOutput) else HeadOutput(output)
+        """`loss`, and the losses of the main output by name, unweighted; `aux` is the part of the auxiliary outputs in `loss`.
+
+        Losses are those of the label's size. In evaluation (logits, not a `HeadOutput`) with more than `LOSS_VALUES` logits at that size
+        they are those of a smaller label, made by the nearest pixel, so that memory stays bounded.
+        """
         label: torch.Tensor = batch["label"]
+        if not isinstance(output, HeadOutput):
+            label = _bounded_label(label, output.shape[1])
+            output = HeadOutput(output)
         weight, *aux_weights = output_weights([aux.weight for aux in output.aux], self.deep_supervision)
         parts = self._losses(resize_to(output.logits.float(), label.shape[1:]), label)
         total = weight * self._weighted(parts)
@@ -173,6 +184,14 @@ class Segmentation:
         return SegmentationMeter(self)
 
 
+class Image(NamedTuple):
+    """One image: its row of scores, its scores as a case, and per class the pixels that are right, of the truth and of the guess."""
+
+    row: dict[str, Any]
+    case: list[CaseScore]
+    areas: np.ndarray
+
+
 class SegmentationMeter:
     """One confusion matrix of a split, a row of scores per image and, of cases, their scores.
 
@@ -182,7 +201,7 @@ class SegmentationMeter:
     def __init__(self, task: Segmentation) -> None:
         self.task = task
         self.matrix = ConfusionMatrix(len(task.classes))
-        self.images: list[tuple[dict[str, Any], list[CaseScore]]] = []
+        self.images: list[Image] = []
 
     def update(self, prediction: torch.Tensor, batch: Batch) -> None:
         """Take in logits `[B, K, h, w]` and labels `[B, H, W]`."""
@@ -200,33 +219,67 @@ class SegmentationMeter:
                 case = case_scores(guess, truth, len(task.classes), **task.case)
                 scores, _ = summarise([case])
                 row |= {name: scores[name] for name in ("dice", "iou", "hd95", "nsd", "n_missed")}
-            self.images.append((row, case))
+            areas = np.stack([alone.counts.diagonal(), alone.counts.sum(1), alone.counts.sum(0)])
+            self.images.append(Image(row, case, areas))
 
-    def state(self) -> tuple[ConfusionMatrix, list[tuple[dict[str, Any], list[CaseScore]]]]:
+    def state(self) -> tuple[ConfusionMatrix, list[Image]]:
         return self.matrix, self.images
 
-    def merge(self, states: list[tuple[ConfusionMatrix, list[tuple[dict[str, Any], list[CaseScore]]]]]) -> None:
+    def merge(self, states: list[tuple[ConfusionMatrix, list[Image]]]) -> None:
         for matrix, images in states:
             self.matrix.add(matrix)
             self.images += images
 
     def result(self) -> Scores:
-        """Metrics of pixels and cases; in rows of classes, means over cases are `case_dice`, `case_iou`, `hd95` and so on."""
+        """Metrics of pixels and cases; in rows of classes, means over cases are `case_dice`, `case_iou`, `hd95` and so on.
+
+        Intervals (of `miou`, and of `dice` over cases) are the 2.5th to 97.5th percentile over images drawn with replacement.
+        """
         task = self.task
-        images = sorted(self.images, key=lambda image: int(image[0]["index"]))
+        images = sorted(self.images, key=lambda image: int(image.row["index"]))
         metrics, rows = self.matrix.scores(task.classes)
         if task.per_case:
-            case_metrics, case_rows = summarise([case for _, case in images], task.classes)
+            case_metrics, case_rows = summarise([image.case for image in images], task.classes)
             metrics |= case_metrics
             for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background is not scored; without cases nothing is
                 row |= {name: case.get(key) for name, key in CASE_COLUMNS.items()}
-        return Scores(metrics, rows, [row for row, _ in images])
+        return Scores(metrics, rows, [image.row for image in images], _intervals(images, task.per_case))
+
+
+def _intervals(images: list[Image], per_case: bool) -> dict[str, tuple[float, float]]:
+    if len(images) < LEAST_RESAMPLED:
+        return {}
+    draws = np.random.default_rng(0).multinomial(len(images), np.full(len(images), 1 / len(images)), size=1000).astype(float)
+    areas = np.stack([image.areas for image in images]).astype(float)  # images, 3, classes
+    hits, truth, guess = (draws @ areas[:, kind] for kind in range(3))
+    intervals: dict[str, tuple[float, float] | None] = {"miou": _percentiles(hits, truth + guess - hits)}
+    if per_case:
+        dice = np.array([[np.nan if score.dice is None else score.dice for score in image.case] for image in images])
+        intervals["dice"] = _percentiles(draws @ np.nan_to_num(dice), draws @ np.isfinite(dice).astype(float))
+    return {name: bounds for name, bounds in intervals.items() if bounds is not None}
+
+
+def _percentiles(parts: np.ndarray, wholes: np.ndarray) -> tuple[float, float] | None:
+    """Of the mean over classes of parts / wholes `[draws, classes]`; classes with nothing in a draw are left out of its mean."""
+    defined = wholes > 0
+    ratios = np.divide(parts, wholes, out=np.zeros_like(parts), where=defined)
+    drawn = defined.any(1)
+    if not drawn.any():
+        return None
+    low, high = np.percentile(ratios[drawn].sum(1) / defined[drawn].sum(1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def output_weights(aux: Sequence[float], rule: DeepSupervision) -> list[float]:
     """Weights of the main and the auxiliary outputs: 1 and their own, divided by the sum for nnU-Net's rule."""
     weights = [1.0, *aux]
     return weights if rule == "upsample_logits" else [weight / sum(weights) for weight in weights]
+
+
+def _bounded_label(label: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Labels as they are, or of at most `LOSS_VALUES` logits."""
+    excess = num_classes * label[0].numel() / LOSS_VALUES
+    return label if excess <= 1 else nearest_label(label, [max(1, int(side / excess**0.5)) for side in label.shape[1:]])
 
 
 def nearest_label(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +77,7 @@ def sliding_logits(
     for place, logits in _windows(model, image, places, sides, batch, prepare):
         if total is None:
             total = torch.zeros(*logits.shape[:2], *size, device=stitch_device)
-        total[(..., *place)].addcmul_(logits.to(stitch_device, torch.float32), weight)
+        total[_at(place)].addcmul_(logits.to(stitch_device, torch.float32), weight)
     assert total is not None  # there is always a window
     return total.div_(covered)
 
@@ -248,6 +248,11 @@ def _place(corner: tuple[int, ...], sides: tuple[int, ...], size: tuple[int, ...
     return tuple(slice(start, min(start + side, length)) for start, side, length in zip(corner, sides, size, strict=True))
 
 
+def _at(place: Place) -> tuple[Any, ...]:
+    """Index of a place in all channels of all images."""
+    return (..., *place)
+
+
 def _strips(columns: list[int], width: int, limit: int) -> Iterator[tuple[int, int]]:
     """Strips of at most `limit` columns, cut where a window starts: there the fewest windows are cut."""
     left = 0
@@ -268,8 +273,8 @@ def _windows(
         padding += [part.start, side - part.stop]
     for first in range(0, len(places), batch):
         chosen = places[first : first + batch]
-        parts = [image[(..., *place)] for place in chosen]
+        parts = [image[_at(place)] for place in chosen]
         with torch.no_grad():
             inputs = torch.cat([F.pad(prepare(part) if prepare else part, padding) for part in parts])
-            outputs = model(inputs)[(..., *inside)]
+            outputs = model(inputs)[_at(inside)]
         yield from zip(chosen, outputs.split(len(image)), strict=True)

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
+from visionattn.backbones.registry import get_variant
 from visionattn.config import AnyConfig, Config, SegmentConfig
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
 from visionattn.models.records import Record, records_of
-from visionattn.models.segmenter import Segmenter, create_segmenter
+from visionattn.models.segmenter import Preset, Segmenter, create_segmenter, head_class, with_preset
 from visionattn.tasks import Classification, Task
 from visionattn.tasks.segmentation import Segmentation
 
@@ -32,7 +34,9 @@ def make_accelerator(config: AnyConfig) -> Accelerator:
     if precision == "fp16" and cpu:
         raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
     AcceleratorState._reset_state()  # it keeps the precision of the process' first run otherwise
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
+    # Heads leave maps out, and so the norms of these maps.
+    unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if isinstance(config, SegmentConfig) else None
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=unused)
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != expected:
         raise UserError(
@@ -55,7 +59,7 @@ def build_model(config: AnyConfig, classes: list[str]) -> Model:
     """The model of a config for these classes, with initial weights."""
     settings = config.model
     record = published_weights(config)
-    name = settings.name if record is None else record.name
+    name = backbone_name(config) if record is None else record.name
     what = f"{settings.name} cannot be built with model.args {settings.args}"
     try:
         if isinstance(config, SegmentConfig):
@@ -80,16 +84,17 @@ def build_model(config: AnyConfig, classes: list[str]) -> Model:
 
 def _segmenter(config: SegmentConfig, name: str, num_classes: int) -> Segmenter:
     settings, aux = config.model, config.model.head.aux
+    parts = _parts(config)
     model = create_segmenter(
         name,
-        settings.head.name,
+        parts.head,
         num_classes,
         in_chans=settings.in_chans,
         img_size=settings.size,
         drop_path_rate=settings.drop_path_rate,
         aux=None if aux.enabled == "auto" else aux.enabled,
         backbone_args=settings.args,
-        **settings.head.args,
+        **parts.head_args,
     )
     model.aux_weight = aux.weight
     return model
@@ -131,7 +136,7 @@ def _segmentation(config: SegmentConfig, classes: list[str], pixel_counts: np.nd
         tolerance=settings.tolerance,
         monitor=None if settings.best == "auto" else settings.best,
     )
-    try:  # a wrong value is said before the data are read
+    try:  # a wrong value is said before the run begins
         task.loss(torch.zeros(1, len(classes), 2, 2), {"label": torch.zeros(1, 2, 2, dtype=torch.int64)})
     except (TypeError, ValueError, RuntimeError) as error:
         given = ", ".join(f"{term.name} {term.args}" for term in config.loss)
@@ -143,9 +148,31 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+def backbone_name(config: AnyConfig) -> str:
+    """The registered name, also where model.name is a preset of segmentation."""
+    return _parts(config).backbone if isinstance(config, SegmentConfig) else config.model.name
+
+
+def check_names(config: AnyConfig) -> None:
+    """Say a wrong name of a backbone or a head before the data are read.
+
+    Raises:
+        UserError: VA-M001, VA-M002.
+    """
+    get_variant(backbone_name(config))
+    if isinstance(config, SegmentConfig):
+        parts = _parts(config)
+        head_class(parts.head, parts.head_args)
+
+
+def _parts(config: SegmentConfig) -> Preset:
+    head = config.model.head
+    return with_preset(config.model.name, None if head.name == "auto" else head.name, head.args)
+
+
 def published_weights(config: AnyConfig) -> Record | None:
     """The record that model.weights names: by its tag, or `pretrained` for the model's default; None for all else."""
-    tags = {record.tag: record for record in records_of(config.model.name)}
+    tags = {record.tag: record for record in records_of(backbone_name(config))}
     if config.model.weights == "pretrained":
         return next(iter(tags.values()), None)
     return tags.get(config.model.weights)

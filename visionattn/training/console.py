@@ -61,7 +61,7 @@ class Console:
         """A table; numbers are aligned to the right."""
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for index, column in enumerate(columns):
-            numeric = all(isinstance(row[index], (int, float)) or row[index] in (None, "n/a") for row in rows)
+            numeric = all(_numeric(row[index]) for row in rows)
             table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=index == 0)
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
@@ -102,6 +102,10 @@ class Bar:
         elif time.monotonic() - self._printed >= 60:
             self._printed = time.monotonic()
             self.console.line(f"{self.label}  {done}/{self.total}  {text}".rstrip())
+
+
+def _numeric(value: Any) -> bool:
+    return isinstance(value, (int, float)) or value in (None, "n/a") or value.replace(".", "", 1).isdigit()
 
 
 def percent(value: float | None) -> str:

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 
-from visionattn.backbones.registry import get_variant
 from visionattn.config import AnyConfig, load_config
 from visionattn.data.check import CheckReport
 from visionattn.data.sampling import mix, require_batches
@@ -24,11 +23,14 @@ from visionattn.files import atomic_write
 from visionattn.models import load_checkpoint
 from visionattn.models.download import fetch
 from visionattn.models.records import find_record
+from visionattn.models.segmenter import Segmenter
 from visionattn.tasks import Task
 from visionattn.training.build import (
     Model,
+    backbone_name,
     build_model,
     build_task,
+    check_names,
     eval_batch_size,
     import_plugins,
     make_accelerator,
@@ -40,7 +42,7 @@ from visionattn.training.console import Console, duration, percent
 from visionattn.training.datasets import AnyData, checked_data, preview_training, read_data, training_sets, write_data
 from visionattn.training.doctor import diagnose, diagnosis_text
 from visionattn.training.evaluation import eval_loader, evaluate_model
-from visionattn.training.report import evaluation_dict, save_evaluation, write_report
+from visionattn.training.report import evaluation_dict, print_evaluation, save_evaluation, write_report
 from visionattn.training.run import RunFolder, environment
 from visionattn.training.trainer import Trainer
 
@@ -106,7 +108,7 @@ def train(
     if resumed is not None:
         _same_config(resumed, config)
     import_plugins(config)
-    get_variant(config.model.name)  # a wrong name is said before the data are read
+    check_names(config)
 
     accelerator = make_accelerator(config)
     if not accelerator.is_main_process:
@@ -241,7 +243,7 @@ def _initial_weights(model: Model, config: AnyConfig, console: Console) -> str:
     path = Path(source).expanduser()
     record = published_weights(config)
     if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
-        record = find_record(config.model.name, None if source == "pretrained" else source)  # says what there is
+        record = find_record(backbone_name(config), None if source == "pretrained" else source)  # says what there is
     if record is not None:
         file = fetch(record, say=None if console.rich.quiet else lambda text: console.say("", text))
         source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
@@ -286,7 +288,8 @@ def _say_start(
 ) -> None:
     params = sum(parameter.numel() for parameter in model.parameters())
     height, width = config.model.size
-    console.say("model", f"{config.model.name}  {params / 1e6:.2f} M parameters  {height}x{width} px  {len(data.classes)} classes")
+    name = f"{config.model.name}, {model.head}" if isinstance(model, Segmenter) else config.model.name
+    console.say("model", f"{name}  {params / 1e6:.2f} M parameters  {height}x{width} px  {len(data.classes)} classes")
     if checkpoint is not None:
         meta = read_meta(checkpoint)
         epoch, step = divmod(meta["step"], trainer.steps_per_epoch)
@@ -336,6 +339,8 @@ def _finish(trainer: Trainer, run: RunFolder, data: AnyData, val_set: Samples, c
         model, trainer.task, loader, split="val", device=trainer.accelerator.device, autocast=trainer.accelerator.autocast
     )
     save_evaluation(run.path / "eval" / "val", evaluation, val_set, data.classes)
+    if isinstance(model, Segmenter):
+        print_evaluation(evaluation, console)
     seconds = sum(line["seconds"] for line in run.read_metrics() if line["kind"] == "epoch")
     bounds = evaluation.scores.intervals.get(best["metric"])
     interval = f", 95 % interval {100 * bounds[0]:.1f}-{100 * bounds[1]:.1f}" if bounds else ""

@@ -22,7 +22,29 @@ from visionattn.training.view import view_of
 
 WORST = 16
 # Floats that are no fractions: not shown as percent.
-PLAIN = ("loss", "hd95")
+PLAIN = ("loss", "hd95", "n_defined", "n_missed")
+# Counts of pairs of case and class, said in a sentence.
+COUNTS = ("n_defined", "n_missed")
+# Names of metrics and columns for people, where they are others.
+NAMES = {
+    "miou": "mIoU",
+    "macc": "mAcc",
+    "mdice": "mDice",
+    "aacc": "aAcc",
+    "iou": "IoU",
+    "acc": "Acc",
+    "dice": "Dice",
+    "pixel_share": "pixels",
+    "boundary_iou": "boundary IoU",
+    "case_dice": "case Dice",
+    "case_iou": "case IoU",
+    "hd95": "HD95",
+    "nsd": "NSD",
+    "n_defined": "cases",
+    "n_missed": "missed",
+    "dice_pooled": "pooled Dice",
+    "ignored": "ignored pixels",
+}
 
 
 def shown(name: str, value: Any, decimals: int) -> str:
@@ -30,6 +52,19 @@ def shown(name: str, value: Any, decimals: int) -> str:
     if isinstance(value, float):
         return f"{value if name in PLAIN else 100 * value:.{decimals}f}"
     return "n/a" if value is None else str(value)
+
+
+def distances_text(evaluation: Evaluation) -> str:
+    """What HD95 is a mean of: its unit and rule, pairs of case and class it is defined for, and those missed; empty without cases."""
+    row = next((row for row in evaluation.scores.per_class if row.get("hd95_unit")), None)
+    if row is None:
+        return ""
+    defined, missed = (int(evaluation.metrics[name] or 0) for name in COUNTS)
+    pairs = evaluation.count * (len(evaluation.scores.per_class) - 1)
+    return (
+        f"HD95 in {row['hd95_unit']} ({row['hd95_variant']}): {defined} of {pairs} cases defined, {pairs - defined} empty in both; "
+        f"{missed} missed, counted with the diagonal of the image"
+    )
 
 
 def evaluation_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -49,12 +84,19 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """The table per class and the summary."""
     per_class = evaluation.scores.per_class
     if len(per_class) <= 60:
-        rows = [[shown(name, value, 1) if isinstance(value, float) else value for name, value in row.items()] for row in per_class]
-        console.table(list(per_class[0]), rows)
-    metrics = "  ".join(f"{name} {shown(name, value, 2)}" for name, value in evaluation.metrics.items() if name != "loss")
+        columns = _columns(per_class)
+        rows = [[shown(name, row[name], 1) if isinstance(row[name], float) else row[name] for name in columns] for row in per_class]
+        console.table([NAMES.get(name, name) for name in columns], rows)
+    else:
+        console.say("", f"{len(per_class)} classes: each is in per_class of metrics.json, and of --json")
+    metrics = "  ".join(
+        f"{NAMES.get(name, name)} {shown(name, value, 2)}" for name, value in evaluation.metrics.items() if name not in ("loss", *COUNTS)
+    )
     console.say(evaluation.split, f"{evaluation.count} images  {metrics}  loss {evaluation.metrics['loss']:.3f}")
+    if text := distances_text(evaluation):
+        console.say("", text)
     for name, (low, high) in evaluation.scores.intervals.items():
-        console.say("", f"95 % interval of {name}: {100 * low:.1f}-{100 * high:.1f}")
+        console.say("", f"95 % interval of {NAMES.get(name, name)}: {100 * low:.1f}-{100 * high:.1f}")
     if evaluation.unreadable:
         console.warn(f"{len(evaluation.unreadable)} images could not be read and are not counted")
 
@@ -111,10 +153,15 @@ def _per_image(rows: list[dict[str, Any]], ids: list[str]) -> str:
     return csv_text(["id", *columns], [[ids[row["index"]], *(cell(row[name]) for name in columns)] for row in rows])
 
 
+def _columns(per_class: list[dict[str, Any]]) -> list[str]:
+    """Those of a table for people: what is the same in all rows is said in `distances_text`."""
+    return [name for name in per_class[0] if name not in ("hd95_unit", "hd95_variant")]
+
+
 def _table(evaluation: Evaluation) -> str:
     per_class = evaluation.scores.per_class
-    columns = list(per_class[0])
-    head = "".join(f"<th>{name}</th>" for name in columns)
+    columns = _columns(per_class)
+    head = "".join(f"<th>{NAMES.get(name, name)}</th>" for name in columns)
     body = "".join(
         "<tr>"
         + "".join(
@@ -124,8 +171,10 @@ def _table(evaluation: Evaluation) -> str:
         + "</tr>"
         for row in per_class
     )
-    summary = ", ".join(f"{name} {shown(name, value, 3 if name == 'loss' else 1)}" for name, value in evaluation.metrics.items())
-    return f"<p>{summary}</p><table><tr>{head}</tr>{body}</table>"
+    metrics = {NAMES.get(name, name): shown(name, value, 3 if name == "loss" else 1) for name, value in evaluation.metrics.items()}
+    summary = ", ".join(f"{name} {value}" for name, value in metrics.items() if name not in map(NAMES.get, COUNTS))
+    said = " ".join(f"<p>{text}</p>" for text in (summary, distances_text(evaluation)) if text)
+    return f"{said}<table><tr>{head}</tr>{body}</table>"
 
 
 def _png(figure: Figure) -> bytes:

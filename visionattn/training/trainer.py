@@ -196,7 +196,7 @@ class Trainer:
             last = index == len(parts) - 1
             image = part["image"].contiguous(memory_format=torch.channels_last) if self.channels_last else part["image"]
             with accelerator.autocast():
-                output = self.model(image)
+                output = self._forward(image)
             loss = self.task.loss(output, part)["loss"] / len(parts)
             total += float(loss.detach())
             if not math.isfinite(total):
@@ -218,6 +218,18 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.bare_model, step=self.step)
         return total, norm
+
+    def _forward(self, image: torch.Tensor) -> Any:
+        try:
+            return self.model(image)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                "VA-C011",
+                f"batch norm over a single value: {len(image)} image in a batch, {self.config.model.name} pools it to one pixel",
+                fix="train.batch_size=2 or more, or a larger model.img_size where the last map is one pixel",
+            ) from error
 
     def evaluate(self) -> Evaluation:
         """Metrics on the validation set, of the moving average where there is one."""
