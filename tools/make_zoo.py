@@ -1,4 +1,4 @@
-"""The zoo tables of README and docs, and the counts the package ships, from the registry and the records of weights.
+"""The tables of README and docs/zoo.md, and the counts the package ships, from the registry and the records of weights.
 
 With --check nothing is written; the exit code is 1 if a file is not what it would become.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 from visionattn.backbones import list_models
 from visionattn.backbones.registry import get_variant
 from visionattn.models.factory import count
-from visionattn.models.records import Record, records, records_of
+from visionattn.models.records import Record, records, records_of, segmenter_records
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ROOT / "visionattn" / "models" / "records" / "counts.json"
-START, END = "<!-- zoo -->", "<!-- end of zoo -->"
+HEADS = {"upernet": "UPerNet", "semantic_fpn": "SemanticFPN"}
 
 # Section of the table -> modules of backbones, paper, repository of the authors.
 FAMILIES = {
@@ -80,17 +80,32 @@ def weights_table() -> str:
     return "\n".join(lines)
 
 
+def segmentation_table() -> str:
+    """All segmentation models with published figures, and the recipe of each."""
+    lines = [
+        "| weights | head | mIoU | multi-scale | crop | parameters | recipe | sources |",
+        "|---|---|---:|---:|---:|---:|---|---|",
+    ]
+    for record in segmenter_records():
+        places = ", ".join(f"[{source.publisher}]({source.url}){_state(source.status)}" for source in record.sources) or "none"
+        size = f"{record.params_m:g} M" if record.params_m else "-"
+        figures = f"{record.miou or '-'} | {record.miou_ms or '-'} | {record.crop} | {size}"
+        lines.append(f"| `{record.name}` | {HEADS[record.head]} | {figures} | `{record.recipe}` | {places} |")
+    return "\n".join(lines)
+
+
 def _state(status: str) -> str:
     return {"page_only": " (page for a browser)", "reported_broken": " (reported broken)"}.get(status, "")
 
 
-def between_markers(text: str, table: str) -> str:
+def between_markers(text: str, table: str, name: str = "zoo") -> str:
     """A document with the table in place of the old one."""
-    head, _, rest = text.partition(START)
-    _, end, tail = rest.partition(END)
+    opening, closing = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, _, rest = text.partition(opening)
+    _, end, tail = rest.partition(closing)
     if not end:
-        raise SystemExit(f"no {START} ... {END} in the document")
-    return f"{head}{START}\n{table}\n{END}{tail}"
+        raise SystemExit(f"no {opening} ... {closing} in the document")
+    return f"{head}{opening}\n{table}\n{closing}{tail}"
 
 
 def licences(entries: tuple[Record, ...]) -> str:
@@ -105,12 +120,13 @@ def main() -> int:
         "--count", action="store_true", help="count parameters and operations anew (a minute); else the shipped counts are used"
     )
     args = parser.parse_args()
-    counted = counts() if args.count else json.loads(COUNTS.read_text(encoding="utf-8"))
     readme, page = ROOT / "README.md", ROOT / "docs" / "zoo.md"
+    counted = counts() if args.count else json.loads(COUNTS.read_text(encoding="utf-8"))
+    weights = between_markers(page.read_text(encoding="utf-8"), f"{licences(records())}\n\n{weights_table()}")
     wanted = {
         COUNTS: counts_text(counted),
         readme: between_markers(readme.read_text(encoding="utf-8"), zoo_table(counted)),
-        page: between_markers(page.read_text(encoding="utf-8"), f"{licences(records())}\n\n{weights_table()}"),
+        page: between_markers(weights, segmentation_table(), "segmentation"),
     }
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:

@@ -297,9 +297,10 @@ def weights_list(
 ) -> None:
     """Published weights: what they reach, where they come from, under which licence, and whether they are here."""
     from visionattn.models.download import cached_path
-    from visionattn.models.records import find_record, list_models
+    from visionattn.models.records import Weights, find_record, list_models, list_segmenters
 
-    found = [find_record(name) for name in list_models(pattern, pretrained=True, license=license)]
+    found: list[Weights] = [find_record(name) for name in list_models(pattern, pretrained=True, license=license)]
+    found += list_segmenters(pattern, license=license)
     if not found:
         raise UserError("VA-W007", f'no weights match "{pattern}"', fix="visionattn weights list")
     paths = [cached_path(record) for record in found]
@@ -310,8 +311,7 @@ def weights_list(
     rows = [
         [
             item.name,
-            item.input_size[1],
-            item.top1 if item.top1 is not None else "-",
+            *item.shown,
             item.weights_license or "not stated",
             next((source.host for source in item.sources if source.fetchable), "by hand"),
             f"{path.stat().st_size / 2**20:,.0f} MiB" if path else "-",
@@ -319,7 +319,7 @@ def weights_list(
         for item, path in zip(found, paths, strict=True)
     ]
     console = _console()
-    console.table(["name", "px", "top-1 (publisher)", "weights licence", "from", "local"], rows)
+    console.table(["name", "px", "publisher's figure", "weights licence", "from", "local"], rows)
     console.line(f"{len(found)} files. `visionattn weights download {found[0].name}` fetches one; by hand: it tells how.")
 
 
@@ -330,10 +330,10 @@ def weights_download(
 ) -> None:
     """Fetch published weights into the cache; what is there already is checked."""
     from visionattn.models.download import fetch
-    from visionattn.models.records import find_record
+    from visionattn.models.records import find_weights
 
     console = _console(as_json)
-    wanted = [find_record(name) for name in names]  # a wrong name is said before anything is fetched
+    wanted = [find_weights(name) for name in names]  # a wrong name is said before anything is fetched
     done = []
     for record in wanted:
         file = fetch(record)
@@ -376,8 +376,12 @@ def weights_import(
         _print_json(facts)
         return
     told = [f"{found.num_classes} classes", f"{found.in_chans} channels", *(f"{key} {value}" for key, value in found.args.items())]
+    told += [f"head {found.decoder.head}"] if found.decoder else []
     console.say("recognised", f"{record.model}: {', '.join(told)}\n{done.report.reason}")
     console.say("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
+    if found.decoder:
+        console.say("use", f'segmenter_from_file("{record.name}") of visionattn.models.segmenter')
+        return
     console.say("use", f"visionattn predict {record.name} --source FILE_OR_FOLDER")
     console.say("", f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER")
 
@@ -391,12 +395,11 @@ def weights_verify(
 ) -> None:
     """Hash files in the cache and compare with what was published, or with the hash seen on first use."""
     from visionattn.models.download import cached_path, check_cached
-    from visionattn.models.records import find_record, local_records, records
+    from visionattn.models.records import find_weights, list_segmenters, local_records, records
 
     console = _console(as_json)
-    wanted = (
-        [find_record(name) for name in names] if names else [record for record in (*records(), *local_records()) if cached_path(record)]
-    )
+    known = (*records(), *list_segmenters(), *local_records())
+    wanted = [find_weights(name) for name in names] if names else [record for record in known if cached_path(record)]
     done: list[dict[str, str | None]] = []
     for record in wanted:
         path = cached_path(record)

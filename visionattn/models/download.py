@@ -33,7 +33,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from visionattn import __version__
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import TEMPORARY, atomic_write, cache_folder, disk_full, locked, require_space, sha256_of, sync_folder
-from visionattn.models.records import Record, Source, find_record
+from visionattn.models.records import Source, Weights, find_weights
 
 ANSWER_TIMEOUT = 8.0  # seconds until a host must have answered; without a network, all of them together
 STALL_TIMEOUT = 30.0  # seconds without a byte
@@ -78,7 +78,7 @@ def tell(text: str) -> None:
 
 
 def fetch(
-    record: Record, *, say: Say | None = tell, answer_timeout: float = ANSWER_TIMEOUT, stall_timeout: float = STALL_TIMEOUT
+    record: Weights, *, say: Say | None = tell, answer_timeout: float = ANSWER_TIMEOUT, stall_timeout: float = STALL_TIMEOUT
 ) -> CachedFile:
     """The file of a record: from the cache, or else from the first of its sources that gives it.
 
@@ -119,7 +119,7 @@ def fetch(
         raise unavailable(record, failures)
 
 
-def check_cached(record: Record, path: Path, say: Say = tell) -> CachedFile:
+def check_cached(record: Weights, path: Path, say: Say = tell) -> CachedFile:
     """Hash the cached file of a record and compare; a hash nobody told is kept from now on.
 
     Raises:
@@ -136,7 +136,7 @@ def store(path: Path, name: str, tag: str | None = None, *, say: Say = tell) -> 
     Raises:
         UserError: VA-W006 no such file; VA-W002 every source has a published hash and none is this file's; VA-R004 no space.
     """
-    record = find_record(name, tag)
+    record = find_weights(name, tag)
     if not path.is_file():
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError("VA-W006", f'file "{path}" not found', fix=did_you_mean(path.name, siblings))
@@ -173,7 +173,7 @@ def weights_folder() -> Path:
     return cache_folder() / "weights"
 
 
-def cached_path(record: Record) -> Path | None:
+def cached_path(record: Weights) -> Path | None:
     """The file of a record in the cache, not yet checked."""
     paths = (weights_folder() / f"{record.name}{suffix}" for suffix in SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
@@ -185,7 +185,7 @@ def offline() -> str:
     return next((name for name in ("VISIONATTN_OFFLINE", "HF_HUB_OFFLINE") if os.environ.get(name, "").lower() in on), "")
 
 
-def unavailable(record: Record, failures: list[str]) -> UserError:
+def unavailable(record: Weights, failures: list[str]) -> UserError:
     """VA-W001 with all that was tried and how a person gets the file."""
     reasons = {"page_only": "a page for a browser, not the file", "reported_broken": "reported broken"}
     others = [f"{source.host}: {reasons[source.status]}" for source in record.sources if not source.fetchable]
@@ -351,7 +351,7 @@ def _bar(label: str, total: int | None, done: int, shown: bool) -> Iterator[Call
 # ---------------------------------------------------------------- hashes
 
 
-def _accept(record: Record, source: Source, part: Path, target: Path, say: Say) -> CachedFile:
+def _accept(record: Weights, source: Source, part: Path, target: Path, say: Say) -> CachedFile:
     pinned = _pins().get(target.name, {}).get(source.url)
     done = _compare(record, part, target.name, [source.digits], [pinned] if pinned else [], source.url, say)
     part.replace(target)
@@ -360,7 +360,7 @@ def _accept(record: Record, source: Source, part: Path, target: Path, say: Say) 
     return CachedFile(target, done.sha256, done.checked)
 
 
-def _compare(record: Record, path: Path, name: str, published: list[str], pinned: list[str], origin: str, say: Say) -> CachedFile:
+def _compare(record: Weights, path: Path, name: str, published: list[str], pinned: list[str], origin: str, say: Say) -> CachedFile:
     """Accept a file whose hash is known, or the first one where a hash may be unknown; else put it into quarantine.
 
     `published` has the digits of each source the file may be from, empty where its publisher gives none.

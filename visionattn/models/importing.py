@@ -11,8 +11,9 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
 from visionattn.models.download import CachedFile, Say, store, tell
 from visionattn.models.factory import create_model
-from visionattn.models.recognition import Recognised, recognise
-from visionattn.models.records import Record, add_local_record, records, records_of
+from visionattn.models.recognition import Decoder, Recognised, recognise
+from visionattn.models.records import Record, SegmenterRecord, Weights, add_local_record, list_segmenters, records, records_of
+from visionattn.models.segmenter import create_segmenter
 from visionattn.models.weights import LoadReport, load_checkpoint, read_file, tensors_of
 
 
@@ -20,7 +21,7 @@ from visionattn.models.weights import LoadReport, load_checkpoint, read_file, te
 class Imported:
     """What became of a file."""
 
-    record: Record
+    record: Weights
     file: CachedFile
     recognised: Recognised
     report: LoadReport
@@ -32,7 +33,8 @@ def import_file(
     """Keep a checkpoint file under `model.tag`, from where `create_model`, train, eval and predict take it by name.
 
     What it is, is read from its tensors. A file with the name of a published one takes that record's
-    tag; another gets a record of its own, whose tag is `tag` or made from the file's name.
+    tag; another gets a record of its own, whose tag is `tag` or made from the file's name. Of segmentation
+    models only the published ones are kept by name.
 
     Args:
         path: .pth or .safetensors, in the authors' layout, timm's, torchvision's, mmpretrain's or ours.
@@ -50,11 +52,16 @@ def import_file(
     if found is None or found.fit < 1:
         raise _unknown(path, found)
     if found.decoder is not None:
-        what = f"{path.name} is a segmentation model ({found.decoder.head} on {' or '.join(found.names)}), not a classifier"
-        raise UserError("VA-W003", what, where=str(path), fix="segmenter_from_file(FILE) of visionattn.models.segmenter reads it")
+        segmenter = _published_segmenter(path, found, found.decoder, model, tag)
+        args = {**found.args, **segmenter.args}
+        network = create_segmenter(
+            segmenter.model, segmenter.head, found.num_classes, aux=found.decoder.aux, backbone_args=args, **found.decoder.args
+        )
+        report = load_checkpoint(network, given, allow=())
+        return Imported(segmenter, store(path, segmenter.model, segmenter.tag, say=say), found, report)
     record = _published(path, found, model, tag) or _local(path, found, model, tag, class_names)
-    network = create_model(record.model, num_classes=found.num_classes, in_chans=found.in_chans, **record.args)
-    report = load_checkpoint(network, given, allow=("position",))  # before anything is kept
+    classifier = create_model(record.model, num_classes=found.num_classes, in_chans=found.in_chans, **record.args)
+    report = load_checkpoint(classifier, given, allow=("position",))  # before anything is kept
     if not record.sources:
         add_local_record(record)
     return Imported(record, store(path, record.model, record.tag, say=say), found, report)
@@ -68,6 +75,27 @@ def _published(path: Path, found: Recognised, model: str | None, tag: str | None
         if record.sources and named and same and record.num_classes == found.num_classes and found.in_chans == 3:
             return record
     return None
+
+
+def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model: str | None, tag: str | None) -> SegmenterRecord:
+    """The published segmentation model with this content: of this name, of this tag, or the only one whose file has no known name."""
+    fitting = [
+        record
+        for record in list_segmenters()
+        if record.model in found.names and (record.head, record.num_classes) == (decoder.head, decoder.num_classes) and found.in_chans == 3
+    ]
+    fitting = [record for record in fitting if model in (None, record.model) and tag in (None, record.tag)]
+    named = [record for record in fitting if any(source.name == path.name for source in record.sources)]
+    unnamed = [record for record in fitting if tag is not None or any(not source.name for source in record.sources)]
+    chosen = named or unnamed
+    if len(chosen) == 1:
+        return chosen[0]
+    what = f"{path.name} is a segmentation model ({decoder.head} on {' or '.join(found.names)})"
+    if chosen:
+        fix = f"say which: visionattn weights import {path} --tag {chosen[0].tag}"
+        raise UserError("VA-W003", f"{what} and may be {' or '.join(record.name for record in chosen)}", where=str(path), fix=fix)
+    fix = f"use the file itself: model.weights={path}, or segmenter_from_file(FILE) of visionattn.models.segmenter"
+    raise UserError("VA-W003", f"{what}, and none that was published", where=str(path), fix=fix)
 
 
 def _local(path: Path, found: Recognised, model: str | None, tag: str | None, class_names: Sequence[str]) -> Record:

@@ -1,7 +1,7 @@
-"""Published weights as data: one record per checkpoint, in `records/<family>.yaml`.
+"""Published weights as data: one record per checkpoint, in `records/<family>.yaml` and `records/segmentation.yaml`.
 
-A record is called `model.tag`, for example `swin_tiny.in22k`; the first record of a model is its
-default. What nobody published is left out rather than guessed: no host gave a full sha256, so the
+A record is called `model.tag`, for example `swin_tiny.in22k` or `swin_tiny.upernet_ade20k`; the first classifier
+of a model is its default. What nobody published is left out rather than guessed: no host gave a full sha256, so the
 downloader pins the one it sees first.
 """
 
@@ -23,6 +23,9 @@ from visionattn.backbones import list_models as registered_models
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, cache_folder, locked
+
+# Beside the classifiers' files, one for each family.
+SEGMENTERS = "segmentation.yaml"
 
 Side = Annotated[int, Field(ge=1)]
 Channels = tuple[float, float, float]
@@ -76,17 +79,34 @@ class Source(Fact):
         return self.sha256 or self.sha256_prefix or ""
 
 
-class Record(Fact):
+class Weights(Fact):
     """A published checkpoint of a registered model."""
 
     model: str
-    tag: str = Field(pattern=r"^[a-z0-9_]+$", description="Data and training: in1k, in22k, in22k_ft_in1k, tv_in1k (torchvision's), ...")
-    sources: tuple[Source, ...] = Field((), description="In order of preference, all with the same weights; none for a file of the user's.")
+    tag: str = Field(
+        pattern=r"^[a-z0-9_]+$", description="Data and training: in1k, in22k_ft_in1k, tv_in1k (torchvision's), upernet_ade20k ..."
+    )
+    sources: tuple[Source, ...] = Field((), description="In order of preference, all with the same weights.")
     args: dict[str, Any] = Field({}, description="Arguments of the family's class that differ from the model's.")
-    in_chans: int = Field(3, ge=1)
     code_license: str | None = None
     weights_license: str | None = Field(None, description="SPDX name; none where nobody states one.")
     license_note: str | None = None
+    note: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.tag}"
+
+    @property
+    def shown(self) -> tuple[int, str]:
+        """Pixels per side (of a training crop in segmentation) and the publisher's figure, for a table."""
+        raise NotImplementedError
+
+
+class Record(Weights):
+    """A classifier, or a backbone alone; without sources it is a file of the user's."""
+
+    in_chans: int = Field(3, ge=1)
     input_size: tuple[Side, Side, Side]
     mean: Channels
     std: Channels
@@ -98,24 +118,55 @@ class Record(Fact):
     top1: float | None = Field(None, gt=0, lt=100, description="Percent on ImageNet-1k, as its publisher reports it.")
     gflops: float | None = Field(None, gt=0, description="At input_size, as published.")
     params: int | None = Field(None, ge=1)
-    note: str | None = None
 
     @property
-    def name(self) -> str:
-        return f"{self.model}.{self.tag}"
+    def shown(self) -> tuple[int, str]:
+        return self.input_size[1], f"{self.top1}" if self.top1 is not None else "-"
+
+
+class SegmenterRecord(Weights):
+    """A segmentation model with published figures; without sources nobody published its weights."""
+
+    head: str = Field(description="Name of the head in visionattn.heads.HEADS.")
+    num_classes: int = Field(ge=2)
+    classes: Literal["ade20k"] = Field(description="Class list of the data it was trained on.")
+    crop: int = Field(ge=32, description="Side of its training crops in pixels.")
+    steps: int = Field(ge=1, description="Optimizer steps of its training.")
+    drop_path_rate: float | None = Field(None, ge=0, lt=1, description="Stochastic depth; none where it is not stated.")
+    miou: float | None = Field(None, gt=0, lt=100, description="Percent on the validation set at one scale, as its publisher reports it.")
+    miou_ms: float | None = Field(None, gt=0, lt=100, description="The same with several scales and flips.")
+    params_m: float | None = Field(None, gt=0, description="Millions of parameters, as published.")
+
+    @property
+    def recipe(self) -> str:
+        """The shipped config that trains it; a repetition by OpenMMLab shares that of the authors."""
+        return f"segmentation/{self.model}_{self.tag.removeprefix('mm_')}"
+
+    @property
+    def shown(self) -> tuple[int, str]:
+        return self.crop, f"mIoU {self.miou}" if self.miou is not None else f"mIoU {self.miou_ms} (multi-scale)"
 
 
 @lru_cache
 def records() -> tuple[Record, ...]:
     """All records, family by family, as the files list them."""
     folder = files("visionattn") / "models" / "records"
-    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda path: path.name)
+    names = (path.name for path in folder.iterdir() if path.name.endswith(".yaml"))
+    paths = [folder / name for name in sorted(names) if name != SEGMENTERS]
     return tuple(record for path in paths for record in parse_records(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
 
 def parse_records(content: Mapping[str, Any]) -> list[Record]:
     """The records of one file: `common` holds for each of `records` that does not say otherwise."""
     return [Record.model_validate({**content["common"], **entry}) for entry in content["records"]]
+
+
+@lru_cache
+def segmenter_records() -> tuple[SegmenterRecord, ...]:
+    """All segmentation models with published figures, family by family."""
+    path = files("visionattn") / "models" / "records" / SEGMENTERS
+    groups = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tuple(SegmenterRecord.model_validate({**group["common"], **entry}) for group in groups for entry in group["records"])
 
 
 def local_records() -> tuple[Record, ...]:
@@ -174,6 +225,25 @@ def find_record(name: str, tag: str | None = None) -> Record:
     return found[wanted]
 
 
+def find_weights(name: str, tag: str | None = None) -> Weights:
+    """The record of a segmentation model or of a classifier, by `model.tag` or by model and tag.
+
+    Raises:
+        UserError: as `find_record`.
+    """
+    return find_segmenter(name if tag is None else f"{split_name(name)[0]}.{tag}") or find_record(name, tag)
+
+
+def find_segmenter(name: str) -> SegmenterRecord | None:
+    """The segmentation model of this name (`swin_tiny.upernet_ade20k`), if its weights were published."""
+    return next((record for record in segmenter_records() if record.name == name and record.sources), None)
+
+
+def list_segmenters(pattern: str = "*", *, license: str | None = None) -> list[SegmenterRecord]:
+    """Segmentation models with published weights; `pattern` and `license` as in `list_models`."""
+    return [record for record in segmenter_records() if record.sources and _chosen(record, pattern, license)]
+
+
 def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool = False, license: str | None = None) -> list[str]:
     """Names of models, sorted.
 
@@ -186,12 +256,11 @@ def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bo
     models = registered_models(family=family)
     if not pretrained and license is None:
         return registered_models(pattern, family=family)
-    chosen = [
-        record
-        for record in (*records(), *local_records())
-        if record.model in models
-        and (fnmatch(record.model, pattern) or fnmatch(record.name, pattern))
-        and (license is None or (record.weights_license or "").lower() == license.lower())
-    ]
+    chosen = [record for record in (*records(), *local_records()) if record.model in models and _chosen(record, pattern, license)]
     chosen.sort(key=lambda record: record.model)
     return list(dict.fromkeys(record.name if pretrained else record.model for record in chosen))
+
+
+def _chosen(record: Weights, pattern: str, license: str | None) -> bool:
+    named = fnmatch(record.model, pattern) or fnmatch(record.name, pattern)
+    return named and (license is None or (record.weights_license or "").lower() == license.lower())

@@ -16,28 +16,14 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError, did_you_mean
 from visionattn.heads import FCN, HEADS, Aux, Head, HeadOutput, resize_to
 from visionattn.models.classifier import group_matcher
+from visionattn.models.download import Say, fetch, tell
 from visionattn.models.factory import create_model, pretrained_cfg
 from visionattn.models.recognition import Recognised, auxiliary, maps_of, recognise
-from visionattn.models.records import find_record, records_of, split_name
+from visionattn.models.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
 from visionattn.models.weights import load_checkpoint, read_file, tensors_of
 
 # Published segmentation models of all families were trained with these, VAN's too, whose classifiers were not.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-
-# Dilations of the published UPerNet models with DiNAT, per block: no tensor tells them, and they are not the classifiers'.
-_MANY = (1, 2, 1, 3, 1, 4)
-_LARGE = (1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5)
-PUBLISHED_DILATIONS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "upernet_dinat_mini.pth": ((1, 16, 1), (1, 4, 1, 8), _MANY, (1, 2, 1, 2, 1)),
-    "upernet_dinat_tiny.pth": ((1, 16, 1), (1, 4, 1, 8), 3 * _MANY, (1, 2, 1, 2, 1)),
-    "upernet_dinat_small.pth": ((1, 16, 1), (1, 4, 1, 8), 3 * _MANY, (1, 2, 1, 2, 1)),
-    "upernet_dinat_base.pth": ((1, 16, 1), (1, 4, 1, 8), 3 * _MANY, (1, 2, 1, 2, 1)),
-    "upernet_dinat_large.pth": ((1, 20, 1), (1, 5, 1, 10), _LARGE, (1, 2, 1, 2, 1)),
-    "upernet_dinat_s_tiny.pth": ((1, 16), (1, 8), _MANY, (1, 2)),
-    "upernet_dinat_s_small.pth": ((1, 16), (1, 8), 3 * _MANY, (1, 2)),
-    "upernet_dinat_s_base.pth": ((1, 16), (1, 8), 3 * _MANY, (1, 2)),
-    "upernet_dinat_s_large.pth": ((1, 20), (1, 10), _LARGE, (1, 2)),
-}
 
 Colour = tuple[int, int, int]
 
@@ -155,7 +141,8 @@ def create_segmenter(
         head: a name in `visionattn.heads.HEADS`; None is that of the preset, or "upernet".
         num_classes: logits per pixel.
         pretrained: start the backbone from published classification weights, as in `create_model`.
-        checkpoint_path: a segmentation file of this model (see `load_checkpoint`), or a classification file, which starts the backbone.
+        checkpoint_path: a segmentation file of this model (see `load_checkpoint`), the name of a published one
+            (`swin_tiny.upernet_ade20k`, downloaded on first use), or a classification file, which starts the backbone.
         in_chans: input channels.
         img_size: size of the images in training; the network takes any size from 32 up.
         drop_path_rate: stochastic depth.
@@ -174,7 +161,8 @@ def create_segmenter(
     head_class(head, given)  # before weights are fetched
     name, tag = split_name(backbone)
     variant = get_variant(name)
-    args = dict(backbone_args or {})
+    published = None if checkpoint_path is None else _published(checkpoint_path)
+    args = {**(published.args if published and published.model == name else {}), **(backbone_args or {})}
     if "out_norm" in inspect.signature(variant.cls.__init__).parameters:
         args.setdefault("out_norm", True)
     network = create_model(
@@ -186,7 +174,8 @@ def create_segmenter(
     cfg = pretrained_cfg(variant, network, record, None, num_classes, img_size) | {"classifier": "decode_head.conv_seg"}
     model = Segmenter(network, head, num_classes, aux=aux, pretrained_cfg=cfg, **given)
     if checkpoint_path:
-        logging.getLogger(__name__).info("%s: %s", checkpoint_path, load_checkpoint(model, checkpoint_path).reason)
+        path = _local_file(checkpoint_path)
+        logging.getLogger(__name__).info("%s: %s", path, load_checkpoint(model, path).reason)
     return model
 
 
@@ -198,33 +187,39 @@ def with_preset(backbone: str, head: str | None, head_args: Mapping[str, Any]) -
 
 
 def segmenter_from_file(
-    path: str | Path, *, backbone: str | None = None, backbone_args: Mapping[str, Any] | None = None, **head_args: Any
+    path: str | Path,
+    *,
+    backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    say: Say | None = tell,
+    **head_args: Any,
 ) -> SegmenterFile:
     """The model that a segmentation file was saved from, with its weights, classes and palette.
 
     What it is, is read from its tensors; files of mmsegmentation's layout and of ours are known.
 
     Args:
-        path: .pth or .safetensors. Published files with DiNAT keep their name, which tells their dilations.
+        path: .pth or .safetensors, or the name of a published model (`swin_tiny.upernet_ade20k`), downloaded on first
+            use. Published files with DiNAT keep their name, which tells their dilations.
         backbone: needed only where several backbones have the same tensors and the file's name does not say which.
         backbone_args: arguments of the backbone's class that no tensor tells (dilations).
+        say: takes the lines that tell of a download; None for silence.
         **head_args: arguments of the head's class that no tensor tells (rates of dilation).
 
     Raises:
-        UserError: VA-W003 not recognised, or several backbones fit; VA-W004 to VA-W006.
+        UserError: VA-W003 not recognised, or several backbones fit; VA-W001, VA-W002, VA-W004 to VA-W006.
     """
-    path = Path(path)
+    published, path = _published(path), _local_file(path, say)
     content = read_file(path)
     given = tensors_of(content)
     found = recognise(given)
     if found is None or found.decoder is None or found.fit < 1:
         raise _not_a_segmenter(path, found)
     decoder = found.decoder
-    args = {**found.args, **(backbone_args or {})}
-    if path.name in PUBLISHED_DILATIONS:
-        args.setdefault("dilations", PUBLISHED_DILATIONS[path.name])
+    name = _only(path, found, backbone)
+    args = {**found.args, **(published.args if published and published.model == name else {}), **(backbone_args or {})}
     model = create_segmenter(
-        _only(path, found, backbone),
+        name,
         decoder.head,
         found.num_classes,
         in_chans=found.in_chans,
@@ -249,6 +244,21 @@ def classes_and_palette(content: Mapping[str, Any], num_classes: int) -> tuple[t
     rgb = [tuple(colour) for colour in colours if _listed(colour, 3)] if _listed(colours, num_classes) else []
     valid = len(rgb) == num_classes and all(isinstance(value, int) and 0 <= value <= 255 for colour in rgb for value in colour)
     return classes, tuple((red, green, blue) for red, green, blue in rgb) if valid else None
+
+
+def _published(source: str | Path) -> SegmenterRecord | None:
+    """The published model of this name, or whose file this is by its name."""
+    name = Path(source).name
+    for record in segmenter_records():
+        if record.name in (name, Path(name).stem) or (name and name in [item.name for item in record.sources]):
+            return record
+    return None
+
+
+def _local_file(source: str | Path, say: Say | None = tell) -> Path:
+    """The file of a published model by its name, downloaded on first use; a path as it is."""
+    record = find_segmenter(str(source))
+    return fetch(record, say=say).path if record is not None and not Path(source).exists() else Path(source)
 
 
 def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:
