@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from visionattn.kernels.attend import attend
 from visionattn.kernels.neighborhood.reference import Border
 
-CACHE = 8 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
+CACHE = 16 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
 
 
 class Axis(NamedTuple):
@@ -149,7 +149,7 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tens
     if table.shape[0] > 1:  # one axis for tiles and heads
         q, k, v, table = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), table.flatten(0, 1)
     else:
-        q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), table[0]
+        q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), table.squeeze(0)
     if needs_gradient(q, k, v, table):
         out = attend(q, k, v, table, scale)  # SDPA would add the gradient of the table in any order on a GPU
     else:
@@ -173,7 +173,9 @@ def _untile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B (R r 
 
 
 def _blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> B (R r C c) h K d
-    if needs_gradient(x) and (rows.tiles > 1 or cols.tiles > 1):
+    if rows.tiles == cols.tiles == 1:
+        return _tile(x, rows, cols)
+    if needs_gradient(x):
         return _Blocks.apply(x, rows, cols)  # type: ignore[no-any-return]
     return _copy_blocks(x, rows, cols)
 
