@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from visionattn.kernels.dispatch import emulated
+
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None, scale: float) -> torch.Tensor:
     """`softmax(scale * q @ k^T + table) @ v` for q `[B, n, Q, d]`, k and v `[B, n, K, d]`, and a table `[n, Q, K]`."""
+    if emulated(q):
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), None if table is None else table.float(), scale).to(q.dtype)
     if table is not None and q.dtype in (torch.bfloat16, torch.float16):
         # In one step, which rounds scores once instead of three times.
         tables = table.expand(q.shape[0], -1, -1, -1).flatten(0, 1)

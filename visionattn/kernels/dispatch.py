@@ -19,6 +19,10 @@ NONE_SUCH = "it has no such backend"
 
 _asked: str | None = os.environ.get("VISIONATTN_BACKEND") or None  # read once: traced code cannot look at the environment
 
+_INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
+_cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+_EMULATED = {dtype for dtype, names in _INSTRUCTIONS.items() if _cpu.get("architecture") == "x86_64" and not any(map(_cpu.get, names))}
+
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
@@ -70,6 +74,11 @@ def triton_reason(x: torch.Tensor) -> str:
     except ImportError as error:
         return f"triton cannot be imported: {error}"
     return ""
+
+
+def emulated(x: torch.Tensor) -> bool:
+    """Whether the CPU that a tensor is on has no instructions for products of its dtype; in float32 they are faster then."""
+    return x.device.type == "cpu" and x.dtype in _EMULATED
 
 
 def _known(name: str) -> str:

@@ -5,7 +5,7 @@ adjacent. It is cut into tiles of queries; all queries of a tile see one block o
 halo, and a table added to the scores holds the bias of each pair, -inf where the pair is not in the
 neighborhood. So the work is one batched product per side of the softmax, of `(side + kernel - 1) ** 2`
 keys per query instead of `kernel ** 2`, and no gather of single keys. Tiles at the same distance from
-the borders share a table. A small map is one tile: dense attention with a mask.
+the borders share a table; rows of tiles that share all their tables are a batch. A small map is one tile: dense attention with a mask.
 
 Shapes: B images, H W map, h heads, d channels; R C rows and columns of tiles, r c residues, Q queries
 of a tile, K keys of its block.
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from visionattn.kernels.attend import attend
 from visionattn.kernels.neighborhood.reference import Border
 
-CACHE = 8 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
+CACHE = 16 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
 
 
 class Axis(NamedTuple):
@@ -57,25 +57,26 @@ def attention(
     if bias is None:
         bias = q.new_zeros(heads, 2 * kernel_size[0] - 1, 2 * kernel_size[1] - 1)
     table = bake(bias.float() if bias.dtype != torch.float64 else bias, rows, cols, border)
-    tiles = len(rows.members) * len(cols.members)
-    image = tiles * heads * table[0, 0].numel() * q.element_size()  # bytes of the scores of an image
+    table = table.unflatten(0, (len(rows.classes), len(cols.classes)))
+    by_col = table.unbind(1)
+    table = _cat([by_col[member].unsqueeze(1).expand(-1, size, -1, -1, -1) for member, size in _runs(cols.members)], 1).flatten(1, 2)
+    if not needs_gradient(table):  # else part by part: its gradient is summed in float32
+        table = table.to(q.dtype)
+    tables = table.unbind(0)  # per class of rows: (C c h) Q K
+    row = tables[0].numel() * q.element_size()  # bytes of the scores of a row of tiles
+    image = row * len(rows.members)
 
     # A traced graph has no batch size to cut by, and a compiler fuses the steps.
     whole = torch.compiler.is_compiling()
-    step = tiles if whole else max(1, tiles * CACHE // image)  # tiles at a time
-    if table.shape[0] > 1:
-        table = table.view(len(rows.classes), len(cols.classes), *table.shape[1:])
-        table = _spread(_spread(table, cols.members, 1), rows.members, 0).flatten(0, 1)
-    if not needs_gradient(table):  # else part by part: its gradient is summed in float32
-        table = table.to(q.dtype)
     parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(_split(x, max(1, CACHE // image), 0) for x in (q, k, v)), strict=True)
+    step = len(rows.members) if whole else max(1, CACHE // row)  # rows of tiles at a time
+    runs = [(member, min(step, size - begin)) for member, size in _runs(rows.members) for begin in range(0, size, step)]
 
     out = []
     for q, k, v in parts:
-        qs, ks, vs = (_split(x, step, 1) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
-        tables = _split(table, step, 0) if table.shape[0] > 1 else (table,) * len(qs)
-        done = [_attend(*tensors, scale) for tensors in zip(qs, ks, vs, tables, strict=True)]
-        out.append(_untile(_cat(done, 1), rows, cols))
+        cuts = (_split(x, [size for _, size in runs], 0) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
+        done = [_attend(*tensors, tables[member], scale) for (member, _), *tensors in zip(runs, *cuts, strict=True)]
+        out.append(_untile(_cat(done, 0), rows, cols))
     return _cat(out, 0)[:, :height, :width]
 
 
@@ -144,12 +145,9 @@ def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[t
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention of tiles, `[B, tiles, h, Q or K, d]`, with a table for each of them or one for all."""
+    """Attention of rows of tiles, `[rows, B, tiles x h, Q or K, d]`, that share a table."""
     shape, table = q.shape, table.to(q.dtype)
-    if table.shape[0] > 1:  # one axis for tiles and heads
-        q, k, v, table = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), table.flatten(0, 1)
-    else:
-        q, k, v, table = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), table[0]
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     if needs_gradient(q, k, v, table):
         out = attend(q, k, v, table, scale)  # SDPA would add the gradient of the table in any order on a GPU
     else:
@@ -157,23 +155,26 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tens
     return out.view(shape)
 
 
-def _tile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> B (R r C c) h Q d
+def _tile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> (R r) B (C c h) Q d
     batch, _, _, heads, dim = x.shape
     x = _pad(x, (0, rows.tiles * rows.side * rows.dilation), (0, cols.tiles * cols.side * cols.dilation))
     x = x.unflatten(2, (cols.tiles, cols.side, cols.dilation)).unflatten(1, (rows.tiles, rows.side, rows.dilation))
-    x = x.permute(0, 1, 3, 4, 6, 7, 2, 5, 8)
-    return x.reshape(batch, len(rows.members) * len(cols.members), heads, rows.side * cols.side, dim)
+    x = x.permute(1, 3, 0, 4, 6, 7, 2, 5, 8)
+    return x.reshape(len(rows.members), batch, len(cols.members) * heads, rows.side * cols.side, dim)
 
 
-def _untile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B (R r C c) h Q d -> B H W h d, with the padding
-    batch, _, heads, _, dim = x.shape
-    x = x.view(batch, rows.tiles, rows.dilation, cols.tiles, cols.dilation, heads, rows.side, cols.side, dim)
-    x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)
+def _untile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # (R r) B (C c h) Q d -> B H W h d, with the padding
+    _, batch, places, _, dim = x.shape
+    heads = places // len(cols.members)
+    x = x.view(rows.tiles, rows.dilation, batch, cols.tiles, cols.dilation, heads, rows.side, cols.side, dim)
+    x = x.permute(2, 0, 6, 1, 3, 7, 4, 5, 8)
     return x.reshape(batch, rows.tiles * rows.side * rows.dilation, cols.tiles * cols.side * cols.dilation, heads, dim)
 
 
 def _blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> B (R r C c) h K d
-    if needs_gradient(x) and (rows.tiles > 1 or cols.tiles > 1):
+    if rows.tiles == cols.tiles == 1:
+        return _tile(x, rows, cols)
+    if needs_gradient(x):
         return _Blocks.apply(x, rows, cols)  # type: ignore[no-any-return]
     return _copy_blocks(x, rows, cols)
 
@@ -185,8 +186,8 @@ def _copy_blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:
     x = _pad(x, (before[0], next(after)), (before[1], next(after)))
     x = x.unflatten(2, (-1, cols.dilation)).unflatten(1, (-1, rows.dilation))  # B steps r steps c h d
     x = x.unfold(1, rows.keys, rows.side).unfold(3, cols.keys, cols.side)  # B R r C c h d keys keys
-    x = x.permute(0, 1, 2, 3, 4, 5, 7, 8, 6)
-    return x.reshape(batch, len(rows.members) * len(cols.members), heads, rows.keys * cols.keys, dim)
+    x = x.permute(1, 2, 0, 3, 4, 5, 7, 8, 6)
+    return x.reshape(len(rows.members), batch, len(cols.members) * heads, rows.keys * cols.keys, dim)
 
 
 def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int]) -> torch.Tensor:
@@ -195,14 +196,14 @@ def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int]) -> to
     return F.pad(x, (0, 0, 0, 0, *pad)) if any(pad) else x
 
 
-def _spread(table: torch.Tensor, members: tuple[int, ...], dim: int) -> torch.Tensor:
-    """Table per member from table per class. Not by an index: its gradient is summed in any order on a GPU."""
-    runs = [(member, len(list(group))) for member, group in groupby(members)]
-    return torch.cat([table.narrow(dim, member, 1).expand(*table.shape[:dim], size, *table.shape[dim + 1 :]) for member, size in runs], dim)
+def _runs(members: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Equal members that follow each other: which, and how many. Not an index, whose gradient is summed in any order on a GPU."""
+    return [(member, len(list(group))) for member, group in groupby(members)]
 
 
-def _split(x: torch.Tensor, size: int, dim: int) -> Sequence[torch.Tensor]:
-    return x.split(size, dim) if size < x.shape[dim] else (x,)  # the gradient of split copies, even a single part
+def _split(x: torch.Tensor, size: int | list[int], dim: int) -> Sequence[torch.Tensor]:
+    single = size >= x.shape[dim] if isinstance(size, int) else len(size) == 1
+    return (x,) if single else x.split(size, dim)  # the gradient of split copies, even a single part
 
 
 def _cat(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
@@ -219,14 +220,13 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[torch.Tensor, Axis, Axis], output: torch.Tensor) -> None:
         x, ctx.rows, ctx.cols = inputs
-        ctx.size = x.shape[1:3]
+        ctx.shape = x.shape
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        rows, cols, (height, width) = ctx.rows, ctx.cols, ctx.size
-        batch, _, heads, _, dim = grad.shape
-        grad = grad.reshape(batch, rows.tiles, rows.dilation, cols.tiles, cols.dilation, heads, rows.keys, cols.keys, dim)
-        grad = grad.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)  # B R keys r C keys c h d
+        rows, cols, (batch, height, width, heads, dim) = ctx.rows, ctx.cols, ctx.shape
+        grad = grad.reshape(rows.tiles, rows.dilation, batch, cols.tiles, cols.dilation, heads, rows.keys, cols.keys, dim)
+        grad = grad.permute(2, 0, 6, 1, 3, 7, 4, 5, 8)  # B R keys r C keys c h d
         # A block reaches over several tiles: its part in each of them is added to the map cut into tiles.
         reach = -(-rows.keys // rows.side), -(-cols.keys // cols.side)
         out = grad.new_empty(

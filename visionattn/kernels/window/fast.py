@@ -22,6 +22,8 @@ def window_attention(
     """As the definition, to rounding."""
     height, width = q.shape[1:3]
     shifted = shift != (0, 0)
+    if bias is not None and not torch.is_grad_enabled():
+        bias = bias.detach()  # even then a view of a parameter asks for a gradient, and SDPA takes a slow path for a mask that does
     table = None if bias is None else bias.to(q.dtype).unsqueeze(0)  # windows or 1, heads, N, N
     if shifted:
         mask = shift_mask(height, width, window_size, shift, q.device, q.dtype).unsqueeze(1)
