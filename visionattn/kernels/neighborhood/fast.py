@@ -74,8 +74,10 @@ def attention(
 
     out = []
     for q, k, v in parts:
-        cuts = (_split(x, [size for _, size in runs], 0) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
-        done = [_attend(*tensors, tables[member], scale) for (member, _), *tensors in zip(runs, *cuts, strict=True)]
+        sizes = [size for _, size in runs]
+        queries, keys, values = (_split(x, sizes, 0) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
+        bias_of = (tables[member] for member, _ in runs)
+        done = [_attend(*tensors, scale) for tensors in zip(queries, keys, values, bias_of, strict=True)]
         out.append(_untile(_cat(done, 0), rows, cols))
     return _cat(out, 0)[:, :height, :width]
 
