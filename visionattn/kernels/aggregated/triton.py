@@ -63,9 +63,9 @@ def _pool_scores(products, pool_bias, token, place, exists, pooled):
     return tl.where(exists, (products + bias.to(tl.float32)) * LOG2E, float("-inf"))
 
 
-# Kernels. Maps are [B, tokens, heads, dim], q, k, v, k_pool and v_pool with strides in this order; all else is contiguous: o, do and the
-# gradients like the maps, and so is soft, what the softmax gives to o; lse and delta without dim, local_bias [heads, KERNEL ** 2], pool_bias [heads, tokens, pooled],
-# local_weight [B, tokens, heads, KERNEL ** 2].
+# Kernels. Maps are [B, tokens, heads, dim], q, k, v, k_pool and v_pool with strides in this order. All else is contiguous: o, do, the
+# gradients, and soft, what the softmax gives to o, like the maps; lse and delta without dim; local_bias [heads, KERNEL ** 2],
+# pool_bias [heads, tokens, pooled], local_weight [B, tokens, heads, KERNEL ** 2].
 
 
 @triton.jit
