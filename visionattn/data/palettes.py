@@ -109,7 +109,7 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Sequence[Colour],
     """
     table = np.zeros((256, 3), np.float32)
     table[: len(palette)] = palette
-    tinted = table.any(1)
+    tinted = table.max(1) > 0
     tinted[IGNORE] = False
     result = np.empty((*image.shape[:2], 3), np.uint8)
     for row in range(0, len(image), 64):
