@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,41 @@ def test_every_head_trains_on_every_family(family: str) -> None:
         unused = [key for key, value in model.named_parameters() if value.grad is None and ".out_norms." not in key]
         assert not unused, head
         assert not torch.equal(before, model.decode_head.conv_seg.weight), head
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_every_skip_and_bottleneck_trains_on_every_family(family: str) -> None:
+    name, cut = TINY[family]
+    image, label = torch.randn(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+    bottlenecks = cycle(("none", "aspp", "dual"))
+    for skip in ("none", "gate", "eca", "ela", "dual", "cross_contextual"):
+        torch.manual_seed(0)
+        model: Any = va.create_segmenter(
+            name,
+            "unet",
+            2,
+            backbone_args=cut,
+            skip_attention=skip,
+            bottleneck=next(bottlenecks),
+            stem_channels=(4, 8),
+            max_channels=16,
+            deep_supervision=skip == "gate",
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        before = model.decode_head.conv_seg.weight.detach().clone()
+        for _ in range(2):
+            output = model.train()(image)
+            loss = F.cross_entropy(output.logits, label)
+            for aux in output.aux:
+                loss = loss + aux.weight * F.cross_entropy(F.interpolate(aux.logits, size=(64, 64)), label)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        assert torch.isfinite(loss), skip
+        assert not [key for key, value in model.named_parameters() if value.grad is None and ".out_norms." not in key], skip
+        assert not torch.equal(before, model.decode_head.conv_seg.weight), skip
+        with torch.no_grad():
+            assert model.eval()(image[:1, :, :50, :41]).shape == (1, 2, 50, 41), skip
 
 
 @pytest.mark.parametrize("head", SMALL)

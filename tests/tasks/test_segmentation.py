@@ -16,6 +16,7 @@ from tests.parity import FIXTURES
 from visionattn.config import IGNORE
 from visionattn.errors import UserError
 from visionattn.heads.base import Aux, HeadOutput
+from visionattn.tasks import segmentation
 from visionattn.tasks.losses import cross_entropy, dice
 from visionattn.tasks.segmentation import Segmentation, balanced_weights, nearest_label, output_weights
 
@@ -237,3 +238,40 @@ def test_cases() -> None:
 def test_batch_is_not_mixed() -> None:
     batch = {"image": noise(1, 3, 2, 2)}
     assert Segmentation(CLASSES).mix(batch) is batch
+
+
+def test_the_loss_of_a_large_evaluation_is_that_of_fewer_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    label, logits = labels(1, 40, 60), noise(1, 3, 40, 60)
+    task = Segmentation(CLASSES, losses=BOTH)
+    whole = task.loss(logits, {"label": label})["loss"].item()
+    monkeypatch.setattr(segmentation, "LOSS_VALUES", 3 * 20 * 30)
+    small = nearest_label(label, (20, 30))
+    want = cross_entropy(upsampled(logits, (20, 30)), small) + 0.5 * dice(upsampled(logits, (20, 30)), small, include_background=False)
+    assert task.loss(logits, {"label": label})["loss"].item() == pytest.approx(want.item())
+    assert task.loss(HeadOutput(logits), {"label": label})["loss"].item() == whole  # training is never cut short
+
+
+def test_intervals_over_images() -> None:
+    task = Segmentation(CLASSES[:2], per_case=True)
+    truth = torch.zeros(12, 8, 8, dtype=torch.int64)
+    truth[:, :4] = 1
+    truth[11] = IGNORE
+    logits = torch.stack([truth == 0, truth == 1], 1).float()
+    logits[0] = logits[0].flip(0)  # all wrong
+
+    def intervals(indices: list[int]) -> dict[str, tuple[float, float]]:
+        meter = task.meter()
+        meter.update(logits[indices], {"label": truth[indices], "index": torch.tensor(indices)})
+        scores = task.meter()
+        scores.merge([pickle.loads(pickle.dumps(meter.state()))])
+        result = scores.result()
+        for name, (low, high) in result.intervals.items():
+            value = result.metrics[name]
+            assert value is not None and low <= value <= high
+        return result.intervals
+
+    assert intervals(list(range(1, 12))) == {"miou": (1.0, 1.0), "dice": (1.0, 1.0)}
+    one_wrong = intervals(list(range(12)))
+    assert one_wrong == intervals(list(reversed(range(12))))  # whatever process had which image
+    assert one_wrong["dice"] == pytest.approx((8 / 11, 1.0), abs=0.08) and one_wrong["miou"][0] < one_wrong["dice"][0]
+    assert intervals(list(range(5))) == {}
