@@ -549,7 +549,7 @@ def test_convert_stops_before_it_writes(tmp_path: Path) -> None:
 def test_overlay_and_preview(tmp_path: Path) -> None:
     image = np.full((2, 3, 1), 100, np.uint8)
     shown = overlay(image, np.array([[0, 1, IGNORE]] * 2), [(0, 0, 0), (200, 0, 0)])
-    assert shown[0].tolist() == [[50, 50, 50], [150, 50, 50], [100, 100, 100]]
+    assert shown[0].tolist() == [[100, 100, 100], [150, 50, 50], [100, 100, 100]]
     data = load(pairs(tmp_path / "d"))
     transform = mask_train_transform(MaskAugmentConfig(), (32, 48), (0.5,) * 3, (0.5,) * 3)
     preview_masks(data.train, data.classes, data.palette, transform, 4, tmp_path / "p.png")

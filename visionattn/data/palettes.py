@@ -99,7 +99,7 @@ def default_palette(count: int) -> list[Colour]:
 
 
 def overlay(image: np.ndarray, class_map: np.ndarray, palette: Sequence[Colour], opacity: float = 0.5) -> np.ndarray:
-    """uint8 (H, W, 3): the classes in their colours over the image; ignored pixels show the image alone.
+    """uint8 (H, W, 3): the classes in their colours over the image; ignored pixels and classes in black show the image alone.
 
     It is made in bands of rows, so that a large image takes no more memory than the picture.
 
@@ -109,10 +109,13 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Sequence[Colour],
     """
     table = np.zeros((256, 3), np.float32)
     table[: len(palette)] = palette
+    tinted = table.max(1) > 0
+    tinted[IGNORE] = False
     result = np.empty((*image.shape[:2], 3), np.uint8)
     for row in range(0, len(image), 64):
         band, classes = image[row : row + 64].astype(np.float32), class_map[row : row + 64]
-        mixed = np.where((classes != IGNORE)[:, :, None], band * (1 - opacity) + table[classes.astype(np.uint8)] * opacity, band)
+        numbers = classes.astype(np.uint8)
+        mixed = np.where(tinted[numbers][:, :, None], band * (1 - opacity) + table[numbers] * opacity, band)
         result[row : row + 64] = np.rint(mixed)
     return result
 

@@ -3,5 +3,6 @@
 from visionattn.training.classification import Prediction
 from visionattn.training.inference import evaluate, predict
 from visionattn.training.jobs import TrainResult, train
+from visionattn.training.masks import MaskPrediction
 
-__all__ = ["Prediction", "TrainResult", "evaluate", "predict", "train"]
+__all__ = ["MaskPrediction", "Prediction", "TrainResult", "evaluate", "predict", "train"]

@@ -369,6 +369,8 @@ def _published_segmenter(path: Path) -> LoadedModel:
     # The published test on ADE20K: the image fits into 2048 x 512 and is predicted in one piece.
     augment = MaskAugmentConfig(resize=(2048, 512)) if ade20k else MaskAugmentConfig()
     names = list(classes)
+    if model.num_classes == 1:  # one logit tells a class from the background
+        names, palette = ["background", *names], None
     return LoadedModel(model.eval(), SegmentConfig(model=settings, augment=augment), names, names, None, palette)
 
 

@@ -42,9 +42,9 @@ NAMES = {
     "nsd": "NSD",
     "n_defined": "cases",
     "n_missed": "missed",
-    "dice_pooled": "pooled Dice",
-    "ignored": "ignored pixels",
 }
+# Metrics of a split that columns of classes name otherwise.
+METRIC_NAMES = NAMES | {"dice": "case Dice", "iou": "case IoU", "dice_pooled": "pooled Dice", "ignored": "ignored pixels"}
 
 
 def shown(name: str, value: Any, decimals: int) -> str:
@@ -90,13 +90,15 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     else:
         console.say("", f"{len(per_class)} classes: each is in per_class of metrics.json, and of --json")
     metrics = "  ".join(
-        f"{NAMES.get(name, name)} {shown(name, value, 2)}" for name, value in evaluation.metrics.items() if name not in ("loss", *COUNTS)
+        f"{METRIC_NAMES.get(name, name)} {shown(name, value, 2)}"
+        for name, value in evaluation.metrics.items()
+        if name not in ("loss", *COUNTS)
     )
     console.say(evaluation.split, f"{evaluation.count} images  {metrics}  loss {evaluation.metrics['loss']:.3f}")
     if text := distances_text(evaluation):
         console.say("", text)
     for name, (low, high) in evaluation.scores.intervals.items():
-        console.say("", f"95 % interval of {NAMES.get(name, name)}: {100 * low:.1f}-{100 * high:.1f}")
+        console.say("", f"95 % interval of {METRIC_NAMES.get(name, name)}: {100 * low:.1f}-{100 * high:.1f}")
     if evaluation.unreadable:
         console.warn(f"{len(evaluation.unreadable)} images could not be read and are not counted")
 
@@ -171,8 +173,11 @@ def _table(evaluation: Evaluation) -> str:
         + "</tr>"
         for row in per_class
     )
-    metrics = {NAMES.get(name, name): shown(name, value, 3 if name == "loss" else 1) for name, value in evaluation.metrics.items()}
-    summary = ", ".join(f"{name} {value}" for name, value in metrics.items() if name not in map(NAMES.get, COUNTS))
+    summary = ", ".join(
+        f"{METRIC_NAMES.get(name, name)} {shown(name, value, 3 if name == 'loss' else 1)}"
+        for name, value in evaluation.metrics.items()
+        if name not in COUNTS
+    )
     said = " ".join(f"<p>{text}</p>" for text in (summary, distances_text(evaluation)) if text)
     return f"{said}<table><tr>{head}</tr>{body}</table>"
 

@@ -48,7 +48,10 @@ def batch_figure(batch: dict[str, Any], task: Segmentation, cfg: dict[str, Any],
     entries = legend_entries(seen, task.classes, task.palette, 24)
     columns = max(1, int(figure.get_figwidth() / 1.4))
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns) + 0.1)
-    handles = [Patch(facecolor="none" if colour is None else np.array(colour) / 255, label=name) for name, colour in entries]
+    handles = [
+        Patch(facecolor=np.array(colour) / 255 if colour and any(colour) else "none", edgecolor="grey" if colour else "none", label=name)
+        for name, colour in entries
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
     return figure
 
@@ -109,6 +112,8 @@ def legend_entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence
 def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -> np.ndarray:
     """The picture above the names of its colours, in rows as wide as the picture but at least 240 pixels.
 
+    Black stands for no colour, as in overlays.
+
     Args:
         size: of the letters in pixels.
     """
@@ -128,7 +133,7 @@ def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -
     for x, y, name, colour in places:
         y += picture.shape[0]
         if colour is not None:
-            draw.rectangle((x, y, x + size, y + size), fill=colour, outline="grey")
+            draw.rectangle((x, y, x + size, y + size), fill=colour if any(colour) else None, outline="grey")
         draw.text((x + size + gap, y + size / 2), name, fill="black", font=font, anchor="lm")
     return np.asarray(canvas)
 
