@@ -74,8 +74,10 @@ def attention(
 
     out = []
     for q, k, v in parts:
-        cuts = (_split(x, [size for _, size in runs], 0) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols)))
-        done = [_attend(*tensors, tables[member], scale) for (member, _), *tensors in zip(runs, *cuts, strict=True)]
+        qs, ks, vs = (
+            _split(x, [size for _, size in runs], 0) for x in (_tile(q, rows, cols), _blocks(k, rows, cols), _blocks(v, rows, cols))
+        )
+        done = [_attend(a, b, c, tables[member], scale) for (member, _), a, b, c in zip(runs, qs, ks, vs, strict=True)]
         out.append(_untile(_cat(done, 0), rows, cols))
     return _cat(out, 0)[:, :height, :width]
 
