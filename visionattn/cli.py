@@ -379,10 +379,10 @@ def weights_import(
     told += [f"head {found.decoder.head}"] if found.decoder else []
     console.say("recognised", f"{record.model}: {', '.join(told)}\n{done.report.reason}")
     console.say("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
-    if found.decoder:
-        console.say("use", f'segmenter_from_file("{record.name}") of visionattn.models.segmenter')
-        return
     console.say("use", f"visionattn predict {record.name} --source FILE_OR_FOLDER")
+    if found.decoder:
+        console.say("", f'segmenter_from_file("{record.name}") of visionattn.models.segmenter')
+        return
     console.say("", f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER")
 
 

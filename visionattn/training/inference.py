@@ -32,7 +32,7 @@ from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.download import Say, fetch
-from visionattn.models.records import find_record, split_name
+from visionattn.models.records import find_record, find_segmenter, split_name
 from visionattn.models.segmenter import segmenter_from_file
 from visionattn.tasks import Classification
 from visionattn.tasks.segmentation import Segmentation
@@ -300,18 +300,20 @@ class LoadedModel:
 
 
 def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
-    """The model of a run folder, a checkpoint folder, a weights file in one, of weights by name (`swin_tiny.in1k`), or of a published
-    segmentation file.
+    """The model of a run folder, a checkpoint folder, a weights file in one, of weights by name (`swin_tiny.in1k`,
+    `swin_tiny.upernet_ade20k`), or of a segmentation file.
 
     Raises:
         UserError: VA-R003 no run or checkpoint there, VA-W001 to VA-W007.
     """
     path = Path(source)
+    if not path.exists() and find_segmenter(str(source)) is not None:
+        return _published_segmenter(str(source), say)
     if not path.exists() and split_name(str(source))[0] in list_models():
         return _named_model(str(source), say)
     name = None
     if path.is_file() and not (path.parent / "meta.json").is_file():
-        return _published_segmenter(path)
+        return _published_segmenter(path, say)
     if path.is_file():
         path, name = path.parent, path.name
     if (path / "meta.json").is_file():
@@ -354,9 +356,12 @@ def _named_model(name: str, say: Say | None) -> LoadedModel:
     return LoadedModel(model.eval(), config, classes, shown, None)
 
 
-def _published_segmenter(path: Path) -> LoadedModel:
-    """The model of a segmentation file, with the preprocessing of the published recipes; 150 classes without names are ADE20K's."""
-    model, classes, palette = segmenter_from_file(path)
+def _published_segmenter(source: str | Path, say: Say | None) -> LoadedModel:
+    """The model of a segmentation file or of published weights, with the preprocessing of the published recipes.
+
+    150 classes without names are ADE20K's.
+    """
+    model, classes, palette = segmenter_from_file(source, say=say)
     known = [entry for entry in read_classes("ade20k") if not entry.ignored]
     ade20k = model.num_classes == len(known)
     if classes is None:
@@ -364,7 +369,7 @@ def _published_segmenter(path: Path) -> LoadedModel:
     if palette is None and ade20k:
         palette = tuple(entry.colour for entry in known if entry.colour is not None)
     settings = SegmentModelConfig(
-        name=model.pretrained_cfg["architecture"], weights=str(path), in_chans=model.in_chans, head=HeadConfig(name=model.head)
+        name=model.pretrained_cfg["architecture"], weights=str(source), in_chans=model.in_chans, head=HeadConfig(name=model.head)
     )
     # The published test on ADE20K: the image fits into 2048 x 512 and is predicted in one piece.
     augment = MaskAugmentConfig(resize=(2048, 512)) if ade20k else MaskAugmentConfig()
