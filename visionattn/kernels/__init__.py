@@ -4,6 +4,7 @@ from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.available import available_backends
 from visionattn.kernels.channel import channel_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
+from visionattn.kernels.dispatch import use_backend
 from visionattn.kernels.gate import channel_gate, strip_gate
 from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
 from visionattn.kernels.routing import region_routes, routed_attention
@@ -21,5 +22,6 @@ __all__ = [
     "region_routes",
     "routed_attention",
     "strip_gate",
+    "use_backend",
     "window_attention",
 ]
