@@ -451,7 +451,9 @@ def test_an_unknown_task_is_said_with_all_else(given: str) -> None:
 
 
 def test_segmentation_is_written_and_read_back(tmp_path: Path) -> None:
-    config = load_config(None, ["task=segment", "data.map={128: 1}", "loss=[{name: dice, args: {smooth: 1}}]", "eval.tile=[64, 96]"])
+    config = load_config(
+        None, ["task=segment", "data.map={128: 1}", "loss=[{name: dice, args: {smooth: 1}}]", "eval.mode=slide", "eval.tile=[64, 96]"]
+    )
     for name, text in (
         ("all", to_yaml(config.model_dump(mode="json"))),
         ("changed", to_yaml(changed_values(config))),
