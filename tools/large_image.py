@@ -9,6 +9,7 @@ The model has random weights, which changes neither work nor memory.
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import sys
 import tempfile
@@ -26,7 +27,10 @@ from visionattn.training.console import Console
 
 
 def peak_gib() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this program so far; `ru_maxrss` would begin with that of the process that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**20  # type: ignore[index]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -115,7 +115,8 @@ class _Aggregated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        tensors, weights = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+        saved = ctx.saved_tensors  # once: gradient checkpointing unpacks them anew at each look
+        tensors, weights = saved[:8], saved[8:]
         q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight = tensors
         work, images = torch.promote_types(q.dtype, torch.float32), _images(q)
         batched = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, k_pool, v_pool, local_weight)]
