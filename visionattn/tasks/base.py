@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -89,3 +91,14 @@ class Task(Protocol):
 
     def meter(self) -> Meter:
         """A new, empty meter."""
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """A share, or None of nothing."""
+    return float(part / whole) if whole else None
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the values that are defined, or None."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None

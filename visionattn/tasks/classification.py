@@ -15,7 +15,7 @@ from torch import nn
 
 from visionattn.config import AugmentConfig, LossConfig
 from visionattn.errors import UserError
-from visionattn.tasks.base import Batch, Metrics, Scores
+from visionattn.tasks.base import Batch, Metrics, Scores, mean, ratio
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,17 @@ class Classification:
         hits, support, guessed = (truth & guess).sum(0), truth.sum(0), guess.sum(0)
         rows: list[dict[str, Any]] = []
         for index, name in enumerate(self.classes):
-            recall = _ratio(hits[index], support[index])
-            precision = _ratio(hits[index], guessed[index])
-            f1 = _ratio(2 * hits[index], support[index] + guessed[index])
+            recall = ratio(hits[index], support[index])
+            precision = ratio(hits[index], guessed[index])
+            f1 = ratio(2 * hits[index], support[index] + guessed[index])
             defined = 0 < support[index] < len(truth)
             auroc = float(roc_auc_score(truth[:, index], probabilities[:, index])) if defined else None
             rows.append({"class": name, "support": int(support[index]), "precision": precision, "recall": recall, "f1": f1, "auroc": auroc})
         common: Metrics = {
-            "balanced_accuracy": _mean([row["recall"] for row in rows]),
+            "balanced_accuracy": mean([row["recall"] for row in rows]),
             # A class without images has no F1 to average, even if it was guessed.
-            "macro_f1": _mean([row["f1"] for row in rows if row["support"]]),
-            "auroc": _mean([row["auroc"] for row in rows]),
+            "macro_f1": mean([row["f1"] for row in rows if row["support"]]),
+            "auroc": mean([row["auroc"] for row in rows]),
         }
         if self.multi_label:
             present = support > 0
@@ -204,12 +204,3 @@ def _class_weights(loss: LossConfig, labels: np.ndarray, classes: int) -> torch.
         return torch.tensor((len(labels) - positives) / np.maximum(positives, 1), dtype=torch.float32)
     counts = np.bincount(labels, minlength=classes)
     return torch.tensor(counts.sum() / (classes * np.maximum(counts, 1)), dtype=torch.float32)
-
-
-def _ratio(part: float, whole: float) -> float | None:
-    return float(part / whole) if whole else None
-
-
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None

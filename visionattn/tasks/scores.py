@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.ndimage import binary_erosion, maximum_filter1d, minimum_filter1d  # type: ignore[import-untyped]
-from scipy.spatial import KDTree  # type: ignore[import-untyped]
+from scipy.ndimage import binary_erosion, maximum_filter1d, minimum_filter1d
+from scipy.spatial import KDTree
 
 from visionattn.config import IGNORE
-from visionattn.tasks.base import Metrics
+from visionattn.tasks.base import Metrics, mean, ratio
 
 HausdorffVariant = Literal["max_directed", "pooled"]
 
@@ -248,17 +248,6 @@ def inner_boundary(labels: np.ndarray, width: int) -> np.ndarray:
         low = minimum_filter1d(low, 2 * width + 1, axis, mode="constant", cval=-1)
         high = maximum_filter1d(high, 2 * width + 1, axis, mode="nearest")
     return low != high
-
-
-def ratio(part: float, whole: float) -> float | None:
-    """A share, or None of nothing."""
-    return float(part / whole) if whole else None
-
-
-def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are defined, or None."""
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
 
 
 def _checked(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:

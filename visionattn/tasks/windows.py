@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from visionattn.heads.base import resize_to
+
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Blend = Literal["constant", "gaussian"]
 Place = tuple[slice, ...]  # of a window in B C *size
@@ -145,7 +147,7 @@ def predict_whole(model: Predict, image: torch.Tensor, size: tuple[int, int] | N
     """Logits of the image in one piece, float32, resized to `size` if it is given."""
     with torch.no_grad():
         logits = model(image).float()
-    return logits if size is None else _resized(logits, size)
+    return logits if size is None else resize_to(logits, size)
 
 
 def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28) -> torch.Tensor:
@@ -167,7 +169,7 @@ def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int
         share = (at - above).float().to(source.device)[:, None]
         above = above.to(source.device)
         band = torch.lerp(source[:, above], source[:, (above + 1).clamp(max=source.shape[1] - 1)], share)
-        classes[row : row + step] = _classes(_resized(band[None], (len(at), width)), dim=1)[0]
+        classes[row : row + step] = _classes(resize_to(band[None], (len(at), width)), dim=1)[0]
     return classes
 
 
@@ -200,14 +202,10 @@ def with_scales(model: Predict, scales: tuple[float, ...]) -> Predict:
 
     def predict(image: torch.Tensor) -> torch.Tensor:
         height, width = size = (image.shape[2], image.shape[3])
-        logits = [_resized(model(_resized(image, (round(height * scale), round(width * scale)))).float(), size) for scale in scales]
+        logits = [resize_to(model(resize_to(image, (round(height * scale), round(width * scale)))).float(), size) for scale in scales]
         return torch.stack(logits).mean(0)
 
     return predict
-
-
-def _resized(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    return x if x.shape[2:] == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def _class_dtype(num_classes: int) -> torch.dtype:
