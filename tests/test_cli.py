@@ -28,6 +28,7 @@ from visionattn import __version__
 from visionattn.cli import app
 from visionattn.config import load_config, shipped_names
 from visionattn.files import sha256_of
+from visionattn.kernels import dispatch
 from visionattn.kernels.available import REASONS
 from visionattn.kernels.routing import fast as routing
 from visionattn.kernels.window import fast as window
@@ -879,6 +880,13 @@ def test_data_check_and_preview(flowers: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "grid.png"
     done("data", "preview", flowers, *TINY, "--out", out, "--count", 4)
     assert Image.open(out).width < 2 * 32 + 40 and tree(flowers) == before
+
+
+@pytest.mark.parametrize(("backend", "text"), [("tritn", "expected one of triton, torch"), ("triton", "it needs a CUDA device")])
+def test_a_backend_of_the_environment_that_cannot_run(trained: Trained, monkeypatch: pytest.MonkeyPatch, backend: str, text: str) -> None:
+    monkeypatch.setattr(dispatch, "_asked", backend)  # the environment is read when the module is loaded
+    result = va("models", "compare", "nat_mini", "--size", 32, "--rounds", 1)
+    assert result.exit_code == 2 and "VA-C002" in result.stderr and text in result.stderr and "VISIONATTN_BACKEND" in result.stderr
 
 
 def test_doctor() -> None:

@@ -80,6 +80,21 @@ def test_a_file_goes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.M
     assert load_config(tmp_path / "quickstart").seed == 7
 
 
+def test_arguments_go_with_the_name_they_were_given_for(tmp_path: Path) -> None:
+    """Another backbone or head in a recipe: its arguments would mean nothing there."""
+    recipe = load_config("segmentation/camvid")
+    assert isinstance(recipe, SegmentConfig) and recipe.model.args and recipe.model.head.args
+    other = load_config("segmentation/camvid", ["model.name=van_b0", "model.head.name=fcn", "model.head.args={width: 32}"])
+    assert isinstance(other, SegmentConfig)
+    assert other.model.args == {} and other.model.head.args == {"width": 32} and other.optim == recipe.optim
+    same = load_config("segmentation/camvid", ["model.name=eca_resnet18", "model.head.args.width=8"])
+    assert isinstance(same, SegmentConfig)
+    assert same.model.args == recipe.model.args and same.model.head.args == {**recipe.model.head.args, "width": 8}
+    (tmp_path / "mine.yaml").write_text("base: segmentation/camvid\nmodel: {head: {name: psp}}\n")
+    mine = load_config(tmp_path / "mine.yaml")
+    assert isinstance(mine, SegmentConfig) and mine.model.head.args == {} and mine.model.args == recipe.model.args
+
+
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "\ufeffseed: 0\n"])
 def test_an_empty_file_is_all_defaults(tmp_path: Path, text: str) -> None:
     assert load_config(write(tmp_path / "my.yaml", text)) == Config()

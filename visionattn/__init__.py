@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "create_model": "visionattn.models.factory",
-    "create_segmenter": "visionattn.models.segmenter",
+    "create_segmenter": "visionattn.models.segmenter_factory",
     "model_info": "visionattn.models.factory",
     "load_checkpoint": "visionattn.models.weights",
     "LoadReport": "visionattn.models.weights",

@@ -39,6 +39,10 @@ class Commands(TyperGroup):
             fix = "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE"
             _fail(f"error VA-R007: cannot read or write there: {error.strerror}\n  where {error.filename}\n  fix   {fix}", EXIT_CODES["R"])
         except Exception as error:
+            dispatch = sys.modules.get("visionattn.kernels.dispatch")  # loaded where an operation can have raised
+            if dispatch is not None and isinstance(error, dispatch.BackendError):
+                fix = "unset VISIONATTN_BACKEND: the fastest backend that can run is chosen then\nvisionattn kernels list"
+                _fail(UserError("VA-C002", str(error), where="environment variable VISIONATTN_BACKEND", fix=fix).block(), EXIT_CODES["C"])
             hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
             _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)
 
@@ -75,6 +79,10 @@ app.add_typer(config_app, name="config")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, text for people on standard error.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any config key, for example optim.lr=1e-4.", show_default=False)
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="What differs from the run, for example eval.flips=both.", show_default=False),
 ]
 KernelDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 or mps; default: the GPU where there is one.")]
 Task = Annotated[str | None, typer.Option(help="classify or segment; default: read from the layout.", show_default=False)]
@@ -139,6 +147,7 @@ def train(
 @app.command("eval", epilog="Example: visionattn eval runs/digits-swin_tiny/001 --split test")
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, checkpoint folder or weights file in one.")],
+    overrides: Changes = None,
     data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
@@ -149,7 +158,7 @@ def evaluate(
     from visionattn.training.report import evaluation_dict, print_evaluation
 
     console = _console(as_json)
-    result = run_evaluation(source, data=data, split=split, batch_size=batch_size, console=console)
+    result = run_evaluation(source, data=data, split=split, batch_size=batch_size, settings=overrides or (), console=console)
     print_evaluation(result, console)
     if as_json:
         _print_json(evaluation_dict(result))
@@ -159,6 +168,7 @@ def evaluate(
 def predict(
     run: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run folder, checkpoint folder or weights file in one.")],
     source: Annotated[list[str], typer.Option(help="File, folder or glob; may be given several times.")],
+    overrides: Changes = None,
     out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
     save: Annotated[
         str | None,
@@ -177,7 +187,7 @@ def predict(
     from visionattn.training.inference import predictions_dict
 
     console = _console(as_json)
-    predictions, unreadable = run_prediction(run, source, topk=topk, out=out, save=formats, console=console)
+    predictions, unreadable = run_prediction(run, source, topk=topk, out=out, save=formats, settings=overrides or (), console=console)
     shown = [item.shown() for item in predictions[:20]]
     console.table(list(shown[0]), [list(row.values()) for row in shown])
     if len(predictions) > len(shown):
@@ -381,7 +391,7 @@ def weights_import(
     console.say("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
     console.say("use", f"visionattn predict {record.name} --source FILE_OR_FOLDER")
     if found.decoder:
-        console.say("", f'segmenter_from_file("{record.name}") of visionattn.models.segmenter')
+        console.say("", f'segmenter_from_file("{record.name}") of visionattn.models')
         return
     console.say("", f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER")
 

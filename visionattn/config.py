@@ -6,11 +6,13 @@ the command line comes last. The result is validated once and never changed afte
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import types
 import typing
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -415,13 +417,32 @@ def load_config(source: str | Path | None = None, overrides: tuple[str, ...] | l
         UserError: VA-C001 to VA-C004; all unknown keys and wrong values are reported together.
     """
     merged, origins = ({}, {}) if source is None else _read(find_config(str(source)), ())
+    return _override(merged, origins, overrides)
+
+
+def change_config(config: AnyConfig, overrides: Sequence[str], sections: Collection[str]) -> AnyConfig:
+    """The config with `key=value` strings applied, all of them in `sections` (or keys in them).
+
+    Raises:
+        UserError: VA-C001, VA-C002; also for a key outside of `sections`.
+    """
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if "=" in text and not any(key == section or key.startswith(f"{section}.") for section in sections):
+            raise UserError(
+                "VA-C002", f"{key}: a trained model keeps its own", where="command line", fix=f"What may differ: {', '.join(sections)}"
+            )
+    return _override(config.model_dump(mode="json"), {}, overrides) if overrides else config
+
+
+def _override(values: dict[str, Any], origins: dict[str, str], overrides: Sequence[str]) -> AnyConfig:
     for text in overrides:
         key, sign, _ = text.partition("=")
         if not sign or not key.strip():
             raise UserError("VA-C001", f'"{text}" is not of the form key=value', where="command line", fix="Example: train.epochs=5")
         origins[key.strip()] = "command line"
     try:
-        merged = OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(merged), OmegaConf.from_dotlist(list(overrides))), resolve=False)
+        merged = _over(values, OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a list where a mapping is, or the reverse
         raise UserError("VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=", ".join(overrides)) from error
     return config_from_dict(merged, origins)
@@ -509,9 +530,26 @@ def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str,
 
 def _merge(low: dict[str, Any], high: dict[str, Any], path: Path) -> dict[str, Any]:
     try:
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.merge(low, high), resolve=False))
+        return _over(low, high)
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError("VA-C002", f"does not fit its base: {str(error).splitlines()[0]}", where=str(path)) from error
+
+
+def _over(low: dict[str, Any], high: Any) -> dict[str, Any]:
+    """`low` with the values of `high`; arguments of a model or a head go with its name, and another name leaves them out."""
+    low, high = copy.deepcopy(low), OmegaConf.to_container(OmegaConf.create(high), resolve=False)
+    for path in (("model",), ("model", "head")):
+        below, above = _section_at(low, path), _section_at(high, path)
+        if "name" in below and "name" in above and below["name"] != above["name"]:
+            below.pop("args", None)
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.merge(low, high), resolve=False))
+
+
+def _section_at(values: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping at a path; an empty one where there is none."""
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
 
 
 def _syntax_error(path: Path, text: str, error: Exception) -> UserError:

@@ -21,9 +21,9 @@ from visionattn.config import SegmentConfig, find_config, load_config, shipped_n
 from visionattn.data.palettes import read_classes
 from visionattn.errors import UserError
 from visionattn.heads import HEADS
+from visionattn.models import segmenter_from_file
 from visionattn.models.importing import import_file
 from visionattn.models.records import SegmenterRecord, find_weights, list_segmenters, records, segmenter_records
-from visionattn.models.segmenter import segmenter_from_file
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.training.build import build_model, build_task
 

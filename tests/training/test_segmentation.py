@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,22 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import CliRunner, Result
 
 import visionattn as va
 from visionattn.cli import app
-from visionattn.config import SegmentConfig, load_config
+from visionattn.config import SegmentConfig, change_config, load_config
 from visionattn.errors import UserError
 from visionattn.heads.unet import CrossContextual
-from visionattn.models.segmenter import PRESETS
+from visionattn.models import Segmenter, records
+from visionattn.models.download import store
+from visionattn.models.segmenter_factory import IMAGENET, PRESETS
+from visionattn.training import inference
 from visionattn.training.build import build_model, build_task
 from visionattn.training.console import Console
-from visionattn.training.inference import load_model
-from visionattn.training.trainer import Trainer
+from visionattn.training.inference import CHANGEABLE, load_model
+from visionattn.training.trainer import Trainer, with_synchronised_norms
 
 CLASSES = ["background", "polyp"]
 TINY = (
@@ -192,6 +197,47 @@ def test_windows_flips_and_other_data(trained: Path, polyps: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert command("eval", "runs/polyps-eca_resnet18/001").exit_code == 0  # balanced weights are counted from masks
+
+
+def test_settings_that_differ_from_the_run(trained: Path, polyps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows and flips of a trained model; its own figures stay in the run folder."""
+    before = (trained / "eval/val/metrics.json").read_text()
+    plain = json.loads(command("eval", trained, "--json").stdout)["metrics"]
+    changed = ("eval.mode=slide", "eval.tile=32", "eval.stride=8", "eval.flips=both", "eval.per_case=false", "augment.resize=none")
+    found = json.loads(command("eval", trained, *changed, "--json").stdout)["metrics"]
+    assert "dice" in plain and "dice" not in found and found["loss"] != plain["loss"]
+    assert (trained / "eval/val/metrics.json").read_text() == before
+    loaded = load_model(trained)
+    config = change_config(loaded.config, changed, CHANGEABLE)
+    assert isinstance(config, SegmentConfig) and config.eval.tile == 32 and config.model == loaded.config.model
+    image = polyps / "images/test/0.png"
+    used: list[Any] = []
+    monkeypatch.setattr(inference, "build_task", lambda config, *rest: (used.append(config), build_task(config, *rest))[1])
+    va.predict(trained, [image], settings=["eval.flips=both"])
+    assert command("predict", trained, "eval.flips=horizontal", "--source", image).exit_code == 0
+    assert [config.eval.flips for config in used] == ["both", "horizontal"]
+    for name in ("eval", "predict --source x"):
+        for setting, text in (("model.img_size=64", "model.img_size: a trained model keeps its own"), ("eval.flip=both", "eval.flips")):
+            refused = command(*name.split()[:1], trained, *name.split()[1:], setting)
+            assert refused.exit_code == 2 and text in refused.stderr
+
+
+def test_starts_from_a_published_segmentation_model(polyps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its tag: backbone and head, the last layer anew, and the preprocessing of the published recipes."""
+    torch.manual_seed(0)
+    network = va.create_segmenter("van_b0", "semantic_fpn", 150, width=8, neck_width=8, backbone_args={"depths": (1, 1, 1, 1)})
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "made.pth")
+    record = records.find_segmenter("van_b0.semantic_fpn_ade20k")
+    assert record is not None
+    made = record.model_copy(update={"tag": "made", "args": {"depths": (1, 1, 1, 1)}})
+    monkeypatch.setattr(records, "segmenter_records", lambda: (made,))
+    store(tmp_path / "made.pth", "van_b0", "made")
+    settings = [setting for setting in TINY if not setting.startswith(("model.name", "model.args"))]
+    head = ("model.name=van_b0", "model.weights=made", "model.head.name=semantic_fpn", "model.head.args={width: 8, neck_width: 8}")
+    result = command("train", *settings, *head, f"data.root={polyps}", "output.dir=runs", "output.name=made")
+    assert result.exit_code == 0, result.output
+    assert "van_b0.made" in result.stdout and "checkpoint head has 150 classes, the model 2" in result.stdout + result.stderr
+    assert load_model("runs/made/001").model.pretrained_cfg["mean"] == IMAGENET["mean"]
 
 
 def test_the_layout_tells_the_task_and_a_dry_run_writes_nothing(polyps: Path, tmp_path: Path) -> None:
@@ -370,6 +416,25 @@ def test_a_preset_trains(polyps: Path) -> None:
     settings = ["model.name=resunet_eca_aspp", "model.head.args={max_channels: 8}", f"data.root={polyps}"]
     result = command("train", *TINY, *settings, "--dry-run")
     assert result.exit_code == 0 and "segment (2 classes)" in result.stdout, result.output
+
+
+def test_batch_norm_of_several_gpus_sees_the_images_of_all() -> None:
+    """Nothing but the class of the norms changes, and only there: torch has no such norm on the CPU."""
+    model = va.create_segmenter("eca_resnet18", "fcn", 3, width=8, backbone_args={"width": 8})
+    assert isinstance(model, Segmenter)
+    state, parameters = {key: value.clone() for key, value in model.state_dict().items()}, list(model.parameters())
+    place = {name: SimpleNamespace(num_processes=count, device=torch.device(name)) for name, count in (("cuda", 2), ("cpu", 2))}
+    assert with_synchronised_norms(model, place["cpu"]) is model  # type: ignore[arg-type]
+    assert not any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
+    norms = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
+    model = with_synchronised_norms(model, place["cuda"])  # type: ignore[arg-type]
+    assert sum(isinstance(part, nn.SyncBatchNorm) for part in model.modules()) == norms > 0
+    assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
+    assert state.keys() == model.state_dict().keys() and all((value == state[key]).all() for key, value in model.state_dict().items())
+    image = torch.randn(1, 3, 64, 64)
+    again = va.create_segmenter("eca_resnet18", "fcn", 3, width=8, backbone_args={"width": 8})
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(model.eval()(image), again.eval()(image))
 
 
 def test_the_head_of_a_config_gets_its_settings() -> None:

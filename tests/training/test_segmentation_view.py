@@ -20,7 +20,7 @@ from visionattn.config import IGNORE, SegmentConfig, load_config
 from visionattn.data.images import read_image
 from visionattn.data.palettes import overlay
 from visionattn.errors import UserError
-from visionattn.models.segmenter import Segmenter
+from visionattn.models import Segmenter
 from visionattn.tasks.segmentation import SmallMap
 from visionattn.tasks.windows import resized_classes
 from visionattn.training import masks

@@ -24,6 +24,10 @@ _cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") el
 _EMULATED = {dtype for dtype, names in _INSTRUCTIONS.items() if _cpu.get("architecture") == "x86_64" and not any(map(_cpu.get, names))}
 
 
+class BackendError(RuntimeError, ValueError):
+    """A backend was asked for that does not exist, or that cannot run with these tensors."""
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """All operations run on this backend, or raise with the reason why they cannot; "auto" chooses freely.
@@ -56,7 +60,7 @@ def choose(op: str, backend: str | None, reasons: Mapping[str, str]) -> str:
         return next(name for name in BACKENDS if reasons.get(name) == "")
     reason = reasons.get(asked, NONE_SUCH)
     if reason:
-        raise RuntimeError(f"{op}: backend {asked!r} cannot run: {reason}")
+        raise BackendError(f"{op}: backend {asked!r} cannot run: {reason}")
     return asked
 
 
@@ -83,5 +87,5 @@ def emulated(x: torch.Tensor) -> bool:
 
 def _known(name: str) -> str:
     if name not in (*BACKENDS, "auto"):
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or auto, got {name!r}")
+        raise BackendError(f"backend: expected one of {', '.join(BACKENDS)} or auto, got {name!r}")
     return name

@@ -2,6 +2,17 @@
 
 from visionattn.models.classifier import Classifier
 from visionattn.models.factory import create_model, model_info
+from visionattn.models.segmenter import Segmenter
+from visionattn.models.segmenter_factory import create_segmenter, segmenter_from_file
 from visionattn.models.weights import LoadReport, load_checkpoint
 
-__all__ = ["Classifier", "LoadReport", "create_model", "load_checkpoint", "model_info"]
+__all__ = [
+    "Classifier",
+    "LoadReport",
+    "Segmenter",
+    "create_model",
+    "create_segmenter",
+    "load_checkpoint",
+    "model_info",
+    "segmenter_from_file",
+]

@@ -13,7 +13,7 @@ from visionattn.models.download import CachedFile, Say, store, tell
 from visionattn.models.factory import create_model
 from visionattn.models.recognition import Decoder, Recognised, recognise
 from visionattn.models.records import Record, SegmenterRecord, Weights, add_local_record, list_segmenters, records, records_of
-from visionattn.models.segmenter import create_segmenter
+from visionattn.models.segmenter_factory import create_segmenter
 from visionattn.models.weights import LoadReport, load_checkpoint, read_file, tensors_of
 
 
@@ -94,7 +94,7 @@ def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model:
     if chosen:
         fix = f"say which: visionattn weights import {path} --tag {chosen[0].tag}"
         raise UserError("VA-W003", f"{what} and may be {' or '.join(record.name for record in chosen)}", where=str(path), fix=fix)
-    fix = f"use the file itself: model.weights={path}, or segmenter_from_file(FILE) of visionattn.models.segmenter"
+    fix = f"use the file itself: model.weights={path}, or segmenter_from_file(FILE) of visionattn.models"
     raise UserError("VA-W003", f"{what}, and none that was published", where=str(path), fix=fix)
 
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,7 @@ from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError, did_you_mean
 from visionattn.models.classifier import Classifier
 from visionattn.models.recognition import State, recognise, split_decoder, to_our_keys
-
-if TYPE_CHECKING:
-    from visionattn.models.segmenter import Segmenter
+from visionattn.models.segmenter import Segmenter
 
 # Where official files keep their tensors.
 CONTAINERS = ("model", "state_dict", "state_dict_ema")
@@ -30,6 +28,9 @@ CONTAINERS = ("model", "state_dict", "state_dict_ema")
 # Objects beside the tensors in official files. They are rebuilt as data, nothing of theirs is run;
 # yacs' CfgNode becomes an OrderedDict, because torch fills no other subclass of dict.
 SAFE_OBJECTS: list[Any] = [argparse.Namespace, pathlib.PosixPath, (OrderedDict, "yacs.config.CfgNode")]
+
+
+NO_CHECKPOINT = "it is neither a zip archive nor a pickle of tensors"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         refused = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
         if refused is None:
-            raise _unreadable(path, "it is neither a zip archive nor a pickle of tensors") from error
+            raise _unreadable(path, NO_CHECKPOINT) from error
         raise UserError(
             "VA-W004",
             f"{path.name} holds more than tensors and was not opened",
@@ -136,7 +137,9 @@ def read_file(path: Path) -> Mapping[str, Any]:
             why=refused,
             fix="a checkpoint that needs code to load can do anything on your machine: ask its author for safetensors",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (KeyError, EOFError) as error:  # of the unpickler, from bytes that are no pickle
+        raise _unreadable(path, NO_CHECKPOINT) from error
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, str(error).partition("\n")[0][:300] or type(error).__name__) from error
     if not isinstance(content, Mapping):
         raise UserError("VA-W005", f"{path.name} holds a {type(content).__name__}, not named tensors", where=str(path))

@@ -19,9 +19,10 @@ from visionattn.backbones.registry import get_variant
 from visionattn.config import AnyConfig, Config, SegmentConfig
 from visionattn.data.palettes import Colour, default_palette
 from visionattn.errors import UserError
-from visionattn.models import Classifier, create_model
-from visionattn.models.records import Record, records_of
-from visionattn.models.segmenter import Preset, Segmenter, create_segmenter, head_class, with_preset
+from visionattn.models import Classifier, Segmenter, create_model, create_segmenter
+from visionattn.models.records import Record, SegmenterRecord, Weights, find_segmenter, records_of
+from visionattn.models.segmenter import head_class
+from visionattn.models.segmenter_factory import IMAGENET, Preset, with_preset
 from visionattn.tasks import Classification, Task
 from visionattn.tasks.segmentation import Segmentation
 
@@ -61,7 +62,7 @@ def build_model(config: AnyConfig, classes: list[str]) -> Model:
     """The model of a config for these classes, with initial weights."""
     settings = config.model
     record = published_weights(config)
-    name = backbone_name(config) if record is None else record.name
+    name = record.name if isinstance(record, Record) else backbone_name(config)
     what = f"{settings.name} cannot be built with model.args {settings.args}"
     try:
         if isinstance(config, SegmentConfig):
@@ -86,7 +87,8 @@ def build_model(config: AnyConfig, classes: list[str]) -> Model:
 
 def _segmenter(config: SegmentConfig, name: str, num_classes: int) -> Segmenter:
     settings, aux = config.model, config.model.head.aux
-    parts = _parts(config)
+    parts, record = _parts(config), published_weights(config)
+    whole = record if isinstance(record, SegmenterRecord) else None  # weights of the head too
     model = create_segmenter(
         name,
         parts.head,
@@ -95,10 +97,12 @@ def _segmenter(config: SegmentConfig, name: str, num_classes: int) -> Segmenter:
         img_size=settings.size,
         drop_path_rate=settings.drop_path_rate,
         aux=None if aux.enabled == "auto" else aux.enabled,
-        backbone_args=settings.args,
+        backbone_args={**(whole.args if whole else {}), **settings.args},
         **parts.head_args,
     )
     model.aux_weight = aux.weight
+    if whole and settings.in_chans == 3:
+        model.pretrained_cfg |= IMAGENET
     return model
 
 
@@ -174,12 +178,16 @@ def _parts(config: SegmentConfig) -> Preset:
     return with_preset(config.model.name, None if head.name == "auto" else head.name, head.args)
 
 
-def published_weights(config: AnyConfig) -> Record | None:
-    """The record that model.weights names: by its tag, or `pretrained` for the model's default; None for all else."""
-    tags = {record.tag: record for record in records_of(backbone_name(config))}
-    if config.model.weights == "pretrained":
+def published_weights(config: AnyConfig) -> Weights | None:
+    """The record that model.weights names; None for all else.
+
+    By its tag, or as `pretrained` for the model's default; in segmentation also by the tag of a model with its head.
+    """
+    name, tag = backbone_name(config), config.model.weights
+    tags = {record.tag: record for record in records_of(name)}
+    if tag == "pretrained":
         return next(iter(tags.values()), None)
-    return tags.get(config.model.weights)
+    return tags.get(tag) or (find_segmenter(f"{name}.{tag}") if isinstance(config, SegmentConfig) else None)
 
 
 def import_plugins(config: AnyConfig) -> None:

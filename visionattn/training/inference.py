@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from visionattn.config import (
     ModelConfig,
     SegmentConfig,
     SegmentModelConfig,
+    change_config,
     config_from_dict,
 )
 from visionattn.data.images import IMAGE_SUFFIXES
@@ -30,10 +31,9 @@ from visionattn.data.palettes import Colour, read_classes
 from visionattn.data.sets import FileImages, ImageDataset, Samples
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write
-from visionattn.models import Classifier, create_model, load_checkpoint
+from visionattn.models import Classifier, create_model, load_checkpoint, segmenter_from_file
 from visionattn.models.download import Say, fetch
 from visionattn.models.records import find_record, find_segmenter, split_name
-from visionattn.models.segmenter import segmenter_from_file
 from visionattn.tasks import Classification
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.training import classification, masks
@@ -51,6 +51,9 @@ from visionattn.training.run import RunFolder
 FORMATS = {"classify": ("json", "csv"), "segment": ("mask", "overlay", "json", "csv")}
 SAVED = {"classify": ("json", "csv"), "segment": ("mask", "overlay")}
 
+# What may differ from the run: neither the network nor what its outputs stand for.
+CHANGEABLE = ("eval", "data", "augment.resize", "train.device", "train.precision")
+
 
 def evaluate(
     source: str | Path,
@@ -58,11 +61,12 @@ def evaluate(
     data: str | Path | None = None,
     split: str = "val",
     batch_size: int | None = None,
+    settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> Evaluation:
     """Metrics of a run or a checkpoint; preprocessing, classes and model come from it.
 
-    Within a run folder the result is also written to `eval/<split>/`.
+    With the data and the settings of the run itself the result is also written to `eval/<split>/` in its folder.
 
     Args:
         source: run folder (its best checkpoint), a checkpoint folder, a weights file in one, or the name of
@@ -70,14 +74,16 @@ def evaluate(
         data: other data than the run's.
         split: train, val or test.
         batch_size: images per step; default as in the run.
+        settings: `key=value` strings that differ from the run, of the keys in `CHANGEABLE`: `eval.flips=both`.
         console: where progress is printed.
 
     Raises:
-        UserError: VA-R003, VA-W005, VA-W006 for the source; VA-D001, VA-D002, VA-M003 for the data.
+        UserError: VA-R003, VA-W005, VA-W006 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings.
     """
     console = console or Console()
     loaded = load_model(source, lambda text: console.say("", text))
-    model, config, classes, run = loaded.model, loaded.config, loaded.classes, loaded.run
+    model, classes, run = loaded.model, loaded.classes, loaded.run
+    config = change_config(loaded.config, settings, CHANGEABLE)
     if data is None and not config.data.root:
         raise UserError("VA-D001", f"{source} brings no data to evaluate on", fix="--data FOLDER")
     if data is not None:
@@ -97,7 +103,7 @@ def evaluate(
         autocast=accelerator.autocast,
         console=console,
     )
-    if run is not None and data is None:
+    if run is not None and data is None and not settings:
         save_evaluation(run.path / "eval" / split, result, dataset, classes)
     return result
 
@@ -110,6 +116,7 @@ def predict(
     batch_size: int = 32,
     out: str | Path | None = None,
     save: Collection[str] = (),
+    settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> tuple[Sequence[Prediction | MaskPrediction], list[tuple[str, str]]]:
     """Classes of images, or of their pixels.
@@ -126,16 +133,19 @@ def predict(
         out: folder for the results; None saves nothing.
         save: what to write there: "json" and "csv", and of segmentation also "mask" (palette PNGs of the image's size, whose pixels are
             class numbers) and "overlay". () is json and csv of classification, mask and overlay of segmentation.
+        settings: as in `evaluate`.
         console: where progress is printed.
 
     Returns:
         Predictions in the order of the files, and (path, reason) of files that could not be read.
 
     Raises:
-        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C002, `save`; VA-R007, files to write are there already.
+        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`;
+            VA-R007, files to write are there already.
     """
     console = console or Console(quiet=True)
     loaded = load_model(source, lambda text: console.say("", text))
+    loaded = replace(loaded, config=change_config(loaded.config, settings, CHANGEABLE))
     found = find_images(images)
     target = None if out is None else Path(out)
     formats = tuple(save) or SAVED[loaded.config.task]

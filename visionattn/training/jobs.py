@@ -21,10 +21,9 @@ from visionattn.data.segmentation import MaskData
 from visionattn.data.sets import Samples, manifest_hash
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
-from visionattn.models import load_checkpoint
+from visionattn.models import Segmenter, load_checkpoint
 from visionattn.models.download import fetch
-from visionattn.models.records import find_record
-from visionattn.models.segmenter import Segmenter
+from visionattn.models.records import Weights, find_record
 from visionattn.tasks import Task
 from visionattn.training.build import (
     Model,
@@ -243,7 +242,7 @@ def _initial_weights(model: Model, config: AnyConfig, console: Console) -> str:
     if source == "none":
         return "none: training from scratch"
     path = Path(source).expanduser()
-    record = published_weights(config)
+    record: Weights | None = published_weights(config)
     if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
         record = find_record(backbone_name(config), None if source == "pretrained" else source)  # says what there is
     if record is not None:

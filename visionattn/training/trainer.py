@@ -27,6 +27,7 @@ from visionattn.data.sampling import TrainSampler
 from visionattn.data.sets import Samples
 from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, Interrupted, UserError
 from visionattn.files import atomic_write
+from visionattn.models import Segmenter
 from visionattn.tasks import Task
 from visionattn.tasks.base import Batch
 from visionattn.training.build import Model, eval_batch_size, worker_count
@@ -82,6 +83,7 @@ class Trainer:
             model.backbone.requires_grad_(False)
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         model.to(accelerator.device, memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)  # type: ignore[call-overload]
+        model = with_synchronised_norms(model, accelerator)
         samples = self.batch_size * world
         optimizer = build_optimizer(model, config.optim, samples)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -394,6 +396,16 @@ class Trainer:
         finally:
             for name, handler in before.items():
                 signal.signal(name, handler)
+
+
+def with_synchronised_norms(model: Model, accelerator: Accelerator) -> Model:
+    """The model of segmentation with batch norms over the images of all GPUs, as its published recipes have them: one GPU holds few.
+
+    Parameters stay the same objects, and keys the same. torch has no such norm on the CPU, where each process uses its own images.
+    """
+    if accelerator.num_processes == 1 or accelerator.device.type != "cuda" or not isinstance(model, Segmenter):
+        return model
+    return typing.cast("Segmenter", nn.SyncBatchNorm.convert_sync_batchnorm(model))
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

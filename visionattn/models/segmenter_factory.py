@@ -1,0 +1,223 @@
+"""`create_segmenter`: a segmentation model by name; `segmenter_from_file`: from a published file."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from visionattn.backbones import Backbone
+from visionattn.backbones.registry import get_variant
+from visionattn.errors import ArgumentError, UserError
+from visionattn.models.download import Say, fetch, tell
+from visionattn.models.factory import create_model, pretrained_cfg
+from visionattn.models.recognition import Recognised, recognise
+from visionattn.models.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
+from visionattn.models.segmenter import Segmenter, head_class
+from visionattn.models.weights import load_checkpoint, read_file, tensors_of
+
+# Published segmentation models of all families were trained with these, VAN's too, whose classifiers were not.
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+Colour = tuple[int, int, int]
+
+
+class Preset(NamedTuple):
+    """A backbone with a head and its arguments."""
+
+    backbone: str
+    head: str
+    head_args: Mapping[str, Any]
+
+
+# Published decoders of medical images as choices of the attention U-Net.
+PRESETS = {
+    # Skips of Att-SwinU-Net (Aghdam et al., arXiv 2210.16898) on a Swin encoder; its decoder is convolutional here.
+    "att_swin_unet": Preset("swin_tiny", "unet", {"skip_attention": "cross_contextual"}),
+    # ResUNet with channel attention in the skips and atrous pyramid pooling below; the encoder is ECA-Net's (arXiv 1910.03151).
+    "resunet_eca_aspp": Preset("eca_resnet34", "unet", {"skip_attention": "eca", "bottleneck": "aspp"}),
+}
+
+
+class SegmenterFile(NamedTuple):
+    """A published segmentation model, and what its outputs stand for where the file says it."""
+
+    model: Segmenter
+    classes: tuple[str, ...] | None
+    palette: tuple[Colour, ...] | None
+
+
+def create_segmenter(
+    backbone: str,
+    head: str | None = None,
+    num_classes: int | None = None,
+    *,
+    pretrained: bool | str = False,
+    checkpoint_path: str | Path | None = None,
+    in_chans: int = 3,
+    img_size: int | tuple[int, int] | None = None,
+    drop_path_rate: float = 0.0,
+    aux: bool | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    **head_args: Any,
+) -> Segmenter:
+    """A segmentation model by name.
+
+    Args:
+        backbone: see `list_models()`; with a tag (`swin_tiny.in22k`) the preprocessing is that of these weights. Or a name in `PRESETS`.
+        head: a name in `visionattn.heads.HEADS`; None is that of the preset, or "upernet".
+        num_classes: logits per pixel.
+        pretrained: start the backbone from published classification weights, as in `create_model`.
+        checkpoint_path: a segmentation file of this model (see `load_checkpoint`), the name of a published one
+            (`swin_tiny.upernet_ade20k`, downloaded on first use), or a classification file, which starts the backbone.
+        in_chans: input channels.
+        img_size: size of the images in training; the network takes any size from 32 up.
+        drop_path_rate: stochastic depth.
+        aux: train an auxiliary head on the last but one map too; None does where the head's published recipes do.
+        backbone_args: arguments of the backbone's class.
+        **head_args: arguments of the head's class; they go before those of the preset.
+
+    Raises:
+        UserError: VA-M001 unknown backbone or head, VA-M002 unknown argument or no `num_classes`, VA-W001 to VA-W007 weights.
+    """
+    if num_classes is None or num_classes < 1:
+        raise ArgumentError(
+            "VA-M002", f"num_classes: expected a number from 1, got {num_classes}", fix="create_segmenter(..., num_classes=2)"
+        )
+    backbone, head, given = with_preset(backbone, head, head_args)
+    head_class(head, given)  # before weights are fetched
+    name, tag = split_name(backbone)
+    variant = get_variant(name)
+    published = None if checkpoint_path is None else _published(checkpoint_path)
+    args = {**(published.args if published and published.model == name else {}), **(backbone_args or {})}
+    if "out_norm" in inspect.signature(variant.cls.__init__).parameters:
+        args.setdefault("out_norm", True)
+    network = create_model(
+        backbone, pretrained, in_chans=in_chans, img_size=img_size, drop_path_rate=drop_path_rate, features_only=True, **args
+    )
+    assert isinstance(network, Backbone)
+    asked = find_record(backbone, pretrained if isinstance(pretrained, str) else None) if pretrained or tag else None
+    record = asked or next(iter(records_of(variant.name)), None)
+    cfg = pretrained_cfg(variant, network, record, None, num_classes, img_size) | {"classifier": "decode_head.conv_seg"}
+    model = Segmenter(network, head, num_classes, aux=aux, pretrained_cfg=cfg, **given)
+    if checkpoint_path:
+        path = _local_file(checkpoint_path)
+        logging.getLogger(__name__).info("%s: %s", path, load_checkpoint(model, path).reason)
+    return model
+
+
+def with_preset(backbone: str, head: str | None, head_args: Mapping[str, Any]) -> Preset:
+    """Backbone, head and arguments that names stand for; a head other than the preset's leaves out the preset's arguments."""
+    preset = PRESETS.get(backbone, Preset(backbone, "upernet", {}))
+    own = preset.head_args if head in (None, preset.head) else {}
+    return Preset(preset.backbone, head or preset.head, {**own, **head_args})
+
+
+def segmenter_from_file(
+    path: str | Path,
+    *,
+    backbone: str | None = None,
+    backbone_args: Mapping[str, Any] | None = None,
+    say: Say | None = tell,
+    **head_args: Any,
+) -> SegmenterFile:
+    """The model that a segmentation file was saved from, with its weights, classes and palette.
+
+    What it is, is read from its tensors; files of mmsegmentation's layout and of ours are known.
+
+    Args:
+        path: .pth or .safetensors, or the name of a published model (`swin_tiny.upernet_ade20k`), downloaded on first
+            use. Published files with DiNAT keep their name, which tells their dilations.
+        backbone: needed only where several backbones have the same tensors and the file's name does not say which.
+        backbone_args: arguments of the backbone's class that no tensor tells (dilations).
+        say: takes the lines that tell of a download; None for silence.
+        **head_args: arguments of the head's class that no tensor tells (rates of dilation).
+
+    Raises:
+        UserError: VA-W003 not recognised, or several backbones fit; VA-W001, VA-W002, VA-W004 to VA-W006.
+    """
+    published, path = _published(path), _local_file(path, say)
+    content = read_file(path)
+    given = tensors_of(content)
+    found = recognise(given)
+    if found is None or found.decoder is None or found.fit < 1:
+        raise _not_a_segmenter(path, found)
+    decoder = found.decoder
+    name = _only(path, found, backbone)
+    args = {**found.args, **(published.args if published and published.model == name else {}), **(backbone_args or {})}
+    model = create_segmenter(
+        name,
+        decoder.head,
+        found.num_classes,
+        in_chans=found.in_chans,
+        aux=decoder.aux,
+        backbone_args=args,
+        **{**decoder.args, **head_args},
+    )
+    load_checkpoint(model, given, allow=())
+    if found.in_chans == 3:
+        model.pretrained_cfg |= IMAGENET
+    return SegmenterFile(model, *classes_and_palette(content, found.num_classes))
+
+
+def classes_and_palette(content: Mapping[str, Any], num_classes: int) -> tuple[tuple[str, ...] | None, tuple[Colour, ...] | None]:
+    """Names and colours from the `meta` of a file of mmsegmentation 0.x or 1.x; None for what is not there, or not one per class."""
+    meta = content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    inner = meta.get("dataset_meta")
+    meta = {**meta, **(inner if isinstance(inner, Mapping) else {})}
+    names, colours = (meta.get(key.upper(), meta.get(key)) for key in ("classes", "palette"))
+    classes = tuple(names) if _listed(names, num_classes) and all(isinstance(name, str) for name in names) else None
+    rgb = [tuple(colour) for colour in colours if _listed(colour, 3)] if _listed(colours, num_classes) else []
+    valid = len(rgb) == num_classes and all(isinstance(value, int) and 0 <= value <= 255 for colour in rgb for value in colour)
+    return classes, tuple((red, green, blue) for red, green, blue in rgb) if valid else None
+
+
+def _published(source: str | Path) -> SegmenterRecord | None:
+    """The published model of this name, or whose file this is by its name."""
+    name = Path(source).name
+    for record in segmenter_records():
+        if record.name in (name, Path(name).stem) or (name and name in [item.name for item in record.sources]):
+            return record
+    return None
+
+
+def _local_file(source: str | Path, say: Say | None = tell) -> Path:
+    """The file of a published model by its name, downloaded on first use; a path as it is."""
+    record = find_segmenter(str(source))
+    return fetch(record, say=say).path if record is not None and not Path(source).exists() else Path(source)
+
+
+def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, (list, tuple)) and len(value) == count
+
+
+def _only(path: Path, found: Recognised, asked: str | None) -> str:
+    """The one backbone among those with these tensors that is asked for, or that the file's name names."""
+    stem = path.name.lower().replace("-", "_")
+    named = [name for name in found.names if name in stem]
+    candidates = [name for name in found.names if name == asked] if asked else [max(named, key=len)] if named else list(found.names)
+    if len(candidates) == 1:
+        return candidates[0]
+    names = " and ".join(found.names)
+    if asked:
+        raise UserError("VA-W003", f"{path.name} looks like {names} - you asked for {asked}", where=str(path))
+    raise UserError(
+        "VA-W003",
+        f"{path.name} fits {names} alike",
+        where=str(path),
+        why="they have the same tensors and differ in what no file tells",
+        fix=f"say which: segmenter_from_file(..., backbone={found.names[0]!r})",
+    )
+
+
+def _not_a_segmenter(path: Path, found: Recognised | None) -> UserError:
+    if found is None:
+        why = "its tensors are those of no registered backbone and head"
+    elif found.decoder is None:
+        why = f"it holds {' or '.join(found.names)} without a segmentation head"
+    else:
+        why = f"nearest: {found.decoder.head} on {' or '.join(found.names)}, with {found.fit:.0%} of the tensors"
+    return UserError("VA-W003", f"{path.name} is not recognised as a segmentation model", where=str(path), why=why)
