@@ -267,7 +267,9 @@ class SegmentEvalConfig(Section):
     tile: int | tuple[int, int] | None = _setting(None, "Window of slide in pixels: one number, or [height, width]; null: model.img_size.")
     stride: int | tuple[int, int] | None = _setting(None, "Steps of the window in pixels; null: by eval.overlap.")
     overlap: float = _setting(0.33, "Share of a window that the next one covers again.", ge=0, lt=1)
-    blend: Literal["constant", "gaussian"] = _setting("constant", "Weights of overlapping windows; constant is the published rule.")
+    blend: Literal["constant", "gaussian", "nnunet"] = _setting(
+        "constant", "Weights of overlapping windows: constant is mmsegmentation's rule, gaussian MONAI's, nnunet nnU-Net's with its grid."
+    )
     flips: Literal["none", "horizontal", "both"] = _setting("none", "Average over flips of the image: none, left-right, or up-down too.")
     scales: list[float] = _setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: as it is.")
     average: Literal["logits", "probabilities"] = _setting(

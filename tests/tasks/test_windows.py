@@ -19,6 +19,7 @@ from visionattn.tasks.windows import (
     predict_whole,
     resized_classes,
     sliding_logits,
+    spread_starts,
     window_starts,
     with_flips,
     with_scales,
@@ -65,6 +66,25 @@ def test_image_smaller_than_the_window() -> None:
 
 def test_importance_map_is_that_of_monai() -> None:
     assert np.array_equal(importance_map(ROI).numpy(), RECORDS["importance_monai_2d/map"])
+
+
+def test_weights_and_grid_of_nnunet() -> None:
+    """Recorded: sums and extremes of the weights, and starts."""
+    for window, total, least in ((ROI, 37.6931736304789, 1.1253517471925913e-07), ((12, 16, 8), 47.23367302055463, 3.775134544279098e-11)):
+        weight = importance_map(window, nnunet=True).double()
+        assert float(weight.sum()) == pytest.approx(total, rel=1e-6) and float(weight.min()) == pytest.approx(least, rel=1e-5)
+        assert float(weight.max()) == 1 and weight[tuple(side // 2 for side in window)] == 1
+    assert spread_starts(110, 64, 32) == [0, 23, 46]
+    assert (spread_starts(37, 16, 8), spread_starts(50, 24, 12)) == ([0, 7, 14, 21], [0, 9, 17, 26])
+    assert [spread_starts(*axis) for axis in ((20, 12, 6.0), (27, 16, 8.0), (9, 8, 4.0))] == [[0, 4, 8], [0, 6, 11], [0, 1]]
+    assert spread_starts(16, 16, 5) == spread_starts(3, 16, 5) == [0]
+    image, weight = recorded_image("sw.img", 37, 50), importance_map(ROI, nnunet=True)
+    total, covered = torch.zeros(1, 2, 37, 50), torch.zeros(37, 50)
+    for row in (0, 7, 14, 21):
+        for column in (0, 9, 17, 26):
+            total[:, :, row : row + 16, column : column + 24] += weight * ramp_net(image[:, :, row : row + 16, column : column + 24])
+            covered[row : row + 16, column : column + 24] += weight
+    torch.testing.assert_close(sliding_logits(ramp_net, image, ROI, blend="nnunet"), total / covered)
 
 
 def test_flips_are_those_of_nnunet() -> None:
@@ -118,7 +138,7 @@ def classes_net(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("held_bytes", [2**29, 4 * 7 * 16 * 31, 0])
-@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize("blend", ["constant", "gaussian", "nnunet"])
 @pytest.mark.parametrize(("height", "width"), [(53, 71), (16, 90), (10, 40), (60, 9), (7, 8)])
 def test_class_map_is_the_largest_logit_of_the_sliding_window(height: int, width: int, blend: str, held_bytes: int) -> None:
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(height))

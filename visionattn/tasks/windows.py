@@ -4,13 +4,16 @@ Everything here takes a `model`: a network in evaluation mode, or any function, 
 The functions compose: `with_flips(model)` is such a function again; inside of a sliding window it flips each window, around one the image.
 
 The grid of windows and the average over them are those of mmsegmentation 1.2.2 (`slide_inference`) and MONAI 1.6.1
-(`sliding_window_inference`), which agree; the Gaussian weights are MONAI's. Both are Apache-2.0; nothing is taken from them. What differs:
-an image smaller than the window is padded with zeros on both sides, as in MONAI, also for `blend="constant"`, where mmsegmentation
-hands the network the smaller image.
+(`sliding_window_inference`), which agree; the Gaussian weights are MONAI's. `blend="nnunet"` takes grid and weights of nnU-Net 2
+(`compute_steps_for_sliding_window`, `compute_gaussian`). All are Apache-2.0; nothing is taken from them. What differs: an image smaller
+than the window is padded with zeros on both sides, as in MONAI and nnU-Net, also for `blend="constant"`, where mmsegmentation hands the
+network the smaller image.
 """
 
 from __future__ import annotations
 
+import math
+import typing
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Literal
@@ -21,7 +24,7 @@ import torch.nn.functional as F
 from visionattn.heads.base import resize_to
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
-Blend = Literal["constant", "gaussian"]
+Blend = Literal["constant", "gaussian", "nnunet"]
 Place = tuple[slice, ...]  # of a window in B C *size
 
 ALL = (slice(None), slice(None))  # of images and channels
@@ -33,13 +36,23 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def importance_map(window: tuple[int, ...]) -> torch.Tensor:
-    """Gaussian weights of the pixels of a window: sigma is an eighth of each side, no weight is below 0.001."""
+def spread_starts(size: int, window: int, stride: float) -> list[int]:
+    """Starts along one axis: as few as keep to `stride`, at equal distances, which are rounded (nnU-Net)."""
+    last = max(size - window, 0)
+    gaps = math.ceil(last / stride)
+    return [0, *(round(last / gaps * index) for index in range(1, gaps + 1))]
+
+
+def importance_map(window: tuple[int, ...], *, nnunet: bool = False) -> torch.Tensor:
+    """Gaussian weights of the pixels of a window, sigma an eighth of each side.
+
+    MONAI's are centred between the middle pixels of an even side, none below 0.001; nnU-Net's on the latter of them, without a floor.
+    """
     weight = torch.ones(())
     for side in window:
-        offset = torch.arange(side) - (side - 1) / 2
+        offset = torch.arange(side) - (side // 2 if nnunet else (side - 1) / 2)
         weight = weight[..., None] * torch.exp(-(offset**2) / (2 * (side / 8) ** 2))
-    return weight.clamp(min=1e-3)
+    return weight if nnunet else weight.clamp(min=1e-3)
 
 
 def sliding_logits(
@@ -62,7 +75,7 @@ def sliding_logits(
         window: sides of the window.
         stride: steps from window to window; from `overlap` if None.
         overlap: share of a side that neighbouring windows have in common, from 0 to below 1.
-        blend: weights within a window, all one or `importance_map`.
+        blend: weights within a window: "constant", all one; "gaussian", MONAI's; "nnunet", nnU-Net's, with its grid (`spread_starts`).
         batch: windows per call of the model.
         prepare: from a cut-out of the image to the model's input (normalise, move to the device); as it is if None.
         stitch_device: where the logits of the whole image are.
@@ -71,7 +84,7 @@ def sliding_logits(
         ValueError: windows that would leave gaps, or another `blend`.
     """
     size = tuple(image.shape[2:])
-    sides, starts = _grid(size, window, stride, overlap)
+    sides, starts = _grid(size, window, stride, overlap, blend)
     weight = _weights(sides, size, blend).to(stitch_device)
     places = [_place(corner, sides, size) for corner in product(*starts)]
     covered = torch.zeros(size, device=stitch_device)
@@ -118,7 +131,7 @@ def class_map(
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image: expected one image [1, C, H, W], got {list(image.shape)}")
     height, width = size = tuple(image.shape[2:])
-    sides, (rows, columns) = _grid(size, window, stride, overlap)
+    sides, (rows, columns) = _grid(size, window, stride, overlap, blend)
     weight = _weights(sides, size, blend)
     classes = torch.empty(size, dtype=_class_dtype(num_classes))
     tall = min(sides[0], height)
@@ -217,7 +230,7 @@ def _classes(logits: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _grid(
-    size: tuple[int, ...], window: int | tuple[int, ...], stride: int | tuple[int, ...] | None, overlap: float
+    size: tuple[int, ...], window: int | tuple[int, ...], stride: int | tuple[int, ...] | None, overlap: float, blend: Blend
 ) -> tuple[tuple[int, ...], list[list[int]]]:
     """Sides of the window and its starts along each axis."""
     if not 0 <= overlap < 1:
@@ -226,6 +239,9 @@ def _grid(
     steps = tuple(max(1, int(side * (1 - overlap))) for side in sides) if stride is None else _per_axis(stride, len(size))
     if any(not 0 < step <= side for step, side in zip(steps, sides, strict=True)):
         raise ValueError(f"stride: expected 1 to the side of the window {sides}, got {steps}")
+    if blend == "nnunet":
+        wanted = steps if stride is not None else tuple(side * (1 - overlap) for side in sides)
+        return sides, [spread_starts(*axis) for axis in zip(size, sides, wanted, strict=True)]
     return sides, [window_starts(*axis) for axis in zip(size, sides, steps, strict=True)]
 
 
@@ -235,9 +251,9 @@ def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 def _weights(sides: tuple[int, ...], size: tuple[int, ...], blend: Blend) -> torch.Tensor:
     """Weights of a window without what lies outside of a smaller image."""
-    if blend not in ("constant", "gaussian"):
-        raise ValueError(f'blend: expected "constant" or "gaussian", got {blend!r}')
-    weight = torch.ones(sides) if blend == "constant" else importance_map(sides)
+    if blend not in typing.get_args(Blend):
+        raise ValueError(f"blend: expected {' or '.join(typing.get_args(Blend))}, got {blend!r}")
+    weight = torch.ones(sides) if blend == "constant" else importance_map(sides, nnunet=blend == "nnunet")
     return weight[_inside(sides, size)[2:]]
 
 
