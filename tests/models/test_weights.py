@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 import visionattn as va
 from tests.parity import Record
 from visionattn.errors import UserError
+from visionattn.models.weights import read_file, tensors_of
 
 RECORD = "eca_resnet18_k3577__64x64"
 
@@ -54,7 +56,7 @@ def test_containers_of_official_files(container: str, official: dict[str, torch.
 
 def test_yacs_node_is_read_as_data_without_yacs(official: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Swin's files hold the training config as a dict subclass of another package."""
-    yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+    yacs, config = types.types.ModuleType("yacs"), types.types.ModuleType("yacs.config")
     config.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     sys.modules |= {"yacs": yacs, "yacs.config": config}
     try:
@@ -147,6 +149,26 @@ def test_a_pickle_that_would_run_code_is_refused(legacy: bool, official: dict[st
     with pytest.raises(UserError):
         va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "plain.pkl")
     assert not proof.exists()
+
+
+def test_the_log_in_a_checkpoint_of_mmengine_is_left_alone(official: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Its checkpoints hold curves: numpy arrays and scalars, and bound methods, for which pickle asks for `getattr`."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    buffer = type("HistoryBuffer", (), {"__module__": module.__name__, "mean": lambda self: 0.0})
+    module.HistoryBuffer = buffer  # type: ignore[attr-defined]
+    log = buffer()
+    log.history, log.methods = np.arange(3.0), {"mean": log.mean}
+    content = {"state_dict": official, "message_hub": {"log_scalars": {"loss": log}}, "meta": {"iter": np.int64(5), "time": "now"}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging", module.__name__):
+            patch.setitem(sys.modules, name, module)
+        torch.save(content, tmp_path / "iter_5.pth")
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "iter_5.pth")
+    assert {"mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray"} <= set(unsafe)
+    found = read_file(tmp_path / "iter_5.pth")
+    assert tensors_of(found).keys() == official.keys() and found["meta"]["time"] == "now"
+    assert vars(found["message_hub"]["log_scalars"]["loss"]) == {}
+    assert va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "iter_5.pth").reason == "110 of 110 tensors loaded"
 
 
 @pytest.mark.parametrize("name", ["cut.pth", "cut.safetensors", "page.pth", "empty.safetensors", "list.pth"])

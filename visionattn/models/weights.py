@@ -25,10 +25,24 @@ from visionattn.models.segmenter import Segmenter
 # Where official files keep their tensors.
 CONTAINERS = ("model", "state_dict", "state_dict_ema")
 
+
+class Inert:
+    """In the place of an object beside the tensors that nobody needs: whatever the file wants of it, nothing happens."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 # Objects beside the tensors in official files. They are rebuilt as data, nothing of theirs is run;
 # yacs' CfgNode becomes an OrderedDict, because torch fills no other subclass of dict.
 SAFE_OBJECTS: list[Any] = [argparse.Namespace, pathlib.PosixPath, (OrderedDict, "yacs.config.CfgNode")]
-
+# The log of a training that mmengine keeps in each checkpoint: curves as numpy arrays, and methods found by `getattr`, which is not called.
+MMENGINE_LOG = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray", "numpy.dtype")
+MMENGINE_LOG += tuple(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar"))
+SAFE_OBJECTS += [(Inert, name) for name in MMENGINE_LOG]
 
 NO_CHECKPOINT = "it is neither a zip archive nor a pickle of tensors"
 
