@@ -56,7 +56,7 @@ def test_containers_of_official_files(container: str, official: dict[str, torch.
 
 def test_yacs_node_is_read_as_data_without_yacs(official: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Swin's files hold the training config as a dict subclass of another package."""
-    yacs, config = types.ModuleType("yacs"), types.types.ModuleType("yacs.config")
+    yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
     config.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
     sys.modules |= {"yacs": yacs, "yacs.config": config}
     try:

@@ -40,9 +40,9 @@ class Inert:
 # yacs' CfgNode becomes an OrderedDict, because torch fills no other subclass of dict.
 SAFE_OBJECTS: list[Any] = [argparse.Namespace, pathlib.PosixPath, (OrderedDict, "yacs.config.CfgNode")]
 # The log of a training that mmengine keeps in each checkpoint: curves as numpy arrays, and methods found by `getattr`, which is not called.
-MMENGINE_LOG = ("mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray", "numpy.dtype")
-MMENGINE_LOG += tuple(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar"))
-SAFE_OBJECTS += [(Inert, name) for name in MMENGINE_LOG]
+SAFE_OBJECTS += [(Inert, "mmengine.logging.history_buffer.HistoryBuffer"), (Inert, "builtins.getattr")]
+SAFE_OBJECTS += [(Inert, f"numpy.{name}") for name in ("ndarray", "dtype")]
+SAFE_OBJECTS += [(Inert, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
 
 NO_CHECKPOINT = "it is neither a zip archive nor a pickle of tensors"
 
