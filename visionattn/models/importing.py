@@ -11,7 +11,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
 from visionattn.models.download import CachedFile, Say, store, tell
 from visionattn.models.factory import create_model
-from visionattn.models.recognition import Decoder, Recognised, recognise
+from visionattn.models.recognition import Decoder, Recognised, one_name, recognise
 from visionattn.models.records import Record, SegmenterRecord, Weights, add_local_record, list_segmenters, records, records_of
 from visionattn.models.segmenter_factory import create_segmenter
 from visionattn.models.weights import LoadReport, load_checkpoint, read_file, tensors_of
@@ -99,15 +99,8 @@ def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model:
 
 
 def _local(path: Path, found: Recognised, model: str | None, tag: str | None, class_names: Sequence[str]) -> Record:
+    name = one_name(path, found, model, fix=f"visionattn weights import {path} --model {found.names[0]}")
     stem = path.name.partition(".")[0].lower()
-    if model is None:
-        named = [name for name in found.names if name in stem.replace("-", "_")]
-        candidates = [max(named, key=len)] if named else list(found.names)
-    else:
-        candidates = [name for name in found.names if name == model]
-    if len(candidates) != 1:
-        raise _several(path, found, model)
-    (name,) = candidates
     tag = tag or re.sub(r"[^a-z0-9]+", "_", stem).strip("_") or "local"
     if any(record.sources for record in records_of(name) if record.tag == tag):
         raise UserError("VA-W007", f"{name}.{tag} is a published file of another content", where=str(path), fix="give another --tag")
@@ -136,17 +129,4 @@ def _unknown(path: Path, found: Recognised | None) -> UserError:
         why = f"nearest: {' or '.join(found.names)}, with {found.fit:.0%} of the tensors"
     return UserError(
         "VA-W003", f"{path.name} is not recognised", where=str(path), why=why, fix="models that can be read: visionattn models list"
-    )
-
-
-def _several(path: Path, found: Recognised, model: str | None) -> UserError:
-    names = " and ".join(found.names)
-    if model is not None:
-        return UserError("VA-W003", f"{path.name} looks like {names} - you asked for {model}", where=str(path))
-    return UserError(
-        "VA-W003",
-        f"{path.name} fits {names} alike",
-        where=str(path),
-        why="they have the same tensors and differ in what no file tells",
-        fix=f"say which: visionattn weights import {path} --model {found.names[0]}",
     )

@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, get_variant, list_models
+from visionattn.errors import UserError
 from visionattn.heads import FCN, HEADS, Head
 
 State = dict[str, torch.Tensor]
@@ -128,6 +130,26 @@ def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
     same = [one for fit, plain, one in found if (fit, plain) == best]
     names = tuple(name for one in same for name in one.names)
     return Recognised(names, same[0].args, same[0].num_classes, same[0].in_chans, best[0])
+
+
+def one_name(path: Path, found: Recognised, asked: str | None, *, fix: str) -> str:
+    """The one model among those with the tensors of a file that is asked for, or that the file's name names.
+
+    Args:
+        fix: how to ask for one.
+
+    Raises:
+        UserError: VA-W003.
+    """
+    named = [name for name in found.names if name in path.name.lower().replace("-", "_")]
+    candidates = [name for name in found.names if name == asked] if asked else [max(named, key=len)] if named else list(found.names)
+    if len(candidates) == 1:
+        return candidates[0]
+    names = " and ".join(found.names)
+    if asked:
+        raise UserError("VA-W003", f"{path.name} looks like {names} - you asked for {asked}", where=str(path))
+    why = "they have the same tensors and differ in what no file tells"
+    raise UserError("VA-W003", f"{path.name} fits {names} alike", where=str(path), why=why, fix=f"say which: {fix}")
 
 
 def maps_of(cls: type[Head], backbone: Backbone) -> tuple[tuple[int, ...], tuple[int, ...]]:

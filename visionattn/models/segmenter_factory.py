@@ -13,7 +13,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
 from visionattn.models.download import Say, fetch, tell
 from visionattn.models.factory import create_model, pretrained_cfg
-from visionattn.models.recognition import Recognised, recognise
+from visionattn.models.recognition import Recognised, one_name, recognise
 from visionattn.models.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
 from visionattn.models.segmenter import Segmenter, head_class
 from visionattn.models.weights import load_checkpoint, read_file, tensors_of
@@ -145,7 +145,7 @@ def segmenter_from_file(
     if found is None or found.decoder is None or found.fit < 1:
         raise _not_a_segmenter(path, found)
     decoder = found.decoder
-    name = _only(path, found, backbone)
+    name = one_name(path, found, backbone, fix=f"segmenter_from_file(..., backbone={found.names[0]!r})")
     args = {**found.args, **(published.args if published and published.model == name else {}), **(backbone_args or {})}
     model = create_segmenter(
         name,
@@ -192,25 +192,6 @@ def _local_file(source: str | Path, say: Say | None = tell) -> Path:
 
 def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (list, tuple)) and len(value) == count
-
-
-def _only(path: Path, found: Recognised, asked: str | None) -> str:
-    """The one backbone among those with these tensors that is asked for, or that the file's name names."""
-    stem = path.name.lower().replace("-", "_")
-    named = [name for name in found.names if name in stem]
-    candidates = [name for name in found.names if name == asked] if asked else [max(named, key=len)] if named else list(found.names)
-    if len(candidates) == 1:
-        return candidates[0]
-    names = " and ".join(found.names)
-    if asked:
-        raise UserError("VA-W003", f"{path.name} looks like {names} - you asked for {asked}", where=str(path))
-    raise UserError(
-        "VA-W003",
-        f"{path.name} fits {names} alike",
-        where=str(path),
-        why="they have the same tensors and differ in what no file tells",
-        fix=f"say which: segmenter_from_file(..., backbone={found.names[0]!r})",
-    )
 
 
 def _not_a_segmenter(path: Path, found: Recognised | None) -> UserError:
