@@ -23,6 +23,9 @@ import typer
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
+from visionattn.training.checkpoint import read_checkpoint
+from visionattn.training.doctor import diagnose
+from visionattn.training.inference import load_model
 
 from visionattn import __version__
 from visionattn.cli import app
@@ -33,11 +36,8 @@ from visionattn.kernels.available import REASONS
 from visionattn.kernels.routing import fast as routing
 from visionattn.kernels.window import fast as window
 from visionattn.models import records
-from visionattn.models.download import store
-from visionattn.models.records import find_record
-from visionattn.training.checkpoint import read_checkpoint
-from visionattn.training.doctor import diagnose
-from visionattn.training.inference import load_model
+from visionattn.models.weights.download import store
+from visionattn.models.weights.records import find_record
 
 RUNNER = CliRunner()
 TINY = (

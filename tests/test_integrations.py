@@ -176,7 +176,7 @@ TAGS = """
 import timm, torch, visionattn as va
 from pathlib import Path
 from visionattn.integrations.timm import register
-from visionattn.models.download import store
+from visionattn.models.weights.download import store
 torch.save(va.create_model("eca_resnet18").state_dict(), "file.pth")
 store(Path("file.pth"), "eca_resnet18.in1k", say=lambda text: None)
 register()

@@ -17,10 +17,10 @@ from measure import add_common, csv_path, finish, interleave, machine, paired, s
 from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
+from visionattn.data.transforms import train_transform
 
 from visionattn.config import AugmentConfig, DataConfig
 from visionattn.data.images import read_image
-from visionattn.data.transforms import train_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224

@@ -21,15 +21,15 @@ from measure import add_common, csv_path, finish, interleave, machine, paired, s
 from rich.console import Console as RichConsole
 from torch import nn
 from torch.utils.data import DataLoader
-
-from visionattn.config import Config, load_config
-from visionattn.data.sampling import TrainSampler
 from visionattn.data.sets import ArrayImages, Data, ImageSet, collate
 from visionattn.training.build import build_model, build_task, make_accelerator
 from visionattn.training.console import Console
 from visionattn.training.datasets import training_sets
 from visionattn.training.run import RunFolder
 from visionattn.training.trainer import Trainer
+
+from visionattn.config import Config, load_config
+from visionattn.data.sampling import TrainSampler
 
 GOAL = 0.03
 CLASSES = 100

@@ -19,11 +19,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from visionattn.training.checkpoint import save_checkpoint
+from visionattn.training.console import Console
 
 import visionattn
 from visionattn.config import load_config
-from visionattn.training.checkpoint import save_checkpoint
-from visionattn.training.console import Console
 
 
 def peak_gib() -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from visionattn.backbones import list_models
 from visionattn.backbones.registry import get_variant
 from visionattn.models.factory import count
-from visionattn.models.records import Record, records, records_of, segmenter_records
+from visionattn.models.weights.records import Record, records, records_of, segmenter_records
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ROOT / "visionattn" / "models" / "records" / "counts.json"

@@ -1,9 +1,10 @@
-"""Errors a user can do something about: one code, what, where, why, and how to fix it."""
+"""Errors that a user can fix: one code, what, where, why, and how to fix it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 # Exit code of the command line by the letter of the error code.
 EXIT_CODES = {"C": 2, "M": 2, "D": 3, "W": 4, "R": 7}
@@ -13,15 +14,15 @@ EXIT_INTERRUPTED = 130
 
 
 class UserError(ValueError):
-    """A mistake or a circumstance the user can mend; printed as one block, without a traceback.
+    """A mistake or a circumstance the user can fix; printed as one block, without a traceback.
 
     Args:
         code: `VA-` code, for example `VA-D001`; its letter gives the exit code.
-        what: one line saying what is wrong.
+        what: what is wrong, in one line.
         where: file, key or step.
-        why: the reason, where `what` does not tell it.
-        fix: what to do, as a command or a config key where there is one.
-        exit_code: overrides the exit code of the letter.
+        why: the reason, if it is not obvious from `what`.
+        fix: what to do, as a command or a config key if possible.
+        exit_code: instead of the exit code of the letter.
     """
 
     def __init__(
@@ -38,6 +39,11 @@ class UserError(ValueError):
         self.code, self.what, self.where, self.why, self.fix = code, what, where, why, fix
         self.exit_code = EXIT_CODES[code[3]] if exit_code is None else exit_code
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross process boundaries: from loader workers, and between the processes of a run."""
+        facts = (self.code, self.what, self.where, self.why, self.fix, self.exit_code)
+        return _rebuild, (type(self), facts)
+
     def block(self) -> str:
         """The message as it is printed, one block of lines."""
         lines = [f"error {self.code}: {self.what}"]
@@ -48,6 +54,11 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return self.block()
+
+
+def _rebuild(cls: type[UserError], facts: tuple[Any, ...]) -> UserError:
+    code, what, where, why, fix, exit_code = facts
+    return cls(code, what, where=where, why=why, fix=fix, exit_code=exit_code)
 
 
 class ArgumentError(UserError, TypeError):

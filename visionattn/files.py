@@ -1,30 +1,28 @@
-"""Writes that are whole or not there: temporary name, fsync, rename; locks and hashes."""
+"""Writes that are complete or absent (temporary name, fsync, rename), locks, hashes, the cache folder, CSV text."""
 
 from __future__ import annotations
 
-import errno
+import csv
 import hashlib
+import io
 import os
 import shutil
-import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
 
 from visionattn.errors import UserError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 TEMPORARY = ".tmp-"
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file so that it has its old or its new content, whatever happens meanwhile."""
+    """Write a file so that it has its old or its new content, whatever interrupts the write."""
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
@@ -65,12 +63,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Where results that can be made again are kept: VISIONATTN_CACHE, or ~/.cache/visionattn."""
-    return Path(os.environ.get("VISIONATTN_CACHE", "~/.cache/visionattn")).expanduser()
+    """The folder of downloads and of results that can be recomputed: VISIONATTN_CACHE, or the user's cache folder."""
+    given = os.environ.get("VISIONATTN_CACHE")
+    return Path(given).expanduser() if given else user_cache_path("visionattn", appauthor=False)
 
 
 def sync_folder(path: Path) -> None:
-    """Make renames inside a folder durable, where the system can."""
+    """Make renames inside a folder durable, where the system supports it."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -80,7 +79,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sweep_temporary(folder: Path) -> list[Path]:
-    """Delete what an interrupted write left behind; returns what was deleted."""
+    """Delete the leftovers of interrupted writes and return their paths."""
     found = list(folder.glob(f"{TEMPORARY}*")) if folder.is_dir() else []
     for path in found:
         if path.is_dir():
@@ -92,27 +91,21 @@ def sweep_temporary(folder: Path) -> list[Path]:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold a lock on a file against other processes and threads; the system takes it back when its holder ends, killed or not.
+    """Hold a lock on a file against other processes and threads; the system releases it when its holder ends, killed or not.
 
-    `waiting` is called once if somebody else holds it. A file system without locks gives none.
+    Args:
+        waiting: called once if another process holds it.
     """
-    with path.open("a") as file:
-        told = False
-        while True:
-            try:
-                if sys.platform == "win32":
-                    msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-                else:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-                    break
-            if not told:
-                waiting()
-                told = True
-            time.sleep(0.1)
+    lock = FileLock(path, preserve_lock_file=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def sha256_of(path: Path) -> str:
@@ -125,7 +118,7 @@ def sha256_of(path: Path) -> str:
 
 
 def require_space(folder: Path, needed: int, *, what: str = "the checkpoint", fix: str = "") -> None:
-    """Stop before a write that the disk cannot hold; `what` and `fix` as in `disk_full`.
+    """Stop before a write that does not fit on the disk; `what` and `fix` as in `disk_full`.
 
     Raises:
         UserError: VA-R004.
@@ -136,7 +129,7 @@ def require_space(folder: Path, needed: int, *, what: str = "the checkpoint", fi
 
 
 def disk_full(folder: Path, why: str, *, what: str = "the checkpoint", fix: str = "") -> UserError:
-    """VA-R004: `what` was not written; what was written before stays whole."""
+    """VA-R004: `what` was not written; everything written before is intact."""
     return UserError(
         "VA-R004",
         f"the disk is full: {what} was not written",
@@ -144,3 +137,12 @@ def disk_full(folder: Path, why: str, *, what: str = "the checkpoint", fix: str 
         why=why,
         fix=fix or "free space, then visionattn train --resume RUN",
     )
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Format rows as CSV with a header."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return buffer.getvalue()

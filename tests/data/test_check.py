@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from visionattn.config import AugmentConfig, DataConfig
-from visionattn.data.check import CheckReport, check_data, exclude_unreadable, preview, too_many_unreadable
 from visionattn.data.classification import load_data
 from visionattn.data.sets import Data, FileImages
 from visionattn.data.transforms import train_transform
+
+from visionattn.config import AugmentConfig, DataConfig
+from visionattn.data.check import CheckReport, check_data, exclude_unreadable, preview, too_many_unreadable
 from visionattn.errors import UserError
 
 

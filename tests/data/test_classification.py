@@ -9,13 +9,13 @@ import torch
 import torchvision.datasets
 from PIL import Image
 from torch.utils.data import DataLoader
-
-from visionattn.config import AugmentConfig, DataConfig
 from visionattn.data.classification import hold_out, load_data, load_split
 from visionattn.data.layouts import find_layout
-from visionattn.data.sampling import TrainSampler
 from visionattn.data.sets import ClassificationDataset, collate, manifest, manifest_hash
 from visionattn.data.transforms import eval_transform, train_transform
+
+from visionattn.config import AugmentConfig, DataConfig
+from visionattn.data.sampling import TrainSampler
 from visionattn.errors import UserError
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from visionattn.data.guess import guess_task
 
 from visionattn.cli import _with_task
-from visionattn.data.guess import guess_task
 
 
 @pytest.mark.parametrize(

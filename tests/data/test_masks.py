@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-
-from visionattn.cli import app
-from visionattn.config import IGNORE, MaskAugmentConfig, MaskDataConfig
-from visionattn.data.check import CheckReport
-from visionattn.data.images import read_mask
 from visionattn.data.mask_check import check_masks, exclude_unreadable_masks, preview_masks, stop_at_errors
 from visionattn.data.mask_convert import convert_masks, parse_map
 from visionattn.data.mask_transforms import distort, mask_eval_transform, mask_train_transform, resized_shape
 from visionattn.data.palettes import default_palette, mask_png, overlay, read_classes
 from visionattn.data.segmentation import MaskData, MaskDataset, load_mask_data, load_mask_split, mask_manifest
 from visionattn.data.sets import collate
+
+from visionattn.cli import app
+from visionattn.config import IGNORE, MaskAugmentConfig, MaskDataConfig
+from visionattn.data.check import CheckReport
+from visionattn.data.images import read_mask
 from visionattn.errors import UserError
 
 NAMES = ["background", "crack", "spall"]

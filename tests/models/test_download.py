@@ -25,8 +25,8 @@ import visionattn as va
 from visionattn.errors import UserError
 from visionattn.files import locked
 from visionattn.models import download, records
-from visionattn.models.download import cached_path, check_cached, fetch, store
-from visionattn.models.records import Record
+from visionattn.models.weights.download import cached_path, check_cached, fetch, store
+from visionattn.models.weights.records import Record
 
 CONTENT = bytes(range(256)) * 2000  # 512 kB
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -244,7 +244,7 @@ def test_a_killed_process_leaves_what_came_and_no_lock(server: Server) -> None:
     url = server.page("/file.pth", pause=0.05)
     item = record({"url": url, "sha256": SHA})
     code = (
-        "import sys; from visionattn.models.download import fetch; from visionattn.models.records import Record\n"
+        "import sys; from visionattn.models.weights.download import fetch; from visionattn.models.weights.records import Record\n"
         "fetch(Record.model_validate_json(sys.argv[1]))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, item.model_dump_json()], stderr=subprocess.DEVNULL)

@@ -21,8 +21,8 @@ import visionattn as va
 from tests.parity import Record
 from visionattn.cli import app
 from visionattn.errors import UserError
-from visionattn.models.importing import import_file
-from visionattn.models.records import find_record
+from visionattn.models.weights.importing import import_file
+from visionattn.models.weights.records import find_record
 
 # Family, record, name of the file, and under which key the authors keep the tensors.
 FILES = [

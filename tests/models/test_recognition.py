@@ -9,8 +9,8 @@ import torch
 
 import visionattn as va
 from tests.parity import Record, record_names
-from visionattn.models.recognition import Recognised, recognise
-from visionattn.models.weights import tensors_of
+from visionattn.models.weights.load import tensors_of
+from visionattn.models.weights.recognise import Recognised, recognise
 
 FAMILIES = ("swin", "nat", "dinat", "dinat_s", "dinat_isotropic", "biformer", "davit", "van", "transnext", "eca")
 # One record of each network; other sizes of the image hold the same tensors.

@@ -15,7 +15,7 @@ import visionattn as va
 from visionattn.backbones import list_models as registered
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
-from visionattn.models.records import Record, find_record, parse_records, records, records_of, split_name
+from visionattn.models.weights.records import Record, find_record, parse_records, records, records_of, split_name
 
 RECORDS = records()
 MODELS = list(dict.fromkeys(record.model for record in RECORDS))

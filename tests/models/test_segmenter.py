@@ -19,9 +19,9 @@ from visionattn.backbones import registry
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.errors import UserError
 from visionattn.heads import HEADS, HeadOutput
-from visionattn.models.recognition import recognise
 from visionattn.models.segmenter import Segmenter
 from visionattn.models.segmenter_factory import IMAGENET, classes_and_palette, segmenter_from_file
+from visionattn.models.weights.recognise import recognise
 
 SMALL: dict[str, dict[str, Any]] = {
     name: {"width": 8} for name in ("upernet", "segformer", "fcn", "psp", "deeplabv3plus", "ccnet", "danet")

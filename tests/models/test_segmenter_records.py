@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
+from visionattn.data.palettes import read_classes
+from visionattn.training.build import build_model, build_task
 
 import visionattn as va
 from visionattn.backbones import registry
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.cli import app
 from visionattn.config import SegmentConfig, find_config, load_config, shipped_names
-from visionattn.data.palettes import read_classes
 from visionattn.errors import UserError
 from visionattn.heads import HEADS
 from visionattn.models import segmenter_from_file
-from visionattn.models.importing import import_file
-from visionattn.models.records import SegmenterRecord, find_weights, list_segmenters, records, segmenter_records
+from visionattn.models.weights.importing import import_file
+from visionattn.models.weights.records import SegmenterRecord, find_weights, list_segmenters, records, segmenter_records
 from visionattn.tasks.segmentation import Segmentation
-from visionattn.training.build import build_model, build_task
 
 RECORDS = segmenter_records()
 RECIPES = [name for name in shipped_names() if name.startswith("segmentation/") and name.endswith("_ade20k")]

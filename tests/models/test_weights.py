@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import visionattn as va
 from tests.parity import Record
 from visionattn.errors import UserError
-from visionattn.models.weights import read_file, tensors_of
+from visionattn.models.weights.load import read_file, tensors_of
 
 RECORD = "eca_resnet18_k3577__64x64"
 

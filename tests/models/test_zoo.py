@@ -11,7 +11,7 @@ import pytest
 import visionattn as va
 from visionattn.backbones.registry import get_variant
 from visionattn.models.factory import count, shipped_counts
-from visionattn.models.records import records
+from visionattn.models.weights.records import records
 
 ROOT = Path(__file__).resolve().parents[2]
 

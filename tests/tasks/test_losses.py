@@ -13,9 +13,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
-
-from tests.parity import FIXTURES
-from visionattn.config import IGNORE
 from visionattn.tasks.losses import (
     LOSSES,
     binary_cross_entropy,
@@ -27,6 +24,9 @@ from visionattn.tasks.losses import (
     ohem_cross_entropy,
     tversky,
 )
+
+from tests.parity import FIXTURES
+from visionattn.config import IGNORE
 
 RECORD = json.loads((FIXTURES / "losses.json").read_text())
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from visionattn.tasks.losses import cross_entropy, dice
 
 from tests.parity import FIXTURES
 from visionattn.config import IGNORE
 from visionattn.errors import UserError
 from visionattn.heads.base import Aux, HeadOutput
 from visionattn.tasks import segmentation
-from visionattn.tasks.losses import cross_entropy, dice
 from visionattn.tasks.segmentation import Segmentation, balanced_weights, nearest_label, output_weights
 
 CLASSES = ["background", "cell", "wall"]

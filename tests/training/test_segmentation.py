@@ -19,6 +19,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner, Result
+from visionattn.training import inference
+from visionattn.training.build import build_model, build_task
+from visionattn.training.console import Console
+from visionattn.training.inference import CHANGEABLE, load_model
+from visionattn.training.trainer import Trainer, with_synchronised_norms
 
 import visionattn as va
 from visionattn.cli import app
@@ -26,13 +31,8 @@ from visionattn.config import SegmentConfig, change_config, load_config
 from visionattn.errors import UserError
 from visionattn.heads.unet import CrossContextual
 from visionattn.models import Segmenter, records
-from visionattn.models.download import store
 from visionattn.models.segmenter_factory import IMAGENET, PRESETS
-from visionattn.training import inference
-from visionattn.training.build import build_model, build_task
-from visionattn.training.console import Console
-from visionattn.training.inference import CHANGEABLE, load_model
-from visionattn.training.trainer import Trainer, with_synchronised_norms
+from visionattn.models.weights.download import store
 
 CLASSES = ["background", "polyp"]
 TINY = (

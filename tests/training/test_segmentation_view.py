@@ -13,16 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
-
-import visionattn as va
-from visionattn.cli import app
-from visionattn.config import IGNORE, SegmentConfig, load_config
-from visionattn.data.images import read_image
 from visionattn.data.palettes import overlay
-from visionattn.errors import UserError
-from visionattn.models import Segmenter
-from visionattn.tasks.segmentation import SmallMap
-from visionattn.tasks.windows import resized_classes
 from visionattn.training import masks
 from visionattn.training.console import Console
 from visionattn.training.datasets import build_mask_eval_transform
@@ -30,6 +21,15 @@ from visionattn.training.inference import load_model
 from visionattn.training.masks import MaskPrediction, output_names
 from visionattn.training.report import print_evaluation
 from visionattn.training.segmentation import legend_entries, with_legend
+
+import visionattn as va
+from visionattn.cli import app
+from visionattn.config import IGNORE, SegmentConfig, load_config
+from visionattn.data.images import read_image
+from visionattn.errors import UserError
+from visionattn.models import Segmenter
+from visionattn.tasks.segmentation import SmallMap
+from visionattn.tasks.windows import resized_classes
 
 CLASSES = ["ground", "leaf", "stone"]
 PALETTE = [(0, 0, 0), (40, 160, 60), (200, 80, 30)]

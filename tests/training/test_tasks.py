@@ -11,18 +11,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from visionattn.config import AnyConfig, load_config
-from visionattn.data.sampling import mix
 from visionattn.data.sets import collate
-from visionattn.errors import UserError
-from visionattn.tasks import Meter, Scores, Task
 from visionattn.training.build import make_accelerator
 from visionattn.training.checkpoint import latest_checkpoint, read_weights
 from visionattn.training.console import Console
 from visionattn.training.evaluation import eval_loader, evaluate_model
 from visionattn.training.run import RunFolder
 from visionattn.training.trainer import Trainer, split_batch
+
+from visionattn.config import AnyConfig, load_config
+from visionattn.data.sampling import mix
+from visionattn.errors import UserError
+from visionattn.tasks import Meter, Scores, Task
 
 IGNORE = 255
 

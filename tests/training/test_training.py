@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-
-import visionattn as va
-from visionattn.config import Config, load_config
-from visionattn.errors import UserError
 from visionattn.training.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
 from visionattn.training.console import Console
 from visionattn.training.optim import build_optimizer, build_schedule, scaled_lr
 from visionattn.training.trainer import random_state, set_random_state
+
+import visionattn as va
+from visionattn.config import Config, load_config
+from visionattn.errors import UserError
 
 TINY = (
     "model.name=eca_resnet18",
@@ -209,8 +209,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_module_and_the_batch(flowers: 
 
 
 def test_images_that_break_after_the_check_are_left_out_and_counted(flowers: Path) -> None:
-    from visionattn.data.check import check_data
     from visionattn.data.classification import load_data
+
+    from visionattn.data.check import check_data
     from visionattn.files import cache_folder
 
     given = config(flowers.parent, "train.epochs=1", "data.on_error=skip", "train.batch_size=24")

@@ -1,4 +1,4 @@
-"""Which images come when: a pure function of the seed, the epoch, the step and the process."""
+"""The order of samples: a pure function of the seed, the epoch, the step and the process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from visionattn.errors import UserError
 _MASK = 2**64 - 1
 
 
-def mix(*numbers: int) -> int:
-    """A hash of integers in 0..2**32 - 1 that depends on their order (splitmix64, Steele et al. 2014)."""
+def derive_seed(*numbers: int) -> int:
+    """Hash integers, in order, to a seed in 0..2**32 - 1 (splitmix64, Steele et al. 2014).
+
+    Not numpy's SeedSequence: its streams would change the order and the augmentation of every published figure, and a run
+    could no longer be resumed bit for bit.
+    """
     state = 0
     for number in numbers:
         state = ((state ^ (number & _MASK)) + 0x9E3779B97F4A7C15) & _MASK
@@ -24,11 +28,11 @@ def mix(*numbers: int) -> int:
 
 
 class TrainSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of `(epoch, index)` keys in a new order each epoch; what does not fill a batch is left out.
+    """Batches of `(epoch, index)` keys in a new order each epoch; an incomplete last batch is dropped.
 
     Args:
-        size: images in the training set.
-        batch_size: images per batch and process.
+        size: samples in the training set.
+        batch_size: samples per batch and process.
         rank: this process, which gets its own part of each global batch of `batch_size * world`.
     """
 
@@ -37,7 +41,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         self.epoch, self.step = 0, 0
 
     def set_position(self, epoch: int, step: int) -> None:
-        """Where the next iteration starts: batches before `step` of `epoch` are left out."""
+        """Start the next iteration at batch `step` of `epoch`."""
         self.epoch, self.step = epoch, step
 
     def __len__(self) -> int:
@@ -46,14 +50,14 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        order = np.random.default_rng(mix(self.seed, epoch)).permutation(self.size)
+        order = np.random.default_rng(derive_seed(self.seed, epoch)).permutation(self.size)
         for step in range(self.step, len(self)):
             start = (step * self.world + self.rank) * self.batch_size
             yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
 
 
 def require_batches(size: int, batch_size: int, world: int = 1) -> None:
-    """Stop where an epoch would have no batch.
+    """Stop if an epoch would have no batch.
 
     Raises:
         UserError: VA-C011.
@@ -63,12 +67,12 @@ def require_batches(size: int, batch_size: int, world: int = 1) -> None:
     processes = f" on {world} processes" if world > 1 else ""
     raise UserError(
         "VA-C011",
-        f"drop_last would leave 0 batches: {size} images, batch size {batch_size}{processes}",
+        f"drop_last would leave 0 batches: {size} samples, batch size {batch_size}{processes}",
         why="incomplete batches are dropped in training",
         fix=f"train.batch_size={max(1, size // world)}",
     )
 
 
 def eval_indices(size: int, rank: int, world: int) -> range:
-    """The images of one process in evaluation: every image once over all of them, none twice."""
+    """The samples that one process evaluates; over all processes each sample comes exactly once."""
     return range(rank, size, world)

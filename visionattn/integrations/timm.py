@@ -15,8 +15,8 @@ from visionattn.backbones import Backbone, list_models
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.classifier import as_pair
-from visionattn.models.records import Record, records_of
-from visionattn.models.weights import SAFE_OBJECTS
+from visionattn.models.weights.load import SAFE_OBJECTS
+from visionattn.models.weights.records import Record, records_of
 
 PREFIX = "va_"  # timm has models named davit_tiny and the like, and would let itself be overwritten
 

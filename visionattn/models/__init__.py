@@ -4,7 +4,7 @@ from visionattn.models.classifier import Classifier
 from visionattn.models.factory import create_model, model_info
 from visionattn.models.segmenter import Segmenter
 from visionattn.models.segmenter_factory import create_segmenter, segmenter_from_file
-from visionattn.models.weights import LoadReport, load_checkpoint
+from visionattn.models.weights.load import LoadReport, load_checkpoint
 
 __all__ = [
     "Classifier",

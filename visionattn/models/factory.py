@@ -19,9 +19,9 @@ from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, check_arguments, get_variant
 from visionattn.kernels.dispatch import use_backend
 from visionattn.models.classifier import Classifier, as_pair
-from visionattn.models.download import CachedFile, fetch
-from visionattn.models.records import Record, find_record, records_of, split_name
-from visionattn.models.weights import load_checkpoint
+from visionattn.models.weights.download import CachedFile, fetch
+from visionattn.models.weights.load import load_checkpoint
+from visionattn.models.weights.records import Record, find_record, records_of, split_name
 
 
 def create_model(
@@ -141,7 +141,7 @@ def count(name: str) -> dict[str, Any]:
 @cache
 def shipped_counts() -> dict[str, dict[str, Any]]:
     """`count` of every model of the package, made beforehand: counting all takes a minute."""
-    return json.loads((files("visionattn.models") / "records" / "counts.json").read_text(encoding="utf-8"))
+    return json.loads((files("visionattn.models.weights") / "records" / "counts.json").read_text(encoding="utf-8"))
 
 
 def pretrained_cfg(

@@ -13,7 +13,7 @@ from visionattn.backbones import Backbone
 from visionattn.errors import ArgumentError, UserError, did_you_mean
 from visionattn.heads import FCN, HEADS, Aux, Head, HeadOutput, resize_to
 from visionattn.models.classifier import group_matcher
-from visionattn.models.recognition import auxiliary, maps_of
+from visionattn.models.weights.recognise import auxiliary, maps_of
 
 
 class Segmenter(nn.Module):

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeGuard
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
-from visionattn.models.download import Say, fetch, tell
 from visionattn.models.factory import create_model, pretrained_cfg
-from visionattn.models.recognition import Recognised, one_name, recognise
-from visionattn.models.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
 from visionattn.models.segmenter import Segmenter, head_class
-from visionattn.models.weights import load_checkpoint, read_file, tensors_of
+from visionattn.models.weights.download import Say, fetch, tell
+from visionattn.models.weights.load import load_checkpoint, read_file, tensors_of
+from visionattn.models.weights.recognise import Recognised, one_name, recognise
+from visionattn.models.weights.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
 
 # Published segmentation models of all families were trained with these, VAN's too, whose classifiers were not.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -1,43 +1,189 @@
-"""What a task is to training, evaluation and prediction: all that differs between tasks is behind these names."""
+"""The seam between the engine and the tasks: the engine, the report and the jobs call what stands here and know no task by name.
+
+A task is a subclass of `Task`, whose methods are the table of contents of its folder, and the four parts that its methods
+build: an `Objective` (training and evaluation, needs labels), a `Predictor` (needs none), a `Meter` (scores) and a `Writer`
+(the files of `predict`). Batches are the task's own (`tasks/batch.py`): nobody else looks inside.
+
+Importing this module loads no torch; a task imports its parts when they are first used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-import numpy as np
-import torch
-from torch import nn
+from visionattn.config.schema import RunConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from visionattn.data.check import CheckReport
+    from visionattn.data.splits import Data, ManifestRow, Split
+    from visionattn.models.weights.download import Say
+    from visionattn.models.weights.records import Weights
+    from visionattn.tasks.batch import Batch
 
 Metrics = dict[str, float | None]
-Batch = dict[str, Any]
+
+# What the outputs of a model stand for, as plain values: class names, colours, units. Every checkpoint holds it.
+Target = dict[str, Any]
+
+
+# ---------------------------------------------------------------- results
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a split came to.
+    """Results for one split.
 
     Attributes:
-        metrics: fractions from 0 to 1 unless the name says otherwise; None where not defined.
-        per_class: a row per class.
-        per_image: a row per image, in the order of the split: `index`, then what the task tells of it.
+        metrics: fractions from 0 to 1 unless `Display.plain` names them; None where not defined.
+        per_class: a row per class (or whatever the task breaks its metrics down by); may be empty.
+        per_case: a row per case in the order of the split: `index` of its first sample, `id`, `case`, then the task's own columns.
         intervals: 95 % interval by the name of its metric.
-        details: what only the task's own pictures and files need.
+        remarks: sentences that go with the table.
+        case_values: further columns of numbers per case: their names, and an array `[cases, columns]`.
+        details: what only the task's own pictures use.
     """
 
     metrics: Metrics
     per_class: list[dict[str, Any]]
-    per_image: list[dict[str, Any]]
+    per_case: list[dict[str, Any]]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    case_values: tuple[list[str], np.ndarray] | None = None
     details: Any = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one split with the loss, each sample counted once.
+
+    Attributes:
+        task: name of the task.
+        split: name of the split.
+        count: samples evaluated.
+        metrics: those of the task and `loss`, averaged over samples.
+        scores: everything the task reports.
+        unreadable: id and reason of samples that could not be read.
+    """
+
+    task: str
+    split: str
+    count: int
+    metrics: Metrics
+    scores: Scores
+    unreadable: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a task's metrics are shown.
+
+    Attributes:
+        metrics: printed after an epoch, where they are defined.
+        curves: drawn over the epochs.
+        class_curves: columns of `per_class` that TensorBoard draws over the epochs.
+        names: display name by metric or column, where it differs.
+        metric_names: the same for metrics that share the name of a column but mean something else.
+        plain: values that are not fractions, so not shown as percent.
+        hidden_metrics: metrics that `Scores.remarks` report instead; so are `hidden_columns` of tables.
+    """
+
+    metrics: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+    class_curves: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    metric_names: Mapping[str, str] = field(default_factory=dict)
+    plain: frozenset[str] = frozenset()
+    hidden_metrics: frozenset[str] = frozenset()
+    hidden_columns: frozenset[str] = frozenset()
+
+    def name(self, column: str) -> str:
+        """Display name of a column of `per_class`."""
+        return self.names.get(column, column)
+
+    def metric_name(self, metric: str) -> str:
+        """Display name of a metric of a split."""
+        return self.metric_names.get(metric) or self.name(metric)
+
+    def text(self, name: str, value: Any, decimals: int) -> str:
+        """A value in a table or a summary: fractions as percent, `n/a` where it is not defined."""
+        if isinstance(value, float):
+            return f"{value if name in self.plain or name == 'loss' else 100 * value:.{decimals}f}"
+        return "n/a" if value is None else str(value)
+
+
+class Panel(NamedTuple):
+    """A figure of an evaluation: `<name>.png`, `val/<title>` in TensorBoard, a section of the report."""
+
+    name: str
+    title: str
+    figure: Figure
+
+
+class WorstCase(NamedTuple):
+    """A picture of a case that went wrong: name of its file, title, and pixels `[H, W, 3]` uint8."""
+
+    name: str
+    title: str
+    picture: np.ndarray
+
+
+# ---------------------------------------------------------------- the four parts
+
+
+class Dataset(Protocol):
+    """Samples as a loader reads them.
+
+    A sample is a dict with `index`, `id` and `case`, and either the task's own values or `unreadable`, the reason. Keys are
+    indices, or `(epoch, index)` where training augments: the randomness of a sample depends on its key alone.
+
+    Attributes:
+        ids: unique name of each sample.
+        collate: makes a `Batch` of samples.
+    """
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def collate(self) -> Callable[[list[dict[str, Any]]], Batch]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> dict[str, Any]: ...
+
+
+class Objective(Protocol):
+    """What is minimised; it needs labels, so only training and evaluation build one."""
+
+    def mix(self, batch: Batch) -> Batch:
+        """Augment across the samples of a training batch; may leave samples out."""
+
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
+        """`loss` and its named parts, float32, averaged over the batch.
+
+        Args:
+            outputs: what the model returned in training, or the predictor in evaluation, on whichever device.
+        """
+
+
+# From a batch as it was loaded (on the CPU, perhaps without labels) to outputs at the size of the case, without gradients.
+Predictor = Callable[["Batch"], Any]
 
 
 class Meter(Protocol):
     """Collects predictions of one process; states of several are merged before the result is taken."""
 
-    def update(self, prediction: torch.Tensor, batch: Batch) -> None:
-        """Take in a batch; `batch` is on the device of the prediction."""
+    def update(self, predictions: Any, batch: Batch) -> None:
+        """Add a batch with labels."""
 
     def state(self) -> Any:
         """What was collected, picklable."""
@@ -46,59 +192,277 @@ class Meter(Protocol):
         """Add what other meters collected."""
 
     def result(self) -> Scores:
-        """The scores of everything collected; every image counts once."""
+        """Scores of everything collected, cases in the order of the split."""
 
 
-class Task(Protocol):
-    """Loss, prediction and metrics, which must agree on activation, ignored labels and resolution.
+class Prediction(Protocol):
+    """Result for one case."""
+
+    def display_row(self) -> dict[str, str]:
+        """A row of the table on the terminal."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry of `predictions.json`."""
+
+
+class Writer(Protocol):
+    """Turns predictions into results and files, one batch at a time."""
+
+    def planned_files(self) -> list[Path]:
+        """Files that will be written besides the tables; none of them may exist."""
+
+    def write(self, predictions: Any, batch: Batch) -> list[Any]:
+        """`Prediction`s of the cases that the batch completes; their files are written."""
+
+    def table(self, predictions: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows of `predictions.csv`."""
+
+
+@dataclass(frozen=True)
+class WriterRequest:
+    """What `predict` was asked for.
 
     Attributes:
-        name: as configs have it under `task`.
-        classes: names in the order of the model's outputs.
-        monitor: metric of the best checkpoint unless the config names another; higher is better.
-        shown: metrics printed after an epoch, where they are defined.
-        meta: what a checkpoint says of the task besides its classes; plain values.
+        files: inputs, with the place of each within the source it was found in.
+        out: folder for the results; None keeps them in memory.
+        formats: a subset of the task's `formats`.
+        topk: classes per sample, of tasks that rank classes.
     """
 
-    @property
-    def name(self) -> str: ...
+    files: dict[Path, Path]
+    out: Path | None
+    formats: Collection[str]
+    topk: int
 
-    @property
-    def classes(self) -> list[str]: ...
 
-    @property
-    def shown(self) -> tuple[str, ...]: ...
+class Pictures:
+    """Pictures of a task in TensorBoard and in the report; each may be left out.
 
-    @property
-    def meta(self) -> dict[str, Any]: ...
+    Attributes:
+        worst_caption: what the titles of the worst cases mean.
+        worst_columns: pictures side by side.
+    """
 
-    @property
-    def monitor(self) -> str: ...
+    worst_caption = ""
+    worst_columns = 8
 
-    def mix(self, batch: Batch) -> Batch:
-        """Augmentation across the images of a training batch; may leave images out."""
+    def batch_figure(self, model: nn.Module, batch: Batch, count: int) -> Figure | None:
+        """The first `count` samples of a training batch as the network sees them."""
+        return None
 
-    def loss(self, output: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """`loss` and its named parts, float32 and averaged over the batch.
+    def predictions_figure(self, evaluation: Evaluation, dataset: Any, count: int) -> Figure | None:
+        """Samples spread over the split with their predictions."""
+        return None
 
-        Args:
-            output: what the model returned in training, or what `predict` returned.
-            batch: with `label` on the output's device.
+    def panels(self, evaluation: Evaluation) -> list[Panel]:
+        """Figures of the whole split."""
+        return []
+
+    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[WorstCase]:
+        """The cases that went most wrong, worst first."""
+        return []
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model that comes with its weights, with the preprocessing it was published with."""
+
+    config: RunConfig
+    model: nn.Module
+    target: Target
+
+
+# ---------------------------------------------------------------- the task
+
+
+class Task(ABC):
+    """One kind of job: its settings, data, model, objective, inference, scores, pictures and files.
+
+    Attributes:
+        name: value of `task:` in a config.
+        config: schema of its configs.
+        unit: what a case is called in messages and in `per_<unit>.csv`.
+        formats: what `predict --save` can write; `default_formats`: what it writes unless told.
+        display: how metrics are shown.
+        leaves_unused: whether parameters may take no part in a step, which training on several processes has to know.
+        synchronises_norms: whether batch norms see the samples of all GPUs, for tasks whose batches are small.
+    """
+
+    name: ClassVar[str]
+    config: ClassVar[type[RunConfig]]
+    unit: ClassVar[str] = "image"
+    formats: ClassVar[tuple[str, ...]] = ("json", "csv")
+    default_formats: ClassVar[tuple[str, ...]] = ("json", "csv")
+    display: ClassVar[Display] = Display()
+    leaves_unused: ClassVar[bool] = False
+    synchronises_norms: ClassVar[bool] = False
+
+    # data
+
+    def recognise(self, root: Path) -> bool:
+        """Whether a folder is laid out for this task and no other."""
+        return False
+
+    @abstractmethod
+    def read_data(self, config: Any) -> Data[Any]:
+        """List the splits; nothing is decoded.
+
+        Raises:
+            UserError: VA-D001 to VA-D005 and the task's own.
         """
 
-    def predict(self, model: nn.Module, image: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, K]` of images or `[B, K, H, W]` of pixels from a model in evaluation mode: what the meter and `loss` take."""
+    @abstractmethod
+    def read_split(self, config: Any, split: str, target: Target) -> Split:
+        """One split for evaluation, with the target of the trained model."""
 
-    def meter(self) -> Meter:
+    def check_data(self, config: Any, data: Any, *, cache_dir: Path, progress: Callable[[int], None]) -> CheckReport:
+        """Decode every file once and report what training would stumble over."""
+        from visionattn.data.check import check_images
+
+        return check_images(data, config.data, in_chans=config.model.in_chans, cache_dir=cache_dir, progress=progress)
+
+    def usable_data(self, config: Any, data: Any, report: CheckReport) -> Any:
+        """The data without unreadable samples.
+
+        Raises:
+            UserError: VA-D005, VA-D010, VA-D020: too little is left, or the check failed.
+        """
+        from visionattn.data.check import exclude_unreadable
+
+        return exclude_unreadable(data, report, config.data)
+
+    def manifest(self, data: Any, report: CheckReport) -> list[ManifestRow]:
+        """A row per sample; their hash decides whether a run may resume with the data."""
+        from visionattn.data.splits import image_manifest
+
+        return image_manifest(data, report.hashes)
+
+    def target(self, config: Any, data: Any) -> Target:
+        """What the outputs stand for."""
+        return {}
+
+    def describe(self, config: Any, target: Target) -> str:
+        """The target in a few words, for the first lines of a run."""
+        return ""
+
+    @abstractmethod
+    def train_dataset(self, config: Any, model: nn.Module, data: Any, report: CheckReport) -> Dataset:
+        """Training samples, augmented."""
+
+    @abstractmethod
+    def eval_dataset(self, config: Any, model: nn.Module, split: Any) -> Dataset:
+        """Labelled samples of a split, not augmented."""
+
+    @abstractmethod
+    def file_dataset(self, config: Any, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        """Samples without labels, for prediction."""
+
+    @property
+    def input_suffixes(self) -> frozenset[str]:
+        """Endings of the files that `predict` takes."""
+        from visionattn.data.readers import IMAGE_SUFFIXES
+
+        return IMAGE_SUFFIXES
+
+    def preview(self, config: Any, model: nn.Module, data: Any, split: Any, count: int, path: Path, *, augmented: bool) -> bool:
+        """Write a picture of samples as the network sees them; returns whether the task has one.
+
+        Raises:
+            UserError: VA-D010, none could be read.
+        """
+        return False
+
+    # model
+
+    def check_names(self, config: Any) -> None:
+        """Stop at an unknown backbone or head before the data are read.
+
+        Raises:
+            UserError: VA-M001, VA-M002.
+        """
+        from visionattn.backbones.registry import get_variant
+
+        get_variant(self.backbone_name(config))
+
+    def backbone_name(self, config: Any) -> str:
+        """Registered name of the backbone."""
+        return str(config.model.name)
+
+    @abstractmethod
+    def build_model(self, config: Any, target: Target) -> nn.Module:
+        """The model of a config with initial weights: parameters under `backbone.*` and a head.
+
+        Raises:
+            UserError: VA-M002, arguments it cannot be built with.
+        """
+
+    def published_weights(self, config: Any) -> Weights | None:
+        """The record that `model.weights` names, if it names one."""
+        from visionattn.models.weights.records import named_weights
+
+        return named_weights(self.backbone_name(config), config.model.weights)
+
+    def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
+        """The model that a name or a file of published weights stands for; None if it is not of this task."""
+        return None
+
+    # training and evaluation
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """Outputs of the model in training."""
+        return model(batch["image"])
+
+    def split(self, batch: Batch, parts: int) -> list[Batch]:
+        """Cut a batch for gradient accumulation; into fewer parts where it has fewer samples."""
+        return batch.split(parts)
+
+    @abstractmethod
+    def objective(self, config: Any, target: Target, dataset: Any) -> Objective:
+        """The loss.
+
+        Args:
+            dataset: the samples whose labels balanced class weights are counted from.
+
+        Raises:
+            UserError: VA-C002, a loss that cannot be computed.
+        """
+
+    @abstractmethod
+    def predictor(self, config: Any, target: Target, model: nn.Module, device: torch.device) -> Predictor:
+        """Inference for evaluation; what it returns goes to the meter and the objective."""
+
+    @abstractmethod
+    def meter(self, config: Any, target: Target) -> Meter:
         """A new, empty meter."""
 
+    @abstractmethod
+    def monitor(self, config: Any) -> str:
+        """Metric that selects the best checkpoint; higher is better."""
 
-def ratio(part: float, whole: float) -> float | None:
-    """A share, or None of nothing."""
-    return float(part / whole) if whole else None
+    def eval_batch_size(self, config: Any) -> int:
+        """Samples per step of evaluation."""
+        return int(config.train.batch_size)
 
+    def pictures(self, target: Target) -> Pictures:
+        """Pictures for TensorBoard and the report."""
+        return Pictures()
 
-def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are defined, or None."""
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+    # prediction
+
+    def file_predictor(
+        self, config: Any, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]
+    ) -> Predictor:
+        """Inference on files; what it returns goes to the writer.
+
+        Args:
+            warn: takes a line for the user, where results differ from those of evaluation.
+        """
+        return self.predictor(config, target, model, device)
+
+    def file_batch_size(self, batch_size: int) -> int:
+        """Files per step of prediction."""
+        return batch_size
+
+    @abstractmethod
+    def writer(self, config: Any, target: Target, request: WriterRequest) -> Writer:
+        """What `predict` writes."""

@@ -1,0 +1,97 @@
+"""`visionattn data`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from visionattn.cli.options import Json, Overrides, console_for, key_value, print_json, with_task
+from visionattn.errors import UserError
+
+app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
+masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: convert.")
+app.add_typer(masks_app, name="masks")
+
+Task = Annotated[str | None, typer.Option(help="classify, segment or your own; default: by the layout.", show_default=False)]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="How many, names (a,b,c) or a text file; of masks also ade20k, cityscapes, voc, camvid.", show_default=False),
+]
+
+
+@app.command("check", epilog="Example: visionattn data check flowers")
+def data_check(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
+    overrides: Overrides = None,
+    task: Task = None,
+    classes: Classes = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Decode every file once and report what training would stumble over."""
+    from visionattn.jobs.check import check
+
+    console = console_for(as_json)
+    report = check(_config(root, overrides, task, classes), console=console, strict=strict)
+    if as_json:
+        print_json(report.as_dict())
+
+
+@app.command("preview", epilog="Example: visionattn data preview flowers --out preview.png")
+def data_preview(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
+    overrides: Overrides = None,
+    task: Task = None,
+    classes: Classes = None,
+    out: Annotated[str, typer.Option(help="Picture to write.")] = "preview.png",
+    count: Annotated[int, typer.Option(min=1, max=200, help="Images.")] = 24,
+) -> None:
+    """A picture of training images as the network would see them, augmented."""
+    from visionattn.jobs.check import preview_data
+
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    preview_data(_config(root, overrides, task, classes), Path(out), count)
+    typer.echo(out)
+
+
+@masks_app.command("convert", epilog="Example: visionattn data masks convert mydata --map 128:1")
+def masks_convert(
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Data set, or a folder of masks.")],
+    map: Annotated[list[str] | None, typer.Option(metavar="OLD:NEW", help="Value to change, also a range: 128-255:1.")] = None,
+    palette: Annotated[
+        str | None, typer.Option(help="Colours of RGB masks: a file of `index name R G B`, or ade20k, cityscapes, voc, camvid.")
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="New folder; default: DIR-masks.", show_default=False)] = None,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the masks themselves.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write masks anew with other values, as PNGs of class numbers; the old ones stay."""
+    from dataclasses import asdict
+
+    from visionattn.data.masks.convert import convert_masks, parse_map
+
+    if not map and palette is None:
+        raise UserError("VA-C002", "nothing to convert: give --map or --palette", fix="Example: --map 128:1")
+    done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=Path(out) if out else None, in_place=in_place)
+    if as_json:
+        print_json(asdict(done))
+        return
+    console = console_for()
+    console.field("written", f"{done.files:,} masks in {done.out}")
+    for change, count in done.changed.items():
+        console.field("", f"{change}: {count:,} pixels")
+    console.field("values", ", ".join(f"{value}: {count:,}" for value, count in list(done.values.items())[:20]))
+
+
+def _config(root: str, overrides: list[str] | None, task: str | None, classes: str | None) -> Any:
+    from visionattn.tasks import load_config
+
+    settings = [key_value("data.root", root)]
+    if task is not None:
+        settings.append(key_value("task", task))
+    if classes is not None:
+        several = [name.strip() for name in classes.split(",")]
+        settings.append(key_value("data.classes", int(classes) if classes.isdigit() else several if len(several) > 1 else classes))
+    return load_config(None, with_task(root, [*settings, *(overrides or [])]))

@@ -1,0 +1,20 @@
+"""`visionattn doctor`."""
+
+from __future__ import annotations
+
+import typer
+
+from visionattn.cli.options import Json, console_for, print_json
+
+
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, optional parts and a self-check: a report to paste into an issue."""
+    from visionattn.jobs.doctor import diagnose, diagnosis_text
+
+    report = diagnose()
+    if as_json:
+        print_json(report)
+    else:
+        console_for().line(diagnosis_text(report))
+    if report["problems"]:
+        raise typer.Exit(7)

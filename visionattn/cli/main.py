@@ -1,0 +1,90 @@
+"""The `visionattn` command: its groups, its version, and what an error prints.
+
+Nothing heavy is imported at the top: `visionattn --help` must not load torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from visionattn.cli import config, data, doctor, kernels, models, run, weights
+from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, Interrupted, UserError
+
+_verbose = False
+
+
+class Commands(TyperGroup):
+    """Turns what a user can fix into one block on standard error and the exit code that goes with it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except UserError as error:
+            _fail(error.block(), error.exit_code)
+        except (Interrupted, KeyboardInterrupt):
+            sys.exit(EXIT_INTERRUPTED)
+        except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            fix = "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE"
+            _fail(f"error VA-R007: cannot read or write there: {error.strerror}\n  where {error.filename}\n  fix   {fix}", EXIT_CODES["R"])
+        except Exception as error:
+            dispatch = sys.modules.get("visionattn.kernels.dispatch")  # loaded where an operation can have raised
+            if dispatch is not None and isinstance(error, dispatch.BackendError):
+                fix = "unset VISIONATTN_BACKEND: the fastest backend that can run is chosen then\nvisionattn kernels list"
+                _fail(UserError("VA-C002", str(error), where="environment variable VISIONATTN_BACKEND", fix=fix).block(), EXIT_CODES["C"])
+            hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
+            _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    if _verbose:
+        traceback.print_exc()
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one prints
+        typer.secho(text, err=True, fg=None if os.environ.get("NO_COLOR") else typer.colors.RED)
+    sys.exit(code)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Attention backbones for vision: train, evaluate, predict.",
+    epilog="Start with: visionattn train --config quickstart",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from visionattn import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    global _verbose
+    _verbose = verbose
+
+
+app.command(epilog="Example: visionattn train --data flowers --model swin_tiny train.epochs=30")(run.train)
+app.command("eval", epilog="Example: visionattn eval runs/digits-swin_tiny/001 --split test")(run.evaluate)
+app.command(epilog="Example: visionattn predict runs/digits-swin_tiny/001 --source photos/ --out predictions")(run.predict)
+app.command()(doctor.doctor)
+for name, group in {"models": models, "weights": weights, "data": data, "kernels": kernels, "config": config}.items():
+    app.add_typer(group.app, name=name)
+
+
+def main() -> None:
+    """Entry point of the `visionattn` command."""
+    app(prog_name="visionattn")

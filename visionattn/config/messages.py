@@ -1,0 +1,162 @@
+"""What a mistake in a config gets: the dotted key, what is wrong, and the key that was probably meant."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union
+
+import yaml
+from pydantic import BaseModel
+
+from visionattn.config.schema import RunConfig
+from visionattn.errors import UserError, did_you_mean
+
+
+class Problem(NamedTuple):
+    """One mistake: error code, dotted key and message."""
+
+    code: str
+    key: str
+    message: str
+
+    @classmethod
+    def of_value(cls, key: str, expected: str, got: Any) -> Problem:
+        """A value of the wrong type or out of bounds."""
+        return cls("VA-C002", key, f"expected {expected}, got {json.dumps(got, ensure_ascii=False, default=str)}")
+
+
+def invalid_config(problems: Sequence[Problem], origins: Mapping[str, str], show: str) -> UserError:
+    """All problems in one error, each with the place where the key was set."""
+    lines = [" ".join(filter(None, (_origin(key, origins), f"{key}: {message}" if key else message))) for _, key, message in problems]
+    return UserError(problems[0].code, "\n  ".join(dict.fromkeys(lines)), fix=f"Keys and their meaning: visionattn config show{show}")
+
+
+def describe_error(details: Any, task: str, schemas: Mapping[str, type[RunConfig]]) -> Problem:
+    """Turn an error of pydantic into a problem of the config of `task`."""
+    schema = schemas[task]
+    path = [part for part in details["loc"] if isinstance(part, str)]
+    section, keys = _walk(path, schema)
+    dotted, known = ".".join(keys), _all_keys(schema, "")
+    if details["type"] == "extra_forbidden":
+        return Problem("VA-C001", dotted, f"unknown key{_instead(keys, section, known, task, schemas)}")
+    if details["type"] == "invalid_key":
+        return Problem("VA-C001", dotted, f"{details['input']!r}: unknown key, keys are text")
+    if details["type"] == "value_error":
+        key, _, message = str(details["ctx"]["error"]).partition(": ")
+        return Problem("VA-C002", key, message) if key in known else Problem("VA-C002", dotted, str(details["ctx"]["error"]))
+    field = section.model_fields.get(keys[-1]) if keys else None
+    return Problem.of_value(dotted, _expected(field) if field is not None else details["msg"], details["input"])
+
+
+def syntax_error(path: Path, text: str, error: Exception) -> UserError:
+    """VA-C003 with the line and a caret."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if mark is None:
+        return UserError("VA-C003", f"not valid YAML: {problem}", where=str(path))
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    return UserError(
+        "VA-C003", f"not valid YAML: {problem}\n  {line}\n  {' ' * mark.column}^", where=f"{path}:{mark.line + 1}, column {mark.column + 1}"
+    )
+
+
+def key_lines(node: Any, prefix: str) -> list[tuple[str, int]]:
+    """The dotted keys of a YAML node with their line numbers."""
+    found = []
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}{key.value}"
+            found.append((dotted, key.start_mark.line + 1))
+            found += key_lines(value, f"{dotted}.")
+    return found
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    inside = next((where for known, where in origins.items() if known.startswith(f"{key}.")), "")
+    while key:
+        if key in origins:
+            return origins[key]
+        key = key.rpartition(".")[0]
+    return inside
+
+
+def _instead(keys: list[str], section: type[BaseModel], known: list[str], task: str, schemas: Mapping[str, type[RunConfig]]) -> str:
+    """What follows `unknown key`: the task that has the key, or the closest key of this one."""
+    dotted, unknown = ".".join(keys), keys[-1]
+    owner = next((name for name, other in schemas.items() if dotted in _all_keys(other, "")), None)
+    if owner is not None:
+        return f": it belongs to task {owner}, and this is task {task}"
+    near = did_you_mean(unknown, section.model_fields, 1)
+    if near and len(keys) > 1:
+        near = near.replace("Did you mean ", f"Did you mean {'.'.join(keys[:-1])}.")
+    elif not near:
+        leaf = [key for key in known if key.rpartition(".")[2] == unknown]
+        near = f"Did you mean {leaf[0]}?" if leaf else did_you_mean(dotted, known, 1)
+    return f". {near}".rstrip()
+
+
+def _walk(path: list[str], schema: type[RunConfig]) -> tuple[type[BaseModel], list[str]]:
+    """The section a pydantic location ends in, and the location without pydantic's own union tags."""
+    section: type[BaseModel] = schema
+    keys: list[str] = []
+    for index, part in enumerate(path):
+        keys.append(part)
+        field = section.model_fields.get(part)
+        if field is None:
+            break
+        inner = _section_of(field.annotation)
+        if inner is None:
+            break
+        if index + 1 < len(path):
+            section = inner
+            if path[index + 1] == inner.__name__:  # a tag of Optional[Section]
+                del path[index + 1]
+    return section, keys
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((inner for inner in map(_section_of, typing.get_args(annotation)) if inner), None)
+
+
+def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        keys.append(prefix + name)
+        if inner is not None:
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _expected(field: Any) -> str:
+    """The type of a field in words, with its bounds: `integer >= 1`."""
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "null", dict: "a mapping"}
+
+    def words(annotation: Any) -> str:
+        origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin is Literal:
+            return "one of " + ", ".join(str(value) for value in args) if len(args) > 1 else str(args[0])
+        if origin in (Union, types.UnionType):
+            return " or ".join(words(arg) for arg in args)
+        if origin in (list, tuple):
+            inner = [words(arg) for arg in args if arg is not Ellipsis]
+            return f"[{', '.join(inner)}]" if origin is tuple else f"a list of {inner[0]}".replace("of a mapping", "of mappings")
+        if _section_of(annotation) is not None:
+            return "a mapping"
+        return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
+
+    text, null = words(field.annotation), ""
+    if text.endswith(" or null"):
+        text, null = text.removesuffix(" or null"), "or null"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(mark, name)}" for mark in field.metadata for name, sign in signs.items() if getattr(mark, name, None) is not None
+    ]
+    return " ".join(filter(None, [text, " and ".join(bounds), null]))

@@ -1,0 +1,43 @@
+"""A user's own modules, named under `plugins:`: importing one registers what it brings."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+from visionattn.errors import UserError
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Import modules by name, or `.py` files by path.
+
+    Raises:
+        UserError: VA-C002, not importable.
+    """
+    for name in names:
+        try:
+            if name.endswith(".py"):
+                _import_file(Path(name).expanduser().resolve())
+            else:
+                import_module(name)
+        except ImportError as error:
+            fix = "give the path of the file (plugins=[my_module.py]), or install the module, or put its folder on PYTHONPATH"
+            raise UserError("VA-C002", f'plugins: "{name}" cannot be imported', why=str(error), fix=fix) from error
+
+
+def absolute_plugins(names: Iterable[str]) -> list[str]:
+    """The same modules with the paths of files made absolute, so that a saved config works from any folder."""
+    return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
+
+
+def _import_file(path: Path) -> None:
+    """Import a file under its stem. Its folder joins sys.path, where loader processes find the module again."""
+    if not path.is_file():
+        raise ImportError(f"no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = import_module(path.stem)
+    if Path(module.__file__ or "").resolve() != path:
+        raise ImportError(f"another module is called {path.stem}: {module.__file__ or 'a part of Python'}")

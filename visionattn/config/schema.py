@@ -1,0 +1,160 @@
+"""Settings that every task has: type, default, bounds and meaning in one place.
+
+A task adds its own sections beside its code (`tasks/<task>/settings.py`), and those of its data stand with the readers.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from typing_extensions import Self
+
+
+class Section(BaseModel):
+    """A frozen mapping that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_for_other(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not Any and bool not in (annotation, *typing.get_args(annotation)):
+            raise PydanticCustomError("bool_for_other", "true and false are neither numbers nor text")
+        return value
+
+
+def setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A field with its one-line description."""
+    return Field(default, description=description, **bounds)
+
+
+class BackboneConfig(Section):
+    """The `model` section: a backbone and its weights."""
+
+    name: str = setting("eca_resnet18", "Backbone, see `visionattn models list`.")
+    weights: str = setting(
+        "none", "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, or none."
+    )
+    in_chans: int = setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
+    img_size: int | tuple[int, int] = setting(224, "Input size in pixels: one number, or [height, width].")
+    drop_path_rate: float = setting(0.0, "Stochastic depth, growing linearly to this rate at the last block.", ge=0, lt=1)
+    grad_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
+    args: dict[str, Any] = setting({}, "Arguments of the family's class, for example depths or embed_dim.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Input height and width in pixels."""
+        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+
+
+class DataConfig(Section):
+    """The `data` section: where the splits are and how they are loaded."""
+
+    root: str = setting("", "Folder or file with the data.")
+    train: str = setting("train", "Name of the training split (folder, CSV file stem, npz prefix).")
+    val: str = setting("val", "Name of the validation split.")
+    test: str = setting("test", "Name of the test split, used by `visionattn eval --split test`.")
+    val_fraction: float | None = setting(
+        None, "Share of the training set held out for validation: seeded, stratified, whole groups.", gt=0, lt=1
+    )
+    group_by: str = setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
+    exclude: list[str] = setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
+    on_error: Literal["stop", "skip"] = setting(
+        "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
+    )
+    workers: int | Literal["auto"] = setting("auto", "Loader processes; auto is the number of cores, at most 8.")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there is something to load."""
+        return bool(self.root)
+
+    def at(self, root: str) -> Self:
+        """The same settings for other data, which need not be laid out alike."""
+        return self.model_copy(update={"root": root, "val_fraction": None})
+
+
+class OptimConfig(Section):
+    name: Literal["adamw", "sgd"] = setting("adamw", "Optimizer.")
+    lr: float = setting(1e-3, "Learning rate, given for lr_batch samples per step.", gt=0)
+    lr_batch: int | None = setting(
+        None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
+    )
+    weight_decay: float = setting(0.05, "Weight decay; norms, biases and the family's own list are left out.", ge=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas.")
+    momentum: float = setting(0.9, "SGD momentum (Nesterov).", ge=0, lt=1)
+    layer_decay: float | None = setting(None, "Factor on the rate from each layer to the one before it.", gt=0, le=1)
+    clip_grad: float | None = setting(5.0, "Largest gradient norm; null: no clipping.", gt=0)
+
+
+class ScheduleConfig(Section):
+    name: Literal["cosine", "poly", "step", "constant"] = setting("cosine", "Learning rate over the run, set at each step.")
+    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up from a thousandth of the rate; at most half of the run.", ge=0)
+    warmup_steps: int | None = setting(None, "Optimizer steps of warm-up, instead of schedule.warmup_epochs.", ge=0)
+    min_lr: float = setting(1e-6, "Rate at the end of cosine and poly.", ge=0)
+    power: float = setting(0.9, "Exponent of poly.", gt=0)
+    step_epochs: float = setting(30.0, "Epochs between the drops of step.", gt=0)
+    gamma: float = setting(0.1, "Factor of each drop of step.", gt=0, le=1)
+
+
+class TrainConfig(Section):
+    epochs: int = setting(20, "Passes over the training set.", ge=1)
+    steps: int | None = setting(None, "Optimizer steps of the run, instead of train.epochs; its last epoch may be cut off.", ge=1)
+    batch_size: int = setting(32, "Samples per step and device.", ge=1)
+    accum: int = setting(1, "Steps whose gradients are added before an update.", ge=1)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
+    device: Literal["auto", "cpu"] = setting("auto", "auto takes CUDA or MPS where available.")
+    ema: float | None = setting(None, "Decay of the moving average of the weights (then evaluated and exported); null: none.", gt=0, lt=1)
+    freeze: Literal["none", "backbone"] = setting("none", "What is not trained.")
+    channels_last: bool | Literal["auto"] = setting("auto", "Memory layout; auto: on for the CNN families.")
+    deterministic: bool = setting(True, "Use deterministic operations where torch has them.")
+    save_every: int = setting(0, "Optimizer steps between checkpoints; 0: at each epoch's end.", ge=0)
+
+
+class EvalConfig(Section):
+    every: int = setting(1, "Epochs between evaluations.", ge=1)
+    best: str = setting("auto", "Metric that selects the best checkpoint, higher is better; auto: the task's own.")
+
+
+class LogConfig(Section):
+    every_steps: int = setting(20, "Optimizer steps between log lines.", ge=1)
+    tensorboard: bool = setting(True, "Write TensorBoard events to tb/.")
+    images: int = setting(16, "Pictures per TensorBoard panel.", ge=0, le=64)
+
+
+class OutputConfig(Section):
+    dir: str = setting("runs", "Folder of all runs.")
+    name: str = setting("", "Folder of this kind of run inside it; empty: <data>-<model>.")
+
+
+class RunConfig(Section):
+    """All settings of a run. A task's config narrows `task` and declares the sections that are its own."""
+
+    version: Literal[1] = setting(1, "Version of the config format.")
+    task: str = setting("", "Kind of job.")
+    seed: int = setting(0, "Seed of weights, order, augmentation and dropout.", ge=0)
+    plugins: list[str] = setting([], "Your own modules (importable names or .py files): backbones, heads, attention, tasks.")
+    model: BackboneConfig = BackboneConfig()
+    data: DataConfig = DataConfig()
+    augment: Section = Section()
+    loss: Any = None
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    log: LogConfig = LogConfig()
+    output: OutputConfig = OutputConfig()
+
+    @model_validator(mode="after")
+    def _check_common(self) -> RunConfig:
+        if min(self.model.size) < 32:
+            raise ValueError("model.img_size: expected at least 32 pixels per side")
+        if self.data.workers != "auto" and self.data.workers < 0:
+            raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
+        if not all(0 <= beta < 1 for beta in self.optim.betas):
+            raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")
+        return self

@@ -1,0 +1,207 @@
+"""From data.root to numbered classes and labelled splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from visionattn.data.images.layouts import (
+    Layout,
+    Table,
+    check_settings,
+    data_name,
+    find_layout,
+    no_validation_split,
+    read_tables,
+    refuse_labels,
+    wrong_layout,
+)
+from visionattn.data.images.sets import ImageSet, LabelledData
+from visionattn.data.images.settings import LabelDataConfig
+from visionattn.data.splits import Note, histogram, split_off
+from visionattn.errors import UserError
+
+
+def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> LabelledData:
+    """List and label the images; none is decoded.
+
+    Args:
+        seed: of the hold-out by data.val_fraction.
+        in_chans: channels that the images are read with, 1 or 3.
+
+    Raises:
+        UserError: VA-D001 to VA-D005, VA-D012, VA-C002.
+    """
+    check_settings(settings, in_chans)
+    layout = find_layout(settings)
+    tables, notes = read_tables(layout, settings, in_chans)
+    if "train" not in tables:
+        raise wrong_layout(settings, layout.root, f"no images of the split {settings.train}")
+    held_out = "val" not in tables
+    if held_out and settings.val_fraction is None:
+        raise no_validation_split(settings)
+    if not held_out and settings.val_fraction is not None:
+        notes.append(Note("warning", "VA-D003", f"data.val_fraction is not used: there is a validation split ({settings.val})"))
+    classes = _class_names(tables["train"], layout, settings)
+    notes += _check_classes(tables, classes, given=_given_classes(layout, settings) is not None)
+    parts = {split: _encode(split, table, classes) for split, table in tables.items()}
+    if held_out and settings.val_fraction is not None:
+        parts["train"], parts["val"] = _split_off(parts["train"], settings.val_fraction, seed)
+        notes.append(Note("info", "", f"val: {len(parts['val']):,} images held out of train (data.val_fraction, seed {seed})"))
+    notes += _missing_classes(parts, tables, classes)
+    return LabelledData(data_name(settings), parts["train"], parts["val"], parts.get("test"), notes, classes)
+
+
+def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> ImageSet:
+    """One split, labelled with the classes of a run, for evaluation.
+
+    A root without splits is taken whole, unless data.val_fraction is set and `split` is train or val: then the
+    images held out with `seed` are selected again.
+
+    Raises:
+        UserError: VA-M003 for classes that the run does not know; VA-D001, VA-D002 as in load_data.
+    """
+    check_settings(settings, in_chans)
+    layout = find_layout(settings)
+    tables, _ = read_tables(layout, settings, in_chans)
+    if split in ("train", "val") and "val" not in tables and settings.val_fraction is not None and "train" in tables:
+        train = _encode("train", _known_only(tables["train"], classes, layout.root), classes)
+        return _split_off(train, settings.val_fraction, seed)[0 if split == "train" else 1]
+    table = tables.get(split, tables.get("train") if layout.unsplit else None)
+    if table is None:
+        raise UserError(
+            "VA-D002", f'no split "{split}" in {layout.root}', why=f"found: {', '.join(tables)}", fix=f"--split {next(iter(tables))}"
+        )
+    return _encode(split, _known_only(table, classes, layout.root), classes)
+
+
+# ---------------------------------------------------------------- classes and labels
+
+
+def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | None:
+    """Names from data.classes or classes.txt in a folder that is the root."""
+    if isinstance(settings.classes, list):
+        names = settings.classes
+    elif settings.classes != "auto":
+        path = Path(settings.classes).expanduser()
+        if not path.is_file():
+            raise UserError("VA-D001", f'data.classes "{settings.classes}" not found', fix="auto, a list of names, or a text file")
+        names = _lines(path)
+    elif layout.format in ("folders", "csv") and (layout.root / "classes.txt").is_file():
+        names = _lines(layout.root / "classes.txt")
+    else:
+        return None
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError("VA-C002", f"data.classes names {', '.join(twice)} more than once")
+    return names
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _class_names(train: Table, layout: Layout, settings: LabelDataConfig) -> list[str]:
+    given = _given_classes(layout, settings) or train.classes
+    if given is not None:
+        return given
+    if isinstance(train.labels, np.ndarray):
+        if train.labels.ndim == 2:
+            return [str(number) for number in range(train.labels.shape[1])]
+        values, counts = np.unique(train.labels, return_counts=True)
+        outside = {str(value): int(count) for value, count in zip(values, counts, strict=True) if not 0 <= value < len(values)}
+        refuse_labels(outside, settings.train, f"0..{len(values) - 1}, as there are {len(values)} different ones")
+        return [str(number) for number in range(len(values))]
+    names = {name for labels in train.labels for name in labels} | set(train.empty)
+    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
+
+
+def _outside(table: Table, classes: Sequence[str]) -> dict[str, int]:
+    """Count the images per label that is not among the classes."""
+    if isinstance(table.labels, np.ndarray):
+        if table.labels.ndim == 2:
+            extra = table.labels[:, len(classes) :].sum(0)
+            return {str(len(classes) + index): int(count) for index, count in enumerate(extra)}
+        values, counts = np.unique(table.labels, return_counts=True)
+        return {str(v): int(count) for v, count in zip(values, counts, strict=True) if not 0 <= v < len(classes)}
+    known = set(classes)
+    return dict(Counter(name for labels in table.labels for name in labels if name not in known).most_common())
+
+
+def _check_classes(tables: dict[str, Table], classes: Sequence[str], *, given: bool) -> list[Note]:
+    """Stop at labels without a class and at empty class folders in train; warn of empty ones elsewhere."""
+    notes = []
+    for split, table in tables.items():
+        outside = _outside(table, classes)
+        if outside and (given or split == "train" or isinstance(table.labels, np.ndarray) or "" in outside):
+            shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+            refuse_labels(outside, split, f"one of {len(classes)} classes: {shown}")
+        if outside:
+            raise UserError(
+                "VA-D004",
+                f"{split} has classes without training images: {histogram(outside)}",
+                why="the classes are those of the training set",
+                fix="add training images, remove them, or list all classes in data.classes or classes.txt",
+            )
+        if table.empty and split == "train":
+            raise UserError(
+                "VA-D005", f"empty class folders in train: {', '.join(table.empty)}", fix="add images or remove the folders (in all splits)"
+            )
+        notes += [Note("warning", "VA-D005", f'{split} has an empty folder for class "{name}"') for name in table.empty]
+    return notes
+
+
+def _missing_classes(parts: dict[str, ImageSet], tables: dict[str, Table], classes: list[str]) -> list[Note]:
+    notes = []
+    in_train = parts["train"].class_counts(len(classes))
+    for name, count in zip(classes, in_train, strict=True):
+        if not count:
+            notes.append(Note("warning", "VA-D004", f'train has no images of class "{name}": it cannot be learned'))
+    for split in ("val", "test"):
+        if split not in parts:
+            continue
+        empty = tables[split].empty if split in tables else ()
+        for name, count, train_count in zip(classes, parts[split].class_counts(len(classes)), in_train, strict=True):
+            if not count and name not in empty:
+                text = f'{split} has no images of class "{name}" ({train_count:,} in train): its recall will be "n/a"'
+                notes.append(Note("warning", "VA-D004", text))
+    return notes
+
+
+def _known_only(table: Table, classes: Sequence[str], root: Path) -> Table:
+    outside = _outside(table, classes)
+    if outside:
+        raise UserError(
+            "VA-M003",
+            f"the data has classes that the run does not know: {histogram(outside)}",
+            where=str(root),
+            why=f"the run has {len(classes)} classes: {', '.join(classes[:8])}{', ...' * (len(classes) > 8)}",
+            exit_code=4,
+        )
+    return table
+
+
+def _encode(split: str, table: Table, classes: Sequence[str]) -> ImageSet:
+    """Number the labels, all of which are classes."""
+    if isinstance(table.labels, np.ndarray) and table.labels.ndim == 1:
+        labels = table.labels
+    elif isinstance(table.labels, np.ndarray):
+        labels = np.zeros((len(table.labels), len(classes)), np.float32)
+        width = min(table.labels.shape[1], len(classes))
+        labels[:, :width] = table.labels[:, :width]
+    else:
+        number = {name: index for index, name in enumerate(classes)}
+        if table.multi_label:
+            labels = np.zeros((len(table.ids), len(classes)), np.float32)
+            for row, names in enumerate(table.labels):
+                labels[row, [number[name] for name in names]] = 1
+        else:
+            labels = np.array([number[names[0]] for names in table.labels], np.int64)
+    return ImageSet(split, table.images, labels, table.ids, table.groups)
+
+
+def _split_off(train: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    return split_off(train, train.labels, train.groups, fraction, seed)

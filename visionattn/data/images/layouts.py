@@ -1,0 +1,517 @@
+"""The accepted layouts of data.root, each read into tables of images with the labels as written."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
+from visionattn.data.readers import IMAGE_SUFFIXES
+from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
+from visionattn.data.splits import Note, histogram
+from visionattn.errors import UserError, did_you_mean
+
+SPLITS = ("train", "val", "test")
+# Names a validation split goes by, where data.val is left at its default.
+_VAL_NAMES = ("val", "valid", "validation")
+
+_ACCEPTED = """accepted layouts:
+  ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg (and test)
+  ROOT/<class>/*.jpg, with data.val_fraction=0.2
+  ROOT/train.csv and ROOT/val.csv, or ROOT a .csv file: columns path,label[,split]
+  ROOT an .npz file: train_images, train_labels, val_images, val_labels (and test_)"""
+
+
+# ---------------------------------------------------------------- layouts
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A recognised layout.
+
+    `parts` gives folder or file per split; `unsplit`: it holds one set of images without splits.
+    """
+
+    format: Literal["folders", "csv", "npz", "digits", "torchvision"]
+    root: Path
+    parts: dict[str, Path]
+    unsplit: bool
+
+
+def find_layout(settings: LabelDataConfig) -> Layout:
+    """Recognise the format of data.root, from its settings or from its files.
+
+    Raises:
+        UserError: VA-D001, root missing; VA-D002, none of the accepted layouts.
+    """
+    if settings.format == "digits":
+        return Layout("digits", Path(), {}, False)
+    if not settings.root:
+        raise UserError("VA-D001", "data.root is empty", fix="data.root=FOLDER (or --data FOLDER); data.format=digits needs no files")
+    root = Path(settings.root).expanduser()
+    if settings.format == "torchvision":
+        return Layout("torchvision", root, {}, False)
+    if not root.exists():
+        raise not_found(settings.root, root)
+    form = settings.format if settings.format != "auto" else _guess(root, settings)
+    if form == "npz" and root.is_file():
+        return Layout("npz", root, {"train": root}, False)
+    if form == "csv" and root.is_file():
+        return Layout("csv", root.parent, {"train": root}, "split" not in csv_header(root))
+    if form == "csv" and root.is_dir():
+        parts = _parts(root, settings, ".csv")
+        if parts:
+            return Layout("csv", root, parts, False)
+    if form == "folders" and root.is_dir():
+        parts = _parts(root, settings, "")
+        if "train" in parts or any(class_folders(part, settings) for part in parts.values()):
+            return Layout("folders", root, parts, False)
+        if _has_class_folders(root, settings):
+            return Layout("folders", root, {"train": root}, True)
+    nested = _archive_folders(root, settings) if settings.format in ("auto", "folders") else []
+    if len(nested) == 1:
+        return find_layout(settings.model_copy(update={"root": str(nested[0])}))
+    raise wrong_layout(settings, root, "none of the accepted layouts")
+
+
+def _archive_folders(root: Path, settings: LabelDataConfig) -> list[Path]:
+    """Folders in root with splits in them: archives often unpack into a folder of their own."""
+    return [path for path in class_folders(root, settings) if "train" in _parts(path, settings, "")] if root.is_dir() else []
+
+
+def _guess(root: Path, settings: LabelDataConfig) -> str:
+    if root.is_file():
+        return root.suffix.lower().removeprefix(".")
+    folders = _parts(root, settings, "")
+    return "csv" if not folders and "train" in _parts(root, settings, ".csv") else "folders"
+
+
+def split_names(settings: ImageDataConfig) -> dict[str, tuple[str, ...]]:
+    return {"train": (settings.train,), "val": _VAL_NAMES if settings.val == "val" else (settings.val,), "test": (settings.test,)}
+
+
+def _parts(root: Path, settings: LabelDataConfig, suffix: str) -> dict[str, Path]:
+    """Folders (suffix empty) or files of the splits that exist."""
+    found = {}
+    for split, names in split_names(settings).items():
+        for name in names:
+            path = root / f"{name}{suffix}"
+            if path.is_file() if suffix else path.is_dir():
+                found[split] = path
+                break
+    return found
+
+
+def class_folders(folder: Path, settings: ImageDataConfig) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not excluded(path.name, settings))
+
+
+def _has_class_folders(root: Path, settings: LabelDataConfig) -> bool:
+    """Whether a folder in root holds images directly: otherwise these may be splits under other names."""
+    return any(is_image(path.name, settings) for folder in class_folders(root, settings) for path in folder.iterdir())
+
+
+def excluded(name: str, settings: ImageDataConfig) -> bool:
+    return any(fnmatch(name, pattern) for pattern in settings.exclude)
+
+
+def is_image(name: str, settings: ImageDataConfig) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not excluded(name, settings)
+
+
+def data_name(settings: LabelDataConfig) -> str:
+    if settings.format == "digits":
+        return "digits"
+    return settings.dataset.lower() if settings.format == "torchvision" else folder_name(settings)
+
+
+def folder_name(settings: ImageDataConfig) -> str:
+    """The last part of data.root."""
+    return Path(settings.root).expanduser().resolve().stem
+
+
+def not_found(given: str, root: Path) -> UserError:
+    parent = root.absolute().parent
+    near = get_close_matches(root.name, [path.name for path in parent.iterdir()], 1) if parent.is_dir() else []
+    place = "this folder" if parent == Path.cwd() else str(parent)
+    return UserError(
+        "VA-D001",
+        f'data.root "{given}" not found',
+        where=f"looked in {parent}" if parent.is_dir() else f"{parent} does not exist either",
+        fix=f'Did you mean "{near[0]}" (in {place})?' if near else "data.root=FOLDER",
+    )
+
+
+def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
+    inside = [path for path in root.iterdir() if path.suffix.lower() in (".npz", ".csv")] if root.is_dir() else []
+    nested = class_folders(root, settings) if root.is_dir() else []
+    inside += _archive_folders(root, settings)
+    fix = "arrange the files in one of these layouts"
+    if len(inside) == 1:
+        fix = f"data.root={inside[0]}"
+    elif any(_has_class_folders(path, settings) for path in nested):
+        names = ", ".join(path.name for path in nested[:5])
+        fix = f"name the splits: data.train=NAME data.val=NAME data.test=NAME, from {names}"
+    return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
+
+
+def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
+    """The contents of root in a few lines."""
+    if root.is_file():
+        return [f"{root.name} ({root.stat().st_size:,} bytes)"]
+    entries = sorted((path for path in root.iterdir() if not excluded(path.name, settings)), key=lambda path: (path.is_file(), path.name))
+    shown = [f"{root.name}/" + ("" if entries else " (empty)")]
+    for path in entries[:lines]:
+        if path.is_file():
+            shown.append(f"  {path.name}")
+            continue
+        inside = list(path.iterdir())
+        images = sum(is_image(item.name, settings) for item in inside)
+        shown.append(f"  {path.name}/ ({sum(item.is_dir() for item in inside)} folders, {images} images)")
+    return [*shown, *([f"  ... {len(entries) - lines} more"] if len(entries) > lines else [])]
+
+
+def no_validation_split(settings: ImageDataConfig) -> UserError:
+    names = " or ".join(split_names(settings)["val"])
+    return UserError(
+        "VA-D003",
+        f'no validation split in data.root "{settings.root}"',
+        why=f"looked for {names}; images are held out of the training set only when asked",
+        fix="visionattn train --val-fraction 0.2 ... (or data.val_fraction=0.2)",
+    )
+
+
+def check_settings(settings: ImageDataConfig, in_chans: int) -> None:
+    if in_chans not in (1, 3):
+        raise UserError("VA-C002", f"model.in_chans: images are read with 1 or 3 channels, got {in_chans}", fix="model.in_chans=3")
+    if isinstance(settings.range, tuple) and settings.range[0] >= settings.range[1]:
+        raise UserError("VA-C002", f"data.range: expected [low, high] with low < high, got {list(settings.range)}")
+
+
+# ---------------------------------------------------------------- tables: images with the labels as written
+
+
+@dataclass(frozen=True)
+class Table:
+    """A split before its labels are numbered.
+
+    `labels` are names per image, or what an .npz holds: numbers (N,), or zeros and ones (N, K). `classes` are
+    the names a data set brings, in order. `empty` are class folders without images.
+    """
+
+    images: Images
+    labels: list[tuple[str, ...]] | np.ndarray
+    ids: list[str]
+    groups: list[str] | None = None
+    classes: list[str] | None = None
+    empty: tuple[str, ...] = ()
+    multi_label: bool = False
+
+
+def read_tables(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
+    if layout.format == "folders":
+        return _read_folders(layout, settings, in_chans)
+    if layout.format == "csv":
+        return _read_csv(layout, settings, in_chans), []
+    if settings.group_by:
+        raise UserError("VA-C002", f"data.group_by needs file paths or a CSV column, the data is {layout.format}", fix='data.group_by=""')
+    if layout.format == "npz":
+        return _read_npz(layout.root, settings, in_chans), []
+    if settings.multi_label:
+        raise UserError("VA-C002", f"data.multi_label: {layout.format} has one label per image", fix="data.multi_label=false")
+    if layout.format == "digits":
+        return _read_digits(settings, in_chans), []
+    return _read_torchvision(layout.root, settings, in_chans), []
+
+
+def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
+    if settings.multi_label:
+        raise UserError("VA-C002", "data.multi_label: a folder per class gives one label per image", fix="list the labels in a CSV file")
+    skipped: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    tables = {}
+    loose = 0
+    for folder in {layout.root, *layout.parts.values()}:
+        names = os.listdir(folder)
+        _count_skipped(names, settings, skipped)
+        loose += sum(is_image(name, settings) for name in names)
+    for split, folder in layout.parts.items():
+        paths: list[str] = []
+        labels: list[tuple[str, ...]] = []
+        empty = []
+        for class_folder in class_folders(folder, settings):
+            files = image_files(class_folder, settings, skipped, others)
+            if not files:
+                empty.append(class_folder.name)
+            paths += files
+            labels += [(class_folder.name,)] * len(files)
+        if not paths:
+            raise wrong_layout(settings, layout.root, f"no images in the class folders of {folder.name}/")
+        ids = [Path(os.path.relpath(path, layout.root)).as_posix() for path in paths]
+        groups = groups_from_paths(ids, settings)
+        tables[split] = Table(FileImages(tuple(paths), settings, in_chans), labels, ids, groups, empty=tuple(empty))
+    notes = []
+    if skipped:
+        examples = ", ".join(name for name, _ in skipped.most_common(4))
+        notes.append(Note("info", "", f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"))
+    if others:
+        examples = ", ".join(suffix for suffix, _ in others.most_common(4))
+        notes.append(Note("info", "", f"{sum(others.values()):,} files that are no images left out ({examples})"))
+    if loose:
+        notes.append(Note("warning", "", f"{loose:,} images left out that lie outside the class folders"))
+    return tables, notes
+
+
+def _count_skipped(names: Sequence[str], settings: ImageDataConfig, skipped: Counter[str]) -> None:
+    skipped.update(name for name in names if excluded(name, settings))
+
+
+def image_files(folder: Path, settings: ImageDataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
+    """Images below folder, sorted; counts what is left out."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        _count_skipped([*folders, *names], settings, skipped)
+        folders[:] = [name for name in folders if not excluded(name, settings)]
+        for name in names:
+            if is_image(name, settings):
+                found.append(os.path.join(place, name))
+            elif not excluded(name, settings):
+                others[Path(name).suffix or name] += 1
+    return sorted(found)
+
+
+def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | None:
+    if not settings.group_by:
+        return None
+    try:
+        pattern = re.compile(settings.group_by)
+    except re.error as error:
+        raise UserError("VA-C002", f'data.group_by: "{settings.group_by}" is not a regular expression: {error}') from error
+    matches = [pattern.search(text) for text in ids]
+    if not any(matches):
+        raise UserError(
+            "VA-C002", f'data.group_by: "{settings.group_by}" is found in none of the paths', where=ids[0], fix="Example: (patient\\d+)"
+        )
+    # a path without a match is a group of its own
+    wanted = 1 if pattern.groups else 0
+    return [text if match is None else match[wanted] or text for text, match in zip(ids, matches, strict=True)]
+
+
+def csv_header(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return [name.strip() for name in next(csv.reader(file), [])]
+
+
+def _csv_rows(path: Path) -> list[dict[str, str]]:
+    header = csv_header(path)
+    for column in ("path", "label"):
+        if column not in header:
+            raise UserError("VA-D002", f'{path.name} has no column "{column}"', where=str(path), why=f"columns found: {', '.join(header)}")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [{name.strip(): (value or "").strip() for name, value in row.items() if name} for row in csv.DictReader(file)]
+    if not rows:
+        raise UserError("VA-D002", f"{path.name} lists no images", where=str(path))
+    return rows
+
+
+def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:
+    by_split: dict[str, list[dict[str, str]]] = {}
+    for split, path in layout.parts.items():
+        for row in _csv_rows(path):
+            by_split.setdefault(row["split"] if "split" in row and len(layout.parts) == 1 else split, []).append(row)
+    names = {name: split for split, known in split_names(settings).items() for name in known}
+    unknown = {name: len(rows) for name, rows in by_split.items() if name not in names and name not in SPLITS}
+    if unknown:
+        raise UserError(
+            "VA-D002",
+            f"column split has unknown values: {histogram(unknown)}",
+            where=", ".join(path.name for path in layout.parts.values()),
+            fix=f"use {', '.join(names)}, or name them with data.train, data.val, data.test",
+        )
+    tables: dict[str, Table] = {}
+    for name, rows in by_split.items():
+        ids = [row["path"] for row in rows]
+        paths = tuple(str(layout.root / text) for text in ids)
+        _require_files(paths, ids, layout)
+        if settings.multi_label:
+            labels = [tuple(dict.fromkeys(part.strip() for part in row["label"].split(";") if part.strip())) for row in rows]
+        else:
+            labels = [(row["label"],) for row in rows]
+        groups = _csv_groups(rows, ids, settings)
+        images = FileImages(paths, settings, in_chans)
+        tables[names.get(name, name)] = Table(images, labels, ids, groups, multi_label=settings.multi_label)
+    return tables
+
+
+def _csv_groups(rows: list[dict[str, str]], ids: list[str], settings: LabelDataConfig) -> list[str] | None:
+    if settings.group_by in rows[0]:
+        return [row[settings.group_by] for row in rows]
+    if settings.group_by.isidentifier():  # a word, so meant as a column
+        raise UserError(
+            "VA-C002", f'data.group_by: no column "{settings.group_by}"', fix=did_you_mean(settings.group_by, rows[0]) or ", ".join(rows[0])
+        )
+    return groups_from_paths(ids, settings)
+
+
+def _require_files(paths: Sequence[str], ids: list[str], layout: Layout) -> None:
+    missing = [text for path, text in zip(paths, ids, strict=True) if not os.path.isfile(path)]
+    if missing:
+        raise UserError(
+            "VA-D001",
+            f"{len(missing):,} of {len(ids):,} listed images do not exist",
+            where="\n".join(missing[:5]),
+            why=f"paths are taken relative to the folder of the CSV file, {layout.root}",
+        )
+
+
+def _read_npz(path: Path, settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files if name.endswith(("_images", "_labels"))}
+            found = list(archive.files)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError("VA-D002", f"{path.name} is not an .npz file of plain arrays: {error}", where=str(path)) from error
+    tables = {}
+    for split, names in split_names(settings).items():
+        name = next((name for name in names if f"{name}_images" in arrays and f"{name}_labels" in arrays), None)
+        if name is not None:
+            images, labels = _npz_images(arrays[f"{name}_images"], name, path), _npz_labels(arrays[f"{name}_labels"], name, path, settings)
+            if len(images) != len(labels):
+                raise UserError("VA-D002", f"{len(images):,} {name}_images but {len(labels):,} {name}_labels", where=str(path))
+            ids = [f"{split}[{index}]" for index in range(len(images))]
+            tables[split] = Table(ArrayImages(images, settings, in_chans), labels, ids, multi_label=settings.multi_label)
+    if not tables:
+        raise UserError("VA-D002", f"{path.name} has no train_images and train_labels", where=f"arrays: {', '.join(found)}", why=_ACCEPTED)
+    return tables
+
+
+def _npz_images(images: np.ndarray, name: str, path: Path) -> np.ndarray:
+    channels_ok = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
+    if not channels_ok or not (images.dtype in (np.uint8, np.uint16) or images.dtype.kind == "f"):
+        raise UserError(
+            "VA-D002",
+            f"{name}_images has shape {images.shape} of {images.dtype}",
+            where=str(path),
+            why="expected (N, H, W) or (N, H, W, C) with 1, 3 or 4 channels, of uint8, uint16 or float",
+        )
+    return images
+
+
+def _npz_labels(labels: np.ndarray, name: str, path: Path, settings: LabelDataConfig) -> np.ndarray:
+    """(N,) int64, or (N, K) float32."""
+    if settings.multi_label:
+        if labels.ndim != 2:
+            raise UserError("VA-D002", f"data.multi_label: {name}_labels has shape {labels.shape}, expected (N, classes)", where=str(path))
+        refuse_labels({str(value): int((labels == value).sum()) for value in np.unique(labels) if value not in (0, 1)}, name, "0 and 1")
+        return labels.astype(np.float32)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise UserError(
+            "VA-D002",
+            f"{name}_labels has shape {labels.shape}, expected (N,) or (N, 1)",
+            where=str(path),
+            fix="data.multi_label=true if these are several classes per image",
+        )
+    if labels.dtype.kind not in "iub":
+        wrong = labels[labels != np.floor(labels)] if labels.dtype.kind == "f" else labels
+        refuse_labels(dict(Counter(str(value) for value in wrong.tolist())), name, "integers")
+    return labels.astype(np.int64)
+
+
+def _read_digits(settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:
+    """The 1,797 digits of scikit-learn, 8 x 8 grey: per class 60 % train, 20 % val, 20 % test, the same in every run."""
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    images = np.rint(source.images * (255 / 16)).astype(np.uint8)
+    labels = np.asarray(source.target, dtype=np.int64)
+    order = np.random.default_rng(0)
+    chosen: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for number in range(10):
+        members = order.permutation(np.flatnonzero(labels == number)).tolist()
+        first, second = round(0.6 * len(members)), round(0.8 * len(members))
+        for split, part in zip(SPLITS, (members[:first], members[first:second], members[second:]), strict=True):
+            chosen[split] += part
+    names = [str(number) for number in range(10)]
+    return {
+        split: Table(
+            ArrayImages(images[sorted(part)], settings, in_chans),
+            [(names[labels[index]],) for index in sorted(part)],
+            [f"digits[{index}]" for index in sorted(part)],
+            classes=names,
+        )
+        for split, part in chosen.items()
+    }
+
+
+def _read_torchvision(root: Path, settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:
+    from torchvision import datasets
+
+    kind = getattr(datasets, settings.dataset, None)
+    if not inspect.isclass(kind):
+        known = [name for name in dir(datasets) if inspect.isclass(getattr(datasets, name))]
+        hint = did_you_mean(settings.dataset, known)
+        raise UserError("VA-D001", f'data.dataset "{settings.dataset}" is not in torchvision.datasets', fix=hint)
+    accepted = inspect.signature(kind).parameters
+    tables = {}
+    for split, names in split_names(settings).items():
+        if "split" not in accepted and split == "val":
+            continue  # train=True and train=False are all there is
+        try:
+            source = _torchvision_split(kind, root, accepted, split, names)
+            if source is not None:
+                tables[split] = _torchvision_table(source, split, settings, in_chans)
+        except Exception as error:  # each of these classes fails in its own way
+            raise UserError(
+                "VA-D001",
+                f"torchvision data set {settings.dataset} could not be prepared: {str(error) or type(error).__name__}",
+                where=str(root),
+                why="the first time it is downloaded, which needs internet",
+            ) from error
+    return tables
+
+
+def _torchvision_split(kind: Any, root: Path, accepted: Mapping[str, Any], split: str, names: Sequence[str]) -> Any:
+    arguments: dict[str, Any] = {"download": True} if "download" in accepted else {}
+    if "split" not in accepted:
+        return kind(str(root), **arguments, **({"train": split == "train"} if "train" in accepted else {}))
+    for name in names:
+        try:
+            return kind(str(root), split=name, **arguments)
+        except ValueError:  # torchvision's answer to a split the data set does not have
+            if split == "train":
+                raise
+    return None
+
+
+def _torchvision_table(source: Any, split: str, settings: LabelDataConfig, in_chans: int) -> Table:
+    targets = next((getattr(source, name) for name in ("targets", "_labels") if hasattr(source, name)), None)
+    if targets is None:
+        targets = [source[index][1] for index in range(len(source))]
+    numbers = [int(target) for target in targets]
+    brought = getattr(source, "classes", None) or range(max(numbers) + 1)
+    classes = [name if isinstance(name, str) else ", ".join(name) if isinstance(name, tuple) else str(name) for name in brought]
+    images = TorchvisionImages(source, tuple(range(len(numbers))), settings, in_chans)
+    return Table(images, [(classes[number],) for number in numbers], [f"{split}[{i}]" for i in range(len(numbers))], classes=classes)
+
+
+def refuse_labels(outside: dict[str, int], split: str, expected: str) -> None:
+    if outside:
+        raise UserError(
+            "VA-D012",
+            f"labels outside the classes in {split}: {histogram(outside)}",
+            why=f"expected {expected}",
+            fix="correct these labels, or name all classes in data.classes",
+        )

@@ -1,0 +1,64 @@
+"""Settings of images: how they are read, labelled and augmented."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import Self
+
+from visionattn.config.schema import DataConfig, Section, setting
+
+
+class ImageDataConfig(DataConfig):
+    """The `data` section of tasks whose samples are images: how a file becomes an array."""
+
+    alpha_background: Literal["black", "white"] = setting("black", "Background under transparent pixels.")
+    range: Literal["dtype", "percentile"] | tuple[float, float] = setting(
+        "dtype", "Scaling of 16-bit and float images: dtype maximum, 1st-99th percentile, or [low, high]."
+    )
+    max_pixels: int = setting(178_956_970, "Largest image accepted, in pixels.", ge=1)
+    cache: Literal["none", "ram"] = setting("none", "ram keeps decoded images in memory (per worker).")
+
+
+class LabelDataConfig(ImageDataConfig):
+    """The `data` section of classification."""
+
+    root: str = setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
+    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = setting(
+        "auto", "Layout of data.root; auto recognises it from the files."
+    )
+    dataset: str = setting("", "Class in torchvision.datasets, for format torchvision.")
+    classes: Literal["auto"] | list[str] | str = setting(
+        "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
+    )
+    multi_label: bool = setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether there is something to load; the digits need no files."""
+        return bool(self.root) or self.format == "digits"
+
+    def at(self, root: str) -> Self:
+        """The same settings for another folder; a data set of torchvision stays what it is."""
+        form = "torchvision" if self.format == "torchvision" else "auto"
+        return super().at(root).model_copy(update={"format": form})
+
+
+class CropConfig(Section):
+    scale: tuple[float, float] = setting((0.08, 1.0), "Range of the crop's area, as a share of the image.")
+    ratio: tuple[float, float] = setting((0.75, 1.3333), "Range of the crop's width / height.")
+
+
+class AugmentConfig(Section):
+    random_resized_crop: CropConfig | None = setting(CropConfig(), "Random crop, resized to img_size; null resizes the whole image.")
+    pad_crop: int = setting(0, "Pixels of reflected border before a random crop of img_size (with random_resized_crop: null).", ge=0)
+    hflip: float = setting(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vflip: float = setting(0.0, "Probability of an up-down flip.", ge=0, le=1)
+    rotate: float = setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
+    shift: float = setting(0.0, "Largest shift, as a share of the size.", ge=0, lt=1)
+    zoom: float = setting(0.0, "Largest relative change of scale.", ge=0, lt=1)
+    color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation changes (hue: a quarter).", ge=0)
+    rand_augment: str = setting("", "RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1.")
+    random_erasing: float = setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
+    mixup: float = setting(0.0, "Mixup alpha; 0 is off.", ge=0)
+    cutmix: float = setting(0.0, "CutMix alpha; 0 is off.", ge=0)

@@ -1,0 +1,259 @@
+"""From a decoded image to the normalised tensor a model takes."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from visionattn.data.images.settings import AugmentConfig, CropConfig
+from visionattn.errors import UserError
+
+_PIL_INTERPOLATION = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+class Normalize:
+    """Height x width x channels, uint8 or float32 in 0..1, to a normalised float32 tensor C x H x W."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
+        self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
+        # One look-up per pixel gives the very numbers of the three operations, in a third of the time.
+        levels = torch.arange(256, dtype=torch.float32).div(255)
+        self.table = levels.sub(self.mean.flatten(1)).div(self.std.flatten(1)).numpy()
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        planes = cv2.split(image)
+        if image.dtype != np.uint8:
+            return torch.from_numpy(np.stack(planes)).sub_(self.mean).div_(self.std)
+        result = np.empty((len(planes), *image.shape[:2]), np.float32)
+        for levels, plane, out in zip(self.table, planes, result, strict=True):
+            cv2.LUT(plane, levels, out)
+        return torch.from_numpy(result)
+
+    def undo(self, tensor: Tensor) -> np.ndarray:
+        """C x H x W back to uint8 H x W x C, for pictures."""
+        pixels = (tensor * self.std + self.mean).clamp(0, 1).mul(255).round()
+        return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+class TrainTransform:
+    """Bilinear crop, then augmentation by albumentations; the same image and seed give the same tensor, wherever it is called."""
+
+    def __init__(self, augment: AugmentConfig, size: tuple[int, int], normalize: Normalize) -> None:
+        self.crop, self.size = augment.random_resized_crop, size
+        self.compose = _albumentations(augment, size)
+        self.normalize = normalize
+
+    def __call__(self, image: np.ndarray, seed: int) -> Tensor:
+        if self.crop is not None:
+            image = _random_crop(image, self.crop, random.Random(seed))
+        image = _resize_fast(image, self.size)
+        self.compose.set_random_seed(seed)
+        return self.normalize(self.compose(image=image)["image"])
+
+
+class RandAugmentTransform:
+    """timm's training recipe on PIL: bicubic crop, flips, RandAugment, erasing after normalisation.
+
+    Takes RGB only; float images are reduced to uint8 first. The global generators of `random`, numpy and torch,
+    which these transforms use, are seeded for the call and put back after it.
+    """
+
+    def __init__(self, augment: AugmentConfig, size: tuple[int, int], normalize: Normalize) -> None:
+        self.transform, self.erase = _rand_augment(augment, size, normalize)
+        self.normalize = normalize
+
+    def __call__(self, image: np.ndarray, seed: int) -> Tensor:
+        if image.dtype != np.uint8:
+            image = np.rint(image * 255).astype(np.uint8)
+        with _global_seed(seed):
+            tensor: Tensor = self.erase(self.normalize(np.asarray(self.transform(Image.fromarray(image)))))
+        return tensor
+
+
+class EvalTransform:
+    """Resize with antialiasing, then the centre crop, as in the published evaluations."""
+
+    def __init__(self, size: tuple[int, int], normalize: Normalize, interpolation: str, crop_pct: float) -> None:
+        self.size, self.normalize = size, normalize
+        self.cover = tuple(math.floor(side / crop_pct) for side in size)
+        self.interpolation = _PIL_INTERPOLATION[interpolation]
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        return self.normalize(self._crop(self._resize(image)))
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        """So that both sides cover `self.cover`, one of them exactly."""
+        height, width = image.shape[:2]
+        tall, wide = self.cover
+        new = (int(tall * width / height), tall) if tall * width >= wide * height else (wide, int(wide * height / width))
+        if image.dtype == np.uint8 and image.shape[2] == 3:
+            return np.asarray(Image.fromarray(image).resize(new, self.interpolation))
+        # Pillow resizes grey and float images one channel at a time
+        channels = (Image.fromarray(np.ascontiguousarray(image[:, :, index])) for index in range(image.shape[2]))
+        return np.stack([np.asarray(channel.resize(new, self.interpolation)) for channel in channels], axis=2)
+
+    def _crop(self, image: np.ndarray) -> np.ndarray:
+        height, width = self.size
+        top = round((image.shape[0] - height) / 2)
+        left = round((image.shape[1] - width) / 2)
+        return image[top : top + height, left : left + width]
+
+
+def train_transform(
+    augment: AugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> TrainTransform | RandAugmentTransform:
+    """The augmentation of a recipe: `transform(image, seed)` gives float32 C x H x W.
+
+    Args:
+        size: height and width of the result in pixels.
+        mean: one number per channel, of values in 0..1; so is `std`.
+
+    Raises:
+        UserError: VA-C002, settings that exclude each other.
+    """
+    if augment.random_resized_crop is not None and augment.pad_crop:
+        raise UserError(
+            "VA-C002",
+            "augment.pad_crop and augment.random_resized_crop are two ways to crop",
+            fix="augment.random_resized_crop=null, or augment.pad_crop=0",
+        )
+    normalize = Normalize(mean, std)
+    if not augment.rand_augment:
+        return TrainTransform(augment, size, normalize)
+    others = [name for name in ("rotate", "shift", "zoom", "color_jitter") if getattr(augment, name)]
+    if others:
+        raise UserError(
+            "VA-C002",
+            f"augment.rand_augment chooses its own {', '.join(others)}",
+            fix=" ".join(f"augment.{name}=0" for name in others),
+        )
+    if len(mean) != 3:
+        raise UserError("VA-C002", "augment.rand_augment works on colour images only", fix='augment.rand_augment="" or model.in_chans=3')
+    return RandAugmentTransform(augment, size, normalize)
+
+
+def eval_transform(
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    interpolation: Literal["bicubic", "bilinear"],
+    crop_pct: float,
+) -> EvalTransform:
+    """The published evaluation: `transform(image)` gives float32 C x H x W.
+
+    Args:
+        size: height and width of the result in pixels.
+        crop_pct: share of the resized image that the centre crop keeps; the resized side is floor(size / crop_pct).
+    """
+    return EvalTransform(size, Normalize(mean, std), interpolation, crop_pct)
+
+
+def _random_crop(image: np.ndarray, crop: CropConfig, generator: random.Random) -> np.ndarray:
+    """A part of random area and width / height (Szegedy et al. 2015); the largest central one where ten draws do not fit."""
+    height, width = image.shape[:2]
+    low, high = crop.ratio
+    for _ in range(10):
+        area = height * width * generator.uniform(*crop.scale)
+        ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
+        tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < tall <= height and 0 < wide <= width:
+            top, left = generator.randint(0, height - tall), generator.randint(0, width - wide)
+            return image[top : top + tall, left : left + wide]
+    tall, wide = min(height, max(1, round(width / low))), min(width, max(1, round(height * high)))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return image[top : top + tall, left : left + wide]
+
+
+def _resize_fast(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear; averaging where a side shrinks to half or less, as bilinear would skip pixels there."""
+    height, width = size
+    shrinks = image.shape[0] >= 2 * height or image.shape[1] >= 2 * width
+    resized: np.ndarray = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized if resized.ndim == 3 else resized[:, :, None]
+
+
+def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
+    """What follows the crop."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index for its version otherwise
+    import albumentations as A
+
+    linear, reflect = cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101
+    steps: list[Any] = []
+    if augment.pad_crop:
+        steps += [A.Pad(augment.pad_crop, border_mode=reflect), A.RandomCrop(*size)]
+    if augment.hflip:
+        steps.append(A.HorizontalFlip(p=augment.hflip))
+    if augment.vflip:
+        steps.append(A.VerticalFlip(p=augment.vflip))
+    if augment.rotate or augment.shift or augment.zoom:
+        steps.append(
+            A.Affine(
+                scale=(1 - augment.zoom, 1 + augment.zoom),
+                translate_percent=(-augment.shift, augment.shift),
+                rotate=(-augment.rotate, augment.rotate),
+                shear=0,
+                interpolation=linear,
+                border_mode=reflect,
+                p=1,
+            )
+        )
+    if augment.color_jitter:
+        strength = augment.color_jitter
+        around = (max(0.0, 1 - strength), 1 + strength)
+        hue = min(strength / 4, 0.5)  # half the colour circle either way is all of it
+        steps.append(A.ColorJitter(around, around, around, (-hue, hue), p=1))
+    if augment.random_erasing:
+        steps.append(A.Erasing(fill="random", p=augment.random_erasing))
+    return A.Compose(steps)
+
+
+def _rand_augment(augment: AugmentConfig, size: tuple[int, int], normalize: Normalize) -> tuple[Any, Any]:
+    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision import transforms
+
+    fill = tuple(min(255, round(255 * float(value))) for value in normalize.mean.flatten())
+    hparams = {"translate_const": int(min(size) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+    try:
+        augmentation = rand_augment_transform(augment.rand_augment, hparams)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise UserError(
+            "VA-C002", f'augment.rand_augment: "{augment.rand_augment}" is not in timm\'s notation', fix="Example: rand-m9-mstd0.5-inc1"
+        ) from error
+    crop = augment.random_resized_crop
+    steps: list[Any]
+    if crop is not None:
+        steps = [RandomResizedCropAndInterpolation(size, crop.scale, crop.ratio, interpolation="bicubic")]
+    else:
+        steps = [transforms.Resize(size, transforms.InterpolationMode.BICUBIC)]
+    if augment.pad_crop:
+        steps.append(transforms.RandomCrop(size, padding=augment.pad_crop, padding_mode="reflect"))
+    steps += [transforms.RandomHorizontalFlip(augment.hflip), transforms.RandomVerticalFlip(augment.vflip), augmentation]
+    return transforms.Compose(steps), RandomErasing(augment.random_erasing, mode="pixel", device="cpu")
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPU's generator too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,367 @@
+"""The check of images and masks before training: every fault of every pair, reported together."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionattn.data.check import (
+    CACHE_VERSION,
+    CheckReport,
+    Finding,
+    broken_notes,
+    cache_name,
+    check_threads,
+    duplicate_notes,
+    examine,
+    format_notes,
+    read_cache,
+)
+from visionattn.data.masks.palettes import Colour
+from visionattn.data.masks.sets import LabelRule, MaskData, MaskSet
+from visionattn.data.masks.settings import IGNORE, MaskDataConfig
+from visionattn.data.readers import UnreadableFile, read_mask, upright_size
+from visionattn.data.splits import Note, content_hash
+from visionattn.errors import UserError
+from visionattn.files import atomic_write
+
+_TINY = 0.005  # share of the labelled pixels below which a class is called small
+_VALUES_KEPT = 1024  # per mask; one with more values is no mask
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """What the check keeps of one mask: `counts` are pixels per value, the most frequent ones; sizes are height and width."""
+
+    size: tuple[int, int]
+    image_size: tuple[int, int]
+    colour: bool
+    indexed: bool
+    lossy: bool
+    rotated: bool
+    distinct: int
+    counts: dict[int, int]
+
+
+@dataclass(frozen=True)
+class MaskFinding:
+    """A pair: either the facts of its mask, or why there are none."""
+
+    split: str
+    image_id: str
+    mask_id: str
+    hash16: str
+    facts: MaskFacts | None
+    code: str
+    reason: str
+
+
+def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, progress: Callable[[int], None] | None = None) -> CheckReport:
+    """Decode all images and masks; nothing is written but the cache.
+
+    In the report, `counts` are pixels per split and class, `hashes` those of images and of masks by id, and
+    `unreadable` names images that cannot be used, be it for their mask.
+
+    Args:
+        cache_dir: where results are kept, per file by path, size and modification time.
+        progress: called with the number of pairs done.
+    """
+    cache_file = cache_dir / f"pairs-{cache_name([part.images for part in data.sets], data.name)}.json"
+    cache = read_cache(cache_file)
+    kept: dict[str, Any] = {}
+    images: dict[str, list[Finding]] = {}
+    masks: list[MaskFinding] = []
+    with ThreadPoolExecutor(check_threads(settings)) as pool:
+        for part in data.sets:
+            found = images.setdefault(part.name, [])
+            for finding, mask, records in pool.map(lambda index, part=part: _examine_pair(part, index, cache), range(len(part))):
+                found.append(finding)
+                masks.append(mask)
+                kept.update(records)
+                if progress is not None:
+                    progress(len(masks))
+    if kept and kept != cache:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": kept}))
+    everything = [finding for part in images.values() for finding in part]
+    rule, labelled = data.train.rule, _pixels(data, masks)
+    decoded = [finding.facts for finding in everything if finding.facts is not None]
+    notes = [
+        _summary(data, masks),
+        *_missing_notes(data),
+        *data.notes,
+        *broken_notes(everything),
+        *_broken_mask_notes(masks, {finding.id for finding in everything if finding.facts is None}),
+        *_size_notes(masks, rule),
+        *_kind_notes(data, masks, rule),
+        *_stray_notes(data, masks, rule),
+        *_class_notes(data, labelled),
+        *duplicate_notes(images),
+        *format_notes(decoded, settings, data.train.images.in_chans),
+    ]
+    notes += _rotated_notes(masks)
+    broken = {finding.id: finding.reason for finding in everything if finding.code in ("VA-D010", "VA-D011")}
+    broken |= {mask.image_id: f"mask {mask.mask_id}: {mask.reason}" for mask in masks if mask.code in ("VA-D010", "VA-D011")}
+    large = {finding.id: finding.reason for finding in everything if finding.code == "VA-D020"}
+    large |= {mask.mask_id: mask.reason for mask in masks if mask.code == "VA-D020"}
+    hashes = {finding.id: finding.hash16 for finding in everything if finding.hash16}
+    hashes |= {mask.mask_id: mask.hash16 for mask in masks if mask.hash16}
+    counts = {split: dict(zip(data.classes, values[: len(data.classes)].tolist(), strict=True)) for split, values in labelled.items()}
+    return CheckReport(notes=notes, unreadable=broken, too_large=large, counts=counts, hashes=hashes)
+
+
+# ---------------------------------------------------------------- one pair
+
+
+def _examine_pair(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Finding, MaskFinding, dict[str, Any]]:
+    """Both findings, and what to keep of them in the cache."""
+    finding, key, record = examine(part.ids[index], part.images, index, cache)
+    records = {key: record} if key and record is not None else {}
+    mask, mask_key, mask_record = _examine_mask(part, index, cache)
+    if mask_key and mask_record is not None:
+        records[mask_key] = mask_record
+    return finding, mask, records
+
+
+def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[MaskFinding, str | None, dict[str, Any] | None]:
+    path, image_path = part.mask_paths[index], part.images.path(index)
+    limit = part.images.settings.max_pixels
+    names = (part.name, part.ids[index], part.mask_ids[index])
+    try:
+        stamps = [(file, os.stat(file)) for file in (image_path, path)]
+    except OSError as error:
+        return MaskFinding(*names, "", None, "VA-D010", error.strerror or str(error)), None, None
+    key = "||".join(f"{file}|{status.st_size}|{status.st_mtime_ns}" for file, status in stamps)
+    record = cache.get(key)
+    if record is None or (record["facts"] and record["facts"]["size"][0] * record["facts"]["size"][1] > limit):
+        digest, facts, code, reason = "", None, "", ""
+        try:
+            digest = content_hash(Path(path).read_bytes())
+            facts = _facts(Path(path), Path(image_path), limit)
+        except UnreadableFile as error:
+            code, reason = error.code, error.reason
+        except UserError as error:  # VA-D020: depends on a setting, so it is not kept
+            return MaskFinding(*names, digest, None, error.code, error.what), None, None
+        plain = None if facts is None else json.loads(json.dumps(asdict(facts)))  # as it comes back from the cache
+        record = {"hash16": digest, "facts": plain, "code": code, "reason": reason}
+    return MaskFinding(*names, record["hash16"], _restored(record["facts"]), record["code"], record["reason"]), key, record
+
+
+def _restored(plain: dict[str, Any] | None) -> MaskFacts | None:
+    if plain is None:
+        return None
+    sizes = {name: (plain[name][0], plain[name][1]) for name in ("size", "image_size")}
+    return MaskFacts(**{**plain, **sizes, "counts": {int(value): count for value, count in plain["counts"].items()}})
+
+
+def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
+    pixels = read_mask(path, max_pixels=limit)
+    try:
+        image_size = upright_size(image_path, max_pixels=limit)
+    except (UnreadableFile, UserError):  # told of the image itself
+        image_size = (pixels.values.shape[0], pixels.values.shape[1])
+    values, counts = np.unique(pixels.values, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:_VALUES_KEPT]
+    return MaskFacts(
+        size=(pixels.values.shape[0], pixels.values.shape[1]),
+        image_size=image_size,
+        colour=pixels.colour,
+        indexed=pixels.indexed,
+        lossy=pixels.lossy,
+        rotated=pixels.rotated,
+        distinct=len(values),
+        counts={int(values[index]): int(counts[index]) for index in sorted(most)},
+    )
+
+
+# ---------------------------------------------------------------- notes
+
+
+def _summary(data: MaskData, masks: list[MaskFinding]) -> Note:
+    images = len(masks) + len(data.without_mask)
+    fine = sum(mask.facts is not None and mask.facts.size == mask.facts.image_size for mask in masks)
+    return Note("info", "", f"images {images:,}   masks {len(masks):,}   pairs ok {fine:,}")
+
+
+def _missing_notes(data: MaskData) -> list[Note]:
+    if not data.without_mask:
+        return []
+    have = "images have" if len(data.without_mask) > 1 else "image has"
+    return [Note("error", "VA-D021", f"{len(data.without_mask):,} {have} no mask: {_examples(data.without_mask)}")]
+
+
+def _broken_mask_notes(masks: list[MaskFinding], broken_images: set[str]) -> list[Note]:
+    verbs = {"VA-D010": "cannot be decoded", "VA-D011": "is no image"}
+    notes = []
+    for mask in masks:
+        if mask.code in verbs and mask.image_id not in broken_images:
+            notes.append(Note("warning", mask.code, f"{mask.mask_id} {verbs[mask.code]}: {mask.reason}"))
+        if mask.code == "VA-D020":
+            notes.append(Note("error", mask.code, f"{mask.mask_id}: {mask.reason}\n-> remove it, or raise data.max_pixels if you trust it"))
+    return notes
+
+
+def _size_notes(masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+    wrong = [(mask, mask.facts) for mask in masks if mask.facts is not None and mask.facts.size != mask.facts.image_size]
+    if not wrong:
+        return []
+    mask, facts = wrong[0]
+    (tall, wide), (high, broad) = facts.image_size, facts.size
+    text = f"{_count(len(wrong), 'mask')} of another size than the image, {mask.mask_id}: image {wide}x{tall}, mask {broad}x{high}"
+    if tall * broad == wide * high:
+        text += f" (ratio {tall / high:.3g})"
+    if rule.resize:
+        return [Note("info", "VA-D013", f"{text}: the nearest pixels are taken (data.mask_resize)")]
+    turned = sum(facts.size == facts.image_size[::-1] for _, facts in wrong)
+    if turned:
+        text += f"\n{turned:,} match before the rotation that EXIF asks of the image -> save image or mask upright"
+    text += f"\n-> data.mask_resize=nearest resizes them while reading: {_examples([mask.mask_id for mask, _ in wrong])}"
+    return [Note("error", "VA-D013", text)]
+
+
+def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+    notes = []
+    known = [(mask, mask.facts) for mask in masks if mask.facts is not None]
+    coloured = [(mask, facts) for mask, facts in known if facts.colour]
+    if coloured and not rule.colours:
+        seen: Counter[int] = Counter()
+        for _, facts in coloured:
+            seen.update(facts.counts)
+        listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common(_SHOWN)))
+        examples = _examples([mask.mask_id for mask, _ in coloured])
+        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette says what the colours mean: {examples}"
+        fix = f"-> data.palette=[{listed}], put in the order of the classes, or a classes.txt of `index name R G B`"
+        notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
+    elif coloured:
+        notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: read by the palette"))
+    indexed = sum(facts.indexed for _, facts in known)
+    if indexed:
+        notes.append(Note("info", "VA-D014", f"{_count(indexed, 'mask')} with a palette of their own: its indices are the classes"))
+    lossy = [(mask, facts) for mask, facts in known if facts.lossy]
+    if lossy:
+        worst = max(facts.distinct for _, facts in lossy)
+        allowed = len(rule.table(colour=lossy[0][1].colour))
+        text = f"{_count(len(lossy), 'mask')} JPEG ({worst:,} distinct values in one): lossy masks are not labels -> re-export as PNG"
+        if worst > allowed and rule.num_classes == 2 and not lossy[0][1].colour:
+            text += f"\nor, if 255 is the second class: visionattn data masks convert {data.root} --map 0-127:0 --map 128-255:1"
+        notes.append(Note("error" if worst > allowed else "warning", "VA-D017", text))
+    return notes
+
+
+def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+    """Values without a class, what they probably are, and the command that repairs them."""
+    notes = []
+    for colour in (False, True):
+        if colour and not rule.colours:
+            continue
+        table = rule.table(colour=colour)
+        known = [mask.facts for mask in masks if mask.facts is not None and mask.facts.colour == colour]
+        # a JPEG with more values than classes is told as such
+        known = [facts for facts in known if not (facts.lossy and facts.distinct > len(table))]
+        files: Counter[int] = Counter(value for facts in known for value in facts.counts if value not in table)
+        if not files:
+            continue
+        used = {table[value] for facts in known for value in facts.counts if value in table} - {IGNORE}
+        shown = ", ".join(f"{_value(value, colour)}: {_count(count, 'file')}" for value, count in files.most_common(_SHOWN))
+        more = f", ... {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+        outside = f"mask values outside {_range(table, colour)}: {{{shown}{more}}}"
+        hints = [_hint(data, value, files, used, table, colour) for value in sorted(files, key=lambda value: -files[value])[:_SHOWN]]
+        example = next(
+            mask.mask_id for mask in masks if mask.facts is not None and mask.facts.colour == colour and set(mask.facts.counts) & set(files)
+        )
+        notes.append(Note("error", "VA-D012", "\n".join([f"{outside}; first in {example}", *hints])))
+    return notes
+
+
+def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table: dict[int, int], colour: bool) -> str:
+    where = f"{_value(value, colour)} in {_count(files[value], 'file')}"
+    if colour:
+        return f"{where} is not in the palette -> add it to data.palette or classes.txt"
+    by_label = {label: key for key, label in table.items() if label != IGNORE}
+    unused = [label for label in range(len(data.classes)) if label not in used]
+    repair = f"-> visionattn data masks convert {data.root} --map {value}:"
+    if value == IGNORE and not (len(data.classes) == 2 and unused == [1]):
+        return f"{where} looks like an ignore label  -> data.ignore_index=255"
+    if len(files) == 1 and unused == [0] and value == len(data.classes):
+        return f"{where}, and no 0: the classes begin at 1  -> data.reduce_zero_label=true"
+    target = by_label[unused[0]] if unused else IGNORE
+    meaning = f'perhaps "{data.classes[unused[0]]}"' if unused else f"{IGNORE} ignores it"
+    return f"{where} has no class ({meaning})  {repair}{target}"
+
+
+def _pixels(data: MaskData, masks: list[MaskFinding]) -> dict[str, np.ndarray]:
+    """Per split the pixels of each class, and last those that are ignored."""
+    totals = {part.name: np.zeros(len(data.classes) + 1, np.int64) for part in data.sets}
+    tables = {colour: data.train.rule.table(colour=colour) for colour in (False, True)}
+    for mask in masks:
+        if mask.facts is None:
+            continue
+        scale = mask.facts.image_size[0] * mask.facts.image_size[1] / (mask.facts.size[0] * mask.facts.size[1])
+        for value, count in mask.facts.counts.items():
+            label = tables[mask.facts.colour].get(value)
+            if label is not None:
+                totals[mask.split][len(data.classes) if label == IGNORE else label] += round(count * scale)
+    return totals
+
+
+def _class_notes(data: MaskData, labelled: dict[str, np.ndarray]) -> list[Note]:
+    notes = []
+    train = labelled["train"][:-1]
+    for split, totals in labelled.items():
+        absent = [name for name, count in zip(data.classes, totals[:-1], strict=True) if not count]
+        if absent and totals[:-1].any():
+            what = "it cannot be learned" if split == "train" else 'its IoU will be "n/a"'
+            text = f"{split} has no pixels of {_count(len(absent), 'class')} ({_examples(absent)}): {what}"
+            notes.append(Note("warning", "VA-D004", text))
+    shares = train / max(1, int(train.sum()))
+    small = [(name, share) for name, share in zip(data.classes, shares, strict=True) if 0 < share < _TINY]
+    if small:
+        listed = ", ".join(f"{name} {100 * share:.2g} %" for name, share in sorted(small, key=lambda item: item[1])[:_SHOWN])
+        more = f", ... {len(small) - _SHOWN} more" if len(small) > _SHOWN else ""
+        text = f"{_count(len(small), 'class')} below {100 * _TINY:g} % of the pixels in train: {listed}{more}"
+        text += "  -> a Dice loss, or class weights"
+        notes.append(Note("warning", "VA-D019", text))
+    everything = sum(totals.sum() for totals in labelled.values())
+    ignored = sum(int(totals[-1]) for totals in labelled.values())
+    if ignored:
+        notes.append(Note("info", "", f"ignored pixels {100 * ignored / everything:.1f} %"))
+    return notes
+
+
+def _rotated_notes(masks: list[MaskFinding]) -> list[Note]:
+    rotated = sum(mask.facts is not None and mask.facts.rotated for mask in masks)
+    return [Note("info", "", f"{_count(rotated, 'mask')} turned upright by their EXIF orientation")] if rotated else []
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+
+
+def _count(number: int, word: str) -> str:
+    plural = f"{word}es" if word.endswith("s") else f"{word}s"
+    return f"{number:,} {word if number == 1 else plural}"
+
+
+def _unpack(value: int) -> Colour:
+    return value >> 16, value >> 8 & 255, value & 255
+
+
+def _value(value: int, colour: bool) -> str:
+    return str(_unpack(value)) if colour else str(value)
+
+
+def _range(table: dict[int, int], colour: bool) -> str:
+    if colour:
+        return f"the {len(table)} colours of the palette"
+    values = sorted(table)
+    first = [value for value in values if table[value] != IGNORE]
+    return f"{first[0]}..{first[-1]}" if first == list(range(first[0], first[-1] + 1)) else ", ".join(map(str, first[:12]))

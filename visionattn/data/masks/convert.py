@@ -1,0 +1,162 @@
+"""Repairing masks: new files with other values, as palette PNGs, beside the old ones."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from visionattn.data.images.layouts import image_files
+from visionattn.data.masks.layouts import find_mask_layout, read_pairs
+from visionattn.data.masks.palettes import Colour, mask_png, read_classes
+from visionattn.data.masks.sets import packed_colour
+from visionattn.data.masks.settings import MaskDataConfig
+from visionattn.data.readers import UnreadableFile, read_mask
+from visionattn.errors import UserError
+from visionattn.files import atomic_folder, atomic_write
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written: the folder, the number of files, pixels changed by `old -> new`, and pixels per value after it."""
+
+    out: str
+    files: int
+    changed: dict[str, int]
+    values: dict[int, int]
+
+
+def parse_map(texts: Sequence[str]) -> dict[int, int]:
+    """`128:1` and `128-255:1`, several separated by commas.
+
+    Raises:
+        UserError: VA-C002.
+    """
+    result: dict[int, int] = {}
+    for text in (part.strip() for item in texts for part in item.split(",")):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?:(\d+)", text)
+        if match is None or int(match[3]) > 65535 or int(match[2] or match[1]) > 65535:
+            raise UserError("VA-C002", f'--map "{text}" is not of the form OLD:NEW', fix="Example: --map 128:1 or --map 128-255:1")
+        result.update(dict.fromkeys(range(int(match[1]), int(match[2] or match[1]) + 1), int(match[3])))
+    return result
+
+
+def convert_masks(
+    root: Path,
+    *,
+    map: Mapping[int, int] | None = None,
+    palette: str | Path | Sequence[Colour] | None = None,
+    out: Path | None = None,
+    in_place: bool = False,
+    settings: MaskDataConfig | None = None,
+) -> Conversion:
+    """Write the masks of a data set (or all images below a folder of masks) with other values; names stay, as .png.
+
+    Args:
+        map: new value by old one; other values stay.
+        palette: colours of RGB masks in order of their values, or a list of classes with colours.
+        out: new folder; default `<root>-masks` beside root. Paths inside it are those relative to root.
+        in_place: replace the files instead.
+        settings: where masks lie below root, if that is not one of the known layouts.
+
+    Raises:
+        UserError: VA-D001, no masks; VA-D010, a file that cannot be read; VA-D014, colours that the palette lacks, or
+            no palette; VA-R007, `out` exists. Nothing is written then.
+    """
+    root = root.expanduser().resolve()
+    if not root.is_dir():
+        raise UserError("VA-D001", f'"{root}" is no folder')
+    paths = _mask_files(root, settings or MaskDataConfig())
+    if not paths:
+        raise UserError("VA-D001", f"no masks below {root}", fix="name the folder of the masks")
+    target = root.with_name(f"{root.name}-masks") if out is None else out.expanduser().resolve()
+    if not in_place and target.exists():
+        raise UserError("VA-R007", f"{target} exists already", fix="--out FOLDER that does not exist, or --in-place")
+    names = [Path(os.path.relpath(path, root)).with_suffix(".png") for path in paths]
+    twice = [name.as_posix() for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError("VA-C002", f"two masks would both become {twice[0]}", fix="remove one of them")
+    colours = _colours(palette)
+    shown = [_unpacked(packed) for packed in colours] if [*colours.values()] == [*range(len(colours))] else []
+    changed: Counter[str] = Counter()
+    values: Counter[int] = Counter()
+
+    def write(folder: Path) -> None:
+        for path, name in zip(paths, names, strict=True):
+            converted = _convert(path, map or {}, colours, changed, values)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(mask_png(converted, shown))
+
+    if not in_place:
+        with atomic_folder(target) as folder:
+            write(folder)
+        return Conversion(str(target), len(paths), dict(changed), dict(sorted(values.items())))
+    staged = root.with_name(f"{root.name}-converted")
+    with atomic_folder(staged) as folder:  # all of them first: an unreadable one stops before any is replaced
+        write(folder)
+    for path, name in zip(paths, names, strict=True):
+        atomic_write(root / name, (staged / name).read_bytes())
+        (staged / name).unlink()
+        if path != str(root / name):
+            os.unlink(path)
+    for place, _, _ in os.walk(staged, topdown=False):
+        os.rmdir(place)
+    return Conversion(str(root), len(paths), dict(changed), dict(sorted(values.items())))
+
+
+def _mask_files(root: Path, settings: MaskDataConfig) -> list[str]:
+    settings = settings.model_copy(update={"root": str(root)})
+    try:
+        pairs = read_pairs(find_mask_layout(settings), settings)
+    except UserError:
+        if settings.masks:
+            raise
+        return image_files(root, settings, Counter(), Counter())
+    return sorted({pair.mask_path for part in pairs.parts.values() for pair in part})
+
+
+def _colours(palette: str | Path | Sequence[Colour] | None) -> dict[int, int]:
+    """Values by packed colour."""
+    if palette is None:
+        return {}
+    if isinstance(palette, (str, Path)):
+        pairs = [(entry.colour, entry.value) for entry in read_classes(palette) if entry.colour is not None]
+    else:
+        pairs = [(colour, value) for value, colour in enumerate(palette)]
+    colours: dict[int, int] = {}
+    for colour, value in pairs:
+        colours.setdefault(packed_colour(colour), value)
+    return colours
+
+
+def _unpacked(packed: int) -> Colour:
+    return packed >> 16, packed >> 8 & 255, packed & 255
+
+
+def _convert(path: str, changes: Mapping[int, int], colours: Mapping[int, int], changed: Counter[str], values: Counter[int]) -> np.ndarray:
+    try:
+        pixels = read_mask(Path(path), max_pixels=MaskDataConfig().max_pixels)
+    except UnreadableFile as error:
+        raise UserError("VA-D010", f"{error.path} cannot be read: {error.reason}", why="nothing was written") from error
+    found, inverse, counts = np.unique(pixels.values, return_inverse=True, return_counts=True)
+    old = found.tolist()
+    if pixels.colour:
+        stray = [_unpacked(packed) for packed in old if packed not in colours]
+        if stray:
+            what = f"{len(stray):,} colours without a value, such as {', '.join(map(str, stray[:5]))}"
+            raise UserError("VA-D014", what, where=path, why="nothing was written", fix="--palette with all colours, or --palette FILE")
+        old = [colours[packed] for packed in old]
+    new = [changes.get(value, value) for value in old]
+    if any(not 0 <= value <= 65535 for value in new):
+        what = "values outside 0..65535 cannot be written"
+        raise UserError("VA-D012", what, where=path, why="nothing was written", fix="name them in --map")
+    for before, after, count in zip(old, new, counts.tolist(), strict=True):
+        values[after] += count
+        if before != after:
+            changed[f"{before} -> {after}"] += count
+    return np.asarray(new, np.int32)[inverse].reshape(pixels.values.shape)

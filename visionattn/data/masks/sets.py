@@ -1,0 +1,372 @@
+"""Images with masks: from data.root to classes, splits and the samples of a loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from visionattn.data.images.layouts import SPLITS, check_settings, folder_name, groups_from_paths, no_validation_split
+from visionattn.data.masks.layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
+from visionattn.data.masks.palettes import ClassEntry, Colour, default_palette, read_classes
+from visionattn.data.masks.settings import IGNORE, MaskDataConfig
+from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask, upright_size
+from visionattn.data.sources import FileImages
+from visionattn.data.splits import Data, ManifestRow, Note, content_hash, split_off
+from visionattn.errors import UserError
+
+_STRAY = 254  # a value that is no class, before it is refused
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """How the values of a mask file become labels.
+
+    `numbers` gives the label (a class or IGNORE) of each value; `colours` the value of each colour as
+    red * 65536 + green * 256 + blue, empty without a palette; `resize`: masks of another size are resized.
+    """
+
+    num_classes: int
+    numbers: Mapping[int, int]
+    colours: Mapping[int, int]
+    resize: bool = False
+
+    def table(self, *, colour: bool) -> dict[int, int]:
+        """Labels by what `read_mask` gives, of colour masks or of others."""
+        if not colour:
+            return dict(self.numbers)
+        return {packed: self.numbers[value] for packed, value in self.colours.items() if value in self.numbers}
+
+    def encode(self, pixels: MaskPixels) -> tuple[np.ndarray, list[int]]:
+        """uint8 labels, and what values have none."""
+        table = self.table(colour=pixels.colour)
+        if pixels.values.dtype == np.uint8:
+            levels = np.full(256, _STRAY, np.uint8)
+            for value, label in table.items():
+                if 0 <= value < 256:
+                    levels[value] = label
+            labels = levels[pixels.values]
+        else:
+            keys = np.array(sorted(table) or [-1], np.int64)
+            found = np.searchsorted(keys, pixels.values).clip(max=len(keys) - 1)
+            known = np.array([table.get(int(key), _STRAY) for key in keys], np.uint8)
+            labels = np.where(keys[found] == pixels.values, known[found], np.uint8(_STRAY))
+        stray = labels == _STRAY
+        return labels, np.unique(pixels.values[stray]).tolist() if stray.any() else []
+
+
+@dataclass(frozen=True)
+class MaskSet:
+    """One split: images, the files of their masks, and how these are read. Ids are paths relative to data.root."""
+
+    name: str
+    images: FileImages
+    mask_paths: tuple[str, ...]
+    ids: list[str]
+    mask_ids: list[str]
+    groups: list[str] | None
+    rule: LabelRule
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int], name: str | None = None) -> MaskSet:
+        """The pairs at these positions."""
+        return MaskSet(
+            name or self.name,
+            self.images.take(indices),
+            tuple(self.mask_paths[index] for index in indices),
+            [self.ids[index] for index in indices],
+            [self.mask_ids[index] for index in indices],
+            None if self.groups is None else [self.groups[index] for index in indices],
+            self.rule,
+        )
+
+    def label(self, index: int, size: tuple[int, int]) -> np.ndarray:
+        """uint8 (H, W): classes and IGNORE.
+
+        Args:
+            size: height and width of the image.
+
+        Raises:
+            UnreadableFile: a damaged file, or one that the check would have stopped at.
+        """
+        path = self.mask_paths[index]
+        labels, stray = self.rule.encode(read_mask(Path(path), max_pixels=self.images.settings.max_pixels))
+        if stray:
+            raise UnreadableFile(path, f"values without a class: {stray[:8]}", "VA-D012")
+        if labels.shape != size:
+            if not self.rule.resize:
+                raise UnreadableFile(path, f"mask of {_shape(labels.shape)}, image of {_shape(size)}", "VA-D013")
+            labels = resize_labels(labels, size)
+        return labels
+
+
+@dataclass(frozen=True)
+class MaskData(Data[MaskSet]):
+    """Splits of images with masks; classes are in the order of the model's outputs, each with its colour.
+
+    Attributes:
+        without_mask: ids of images that have none.
+        root: folder of the data.
+    """
+
+    classes: list[str]
+    palette: list[Colour]
+    without_mask: list[str]
+    root: str
+
+
+def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> MaskData:
+    """Find the pairs and the classes; nothing is decoded.
+
+    Args:
+        seed: of the hold-out by data.val_fraction.
+        in_chans: channels that the images are read with, 1 or 3.
+
+    Raises:
+        UserError: VA-D001 to VA-D003, VA-D021 where no pair is found, VA-C002.
+    """
+    check_settings(settings, in_chans)
+    layout = find_mask_layout(settings)
+    pairs = read_pairs(layout, settings)
+    names, palette, rule, notes = _classes(settings, layout, pairs, None)
+    notes = [*pairs.notes, *notes]
+    parts = _splits(settings, layout, pairs, rule, seed, in_chans, notes)
+    if pairs.without_image:
+        shown = ", ".join(pairs.without_image[:3])
+        notes.append(Note("warning", "VA-D021", f"{len(pairs.without_image):,} masks have no image and are left out: {shown}"))
+    test = parts.get("test")
+    root = str(Path(settings.root).expanduser())
+    return MaskData(folder_name(settings), parts["train"], parts["val"], test, notes, names, palette, pairs.without_mask, root)
+
+
+def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> MaskSet:
+    """One split with the classes of a run, for evaluation; a root without splits is taken whole.
+
+    Raises:
+        UserError: VA-M003 where the data names other classes; VA-D001, VA-D002, VA-D021 as in load_mask_data.
+    """
+    check_settings(settings, in_chans)
+    layout = find_mask_layout(settings)
+    pairs = read_pairs(layout, settings)
+    names, _, rule, _ = _classes(settings, layout, pairs, classes)
+    if names != list(classes):
+        raise UserError(
+            "VA-M003",
+            "the data has other classes than the run",
+            where=str(layout.root),
+            why=f"data: {', '.join(names[:8])}; run: {', '.join(list(classes)[:8])}",
+            exit_code=4,
+        )
+    held_out = split in ("train", "val") and "val" not in pairs.parts and settings.val_fraction is not None
+    if held_out:
+        return _splits(settings, layout, pairs, rule, seed, in_chans, [])[split]
+    found = pairs.parts.get(split, pairs.parts.get("all"))
+    if not found:
+        raise UserError(
+            "VA-D002",
+            f'no split "{split}" in {layout.root}',
+            why=f"found: {', '.join(pairs.parts)}",
+            fix=f"--split {next(iter(pairs.parts), 'val')}",
+        )
+    return _mask_set(split, found, settings, rule, in_chans)
+
+
+def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow]:
+    """All images with the path of the mask as label and the hash of both contents.
+
+    Args:
+        hashes: by id of images and masks, from the check; files that it lacks are read.
+    """
+
+    def digest(name: str, path: str) -> str:
+        return hashes.get(name) or content_hash(Path(path).read_bytes())
+
+    rows = []
+    for part in data.sets:
+        for index, (name, mask_id) in enumerate(zip(part.ids, part.mask_ids, strict=True)):
+            path, mask_path = part.images.path(index), part.mask_paths[index]
+            both = content_hash(f"{digest(name, path)} {digest(mask_id, mask_path)}".encode())
+            rows.append(ManifestRow(name, mask_id, part.name, Path(path).stat().st_size, both))
+    return rows
+
+
+def count_pixels(masks: MaskSet, num_classes: int) -> np.ndarray:
+    """Pixels of each class, `[classes]`; masks that cannot be read are left out."""
+    counts = np.zeros(num_classes, np.int64)
+    for index in range(len(masks)):
+        try:
+            size = upright_size(Path(masks.images.path(index)), max_pixels=masks.images.settings.max_pixels)
+            counts += np.bincount(masks.label(index, size).ravel(), minlength=256)[:num_classes]
+        except UnreadableFile:
+            continue
+    return counts
+
+
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The nearest pixel, with pixel centres where a bilinear resize of the image has them."""
+    resized: np.ndarray = cv2.resize(labels, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized
+
+
+def _shape(size: Sequence[int]) -> str:
+    return f"{size[1]} x {size[0]}"
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _mask_set(name: str, pairs: Sequence[Pair], settings: MaskDataConfig, rule: LabelRule, in_chans: int) -> MaskSet:
+    ids = [pair.id for pair in pairs]
+    images = FileImages(tuple(pair.path for pair in pairs), settings, in_chans)
+    groups = groups_from_paths(ids, settings)
+    return MaskSet(name, images, tuple(pair.mask_path for pair in pairs), ids, [pair.mask_id for pair in pairs], groups, rule)
+
+
+def _splits(
+    settings: MaskDataConfig, layout: MaskLayout, pairs: Pairs, rule: LabelRule, seed: int, in_chans: int, notes: list[Note]
+) -> dict[str, MaskSet]:
+    found = {"train": pairs.parts["all"]} if "all" in pairs.parts else pairs.parts
+    if not found.get("train"):
+        suffix = near_suffix(layout, pairs.without_mask, pairs.without_image)
+        raise UserError(
+            "VA-D021",
+            f"no image of the split {settings.train} has a mask",
+            where=", ".join([*pairs.without_mask[:2], *pairs.without_image[:2]]) or str(layout.root),
+            why="a mask has the name of its image and lies at the same place in its folder",
+            fix=f"data.mask_suffix={suffix}" if suffix else "data.images, data.masks and data.mask_suffix say where masks lie",
+        )
+    parts = {split: _mask_set(split, found[split], settings, rule, in_chans) for split in SPLITS if found.get(split)}
+    if "val" in parts:
+        if settings.val_fraction is not None:
+            notes.append(Note("warning", "VA-D003", f"data.val_fraction is not used: there is a validation split ({settings.val})"))
+        return parts
+    if settings.val_fraction is None:
+        raise no_validation_split(settings)
+    train = parts["train"]
+    train, val = split_off(train, np.zeros(len(train), np.int64), train.groups, settings.val_fraction, seed)
+    notes.append(Note("info", "", f"val: {len(val):,} images held out of train (data.val_fraction, seed {seed})"))
+    return {**parts, "train": train, "val": val}
+
+
+# ---------------------------------------------------------------- classes
+
+
+def _entries(settings: MaskDataConfig, layout: MaskLayout) -> list[ClassEntry] | None:
+    given = settings.classes
+    if isinstance(given, int):
+        return [ClassEntry(number, str(number), None) for number in range(given)]
+    if isinstance(given, list):
+        return [ClassEntry(number, name, None) for number, name in enumerate(given)]
+    root = layout.root if layout.root.is_dir() else layout.root.parent
+    entries = None
+    if given != "auto":
+        entries = read_classes(given)
+    elif (root / "classes.txt").is_file():
+        entries = read_classes(root / "classes.txt")
+    elif isinstance(settings.palette, str) and settings.palette != "auto":
+        entries = read_classes(settings.palette)
+    elif layout.classes:
+        entries = read_classes(layout.classes)
+    if entries is not None and layout.mask_suffix.endswith("labelTrainIds.png"):
+        kept = [entry for entry in entries if not entry.ignored]
+        entries = [ClassEntry(number, entry.name, entry.colour) for number, entry in enumerate(kept)] + [ClassEntry(IGNORE, "void", None)]
+    return entries
+
+
+def _classes(
+    settings: MaskDataConfig, layout: MaskLayout, pairs: Pairs, known: Sequence[str] | None
+) -> tuple[list[str], list[Colour], LabelRule, list[Note]]:
+    """Names, colours and the reading of masks; `known` are the classes of a run, where the data does not name any."""
+    entries = _entries(settings, layout)
+    if entries is None and known is not None:
+        entries = [ClassEntry(number, name, None) for number, name in enumerate(known)]
+    if entries is None:
+        raise _no_classes(pairs, settings)
+    ignored = set() if settings.ignore_index == "none" else {entry.value for entry in entries if entry.ignored}
+    notes = []
+    if ignored and not layout.classes:
+        names = ", ".join(f"{entry.value} ({entry.name})" for entry in entries if entry.value in ignored)
+        notes.append(Note("info", "", f"mask value {names} is ignored by its name; data.ignore_index=none makes it a class"))
+    if isinstance(settings.ignore_index, int):
+        ignored.add(settings.ignore_index)
+    if settings.reduce_zero_label:
+        entries = _shifted(entries)
+        ignored |= {0, IGNORE}
+    kept = [entry for entry in entries if entry.value not in ignored]
+    if not 1 <= len(kept) < _STRAY:
+        raise UserError("VA-C002", f"data.classes: {len(kept)} classes, expected 1 to {_STRAY - 1}")
+    numbers = {entry.value: number for number, entry in enumerate(kept)} | dict.fromkeys(ignored, IGNORE)
+    rule = LabelRule(len(kept), _mapped(numbers, settings.map), _colours(settings, entries), settings.mask_resize == "nearest")
+    shown = {value: _unpacked(packed) for packed, value in rule.colours.items()}
+    spare = default_palette(len(kept))
+    return [entry.name for entry in kept], [shown.get(e.value, spare[i]) for i, e in enumerate(kept)], rule, notes
+
+
+def _shifted(entries: list[ClassEntry]) -> list[ClassEntry]:
+    if not any(entry.value == 0 and not entry.ignored for entry in entries):
+        return entries
+    if entries[0].name.lower() in ("background", "bg"):
+        raise UserError(
+            "VA-C002",
+            f'data.reduce_zero_label ignores value 0, but data.classes begins with "{entries[0].name}"',
+            fix="leave it out of data.classes, or data.reduce_zero_label=false",
+        )
+    return [ClassEntry(entry.value + 1, entry.name, entry.colour) for entry in entries]
+
+
+def _mapped(numbers: dict[int, int], changes: Mapping[int, int]) -> dict[int, int]:
+    result = dict(numbers)
+    for value, target in changes.items():
+        if target not in numbers and target != IGNORE:
+            known = ", ".join(map(str, sorted(numbers)[:12]))
+            raise UserError("VA-C002", f"data.map: {value} -> {target}, which is no class", why=f"mask values of classes: {known}")
+        result[value] = numbers.get(target, IGNORE)
+    return result
+
+
+def _colours(settings: MaskDataConfig, entries: list[ClassEntry]) -> dict[int, int]:
+    """Mask values by colour; where two share a colour, the first."""
+    if isinstance(settings.palette, list):
+        pairs = [(packed_colour(colour), value) for value, colour in enumerate(settings.palette)]
+    else:
+        source = entries if settings.palette == "auto" else read_classes(settings.palette)
+        pairs = [(packed_colour(entry.colour), entry.value) for entry in source if entry.colour is not None]
+    colours: dict[int, int] = {}
+    for packed, value in pairs:
+        colours.setdefault(packed, value)
+    return colours
+
+
+def packed_colour(colour: Colour) -> int:
+    """red * 65536 + green * 256 + blue."""
+    return colour[0] << 16 | colour[1] << 8 | colour[2]
+
+
+def _unpacked(packed: int) -> Colour:
+    return packed >> 16, packed >> 8 & 255, packed & 255
+
+
+def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
+    """Says what the first masks hold, for the user to name."""
+    paths = [pair.mask_path for part in pairs.parts.values() for pair in part][:20]
+    values: set[int] = set()
+    for path in paths:
+        try:
+            pixels = read_mask(Path(path), max_pixels=settings.max_pixels)
+        except UnreadableFile:
+            continue
+        if not pixels.colour:
+            values.update(np.unique(pixels.values).tolist())
+    count = len(values - {IGNORE})
+    names = ["background", *(["object"] if count == 2 else [f"class{number}" for number in range(1, count)])]
+    return UserError(
+        "VA-C002",
+        "the classes are not known: there is no classes.txt in data.root",
+        why=f"the first {len(paths)} masks hold the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
+        fix=f"name them in order of their values: data.classes=[{','.join(names)}]",
+    )

@@ -1,0 +1,58 @@
+"""Settings of images with masks: where they are, what their values mean, how they are augmented."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from typing_extensions import Self
+
+from visionattn.config.schema import Section, setting
+from visionattn.data.images.settings import ImageDataConfig
+
+# The label of pixels that neither loss nor metrics count; every ignored value of a mask becomes this one when it is read.
+IGNORE = 255
+
+
+class MaskDataConfig(ImageDataConfig):
+    root: str = setting("", "Folder of images and masks, or a CSV file of pairs.")
+    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid"] = setting(
+        "auto", "Layout of data.root; auto recognises it from the files."
+    )
+    images: str = setting("", "Folder of images, {split} standing for the split; empty: as the layout has it, for example images/{split}.")
+    masks: str = setting("", "Folder of masks, for example masks/{split}; empty: as the layout has it.")
+    mask_suffix: str = setting("", "End of a mask's name after the image's, for example _mask.png; empty: the same name, any image type.")
+    classes: Literal["auto"] | int | list[str] | str = setting(
+        "auto",
+        "Class names in order of the mask values: auto (classes.txt, or the layout's own), a list, how many, "
+        "a text file, or one of ade20k, cityscapes, voc, camvid.",
+    )
+    ignore_index: int | Literal["auto", "none"] = setting(
+        "auto", "Mask value that is left out of loss and metrics; auto: classes called void or unlabelled, or none."
+    )
+    map: dict[int, int] = setting({}, "Mask values to read as others, for example {128: 1}; 255 ignores.")
+    palette: Literal["auto"] | list[tuple[int, int, int]] | str = setting(
+        "auto",
+        "Colours of RGB masks and pictures, in order of the values: auto (from the classes), a list, or a file of `index name R G B`.",
+    )
+    mask_resize: Literal["error", "nearest"] = setting("error", "Masks of another size than their image: stop, or take the nearest pixels.")
+    reduce_zero_label: bool = setting(False, "Ignore mask value 0; classes start at 1.")
+
+    def at(self, root: str) -> Self:
+        """The same settings for another folder."""
+        return super().at(root).model_copy(update={"format": "auto"})
+
+
+class MaskAugmentConfig(Section):
+    resize: Literal["none", "fixed"] | int | tuple[int, int] = setting(
+        "none",
+        "Size before all else, in training and evaluation: none (as it is), fixed (img_size, not keeping the ratio), "
+        "a number for the short side, or [long, short] to fit into.",
+    )
+    scale: tuple[float, float] = setting((0.5, 2.0), "Range of random scaling in training, before a random crop of img_size.")
+    cat_max_ratio: float = setting(0.75, "Largest share of one class in a crop, if ten draws find such a crop; 1: any crop.", gt=0, le=1)
+    hflip: float = setting(0.5, "Probability of a left-right flip.", ge=0, le=1)
+    vflip: float = setting(0.0, "Probability of an up-down flip.", ge=0, le=1)
+    rotate90: float = setting(0.0, "Probability of a rotation by a multiple of 90 degrees (square img_size).", ge=0, le=1)
+    rotate: float = setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
+    elastic: float = setting(0.0, "Probability of a mild elastic deformation.", ge=0, le=1)
+    photometric: bool = setting(True, "Random brightness, contrast, saturation and hue; grey images: brightness and contrast.")

@@ -1,0 +1,133 @@
+"""Images by position: in files, in an array, in a torchvision data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from visionattn.data.images.settings import ImageDataConfig
+from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, image_facts, read_array, read_image
+
+
+class Images(Protocol):
+    """Images by position: small and picklable, so that loader processes receive it cheaply."""
+
+    @property
+    def settings(self) -> ImageDataConfig: ...
+
+    @property
+    def in_chans(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Height x width x in_chans; raises UnreadableFile."""
+
+    def content(self, index: int) -> bytes:
+        """The bytes that identify the image; raises UnreadableFile."""
+
+    def facts(self, index: int) -> ImageFacts: ...
+
+    def path(self, index: int) -> str | None: ...
+
+    def take(self, indices: Sequence[int]) -> Images: ...
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images in files."""
+
+    paths: tuple[str, ...]
+    settings: ImageDataConfig
+    in_chans: int
+    _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        if index in self._cache:
+            return self._cache[index]
+        image = read_image(Path(self.paths[index]), settings=self.settings, in_chans=self.in_chans)
+        if self.settings.cache == "ram":
+            self._cache[index] = image
+        return image
+
+    def content(self, index: int) -> bytes:
+        try:
+            return Path(self.paths[index]).read_bytes()
+        except OSError as error:
+            raise UnreadableFile(self.paths[index], error.strerror or str(error)) from error
+
+    def facts(self, index: int) -> ImageFacts:
+        return image_facts(Path(self.paths[index]), max_pixels=self.settings.max_pixels)
+
+    def path(self, index: int) -> str:
+        return self.paths[index]
+
+    def take(self, indices: Sequence[int]) -> FileImages:
+        return FileImages(tuple(self.paths[index] for index in indices), self.settings, self.in_chans)
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images in one array (N, H, W) or (N, H, W, C)."""
+
+    array: np.ndarray
+    settings: ImageDataConfig
+    in_chans: int
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, index: int) -> np.ndarray:
+        return read_array(np.asarray(self.array[index]), settings=self.settings, in_chans=self.in_chans)
+
+    def content(self, index: int) -> bytes:
+        image: np.ndarray = self.array[index]
+        return image.tobytes()
+
+    def facts(self, index: int) -> ImageFacts:
+        return array_facts(self.array[index])
+
+    def path(self, index: int) -> None:
+        return None
+
+    def take(self, indices: Sequence[int]) -> ArrayImages:
+        return ArrayImages(self.array[list(indices)], self.settings, self.in_chans)
+
+
+@dataclass(frozen=True)
+class TorchvisionImages:
+    """Images of a torchvision data set, at the given positions of it."""
+
+    source: Any
+    indices: tuple[int, ...]
+    settings: ImageDataConfig
+    in_chans: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> np.ndarray:
+        return read_image(self._picture(index), settings=self.settings, in_chans=self.in_chans)
+
+    def content(self, index: int) -> bytes:
+        pixels: np.ndarray = np.asarray(self._picture(index))
+        return pixels.tobytes()
+
+    def facts(self, index: int) -> ImageFacts:
+        return image_facts(self._picture(index), max_pixels=self.settings.max_pixels)
+
+    def path(self, index: int) -> None:
+        return None
+
+    def take(self, indices: Sequence[int]) -> TorchvisionImages:
+        return replace(self, indices=tuple(self.indices[index] for index in indices))
+
+    def _picture(self, index: int) -> Any:
+        return self.source[self.indices[index]][0]

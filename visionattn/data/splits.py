@@ -1,0 +1,172 @@
+"""Splits of a data set: what they hold, how some of the training set is held out, and the manifest that pins them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from hashlib import blake2b
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from visionattn.data.sources import Images
+from visionattn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line of the data check; `code` is empty for plain information."""
+
+    level: Literal["info", "warning", "error"]
+    code: str
+    text: str
+
+
+class Split(Protocol):
+    """One split: images by position, with unique ids."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Sequence[int], name: str | None = None) -> Any:
+        """The samples at these positions."""
+
+
+S = TypeVar("S", bound=Split)
+
+
+@dataclass(frozen=True)
+class Data(Generic[S]):
+    """Everything a run reads: its splits and what was noticed while listing them."""
+
+    name: str
+    train: S
+    val: S
+    test: S | None
+    notes: list[Note]
+
+    @property
+    def sets(self) -> list[S]:
+        """The splits that exist."""
+        return [part for part in (self.train, self.val, self.test) if part is not None]
+
+    def with_sets(self, sets: Mapping[str, S]) -> Any:
+        """The same data with other splits, by name."""
+        return replace(self, train=sets["train"], val=sets["val"], test=sets.get("test"))
+
+    def label_text(self, part: S, index: int) -> str:
+        """The label of a sample in the manifest."""
+        return ""
+
+    def class_counts(self, part: S) -> dict[str, int]:
+        """Samples per class; empty where there are no classes."""
+        return {}
+
+
+# ---------------------------------------------------------------- hold-out
+
+
+def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Positions that stay in training, and that are held out: about `fraction` of each class, whole groups.
+
+    The samples are cut into q stratified folds, of which p are held out, with p / q near `fraction`. Every class keeps a
+    group in training.
+
+    Args:
+        labels: class per sample `[N]`, or zeros and ones `[N, classes]`, of which each combination counts as a class.
+    """
+    classes = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    most = min(int(np.bincount(np.unique(classes, return_inverse=True)[1]).max()), len(np.unique(group_of)))
+    if most < 2:
+        return list(range(len(labels))), []
+    share = Fraction(fraction).limit_denominator(min(20, most))
+    share = min(max(share, Fraction(1, min(20, most))), Fraction(most - 1, most))
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold  # the former is fast for millions of samples
+    folds = kind(share.denominator, shuffle=True, random_state=seed)
+    held = np.zeros(len(labels), bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer samples than folds
+        for number, (_, fold) in enumerate(folds.split(np.zeros(len(labels)), classes, group_of)):
+            held[fold] |= number < share.numerator
+    for lost in set(np.unique(classes)) - set(np.unique(classes[~held])):
+        group = group_of[held & (classes == lost)][0]
+        held[group_of == group] = False
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int) -> tuple[S, S]:
+    """Training and validation samples of a training set.
+
+    Raises:
+        UserError: VA-D003, nothing can be held out.
+    """
+    kept, held = hold_out(labels, groups, fraction, seed)
+    if not held:
+        raise UserError(
+            "VA-D003",
+            f"data.val_fraction={fraction} leaves no validation images of {len(train):,}",
+            why="every class keeps a training image, and groups stay whole",
+            fix="data.val_fraction=0.5, or a validation split of your own",
+        )
+    return train.take(kept), train.take(held, "val")
+
+
+# ---------------------------------------------------------------- manifest
+
+
+class ManifestRow(NamedTuple):
+    """One sample of a run: the columns of manifest.csv."""
+
+    path: str
+    label: str
+    split: str
+    bytes: int
+    hash16: str
+
+
+def content_hash(content: bytes) -> str:
+    """The first 16 hexadecimal digits of BLAKE2b."""
+    return blake2b(content).hexdigest()[:16]
+
+
+def image_manifest(data: Data[Any], hashes: Mapping[str, str]) -> list[ManifestRow]:
+    """All images with their labels and content hashes.
+
+    Args:
+        hashes: by id, from the data check; files that it lacks are read.
+    """
+    rows = []
+    for part in data.sets:
+        for index, name in enumerate(part.ids):
+            path = part.images.path(index)
+            if path is not None and name in hashes:
+                size, digest = os.path.getsize(path), hashes[name]
+            else:
+                content = part.images.content(index)
+                size, digest = len(content), content_hash(content)
+            rows.append(ManifestRow(name, data.label_text(part, index), part.name, size, digest))
+    return rows
+
+
+def manifest_hash(rows: Sequence[ManifestRow]) -> str:
+    """16 hexadecimal digits that change with any sample, label, split or order."""
+    return content_hash("\n".join("\t".join(map(str, row)) for row in rows).encode())
+
+
+def histogram(counts: Mapping[str, int]) -> str:
+    """`{daisy: 3 images, rose: 1 image, ... 5 more}`."""
+    items = [f"{name or '(empty)'}: {count:,} image{'s' * (count != 1)}" for name, count in list(counts.items())[:8]]
+    return "{" + ", ".join([*items, *([f"... {len(counts) - 8} more"] if len(counts) > 8 else [])]) + "}"

@@ -1,0 +1,78 @@
+"""Devices, precision and processes of a job, put back when it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
+
+from visionattn.config.schema import TrainConfig
+from visionattn.errors import UserError
+
+
+@contextmanager
+def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Iterator[Accelerator]:
+    """Device, precision and processes; on leaving, processes are disconnected and accelerate forgets its state.
+
+    Args:
+        leaves_unused: whether parameters may take no part in a step.
+
+    Raises:
+        UserError: VA-C002, a precision the device lacks; VA-R006, processes that do not find each other.
+    """
+    cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    precision = {"auto": "bf16" if fast_bf16(cpu) else "no", "fp32": "no"}.get(config.precision, config.precision)
+    if precision == "fp16" and cpu:
+        raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
+    unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_unused else None
+    AcceleratorState._reset_state()  # a job in the same process that ended in an error may have left its precision
+    # The CPU is named if there is no other device: processes would not find each other otherwise.
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=unused)
+    try:
+        expected = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != expected:
+            raise UserError(
+                "VA-R006",
+                f"{expected} processes were started, but this one sees {accelerator.num_processes}",
+                fix="start with torchrun --nproc_per_node N",
+            )
+        yield accelerator
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Use deterministic operations where torch has them; the process' own setting returns on leaving."""
+    if not enabled:
+        yield
+        return
+    memory = torch.utils.deterministic
+    was_on, warned_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled, workspace = memory.fill_uninitialized_memory, os.environ.get("CUBLAS_WORKSPACE_CONFIG")  # type: ignore[attr-defined]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time at every allocation
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=warned_only)
+        memory.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+        if workspace is None:
+            del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+def fast_bf16(cpu: bool) -> bool:
+    """Whether the device multiplies bf16 in hardware."""
+    if not cpu:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

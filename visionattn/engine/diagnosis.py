@@ -1,0 +1,77 @@
+"""Where a step went wrong, and the errors that report it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from visionattn.config.schema import RunConfig
+from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, UserError
+from visionattn.tasks.base import Task
+from visionattn.tasks.batch import Batch
+
+
+def first_bad_module(task: Task, model: nn.Module, batch: Batch, accelerator: Accelerator) -> str:
+    """Name the first module whose output is not finite, by running the batch once more; empty if there is none."""
+    if not batch.finite():
+        return "the input"
+    bad: list[str] = []
+
+    def check(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and not bad and not torch.isfinite(output).all():
+            bad.append(name)
+
+    leaves = [(name, module) for name, module in model.named_modules() if not any(module.children())]
+    handles = [module.register_forward_hook(partial(check, name)) for name, module in leaves]
+    try:
+        with torch.no_grad(), accelerator.autocast():
+            task.forward(model, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return bad[0] if bad else ""
+
+
+def first_bad_gradient(model: nn.Module) -> str:
+    """Name the module whose gradient broke first; the backward pass runs from the last layer to the first."""
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    return bad[-1].rpartition(".")[0] if bad else "unknown"
+
+
+def diverged(config: RunConfig, record: dict[str, Any], place: str, precision: str, file: str) -> UserError:
+    """VA-R002 from the record of a step that is not finite."""
+    hint = "train.precision=bf16 or fp32, " if precision == "fp16" else ""
+    return UserError(
+        "VA-R002",
+        f"{record['what']} at {place}",
+        where=f"first module that is not finite: {record['module']}",
+        why=f"lr {record['lr']:.2e}; the batch is listed in {file}; the last checkpoint is intact",
+        fix=f"{hint}a lower optim.lr (now {config.optim.lr:g}), a longer schedule.warmup_epochs, or optim.clip_grad=1",
+        exit_code=EXIT_DIVERGED,
+    )
+
+
+def out_of_memory(config: RunConfig, step: int, precision: str, error: Exception) -> UserError:
+    """VA-R001 with what to change, in the order to try it."""
+    train, (height, width) = config.train, config.model.size
+    return UserError(
+        "VA-R001",
+        f"out of memory at step {step + 1}: batch {train.batch_size}, {height}x{width} px, {precision}",
+        why=str(error).splitlines()[0],
+        fix=f"in this order: train.batch_size={max(1, train.batch_size // 2)} train.accum={train.accum * 2} (same effective batch)\n"
+        "model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then start a new run",
+        exit_code=EXIT_OUT_OF_MEMORY,
+    )
+
+
+def single_value_norm(config: RunConfig, count: int, error: Exception) -> UserError:
+    """VA-C011: a batch norm saw a single value per channel."""
+    return UserError(
+        "VA-C011",
+        f"batch norm over a single value: {count} sample in a batch, {config.model.name} pools it to one pixel",
+        fix="train.batch_size=2 or more, or a larger model.img_size where the last map is one pixel",
+    )

@@ -1,0 +1,74 @@
+"""Figures that every task can use: grids of pictures, a confusion matrix, learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: Sequence[str] | None = None, *, columns: int = 8) -> Figure:
+    """Pictures in rows of at most `columns`, each with a title."""
+    width, letters = 13.6 / columns, 208 // columns
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    steepest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
+    figure = Figure(figsize=(width * columns, (width * min(steepest, 1.0) + 0.3) * rows), layout="constrained")
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype != np.uint8 else 255)
+        lines = [line if len(line) <= letters else line[: letters - 1] + "…" for line in title.split("\n")]
+        axes.set_title("\n".join(lines), fontsize=7, color=colors[index] if colors else "black")
+        axes.axis("off")
+    return figure
+
+
+def confusion_figure(counts: np.ndarray, classes: list[str], title: str, texts: np.ndarray) -> Figure:
+    """Rows are true classes; colour is the share of the row, `texts` are written into the cells that are not zero."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(16.0, 2.5 + 0.42 * len(classes))
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=10)
+    if len(classes) <= 40:
+        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    if len(classes) <= 25:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, texts[row, column], ha="center", va="center", fontsize=7, color=color)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def curves_figure(history: list[dict[str, Any]], metrics: Sequence[str]) -> Figure:
+    """Loss, the named validation metrics and learning rate over the epochs, from the lines of metrics.jsonl."""
+    epochs = [line for line in history if line["kind"] == "epoch"]
+    steps = [line for line in history if line["kind"] == "step"]
+    per_epoch = epochs[0]["step"] / epochs[0]["epoch"] if epochs else 1
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    loss, metric, rate = figure.subplots(1, 3)
+    loss.plot(
+        [line["step"] / per_epoch for line in steps], [line["loss"] for line in steps], color="lightsteelblue", lw=1, label="train, step"
+    )
+    loss.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], color="tab:blue", label="train, epoch")
+    evaluated = [line for line in epochs if "val_loss" in line]
+    loss.plot([line["epoch"] for line in evaluated], [line["val_loss"] for line in evaluated], color="tab:orange", label="val")
+    loss.set(xlabel="epoch", ylabel="loss")
+    for name in metrics:
+        points = [(line["epoch"], line[f"val_{name}"]) for line in evaluated if line.get(f"val_{name}") is not None]
+        if points:
+            metric.plot(*zip(*points, strict=True), label=name)
+    metric.set(xlabel="epoch", ylabel="val metric")
+    rate.plot([line["step"] / per_epoch for line in steps], [line["lr"] for line in steps], color="tab:green", label="lr")
+    rate.set(xlabel="epoch", ylabel="learning rate")
+    for axes in (loss, metric, rate):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7)
+    return figure

@@ -1,0 +1,1 @@
+"""Train, evaluate, predict, check: what the command line calls and a notebook can call."""

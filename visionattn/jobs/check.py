@@ -1,0 +1,120 @@
+"""Check the data of a config, and preview it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from visionattn.config.schema import RunConfig
+from visionattn.console import Console
+from visionattn.data.check import CheckReport
+from visionattn.data.splits import ManifestRow
+from visionattn.errors import UserError
+from visionattn.files import atomic_write, cache_folder, csv_text
+from visionattn.tasks import task_of
+from visionattn.tasks.base import Target, Task
+
+
+@dataclass(frozen=True)
+class CheckedData:
+    """Splits without unreadable samples, and what the check found.
+
+    Attributes:
+        data: the task's splits.
+        report: findings.
+        target: what the outputs of a model for these data stand for.
+        rows: of manifest.csv.
+    """
+
+    data: Any
+    report: CheckReport
+    target: Target
+    rows: list[ManifestRow]
+
+
+def check(config: RunConfig, *, console: Console | None = None, strict: bool = False) -> CheckReport:
+    """Decode every file of data.root once and report what training would stumble over.
+
+    Raises:
+        UserError: the errors found; with `strict` also the first warning.
+    """
+    return check_data(task_of(config), config, console or Console(), strict=strict).report
+
+
+def preview_data(config: RunConfig, path: Path, count: int) -> None:
+    """Write a picture of augmented training samples.
+
+    Raises:
+        UserError: VA-D002, the task draws none; VA-D010, no sample could be read.
+    """
+    task = task_of(config)
+    data = task.read_data(config)
+    model = task.build_model(config, task.target(config, data))
+    if not task.preview(config, model, data, data.train, count, path, augmented=True):
+        raise UserError("VA-D002", f"task {task.name} has no preview of its data")
+
+
+def check_data(task: Task, config: RunConfig, console: Console, *, strict: bool = False, keep: bool = True) -> CheckedData:
+    """List, decode and label all samples.
+
+    Args:
+        strict: warnings stop.
+        keep: remember decoded files in the user's cache, and write the findings where errors stop.
+
+    Raises:
+        UserError: the errors found, with the code of the first; with `strict` also the first warning.
+    """
+    data = task.read_data(config)
+    with tempfile.TemporaryDirectory() as folder, console.progress("check", sum(len(part) for part in data.sets)) as bar:
+        cache = cache_folder() / "check" if keep else Path(folder)
+        report = task.check_data(config, data, cache_dir=cache, progress=bar.update)
+    _stop_at_errors(report, data.name, console, keep=keep)
+    data = task.usable_data(config, data, report)
+    target = task.target(config, data)
+    warnings = [note for note in report.notes if note.level == "warning"]
+    about = task.describe(config, target)
+    test = f", test {len(data.test):,}" if data.test is not None else ""
+    console.field("task", task.name + (f" ({about})" if about else ""))
+    console.field("data", f"train {len(data.train):,} {task.unit}s, val {len(data.val):,}{test}   check: {len(warnings)} warnings")
+    _print_notes(report, console)
+    if strict and warnings:
+        raise UserError(warnings[0].code or "VA-D002", warnings[0].text, why="--strict makes warnings of the data check stop")
+    return CheckedData(data, report, target, task.manifest(data, report))
+
+
+def write_data(folder: Path, task: Task, config: RunConfig, model: Any, checked: CheckedData) -> None:
+    """Write the run's `data/`: classes, manifest, findings, and pictures of both splits as the network sees them."""
+    data = checked.data
+    if "classes" in checked.target:
+        atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in checked.target["classes"]))
+    atomic_write(folder / "manifest.csv", csv_text(ManifestRow._fields, checked.rows))
+    atomic_write(folder / "check.json", json.dumps(checked.report.as_dict(), indent=1))
+    task.preview(config, model, data, data.train, 24, folder / "preview_train.png", augmented=True)
+    task.preview(config, model, data, data.val, 24, folder / "preview_val.png", augmented=False)
+
+
+def _stop_at_errors(report: CheckReport, name: str, console: Console, *, keep: bool) -> None:
+    """Stop with all errors at once, after the other findings were printed."""
+    errors = [note for note in report.notes if note.level == "error"]
+    if not errors:
+        return
+    _print_notes(report, console)
+    if keep:
+        path = Path(f"{name}-check.json")
+        atomic_write(path, json.dumps(report.as_dict(), indent=1))
+        console.field("", f"full list: {path}")
+    count = sum(note.level == "warning" for note in report.notes)
+    what = f"the data check found {len(errors)} error{'s' * (len(errors) != 1)} and {count} warnings"
+    raise UserError(errors[0].code, what, where="\n".join(f"{note.code}  {note.text}" for note in errors))
+
+
+def _print_notes(report: CheckReport, console: Console) -> None:
+    """Print information and warnings; errors are reported by what stops at them."""
+    for note in report.notes:
+        if note.level == "info":
+            console.field("", note.text)
+        elif note.level == "warning":
+            console.warn(" ".join(filter(None, (note.code, note.text))))

@@ -1,0 +1,62 @@
+"""Evaluate a run, a checkpoint or published weights on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from visionattn.console import Console
+from visionattn.data.loading import eval_loader, worker_count
+from visionattn.engine.devices import open_accelerator
+from visionattn.engine.evaluate import evaluate_model
+from visionattn.errors import UserError
+from visionattn.report.tables import save_evaluation
+from visionattn.runs.load import CHANGEABLE, load_model
+from visionattn.tasks import change_config
+from visionattn.tasks.base import Evaluation
+
+
+def evaluate(
+    source: str | Path,
+    *,
+    data: str | Path | None = None,
+    split: str = "val",
+    batch_size: int | None = None,
+    settings: Sequence[str] = (),
+    console: Console | None = None,
+) -> Evaluation:
+    """Metrics of a run or a checkpoint; preprocessing, target and model come from it.
+
+    With the data and the settings of the run itself the result is also written to `eval/<split>/` in its folder.
+
+    Args:
+        source: see `load_model`.
+        data: other data than the run's.
+        split: train, val or test.
+        batch_size: samples per step; default as in the run.
+        settings: `key=value` strings that differ from the run, of the keys in `CHANGEABLE`: `eval.flips=both`.
+        console: where progress is printed.
+
+    Raises:
+        UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings.
+    """
+    console = console or Console()
+    loaded = load_model(source, lambda text: console.field("", text))
+    task, target, model = loaded.task, loaded.target, loaded.model
+    config = change_config(loaded.config, settings, CHANGEABLE)
+    if data is not None:
+        config = config.model_copy(update={"data": config.data.at(str(data))})
+    if not config.data.has_source:
+        raise UserError("VA-D001", f"{source} has no data to evaluate on", fix="--data FOLDER")
+    dataset = task.eval_dataset(config, model, task.read_split(config, split, target))
+    objective = task.objective(config, target, dataset)
+    loader = eval_loader(dataset, batch_size or task.eval_batch_size(config), worker_count(config.data))
+    with open_accelerator(config.train) as accelerator:
+        model.to(accelerator.device)
+        device, autocast = accelerator.device, accelerator.autocast
+        result = evaluate_model(
+            task, config, target, model, objective, loader, split=split, device=device, autocast=autocast, console=console
+        )
+    if loaded.run is not None and data is None and not settings:
+        save_evaluation(loaded.run.path / "eval" / split, result, task.pictures(target), dataset, task.unit)
+    return result

@@ -1,0 +1,173 @@
+"""Predict on files with a trained or published model."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from visionattn.console import Console
+from visionattn.data.loading import FEW_SAMPLES, eval_loader, worker_count
+from visionattn.engine.devices import open_accelerator
+from visionattn.errors import UserError, did_you_mean
+from visionattn.files import atomic_write, csv_text
+from visionattn.runs.load import CHANGEABLE, LoadedModel, load_model
+from visionattn.tasks import change_config
+from visionattn.tasks.base import Dataset, Prediction, Writer, WriterRequest
+from visionattn.tasks.batch import Batch
+
+
+def predict(
+    source: str | Path,
+    files: Sequence[str | Path],
+    *,
+    topk: int = 5,
+    batch_size: int = 32,
+    out: str | Path | None = None,
+    save: Collection[str] = (),
+    settings: Sequence[str] = (),
+    console: Console | None = None,
+) -> tuple[list[Any], list[tuple[str, str]]]:
+    """Predictions for files, in their order.
+
+    Of classification they are `Prediction`s: classes with probabilities. Of segmentation they are `MaskPrediction`s, made one image
+    at a time, whose class maps are kept as compressed PNGs, in `out` or else in memory: `prediction.class_map()` decodes one.
+
+    Args:
+        source: see `load_model`.
+        files: files, folders (searched recursively) and globs.
+        topk: classes per image, of classification.
+        batch_size: files per step, of classification.
+        out: folder for the results; None saves nothing.
+        save: what to write there: "json" and "csv", and of segmentation also "mask" (palette PNGs of the image's size, whose pixels
+            are class numbers) and "overlay". (): the task's default, json and csv, or mask and overlay.
+        settings: as in `evaluate`.
+        console: where progress is printed.
+
+    Returns:
+        Predictions, and (path, reason) of files that could not be read.
+
+    Raises:
+        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`; VA-R007, files that
+            would be overwritten.
+    """
+    console = console or Console(quiet=True)
+    loaded = load_model(source, lambda text: console.field("", text))
+    loaded = loaded.with_config(change_config(loaded.config, settings, CHANGEABLE))
+    task, target = loaded.task, None if out is None else Path(out)
+    formats = tuple(save) or task.default_formats
+    if wrong := set(formats) - set(task.formats):
+        known = ", ".join(task.formats)
+        raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {task.name}")
+    request = WriterRequest(find_files(files, task.input_suffixes), target, formats, topk)
+    writer = task.writer(loaded.config, loaded.target, request)
+    if target is not None:
+        tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
+        _require_new([*tables, *writer.planned_files()])
+    predictions, unreadable = _run(loaded, request, writer, batch_size, console)
+    if target is not None:
+        _save(target, formats, predictions, unreadable, writer, console)
+    return predictions, unreadable
+
+
+def predictions_dict(predictions: Sequence[Prediction], unreadable: list[tuple[str, str]]) -> dict[str, Any]:
+    """The object that `predict --json` prints and `predictions.json` holds."""
+    return {
+        "predictions": [prediction.as_dict() for prediction in predictions],
+        "unreadable": [{"path": path, "reason": reason} for path, reason in unreadable],
+    }
+
+
+def find_files(sources: Sequence[str | Path], suffixes: Collection[str]) -> dict[Path, Path]:
+    """Files named by paths, folders and globs, with their place below the folder (or the fixed part of the glob).
+
+    Args:
+        suffixes: endings of the files taken from folders and globs.
+
+    Raises:
+        UserError: VA-D001.
+    """
+    found: dict[Path, Path] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        above = path.parent
+        if path.is_dir():
+            above = path
+            items = sorted(item for item in path.rglob("*") if item.suffix.lower() in suffixes and not item.name.startswith("."))
+        elif path.is_file():
+            items = [path]
+        else:
+            above = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
+            items = sorted(Path(item) for item in glob.glob(str(path), recursive=True) if Path(item).suffix.lower() in suffixes)
+        if not items:
+            near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+            fix = did_you_mean(path.name, near) or "give files, folders or a glob"
+            raise UserError("VA-D001", f'nothing to predict on at "{source}"', fix=fix)
+        for item in items:
+            found.setdefault(item, item.relative_to(above))
+    return found
+
+
+def _run(
+    loaded: LoadedModel, request: WriterRequest, writer: Writer, batch_size: int, console: Console
+) -> tuple[list[Prediction], list[tuple[str, str]]]:
+    task, config, model = loaded.task, loaded.config, loaded.model
+    dataset = task.file_dataset(config, model, list(request.files))
+    predictions: list[Prediction] = []
+    unreadable: list[tuple[str, str]] = []
+    with open_accelerator(config.train) as accelerator:
+        model.to(accelerator.device)
+        predictor = task.file_predictor(config, loaded.target, model, accelerator.device, console.warn)
+        workers = worker_count(config.data) if len(dataset) > FEW_SAMPLES else 0
+        for batch in _batches(dataset, task.file_batch_size(batch_size), workers, unreadable, console):
+            with accelerator.autocast(), torch.inference_mode():
+                found = predictor(batch)
+            predictions += writer.write(found, batch)
+    if len(unreadable) == len(dataset):
+        raise UserError("VA-D010", f"none of the {task.unit}s could be read", where=unreadable[0][0], why=unreadable[0][1])
+    return predictions, unreadable
+
+
+def _batches(dataset: Dataset, batch_size: int, workers: int, unreadable: list[tuple[str, str]], console: Console) -> Iterator[Batch]:
+    """Batches with samples; (id, reason) of unreadable ones are added to `unreadable`."""
+    loader = eval_loader(dataset, batch_size, workers)
+    with console.progress("predict", len(loader)) as bar:
+        for step, batch in enumerate(loader):
+            unreadable += batch.unreadable
+            if len(batch):
+                yield batch
+            bar.update(step + 1)
+
+
+def _require_new(files: Sequence[Path]) -> None:
+    """Stop before anything is overwritten.
+
+    Raises:
+        UserError: VA-R007.
+    """
+    there = [path for path in files if path.exists()]
+    if there:
+        what = f"{there[0]} exists already" + (f", and {len(there) - 1} more of the files to write" if len(there) > 1 else "")
+        raise UserError("VA-R007", what, fix="another --out FOLDER, or remove them")
+
+
+def _save(
+    out: Path, formats: Collection[str], predictions: list[Prediction], unreadable: list[tuple[str, str]], writer: Writer, console: Console
+) -> None:
+    """Write the tables and report what was written."""
+    out.mkdir(parents=True, exist_ok=True)
+    for folder in dict.fromkeys(path.relative_to(out).parts[0] for path in writer.planned_files()):
+        console.field("written", f"{out / folder}: {len(predictions)} files")
+    texts = {
+        "json": lambda: json.dumps(predictions_dict(predictions, unreadable), indent=1),
+        "csv": lambda: csv_text(*writer.table(predictions)),
+    }
+    for name, text in texts.items():
+        if name in formats:
+            atomic_write(out / f"predictions.{name}", text())
+            console.field("written", str(out / f"predictions.{name}"))

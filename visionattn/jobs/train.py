@@ -1,0 +1,318 @@
+"""Training, from a config or a run folder to the report: prepare, run, finish."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from visionattn.config.schema import RunConfig
+from visionattn.console import Console, duration
+from visionattn.data.loading import eval_loader, worker_count
+from visionattn.data.sampling import derive_seed, require_batches
+from visionattn.data.splits import manifest_hash
+from visionattn.engine.devices import deterministic, open_accelerator
+from visionattn.engine.evaluate import evaluate_model
+from visionattn.engine.processes import Processes
+from visionattn.engine.trainer import Setup, Trainer
+from visionattn.errors import UserError
+from visionattn.files import atomic_write
+from visionattn.jobs.check import CheckedData, check_data, write_data
+from visionattn.jobs.doctor import diagnose, diagnosis_text
+from visionattn.jobs.weights import load_initial_weights
+from visionattn.models import load_checkpoint
+from visionattn.report.page import write_report
+from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
+from visionattn.runs.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.runs.folder import RunFolder, environment
+from visionattn.runs.state import running
+from visionattn.tasks import load_config, task_of
+
+# Settings that may differ when a run resumes: they do not affect what is computed, or only for how long.
+RESUMABLE_KEYS = (
+    "train.epochs",
+    "train.steps",
+    "train.save_every",
+    "train.device",
+    "data.workers",
+    "data.cache",
+    "log",
+    "output",
+    "eval.batch_size",
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Result of a training run.
+
+    Attributes:
+        run: run folder.
+        best: `metric`, `value` and `epoch` of the best checkpoint.
+        metrics: all validation metrics of that checkpoint.
+    """
+
+    run: Path
+    best: dict[str, Any]
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything built before the first step.
+
+    Attributes:
+        setup: what is trained.
+        checked: its data.
+        weights: the line that says which weights were loaded.
+    """
+
+    setup: Setup
+    checked: CheckedData
+    weights: str
+
+
+def train(
+    config: RunConfig | str | Path | None = None,
+    *,
+    resume: str | Path | None = None,
+    dry_run: bool = False,
+    strict: bool = False,
+    console: Console | None = None,
+    **overrides: Any,
+) -> TrainResult | None:
+    """Train a model and evaluate it.
+
+    Args:
+        config: a config, or the path or name of one; None for the defaults.
+        resume: run folder to resume.
+        dry_run: build everything and run one step, writing nothing; returns None.
+        strict: warnings of the data check stop.
+        console: where progress is printed.
+        **overrides: settings by dotted key, for example `**{"train.epochs": 3}`.
+
+    Returns:
+        The result, on the first process.
+
+    Raises:
+        UserError: a mistake or a circumstance that the user can fix; see its `code`.
+        Interrupted: Ctrl-C or SIGTERM, after saving.
+    """
+    resumed = RunFolder.open(Path(resume)) if resume is not None else None
+    config = _complete_config(config, resumed, overrides)
+    task = task_of(config)
+    task.check_names(config)
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(open_accelerator(config.train, leaves_unused=task.leaves_unused))
+        stack.enter_context(deterministic(config.train.deterministic))
+        processes = Processes(accelerator)
+        console = console or Console() if processes.is_main else Console(quiet=True)
+        prepared = _prepare(config, resumed, processes, console, strict=strict, keep=not dry_run)
+        if dry_run:
+            _dry_run(prepared, accelerator, processes, console)
+            return None
+        run = resumed or _create_run(prepared, processes)
+        facts = {} if resumed else {**environment(), "device": str(accelerator.device), "data": manifest_hash(prepared.checked.rows)}
+        stack.enter_context(running(run, console, rank=processes.rank, world=processes.world, **facts))
+        trainer = _start(prepared, run, resumed is not None, accelerator, processes, console)
+        trainer.fit()
+        result = _finish(trainer, prepared, console) if processes.is_main else None
+        processes.wait()
+        return result
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder | None, overrides: dict[str, Any]) -> RunConfig:
+    if config is None or isinstance(config, (str, Path)):
+        settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
+        config = load_config(resumed.path / "config.yaml" if resumed and config is None else config, settings)
+    elif overrides:
+        raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
+    if resumed is not None:
+        _require_same_config(resumed, config)
+    return config
+
+
+def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes, console: Console, *, strict: bool, keep: bool) -> Prepared:
+    """Check the data, build the model and the objective, load initial weights; an error on one process stops all."""
+
+    def check() -> CheckedData:
+        checked = check_data(task_of(config), config, console, strict=strict, keep=keep)
+        if resumed is not None:
+            _require_same_data(resumed, manifest_hash(checked.rows))
+        require_batches(len(checked.data.train), config.train.batch_size * config.train.accum, processes.world)
+        return checked
+
+    def build() -> Prepared:
+        task = task_of(config)
+        set_seed(config.seed)
+        model = task.build_model(config, checked.target)
+        weights = "" if resumed is not None else load_initial_weights(task, model, config, console)
+        train_set = task.train_dataset(config, model, checked.data, checked.report)
+        val_set = task.eval_dataset(config, model, checked.data.val)
+        objective = task.objective(config, checked.target, train_set)
+        return Prepared(Setup(config, task, checked.target, model, objective, train_set, val_set), checked, weights)
+
+    checked = processes.together(check, main_first=True)  # the others find what was decoded in the cache
+    prepared = processes.together(build, main_first=True)  # and the weights that were downloaded
+    set_seed(derive_seed(config.seed, 1 + processes.rank))  # dropout differs between processes
+    return prepared
+
+
+def _require_same_config(run: RunFolder, after: RunConfig) -> None:
+    """Stop if a setting that affects the result differs from those the run started with.
+
+    Raises:
+        UserError: VA-C010 with all that differ.
+    """
+    before = load_config(run.path / "config.yaml")
+    changes = _changes(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
+    refused = [line for key, line in changes if not any(key == free or key.startswith(f"{free}.") for free in RESUMABLE_KEYS)]
+    if refused:
+        raise UserError(
+            "VA-C010",
+            "a run resumes only with the settings it started with\n  " + "\n  ".join(refused),
+            where=str(run.path / "config.yaml"),
+            fix=f"leave them out, or start a new run; these may change: {', '.join(RESUMABLE_KEYS)}",
+        )
+
+
+def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [item for name in keys for item in _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)]
+    return [] if before == after else [(key, f"{key}: {before} -> {after}")]
+
+
+def _require_same_data(run: RunFolder, digest: str) -> None:
+    known = run.read_state().get("data")
+    if known is not None and known != digest:
+        raise UserError(
+            "VA-C010",
+            "the data changed since the run started",
+            where=str(run.path / "data" / "manifest.csv"),
+            why=f"manifest hash {digest}, at the start {known}",
+            fix="restore the files, or start a new run",
+        )
+
+
+def _create_run(prepared: Prepared, processes: Processes) -> RunFolder:
+    config, data = prepared.setup.config, prepared.checked.data
+    name = config.output.name or f"{data.name}-{config.model.name}"
+
+    def create() -> Path | None:
+        return RunFolder.create(Path(config.output.dir).expanduser() / name).path if processes.is_main else None
+
+    path = processes.from_main(processes.together(create))
+    assert path is not None
+    return RunFolder(path)
+
+
+# ---------------------------------------------------------------- run
+
+
+def _start(prepared: Prepared, run: RunFolder, resumed: bool, accelerator: Accelerator, processes: Processes, console: Console) -> Trainer:
+    """Write what a run starts with, and bring the trainer to its first step."""
+    setup, weights = prepared.setup, prepared.weights
+    if processes.is_main:
+        if not resumed:
+            write_data(run.path / "data", setup.task, setup.config, setup.model, prepared.checked)
+            atomic_write(run.path / "env.txt", diagnosis_text(diagnose(self_check=False)) + "\n")
+        run.write_config(setup.config)
+    trainer = Trainer(setup, run, accelerator, processes, console)
+    # One process looks, because leftovers of a killed save are removed on the way.
+    checkpoint = processes.from_main(latest_checkpoint(run.checkpoints) if resumed and processes.is_main else None)
+    if resumed and checkpoint is None:
+        weights = load_initial_weights(setup.task, trainer.bare_model, setup.config, console)
+    _print_start(trainer, run, weights, resumed, checkpoint)
+    if checkpoint is not None:
+        trainer.resume(checkpoint)
+    if resumed and processes.is_main:
+        run.rewind_metrics(trainer.step)
+    return trainer
+
+
+def _print_start(trainer: Trainer, run: RunFolder, weights: str, resumed: bool, checkpoint: Path | None) -> None:
+    setup, config, console = trainer.setup, trainer.config, trainer.console
+    params = sum(parameter.numel() for parameter in setup.model.parameters())
+    height, width = config.model.size
+    head = getattr(setup.model, "head", "")
+    name = f"{config.model.name}, {head}" if isinstance(head, str) and head else config.model.name
+    about = "  ".join(filter(None, [f"{params / 1e6:.2f} M parameters", f"{height}x{width} px", setup.task.describe(config, setup.target)]))
+    console.field("model", f"{name}  {about}")
+    if checkpoint is not None:
+        epoch, step = divmod(read_meta(checkpoint)["step"], trainer.steps_per_epoch)
+        restored = "weights, optimizer, EMA, random state, position"
+        console.field("resume", f"{checkpoint.name}: epoch {epoch + 1} step {step}/{trainer.steps_per_epoch}: {restored}")
+    else:
+        if resumed:
+            console.field("resume", "no checkpoint was saved yet: starting from the beginning")
+        console.field("weights", weights)
+    accelerator, train = trainer.accelerator, config.train
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    processes = f" x {trainer.processes.world}" if trainer.processes.world > 1 else ""
+    batch = f"{train.batch_size}" + (f" x {train.accum}" if train.accum > 1 else "")
+    speed = f"device {accelerator.device}{processes} ({precision})   batch {batch}   steps/epoch {trainer.steps_per_epoch}"
+    console.field("run", f"{run.path}   seed {config.seed}   {speed}")
+
+
+def _dry_run(prepared: Prepared, accelerator: Accelerator, processes: Processes, console: Console) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(prepared.setup, RunFolder(Path(folder)), accelerator, processes, console)
+        loss, norm, _ = trainer.train_step(next(iter(trainer.train_loader)))
+    steps = f"{trainer.total_steps} steps would follow"
+    console.field("dry run", f"one step: loss {loss:.3f}, gradient norm {norm:.2f}; {steps}. Nothing was written.")
+
+
+# ---------------------------------------------------------------- finish
+
+
+def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResult:
+    """Evaluate the best checkpoint once more and write the report."""
+    setup, run, data = trainer.setup, trainer.run, prepared.checked.data
+    config, task, target = setup.config, setup.task, setup.target
+    best = trainer.best or {"metric": trainer.monitor, "value": None, "epoch": trainer.epochs}
+    folder = run.checkpoints / ("best" if (run.checkpoints / "best").is_dir() else "last")
+    model: Any = task.build_model(config, target)
+    load_checkpoint(model, read_weights(folder), allow=())
+    model.to(trainer.accelerator.device)
+    loader = eval_loader(setup.val_set, task.eval_batch_size(config), worker_count(config.data))
+    device, autocast = trainer.accelerator.device, trainer.accelerator.autocast
+    evaluation = evaluate_model(task, config, target, model, setup.objective, loader, split="val", device=device, autocast=autocast)
+    pictures, display, unit = task.pictures(target), task.display, task.unit
+    save_evaluation(run.path / "eval" / "val", evaluation, pictures, setup.val_set, unit)
+    print_evaluation(evaluation, display, unit, console)
+
+    def text(value: float | None, decimals: int) -> str:
+        return display.text(best["metric"], value, decimals)
+
+    seconds = sum(line["seconds"] for line in run.read_metrics() if line["kind"] == "epoch")
+    bounds = evaluation.scores.intervals.get(best["metric"])
+    interval = f", 95 % interval {text(bounds[0], 1)}-{text(bounds[1], 1)}" if bounds else ""
+    summary = f"best {best['metric']} {text(best['value'], 2)} at epoch {best['epoch']} (val, {evaluation.count} {unit}s{interval})"
+    about = task.describe(config, target)
+    facts = {
+        "model": config.model.name,
+        "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
+        "result": summary,
+        "training": f"{trainer.epochs} epochs, {duration(seconds)}, seed {config.seed}, "
+        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
+        "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
+    }
+    report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)
+    run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
+    console.line(f"done in {duration(seconds)}.  {summary}")
+    console.line(f"next:  visionattn eval {run.path}{' --split test' if data.test is not None else ''}")
+    console.line(f"       visionattn predict {run.path} --source FILE_OR_FOLDER")
+    if config.log.tensorboard:
+        console.line(f"       tensorboard --logdir {run.path / 'tb'}")
+    console.line(f"report {report}")
+    return TrainResult(run.path, best, evaluation.metrics)

@@ -1,0 +1,45 @@
+"""Initial weights of a model: published, imported, of a file, or of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from visionattn.config.schema import RunConfig
+from visionattn.console import Console
+from visionattn.errors import UserError
+from visionattn.models import load_checkpoint
+from visionattn.models.weights.download import fetch
+from visionattn.models.weights.records import find_record
+from visionattn.runs.checkpoint import latest_checkpoint, read_weights
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks.base import Task
+
+
+def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Console) -> str:
+    """Load model.weights into a model and return the line that reports it.
+
+    Raises:
+        UserError: VA-W001 to VA-W007; VA-R003, a folder that is not a run.
+    """
+    source = config.model.weights
+    if source == "none":
+        return "none: training from scratch"
+    path = Path(source).expanduser()
+    record = task.published_weights(config)
+    if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
+        record = find_record(task.backbone_name(config), None if source == "pretrained" else source)  # raises with what there is
+    if record is not None:
+        file = fetch(record, say=None if console.quiet else lambda text: console.field("", text))
+        source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
+        report = load_checkpoint(model, file.path)
+    elif path.is_dir():
+        checkpoint = path if (path / "meta.json").is_file() else latest_checkpoint(RunFolder.open(path).checkpoints)
+        if checkpoint is None:
+            raise UserError("VA-W006", "the run has no checkpoint yet", where=str(path))
+        report = load_checkpoint(model, read_weights(checkpoint))
+    else:
+        report = load_checkpoint(model, path)
+    if report.skipped:
+        console.warn(f"VA-M003 {report.skipped[0]} ({report.matched} tensors loaded)")
+    return f"{source}  {report.reason}"

@@ -1,0 +1,1 @@
+"""Checkpoint files: records of published weights, downloads, recognition by tensors, loading."""

@@ -1,0 +1,272 @@
+"""Published weights as data: one record per checkpoint, in `records/<family>.yaml` and `records/segmentation.yaml`.
+
+A record is called `model.tag`, for example `swin_tiny.in22k` or `swin_tiny.upernet_ade20k`; the first classifier
+of a model is its default. What nobody published is left out rather than guessed: no host gave a full sha256, so the
+downloader pins the one it sees first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from visionattn.backbones import list_models as registered_models
+from visionattn.backbones.registry import get_variant
+from visionattn.errors import UserError, did_you_mean
+from visionattn.files import atomic_write, cache_folder, locked
+
+# Beside the classifiers' files, one for each family.
+SEGMENTERS = "segmentation.yaml"
+
+Side = Annotated[int, Field(ge=1)]
+Channels = tuple[float, float, float]
+
+
+class Fact(BaseModel):
+    """A mapping of a records file; keys it does not know are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(Fact):
+    """A place a checkpoint can be had from."""
+
+    url: str = Field(pattern=r"^https?://[^/\s]+/\S*$")
+    publisher: Literal["author", "timm", "torchvision", "openmmlab"]
+    layout: Literal["author", "timm", "torchvision", "mmpretrain", "transformers"] = Field(
+        "author", description="Whose names the tensors have."
+    )
+    status: Literal["ok", "unverified", "reported_broken", "page_only"] = Field(
+        description="unverified: never opened by us; page_only: a page for people, not the file."
+    )
+    file_name: str | None = Field(None, description="Name of the file, where the address does not end in it.")
+    bytes: int | None = Field(None, ge=1)
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    sha256_prefix: str | None = Field(None, pattern=r"^[0-9a-f]{8,63}$", description="First digits of the sha256, from the file's name.")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).netloc
+
+    @property
+    def fetchable(self) -> bool:
+        """Whether a program can try; the other sources are for a person with a browser."""
+        return self.status in ("ok", "unverified")
+
+    @property
+    def name(self) -> str:
+        """Name of the file at its host; empty if unknown."""
+        last = PurePosixPath(urlsplit(self.url).path).name
+        return self.file_name or (last if "." in last else "")
+
+    @property
+    def suffix(self) -> str:
+        """How the file is read: .safetensors, or .pth for all that torch saved."""
+        return ".safetensors" if self.name.endswith(".safetensors") else ".pth"
+
+    @property
+    def digits(self) -> str:
+        """The published sha256 or its first digits; empty if there is none."""
+        return self.sha256 or self.sha256_prefix or ""
+
+
+class Weights(Fact):
+    """A published checkpoint of a registered model."""
+
+    model: str
+    tag: str = Field(
+        pattern=r"^[a-z0-9_]+$", description="Data and training: in1k, in22k_ft_in1k, tv_in1k (torchvision's), upernet_ade20k ..."
+    )
+    sources: tuple[Source, ...] = Field((), description="In order of preference, all with the same weights.")
+    args: dict[str, Any] = Field({}, description="Arguments of the family's class that differ from the model's.")
+    code_license: str | None = None
+    weights_license: str | None = Field(None, description="SPDX name; none where nobody states one.")
+    license_note: str | None = None
+    note: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.tag}"
+
+    @property
+    def shown(self) -> tuple[int, str]:
+        """Pixels per side (of a training crop in segmentation) and the publisher's figure, for a table."""
+        raise NotImplementedError
+
+
+class Record(Weights):
+    """A classifier, or a backbone alone; without sources it is a file of the user's."""
+
+    in_chans: int = Field(3, ge=1)
+    input_size: tuple[Side, Side, Side]
+    mean: Channels
+    std: Channels
+    interpolation: Literal["bicubic", "bilinear"]
+    crop_pct: float = Field(gt=0, le=1)
+    num_classes: int | None = Field(None, ge=1)
+    label_set: Literal["imagenet-1k", "imagenet-22k"] | None = None
+    class_names: tuple[str, ...] = Field((), description="What the outputs stand for, where there is no label set.")
+    top1: float | None = Field(None, gt=0, lt=100, description="Percent on ImageNet-1k, as its publisher reports it.")
+    gflops: float | None = Field(None, gt=0, description="At input_size, as published.")
+    params: int | None = Field(None, ge=1)
+
+    @property
+    def shown(self) -> tuple[int, str]:
+        return self.input_size[1], f"{self.top1}" if self.top1 is not None else "-"
+
+
+class SegmenterRecord(Weights):
+    """A segmentation model with published figures; without sources nobody published its weights."""
+
+    head: str = Field(description="Name of the head in visionattn.heads.HEADS.")
+    num_classes: int = Field(ge=2)
+    classes: Literal["ade20k"] = Field(description="Class list of the data it was trained on.")
+    crop: int = Field(ge=32, description="Side of its training crops in pixels.")
+    steps: int = Field(ge=1, description="Optimizer steps of its training.")
+    drop_path_rate: float | None = Field(None, ge=0, lt=1, description="Stochastic depth; none where it is not stated.")
+    miou: float | None = Field(None, gt=0, lt=100, description="Percent on the validation set at one scale, as its publisher reports it.")
+    miou_ms: float | None = Field(None, gt=0, lt=100, description="The same with several scales and flips.")
+    params_m: float | None = Field(None, gt=0, description="Millions of parameters, as published.")
+
+    @property
+    def recipe(self) -> str:
+        """The shipped config that trains it; a repetition by OpenMMLab shares that of the authors."""
+        return f"segmentation/{self.model}_{self.tag.removeprefix('mm_')}"
+
+    @property
+    def shown(self) -> tuple[int, str]:
+        return self.crop, f"mIoU {self.miou}" if self.miou is not None else f"mIoU {self.miou_ms} (multi-scale)"
+
+
+@lru_cache
+def records() -> tuple[Record, ...]:
+    """All records, family by family, as the files list them."""
+    folder = files("visionattn") / "models" / "weights" / "records"
+    names = (path.name for path in folder.iterdir() if path.name.endswith(".yaml"))
+    paths = [folder / name for name in sorted(names) if name != SEGMENTERS]
+    return tuple(record for path in paths for record in parse_records(yaml.safe_load(path.read_text(encoding="utf-8"))))
+
+
+def parse_records(content: Mapping[str, Any]) -> list[Record]:
+    """The records of one file: `common` holds for each of `records` that does not say otherwise."""
+    return [Record.model_validate({**content["common"], **entry}) for entry in content["records"]]
+
+
+@lru_cache
+def segmenter_records() -> tuple[SegmenterRecord, ...]:
+    """All segmentation models with published figures, family by family."""
+    path = files("visionattn") / "models" / "weights" / "records" / SEGMENTERS
+    groups = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return tuple(SegmenterRecord.model_validate({**group["common"], **entry}) for group in groups for entry in group["records"])
+
+
+def local_records() -> tuple[Record, ...]:
+    """Records of files that the user imported and nobody published; they are kept in the cache folder."""
+    path = _local_file()
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return tuple(Record.model_validate(entry) for entry in entries)
+
+
+def add_local_record(record: Record) -> None:
+    """Keep a record of the user's; one of the same name is replaced."""
+    path = _local_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(".local.lock")):
+        kept = [other for other in local_records() if other.name != record.name] + [record]
+        content = [item.model_dump(mode="json", exclude_defaults=True) for item in kept]
+        atomic_write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _local_file() -> Path:
+    return cache_folder() / "weights" / "local.json"
+
+
+def records_of(model: str) -> list[Record]:
+    """The records of a model: the published ones, its default first, then the user's own."""
+    return [record for record in (*records(), *local_records()) if record.model == model]
+
+
+def named_weights(model: str, tag: str) -> Record | None:
+    """The record of a model's backbone or classifier with this tag, or its default for `pretrained`; None for anything else."""
+    found = records_of(model)
+    return next((record for record in found if tag in (record.tag, "pretrained")), None)
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`swin_tiny.in1k` as model and tag; the tag is None in a model's own name."""
+    model, _, tag = name.partition(".")
+    return (name, None) if name in registered_models() else (model, tag or None)
+
+
+def find_record(name: str, tag: str | None = None) -> Record:
+    """The record of `model` with a tag, of `model.tag`, or the default one of `model`.
+
+    Raises:
+        UserError: VA-M001 unknown model, VA-W001 nothing was published for it, VA-W007 unknown tag.
+    """
+    model, own = split_name(name)
+    get_variant(model)
+    if tag is not None and own is not None and tag != own:
+        raise UserError("VA-W007", f'two tags are asked for: "{name}" and "{tag}"')
+    found = {record.tag: record for record in records_of(model)}
+    if not found:
+        raise UserError(
+            "VA-W001",
+            f"no published weights of {model} are known",
+            fix="train from scratch (model.weights=none), or give a file of your own: model.weights=FILE, checkpoint_path=FILE",
+        )
+    wanted = tag or own or next(iter(found))
+    if wanted not in found:
+        fix = f"{did_you_mean(wanted, found)} There are: {', '.join(found)}".strip()
+        raise UserError("VA-W007", f'{model} has no weights "{wanted}"', fix=fix)
+    return found[wanted]
+
+
+def find_weights(name: str, tag: str | None = None) -> Weights:
+    """The record of a segmentation model or of a classifier, by `model.tag` or by model and tag.
+
+    Raises:
+        UserError: as `find_record`.
+    """
+    return find_segmenter(name if tag is None else f"{split_name(name)[0]}.{tag}") or find_record(name, tag)
+
+
+def find_segmenter(name: str) -> SegmenterRecord | None:
+    """The segmentation model of this name (`swin_tiny.upernet_ade20k`), if its weights were published."""
+    return next((record for record in segmenter_records() if record.name == name and record.sources), None)
+
+
+def list_segmenters(pattern: str = "*", *, license: str | None = None) -> list[SegmenterRecord]:
+    """Segmentation models with published weights; `pattern` and `license` as in `list_models`."""
+    return [record for record in segmenter_records() if record.sources and _chosen(record, pattern, license)]
+
+
+def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool = False, license: str | None = None) -> list[str]:
+    """Names of models, sorted.
+
+    Args:
+        pattern: glob on the name.
+        family: only those of one module, for example `swin`.
+        pretrained: list `model.tag` for all published weights instead, a model's default first.
+        license: only weights under this licence (SPDX, any case); without `pretrained` the models that have such.
+    """
+    models = registered_models(family=family)
+    if not pretrained and license is None:
+        return registered_models(pattern, family=family)
+    chosen = [record for record in (*records(), *local_records()) if record.model in models and _chosen(record, pattern, license)]
+    chosen.sort(key=lambda record: record.model)
+    return list(dict.fromkeys(record.name if pretrained else record.model for record in chosen))
+
+
+def _chosen(record: Weights, pattern: str, license: str | None) -> bool:
+    named = fnmatch(record.model, pattern) or fnmatch(record.name, pattern)
+    return named and (license is None or (record.weights_license or "").lower() == license.lower())

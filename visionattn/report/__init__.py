@@ -1,0 +1,1 @@
+"""What a run leaves for reading: tables, the report page, TensorBoard."""

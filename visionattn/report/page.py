@@ -1,0 +1,61 @@
+"""`report.html`: one self-contained page of a run."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from visionattn.figures import curves_figure, picture_grid
+from visionattn.files import atomic_write
+from visionattn.report.tables import WORST, class_columns, metrics_text
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
+
+
+def write_report(
+    run: RunFolder, evaluation: Evaluation, display: Display, pictures: Pictures, dataset: Dataset, unit: str, facts: dict[str, str]
+) -> Path:
+    """Write facts, curves, the table per class, the task's figures and the worst cases of a run.
+
+    Args:
+        evaluation: of the validation set.
+        dataset: its samples.
+        unit: what a case is called.
+        facts: name and text, for the head of the page.
+    """
+    figures = {panel.title: _image(panel.figure) for panel in pictures.panels(evaluation)}
+    worst = pictures.worst(evaluation, dataset, WORST)
+    worst_image = None
+    if worst:
+        grid = picture_grid([case.picture for case in worst], [case.title for case in worst], columns=pictures.worst_columns)
+        worst_image = _image(grid)
+    columns = class_columns(evaluation, display)
+    environment = Environment(loader=PackageLoader("visionattn.report"), autoescape=True, undefined=StrictUndefined)
+    page = environment.get_template("report.html").render(
+        title=f"{run.path.parent.name}/{run.path.name}",
+        facts=facts,
+        curves=_image(curves_figure(run.read_metrics(), display.curves)),
+        count=evaluation.count,
+        unit=unit,
+        summary=f"{metrics_text(evaluation, display, ', ', 1)}, loss {evaluation.metrics['loss']:.3f}",
+        remarks=evaluation.scores.remarks,
+        columns=[display.name(name) for name in columns],
+        rows=[[display.text(name, row[name], 1) for name in columns] for row in evaluation.scores.per_class],
+        figures=figures,
+        worst=worst_image,
+        worst_caption=pictures.worst_caption,
+    )
+    path = run.path / "report.html"
+    atomic_write(path, page)
+    return path
+
+
+def _image(figure: Figure) -> str:
+    """A figure as a data URL."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,178 @@
+"""A run folder: its lock, its state, its config and its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from visionattn.config.read import changed_values, to_yaml
+from visionattn.config.schema import RunConfig
+from visionattn.errors import UserError, did_you_mean
+from visionattn.files import atomic_write, csv_text, sweep_temporary
+
+SCHEMA = 1  # of metrics.jsonl
+LIBRARIES = ("visionattn", "torch", "torchvision", "timm", "accelerate", "albumentations", "numpy", "pillow", "triton")
+
+
+class RunFolder:
+    """`<output.dir>/<name>/<nnn>`; the process that writes in it holds its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, parent: Path) -> RunFolder:
+        """Make the folder with the next free number below `parent`."""
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.name) for path in parent.iterdir() if re.fullmatch(r"\d{3,}", path.name)), default=0)
+        while True:
+            try:
+                (parent / f"{number:03d}").mkdir()
+                break
+            except FileExistsError:  # another process took it
+                number += 1
+        run = cls(parent / f"{number:03d}")
+        for name in ("data", "checkpoints"):
+            (run.path / name).mkdir()
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            UserError: VA-R003, no run there.
+        """
+        if not (path / "config.yaml").is_file():
+            siblings = [str(item.parent) for item in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
+            inside = [str(item.parent) for item in sorted(path.glob("*/config.yaml"))] if path.is_dir() else []
+            fix = f"Did you mean {inside[-1]}?" if inside else did_you_mean(str(path), siblings)
+            raise UserError("VA-R003", f'"{path}" is not a run folder: it has no config.yaml', fix=fix, exit_code=2)
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder; the system releases the lock when this process ends, killed or not.
+
+        Raises:
+            UserError: VA-R005, another process holds it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            state = self.read_state()
+            raise UserError(
+                "VA-R005",
+                f"the run is in use by process {state.get('pid', '?')} on {state.get('host', '?')}",
+                where=str(self.path),
+                fix="wait for it, or stop it",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write `config.yaml`, which repeats the run, and `config.changed.yaml`, only what differs from the defaults."""
+        atomic_write(self.path / "config.changed.yaml", to_yaml(changed_values(config)))
+        atomic_write(self.path / "config.yaml", to_yaml(config.model_dump(mode="json")))
+
+    def read_state(self) -> dict[str, Any]:
+        path = self.path / "run.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return content
+
+    def write_state(self, state: str, **facts: Any) -> None:
+        """Update `run.json`.
+
+        Args:
+            state: running, done, failed or interrupted.
+            **facts: further entries, for example the `reason`, an error code.
+        """
+        now = _now()
+        ended = {} if state == "running" else {"stopped": now}
+        content = {**self.read_state(), "state": state, "updated": now, **ended, **facts}
+        atomic_write(self.path / "run.json", json.dumps(content, indent=1))
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"schema": SCHEMA, **line}) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of `metrics.jsonl` but one that a kill cut off."""
+        path = self.path / "metrics.jsonl"
+        lines = []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was logged after a step, before the run resumes from there."""
+        lines = [line for line in self.read_metrics() if line["step"] <= step]
+        atomic_write(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        sweep_temporary(self.path)
+
+    def write_epoch_table(self) -> None:
+        """Write `metrics.csv`, a row per epoch."""
+        rows = [line for line in self.read_metrics() if line["kind"] == "epoch"]
+        columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("schema", "kind")))
+        atomic_write(self.path / "metrics.csv", csv_text(columns, [[row.get(column, "") for column in columns] for row in rows]))
+
+
+def process_facts() -> dict[str, Any]:
+    """The process that holds a run, for `run.json`."""
+    return {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for `run.json`."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "started": _now(),
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": platform.platform(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package is imported from, if there is one."""
+    root = Path(__file__).resolve().parents[2]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    found = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,131 @@
+"""Classification of images: one class per image, or several (multi-label)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visionattn.tasks.base import (
+    Dataset,
+    Display,
+    Meter,
+    Objective,
+    Pictures,
+    Predictor,
+    PublishedModel,
+    Target,
+    Task,
+    Writer,
+    WriterRequest,
+)
+from visionattn.tasks.classification.settings import ClassifyConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from visionattn.data.check import CheckReport
+    from visionattn.data.images.sets import ImageSet, LabelledData
+    from visionattn.models.weights.download import Say
+
+
+class Classification(Task):
+    """The target holds `classes` in the order of the outputs; `display_classes`, where labels of data are not what people read."""
+
+    name = "classify"
+    config = ClassifyConfig
+    display = Display(metrics=("top1", "top5", "auroc"), curves=("top1", "balanced_accuracy", "macro_f1", "auroc"))
+
+    # data
+
+    def read_data(self, config: ClassifyConfig) -> LabelledData:
+        from visionattn.data.images.labels import load_data
+
+        return load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+
+    def read_split(self, config: ClassifyConfig, split: str, target: Target) -> ImageSet:
+        from visionattn.data.images.labels import load_split
+
+        return load_split(config.data, split, target["classes"], config.model.in_chans, seed=config.seed)
+
+    def usable_data(self, config: ClassifyConfig, data: LabelledData, report: CheckReport) -> LabelledData:
+        from visionattn.tasks.classification.data import require_classes
+
+        return require_classes(data, super().usable_data(config, data, report))
+
+    def target(self, config: ClassifyConfig, data: LabelledData) -> Target:
+        return {"classes": data.classes}
+
+    def describe(self, config: ClassifyConfig, target: Target) -> str:
+        return f"{len(target['classes'])} classes" + (", several per image" if config.data.multi_label else "")
+
+    def train_dataset(self, config: ClassifyConfig, model: nn.Module, data: LabelledData, report: CheckReport) -> Dataset:
+        from visionattn.tasks.classification.data import LabelledImages, augmentation
+
+        return LabelledImages(data.train, augmentation(config, model), seed=config.seed)
+
+    def eval_dataset(self, config: ClassifyConfig, model: nn.Module, split: ImageSet) -> Dataset:
+        from visionattn.tasks.classification.data import LabelledImages, preprocessing
+
+        return LabelledImages(split, preprocessing(config, model))
+
+    def file_dataset(self, config: ClassifyConfig, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        from visionattn.tasks.classification.data import preprocessing
+        from visionattn.tasks.images import image_files
+
+        return image_files(config, files, preprocessing(config, model))
+
+    def preview(
+        self, config: ClassifyConfig, model: nn.Module, data: LabelledData, split: ImageSet, count: int, path: Path, *, augmented: bool
+    ) -> bool:
+        from visionattn.tasks.classification.data import augmentation, preprocessing, preview
+
+        preview(split, data.classes, augmentation(config, model) if augmented else preprocessing(config, model), count, path)
+        return True
+
+    # model
+
+    def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:
+        from visionattn.tasks.classification.model import build_classifier
+
+        return build_classifier(config, len(target["classes"]))
+
+    def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
+        from visionattn.tasks.classification.model import open_published
+
+        return open_published(str(source), say)
+
+    # training and evaluation
+
+    def objective(self, config: ClassifyConfig, target: Target, dataset: Any) -> Objective:
+        from visionattn.tasks.classification.objective import ClassificationObjective
+
+        return ClassificationObjective(config, len(target["classes"]), dataset)
+
+    def predictor(self, config: ClassifyConfig, target: Target, model: nn.Module, device: torch.device) -> Predictor:
+        return lambda batch: model(batch["image"].to(device))
+
+    def meter(self, config: ClassifyConfig, target: Target) -> Meter:
+        from visionattn.tasks.classification.scores import ClassificationMeter
+
+        return ClassificationMeter(target["classes"], multi_label=config.data.multi_label)
+
+    def monitor(self, config: ClassifyConfig) -> str:
+        return "macro_f1" if config.data.multi_label else "top1"
+
+    def eval_batch_size(self, config: ClassifyConfig) -> int:
+        return config.eval.batch_size or config.train.batch_size
+
+    def pictures(self, target: Target) -> Pictures:
+        from visionattn.tasks.classification.pictures import ClassificationPictures
+
+        return ClassificationPictures(target["classes"])
+
+    # prediction
+
+    def writer(self, config: ClassifyConfig, target: Target, request: WriterRequest) -> Writer:
+        from visionattn.tasks.classification.output import RankedClasses
+
+        names: list[str] = target.get("display_classes") or target["classes"]
+        return RankedClasses(names, list(request.files), request.topk, multi_label=config.data.multi_label)

@@ -1,0 +1,100 @@
+"""Samples of classification: labelled images with their augmentation, files without labels, and a preview."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from visionattn.data.check import contact_sheet
+from visionattn.data.images.sets import ImageSet, LabelledData
+from visionattn.data.images.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
+from visionattn.data.readers import UnreadableFile
+from visionattn.data.sampling import derive_seed
+from visionattn.errors import UserError
+from visionattn.files import atomic_write
+from visionattn.tasks.batch import SampleDataset
+from visionattn.tasks.classification.settings import ClassifyConfig
+
+Transform = TrainTransform | RandAugmentTransform | EvalTransform
+
+
+class LabelledImages(SampleDataset):
+    """Samples `image` `[C, H, W]` and `label`, a class index or a vector of zeros and ones.
+
+    Args:
+        transform: `transform(image, seed)` for training, `transform(image)` without a seed.
+    """
+
+    def __init__(self, image_set: ImageSet, transform: Callable[..., torch.Tensor], seed: int | None = None) -> None:
+        super().__init__(image_set.ids, seed)
+        self.image_set, self.transform = image_set, transform
+
+    def load(self, index: int, seed: int | None) -> dict[str, Any]:
+        image = self.image_set.images.read(index)
+        return {"image": self.transform(image) if seed is None else self.transform(image, seed), "label": self.image_set.labels[index]}
+
+
+def augmentation(config: ClassifyConfig, model: Any) -> TrainTransform | RandAugmentTransform:
+    """Augmentation and normalisation for a model."""
+    cfg = model.pretrained_cfg
+    return train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+
+
+def preprocessing(config: ClassifyConfig, model: Any) -> EvalTransform:
+    """The published evaluation of a model at the config's size."""
+    cfg = model.pretrained_cfg
+    crop = config.eval.crop_pct if config.eval.crop_pct is not None else cfg["crop_pct"]
+    return eval_transform(config.model.size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=crop)
+
+
+def require_classes(before: LabelledData, after: LabelledData) -> LabelledData:
+    """The data after exclusion, if each class still has training images.
+
+    Raises:
+        UserError: VA-D005.
+    """
+    counts = zip(before.class_counts(before.train).items(), after.class_counts(after.train).values(), strict=True)
+    lost = [name for (name, had), has in counts if had and not has]
+    if lost:
+        raise UserError(
+            "VA-D005",
+            f"no readable training image is left of {', '.join(lost)}",
+            fix="repair the files listed by visionattn data check, or remove the class in all splits",
+        )
+    return after
+
+
+def preview(part: ImageSet, classes: list[str], transform: Transform, count: int, path: Path) -> None:
+    """Write a PNG of images as the network sees them, with their class names, the classes in turn.
+
+    Raises:
+        UserError: VA-D010, none could be read.
+    """
+    tiles = []
+    for position, index in enumerate(_classes_in_turn(part)[:count]):
+        try:
+            image = part.images.read(index)
+        except UnreadableFile:
+            continue
+        label = part.labels[index]
+        names = [classes[number] for number in np.atleast_1d(label if part.labels.ndim == 1 else np.flatnonzero(label))]
+        tensor = transform(image) if isinstance(transform, EvalTransform) else transform(image, derive_seed(0, position))
+        tiles.append((transform.normalize.undo(tensor), ";".join(names)))
+    if not tiles:
+        raise UserError("VA-D010", f"no image of {part.name} could be read for the preview")
+    atomic_write(path, contact_sheet(tiles))
+
+
+def _classes_in_turn(part: ImageSet) -> list[int]:
+    """All positions, the first of each class before the second of any."""
+    classes = part.labels if part.labels.ndim == 1 else part.labels.argmax(1)
+    seen: dict[int, int] = {}
+    turns = []
+    for index, number in enumerate(classes.tolist()):
+        turns.append((seen.get(number, 0), number, index))
+        seen[number] = seen.get(number, 0) + 1
+    return [index for _, _, index in sorted(turns)]

@@ -1,0 +1,66 @@
+"""The classifier of a config, and published classifiers by name."""
+
+from __future__ import annotations
+
+from timm.data import ImageNetInfo
+
+from visionattn.backbones import list_models
+from visionattn.errors import UserError
+from visionattn.models import Classifier, create_model
+from visionattn.models.weights.download import Say, fetch
+from visionattn.models.weights.records import find_record, named_weights, split_name
+from visionattn.tasks.base import PublishedModel
+from visionattn.tasks.classification.settings import ClassifierConfig, ClassifyConfig
+
+
+def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
+    """The model with initial weights.
+
+    Raises:
+        UserError: VA-M001, VA-M002.
+    """
+    settings = config.model
+    record = named_weights(settings.name, settings.weights)
+    try:
+        model = create_model(
+            record.name if record else settings.name,
+            num_classes=num_classes,
+            in_chans=settings.in_chans,
+            img_size=settings.size,
+            drop_rate=settings.drop_rate,
+            drop_path_rate=settings.drop_path_rate,
+            **settings.args,
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
+        what = f"{settings.name} cannot be built with model.args {settings.args}"
+        raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
+    assert isinstance(model, Classifier)
+    return model
+
+
+def open_published(source: str, say: Say | None) -> PublishedModel | None:
+    """The model of weights by name (`swin_tiny.in1k`), with the classes they were trained for.
+
+    Raises:
+        UserError: VA-M003, weights without a classifier; VA-W001 to VA-W007.
+    """
+    if split_name(source)[0] not in list_models():
+        return None
+    record = find_record(source)
+    if record.num_classes is None:
+        raise UserError(
+            "VA-M003", f"{record.name} has no classifier", fix=f"train one: model.name={record.model} model.weights={record.tag}"
+        )
+    file = fetch(record, say=say)
+    model = create_model(record.name, checkpoint_path=file.path, in_chans=record.in_chans)
+    settings = ClassifierConfig(name=record.model, weights=record.tag, in_chans=record.in_chans, img_size=record.input_size[1:])
+    config = ClassifyConfig(model=settings)
+    if record.label_set is None:
+        classes = list(record.class_names) or [str(number) for number in range(record.num_classes)]
+        return PublishedModel(config, model, {"classes": classes})
+    labels = ImageNetInfo(record.label_set)
+    synsets = labels.label_names()  # the names of ImageNet's folders
+    names = [f"{labels.index_to_description(number)} ({synset})" for number, synset in enumerate(synsets)]
+    return PublishedModel(config, model, {"classes": synsets, "display_classes": names})

@@ -1,0 +1,70 @@
+"""The loss of classification, with mixup and CutMix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+
+from visionattn.errors import UserError
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.classification.settings import ClassifyConfig, LossConfig
+
+
+class ClassificationObjective:
+    """Cross-entropy over classes; binary cross-entropy per class with `data.multi_label`.
+
+    Args:
+        dataset: labelled images, from which balanced class weights are counted.
+
+    Raises:
+        UserError: VA-C002, class weights that do not fit the classes.
+    """
+
+    def __init__(self, config: ClassifyConfig, num_classes: int, dataset: Any) -> None:
+        self.multi_label, self.label_smoothing = config.data.multi_label, config.loss.label_smoothing
+        self.class_weights = _class_weights(config.loss, dataset, num_classes)
+        self.mixup = None
+        if config.augment.mixup or config.augment.cutmix:
+            self.mixup = Mixup(
+                config.augment.mixup, config.augment.cutmix, label_smoothing=config.loss.label_smoothing, num_classes=num_classes
+            )
+
+    def mix(self, batch: Batch) -> Batch:
+        """Mixup or CutMix on a batch of even size; draws from numpy's global generator."""
+        if self.mixup is None:
+            return batch
+        even = batch.take(0, len(batch) // 2 * 2)
+        if not len(even):
+            return even
+        image, label = self.mixup(even["image"], even["label"])
+        return even.with_data(image=image, label=label)
+
+    def loss(self, outputs: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """`loss` of logits `[B, classes]`, in float32, averaged over the batch."""
+        logits = outputs.float()
+        label: torch.Tensor = batch["label"].to(logits.device)
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.multi_label:
+            target = label.float() * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+            return {"loss": F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)}
+        smoothing = 0.0 if label.is_floating_point() else self.label_smoothing  # mixup has smoothed already
+        return {"loss": F.cross_entropy(logits, label, weight=weight, label_smoothing=smoothing)}
+
+
+def _class_weights(loss: LossConfig, dataset: Any, num_classes: int) -> torch.Tensor | None:
+    if loss.class_weights == "none":
+        return None
+    if isinstance(loss.class_weights, list):
+        if len(loss.class_weights) != num_classes:
+            raise UserError("VA-C002", f"loss.class_weights: expected {num_classes} numbers, one per class, got {len(loss.class_weights)}")
+        return torch.tensor(loss.class_weights, dtype=torch.float32)
+    labels: np.ndarray = dataset.image_set.labels
+    if labels.ndim == 2:  # negatives per positive
+        positives = labels.sum(0)
+        return torch.tensor((len(labels) - positives) / np.maximum(positives, 1), dtype=torch.float32)
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.tensor(counts.sum() / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)

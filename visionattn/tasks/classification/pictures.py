@@ -1,0 +1,97 @@
+"""Pictures of classification: images with their labels and predictions, the confusion matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from visionattn.figures import confusion_figure, picture_grid
+from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.classification.data import LabelledImages
+from visionattn.tasks.classification.scores import Guesses, confusion_matrix, names_of
+from visionattn.tasks.images import readable_picture, unnormalise
+
+
+class ClassificationPictures(Pictures):
+    """Pictures with the names of these classes."""
+
+    worst_caption = "truth -> prediction, with its probability"
+
+    def __init__(self, classes: list[str]) -> None:
+        self.classes = classes
+
+    def batch_figure(self, model: Any, batch: Batch, count: int) -> Figure | None:
+        """Augmented images with their classes; None if none could be read."""
+        if not len(batch):
+            return None
+        pictures = [unnormalise(image, model.pretrained_cfg) for image in batch["image"][:count]]
+        return picture_grid(pictures, [label_text(label, self.classes) for label in batch["label"][:count].numpy()])
+
+    def predictions_figure(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> Figure | None:
+        """Images spread over the split, titled truth -> guess; green where right, red where wrong."""
+        rows = np.unique(np.linspace(0, evaluation.count - 1, min(count, evaluation.count)).astype(int))
+        guesses: Guesses = evaluation.scores.details
+        pictures, titles, colors = [], [], []
+        for row in rows:
+            picture = readable_picture(dataset.image_set.images, int(guesses.indices[row]))
+            if picture is None:
+                continue
+            truth, guess = label_text(guesses.labels[row], self.classes), _guess_text(guesses, row, self.classes)
+            right = _is_right(guesses, row)
+            pictures.append(picture)
+            titles.append(guess if right else f"{truth} ->\n{guess}")
+            colors.append("green" if right else "firebrick")
+        return picture_grid(pictures, titles, colors) if pictures else None
+
+    def panels(self, evaluation: Evaluation) -> list[Panel]:
+        """The confusion matrix, of single labels."""
+        guesses: Guesses = evaluation.scores.details
+        if guesses.labels.ndim == 2:
+            return []
+        counts = confusion_matrix(guesses.probabilities, guesses.labels)
+        title = f"{evaluation.split}: {evaluation.count} images, top-1 {100 * (evaluation.metrics['top1'] or 0):.2f} %"
+        return [Panel("confusion", "Confusion matrix", confusion_figure(counts, self.classes, title, counts.astype(str)))]
+
+    def worst(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> list[WorstCase]:
+        """Wrong images, the least probability of the truth first."""
+        guesses: Guesses = evaluation.scores.details
+        cases = []
+        for rank, row in enumerate(_worst_rows(guesses, count)):
+            picture = readable_picture(dataset.image_set.images, int(guesses.indices[row]))
+            if picture is not None:
+                truth, guess = label_text(guesses.labels[row], self.classes), _guess_text(guesses, row, self.classes)
+                cases.append(WorstCase(f"{rank + 1:02d}_{truth}_as_{guess}", f"{truth} ->\n{guess}", picture))
+        return cases
+
+
+def label_text(label: Any, classes: list[str]) -> str:
+    """Class name of an index, or the names of all classes in a vector of zeros and ones."""
+    if np.ndim(label) == 0:
+        return classes[int(label)]
+    return ", ".join(names_of(label, classes)) or "none"
+
+
+def _guess_text(guesses: Guesses, row: int, classes: list[str]) -> str:
+    found = guesses.probabilities[row]
+    return label_text(found, classes) if guesses.labels.ndim == 2 else f"{classes[int(found.argmax())]} {found.max():.2f}"
+
+
+def _is_right(guesses: Guesses, row: int) -> bool:
+    found, label = guesses.probabilities[row], guesses.labels[row]
+    return bool(((found >= 0.5) == (label > 0.5)).all()) if guesses.labels.ndim == 2 else bool(found.argmax() == label)
+
+
+def _worst_rows(guesses: Guesses, count: int) -> list[int]:
+    """Rows of wrong predictions, the least probability of the truth first."""
+    probabilities, labels = guesses.probabilities, guesses.labels
+    if labels.ndim == 1:
+        truth = probabilities[np.arange(len(labels)), labels]
+        wrong = probabilities.argmax(1) != labels
+    else:
+        truth = 1 - np.abs(probabilities - labels).max(1)
+        wrong = truth < 0.5
+    order = np.argsort(truth, kind="stable")
+    return [int(row) for row in order if wrong[row]][:count]

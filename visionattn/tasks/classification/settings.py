@@ -1,0 +1,52 @@
+"""Settings of classification."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from visionattn.config.schema import BackboneConfig, EvalConfig, RunConfig, Section, setting
+from visionattn.data.images.settings import AugmentConfig, LabelDataConfig
+
+
+class ClassifierConfig(BackboneConfig):
+    drop_rate: float = setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
+
+
+class LossConfig(Section):
+    label_smoothing: float = setting(0.0, "Label smoothing.", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] | list[float] = setting(
+        "none", "Weight per class: none, balanced (inverse frequency), or a list."
+    )
+
+
+class ClassifyEvalConfig(EvalConfig):
+    best: Literal["auto", "top1", "balanced_accuracy", "macro_f1", "auroc"] = setting(
+        "auto", "Metric that chooses the best checkpoint; auto: top1, or macro_f1 for multi-label."
+    )
+    batch_size: int | None = setting(None, "Images per evaluation step; null: as in training.", ge=1)
+    crop_pct: float | None = setting(None, "Share of the resized image that is kept by the centre crop; null: the model's own.", gt=0, le=1)
+
+
+class ClassifyConfig(RunConfig):
+    """All settings of a run that classifies."""
+
+    task: Literal["classify"] = setting("classify", "Kind of job.")
+    model: ClassifierConfig = ClassifierConfig()
+    data: LabelDataConfig = LabelDataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
+    eval: ClassifyEvalConfig = ClassifyEvalConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassifyConfig:
+        crop = self.augment.random_resized_crop
+        for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
+            if not 0 < low <= high:
+                raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
+        if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):
+            raise ValueError("augment.mixup and augment.cutmix mix single labels: set them to 0 with data.multi_label")
+        if self.data.multi_label and self.eval.best == "top1":
+            raise ValueError("eval.best: top1 needs one label per image; use macro_f1 or auroc with data.multi_label")
+        return self

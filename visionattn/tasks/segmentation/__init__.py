@@ -1,0 +1,222 @@
+"""Segmentation of images: a class for each pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from visionattn.tasks.base import (
+    Dataset,
+    Display,
+    Meter,
+    Objective,
+    Pictures,
+    Predictor,
+    PublishedModel,
+    Target,
+    Task,
+    Writer,
+    WriterRequest,
+)
+from visionattn.tasks.segmentation.settings import SegmentConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from visionattn.data.check import CheckReport
+    from visionattn.data.masks.palettes import Colour
+    from visionattn.data.masks.sets import MaskData, MaskSet
+    from visionattn.data.splits import ManifestRow
+    from visionattn.models.weights.download import Say
+    from visionattn.models.weights.records import Weights
+
+
+class Segmentation(Task):
+    """The target holds `classes` in the order of the outputs and the `palette`, a colour for each."""
+
+    name = "segment"
+    config = SegmentConfig
+    formats = ("mask", "overlay", "json", "csv")
+    default_formats = ("mask", "overlay")
+    display = Display(
+        metrics=("dice", "iou", "miou", "mdice", "aacc"),
+        curves=("miou", "mdice", "aacc", "dice"),
+        class_curves=("iou",),
+        names={
+            "miou": "mIoU",
+            "macc": "mAcc",
+            "mdice": "mDice",
+            "aacc": "aAcc",
+            "iou": "IoU",
+            "acc": "Acc",
+            "dice": "Dice",
+            "pixel_share": "pixels",
+            "boundary_iou": "boundary IoU",
+            "case_dice": "case Dice",
+            "case_iou": "case IoU",
+            "hd95": "HD95",
+            "nsd": "NSD",
+            "n_defined": "cases",
+            "n_missed": "missed",
+        },
+        metric_names={"dice": "case Dice", "iou": "case IoU", "dice_pooled": "pooled Dice", "ignored": "ignored pixels"},
+        plain=frozenset({"hd95", "n_defined", "n_missed"}),
+        hidden_metrics=frozenset({"n_defined", "n_missed"}),
+        hidden_columns=frozenset({"hd95_unit", "hd95_variant"}),
+    )
+    leaves_unused = True  # heads leave maps out, and so the norms of these maps
+    synchronises_norms = True  # published recipes do: a GPU holds few images
+
+    # data
+
+    def recognise(self, root: Path) -> bool:
+        from visionattn.data.masks.recognise import holds_masks
+
+        return holds_masks(root)
+
+    def read_data(self, config: SegmentConfig) -> MaskData:
+        from visionattn.data.masks.sets import load_mask_data
+
+        return load_mask_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+
+    def read_split(self, config: SegmentConfig, split: str, target: Target) -> MaskSet:
+        from visionattn.data.masks.sets import load_mask_split
+
+        return load_mask_split(config.data, split, target["classes"], config.model.in_chans, seed=config.seed)
+
+    def check_data(self, config: SegmentConfig, data: MaskData, *, cache_dir: Path, progress: Callable[[int], None]) -> CheckReport:
+        from visionattn.data.masks.check import check_masks
+
+        return check_masks(data, config.data, cache_dir=cache_dir, progress=progress)
+
+    def manifest(self, data: MaskData, report: CheckReport) -> list[ManifestRow]:
+        from visionattn.data.masks.sets import mask_manifest
+
+        return mask_manifest(data, report.hashes)
+
+    def target(self, config: SegmentConfig, data: MaskData) -> Target:
+        return {"classes": data.classes, "palette": [list(colour) for colour in data.palette]}
+
+    def describe(self, config: SegmentConfig, target: Target) -> str:
+        return f"{len(target['classes'])} classes"
+
+    def train_dataset(self, config: SegmentConfig, model: nn.Module, data: MaskData, report: CheckReport) -> Dataset:
+        import numpy as np
+
+        from visionattn.tasks.segmentation.data import MaskedImages, augmentation
+
+        counts = np.array([report.counts["train"][name] for name in data.classes], np.int64)
+        return MaskedImages(data.train, augmentation(config, model), seed=config.seed, counts=counts)
+
+    def eval_dataset(self, config: SegmentConfig, model: nn.Module, split: MaskSet) -> Dataset:
+        from visionattn.tasks.segmentation.data import MaskedImages, preprocessing
+
+        return MaskedImages(split, preprocessing(config, model))
+
+    def file_dataset(self, config: SegmentConfig, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        import torch
+
+        from visionattn.tasks.images import image_files
+
+        return image_files(config, files, torch.tensor)  # as they are: large images are normalised window by window
+
+    def preview(
+        self, config: SegmentConfig, model: nn.Module, data: MaskData, split: MaskSet, count: int, path: Path, *, augmented: bool
+    ) -> bool:
+        from visionattn.tasks.segmentation.data import augmentation, preprocessing, preview
+
+        transform = augmentation(config, model) if augmented else preprocessing(config, model)
+        preview(split, data.classes, data.palette, transform, count, path)
+        return True
+
+    # model
+
+    def check_names(self, config: SegmentConfig) -> None:
+        from visionattn.tasks.segmentation.model import check_names
+
+        check_names(config)
+
+    def backbone_name(self, config: SegmentConfig) -> str:
+        from visionattn.tasks.segmentation.model import parts_of
+
+        return parts_of(config).backbone
+
+    def build_model(self, config: SegmentConfig, target: Target) -> nn.Module:
+        from visionattn.tasks.segmentation.model import build_segmenter
+
+        return build_segmenter(config, len(target["classes"]))
+
+    def published_weights(self, config: SegmentConfig) -> Weights | None:
+        from visionattn.tasks.segmentation.model import published_weights
+
+        return published_weights(config)
+
+    def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
+        from visionattn.tasks.segmentation.model import open_published
+
+        return open_published(source, say)
+
+    # training and evaluation
+
+    def objective(self, config: SegmentConfig, target: Target, dataset: Any) -> Objective:
+        from visionattn.tasks.segmentation.objective import build_objective
+
+        return build_objective(config, len(target["classes"]), dataset)
+
+    def predictor(self, config: SegmentConfig, target: Target, model: nn.Module, device: torch.device) -> Predictor:
+        from visionattn.tasks.segmentation.predictor import build_predictor
+
+        return build_predictor(config, len(target["classes"]), model, device)
+
+    def meter(self, config: SegmentConfig, target: Target) -> Meter:
+        from visionattn.tasks.segmentation.scores import SegmentationMeter
+
+        settings = config.eval
+        return SegmentationMeter(
+            target["classes"],
+            per_case=settings.per_case,
+            spacing=settings.spacing,
+            hausdorff=settings.hausdorff,
+            tolerance=settings.tolerance,
+        )
+
+    def monitor(self, config: SegmentConfig) -> str:
+        return "dice" if config.eval.per_case else "miou"
+
+    def eval_batch_size(self, config: SegmentConfig) -> int:
+        return 1  # images keep their own sizes
+
+    def pictures(self, target: Target) -> Pictures:
+        from visionattn.tasks.segmentation.pictures import SegmentationPictures
+
+        return SegmentationPictures(target["classes"], palette_of(target))
+
+    # prediction
+
+    def file_predictor(
+        self, config: SegmentConfig, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]
+    ) -> Predictor:
+        from visionattn.tasks.segmentation.data import preprocessing
+        from visionattn.tasks.segmentation.predictor import MapPredictor, build_predictor
+
+        whole, tiled = (build_predictor(config, len(target["classes"]), model, device, tiled=tiled) for tiled in (False, True))
+        return MapPredictor(whole, tiled, preprocessing(config, model), warn)
+
+    def file_batch_size(self, batch_size: int) -> int:
+        return 1
+
+    def writer(self, config: SegmentConfig, target: Target, request: WriterRequest) -> Writer:
+        from visionattn.tasks.segmentation.output import MaskWriter
+
+        return MaskWriter(target["classes"], palette_of(target), request)
+
+
+def palette_of(target: Target) -> list[Colour]:
+    """The colour of each class."""
+    from visionattn.data.masks.palettes import default_palette
+
+    if not target.get("palette"):
+        return default_palette(len(target["classes"]))
+    return [(int(red), int(green), int(blue)) for red, green, blue in target["palette"]]

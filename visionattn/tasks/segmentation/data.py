@@ -1,0 +1,111 @@
+"""Samples of segmentation: images with masks and their augmentation, and a preview."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from visionattn.data.check import contact_sheet
+from visionattn.data.masks.palettes import Colour, overlay
+from visionattn.data.masks.sets import MaskSet, count_pixels, resize_labels
+from visionattn.data.masks.transforms import MaskEvalTransform, MaskTrainTransform, mask_eval_transform, mask_train_transform
+from visionattn.data.readers import UnreadableFile
+from visionattn.data.sampling import derive_seed
+from visionattn.errors import UserError
+from visionattn.files import atomic_write
+from visionattn.tasks.batch import SampleDataset
+from visionattn.tasks.segmentation.settings import SegmentConfig
+
+_TILE = 384  # largest side of a picture in the preview
+
+
+class MaskedImages(SampleDataset):
+    """Samples `image` `[C, H, W]` and `label` `[H, W]`, int64; in evaluation the label keeps the size of the original image.
+
+    Args:
+        transform: `transform(image, label, seed)` for training gives both; `transform(image)` without a seed.
+        counts: pixels of each class, where they are known.
+    """
+
+    def __init__(self, mask_set: MaskSet, transform: Callable[..., Any], seed: int | None = None, counts: np.ndarray | None = None) -> None:
+        super().__init__(mask_set.ids, seed)
+        self.mask_set, self.transform, self.counts = mask_set, transform, counts
+
+    def load(self, index: int, seed: int | None) -> dict[str, Any]:
+        image = self.mask_set.images.read(index)
+        label = self.mask_set.label(index, (image.shape[0], image.shape[1]))
+        if seed is None:
+            return {"image": self.transform(image), "label": label.astype(np.int64)}
+        tensor, label = self.transform(image, label, seed)
+        return {"image": tensor, "label": label.astype(np.int64)}
+
+    def pixel_counts(self, num_classes: int) -> np.ndarray:
+        """Pixels of each class, `[num_classes]`; reads all masks unless the counts are known."""
+        return count_pixels(self.mask_set, num_classes) if self.counts is None else self.counts
+
+
+def augmentation(config: SegmentConfig, model: Any) -> MaskTrainTransform:
+    """Augmentation of images with masks, and normalisation for a model."""
+    cfg = model.pretrained_cfg
+    return mask_train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+
+
+def preprocessing(config: SegmentConfig, model: Any) -> MaskEvalTransform:
+    """Images at the size of evaluation."""
+    cfg = model.pretrained_cfg
+    return mask_eval_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+
+
+def preview(
+    part: MaskSet,
+    classes: Sequence[str],
+    palette: Sequence[Colour],
+    transform: MaskTrainTransform | MaskEvalTransform,
+    count: int,
+    path: Path,
+) -> None:
+    """Write a PNG of images as the network sees them under the colours of their classes, named by class, the largest first.
+
+    Raises:
+        UserError: VA-D010, none could be read.
+    """
+    tiles: list[tuple[np.ndarray, str]] = []
+    for index in range(len(part)):
+        if len(tiles) == count:
+            break
+        try:
+            image = part.images.read(index)
+            label = part.label(index, (image.shape[0], image.shape[1]))
+        except UnreadableFile:
+            continue
+        if isinstance(transform, MaskEvalTransform):
+            tensor = transform(image)
+            label = resize_labels(label, (tensor.shape[1], tensor.shape[2]))
+        else:
+            tensor, label = transform(image, label, derive_seed(0, index))
+        present = np.bincount(label.ravel(), minlength=256)[: len(classes)]
+        names = [classes[number] for number in np.argsort(-present, kind="stable") if present[number]]
+        tiles.append((overlay(transform.normalize.undo(tensor), label, palette), ", ".join(names)))
+    if not tiles:
+        raise UserError("VA-D010", f"no pair of {part.name} could be read for the preview")
+    atomic_write(path, contact_sheet(_same_size(tiles)))
+
+
+def _same_size(tiles: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
+    """Shrink large tiles, then pad with white at the bottom and on the right."""
+    small = []
+    for tile, name in tiles:
+        picture = Image.fromarray(tile)
+        picture.thumbnail((_TILE, _TILE))
+        small.append((np.asarray(picture), name))
+    height, width = (max(tile.shape[axis] for tile, _ in small) for axis in (0, 1))
+    same = []
+    for tile, name in small:
+        canvas = np.full((height, width, 3), 255, np.uint8)
+        canvas[: tile.shape[0], : tile.shape[1]] = tile
+        same.append((canvas, name))
+    return same

@@ -1,0 +1,259 @@
+"""Losses of segmentation, as functions of raw logits and labels.
+
+Logits are `[B, K, ...]`, or `[B, 1, ...]` for a foreground against a background (its sigmoid equals the
+softmax over zero and the logit, so every loss here takes both forms); labels are `[B, ...]` int64 at the
+same size. Pixels labelled `IGNORE` count nowhere. All work in float32 at least, and give zero with zero
+gradients where nothing is labelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from visionattn.data.masks.settings import IGNORE
+
+Average = Literal["valid", "all"]  # over labelled pixels, or as if ignored pixels were there with a loss of zero
+
+
+def cross_entropy(
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    class_weights: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
+    avg: Average = "valid",
+) -> torch.Tensor:
+    """Cross-entropy, averaged over pixels, or over their class weights.
+
+    Args:
+        logits, label: see the module.
+        class_weights: `[K]`, or `[2]` for one channel.
+        label_smoothing: share of the target spread over all classes.
+        avg: "valid", as torch does; "all" counts ignored pixels in the average, as mmsegmentation does
+            unless told otherwise (`avg_non_ignore`): the rule behind its published results.
+    """
+    pixels = _pixel_losses(logits, label, class_weights, label_smoothing)
+    valid = label != IGNORE
+    if class_weights is None:
+        loss = _ratio(pixels.sum(), valid.sum())
+    else:
+        weights = class_weights.to(pixels)[label.where(valid, 0)]
+        loss = _ratio(pixels.sum(), weights.where(valid, 0).sum())
+    return loss if avg == "valid" else loss * valid.float().mean()
+
+
+def binary_cross_entropy(logits: torch.Tensor, label: torch.Tensor, *, pos_weight: float = 1.0) -> torch.Tensor:
+    """Each channel on its own against all other classes; `pos_weight` multiplies the loss where the channel's class is."""
+    logits = _wide(logits)
+    valid = (label != IGNORE).unsqueeze(1)
+    target = _one_hot(label, 2)[:, 1:] if logits.shape[1] == 1 else _one_hot(label, logits.shape[1])
+    weight = logits.new_tensor(pos_weight)
+    channels = F.binary_cross_entropy_with_logits(logits, target.to(logits), pos_weight=weight, reduction="none")
+    return _ratio(channels.where(valid, 0).sum(), valid.sum() * logits.shape[1])
+
+
+def focal(logits: torch.Tensor, label: torch.Tensor, *, gamma: float = 2.0, class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy times (1 - probability of the label) ** gamma, averaged over pixels (Lin et al., arXiv 1708.02002, with softmax)."""
+    pixels = _pixel_losses(logits, label)
+    # The floor keeps the gradient of the power finite where the probability is 1.
+    pixels = (-torch.expm1(-pixels)).clamp_min(1e-8) ** gamma * pixels
+    valid = label != IGNORE
+    if class_weights is not None:
+        pixels = pixels * class_weights.to(pixels)[label.where(valid, 0)]
+    return _ratio(pixels.sum(), valid.sum())
+
+
+def ohem_cross_entropy(
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    threshold: float = 0.7,
+    min_kept: int = 100_000,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy over the hard pixels of the batch only (online hard example mining).
+
+    Args:
+        logits, label: see the module.
+        threshold: pixels whose label has a lower probability are hard.
+        min_kept: at least as many pixels per image, the hardest, are kept.
+        class_weights: `[K]`; hardness does not see them.
+    """
+    pixels = _pixel_losses(logits, label)
+    valid = label != IGNORE
+    hardness = pixels.detach()[valid]
+    if not hardness.numel():
+        return pixels.sum()
+    least = hardness.topk(max(1, min(min_kept * len(label), hardness.numel()))).values[-1]
+    kept = valid & (pixels >= least.clamp_max(-math.log(threshold)))
+    weights = kept.to(pixels) if class_weights is None else class_weights.to(pixels)[label.where(kept, 0)] * kept
+    return _ratio((pixels * weights).sum(), weights.sum())
+
+
+def dice(
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    per_class: bool = True,
+    squared: bool = False,
+    batch: bool = False,
+    include_background: bool = True,
+    smooth: float | tuple[float, float] = 1e-5,
+    avg: Average = "valid",
+) -> torch.Tensor:
+    """1 - soft Dice coefficient (Milletari et al., arXiv 1606.04797), averaged over images and classes.
+
+    A class that is absent asks for probabilities of zero. Several published definitions are combinations of the arguments:
+    MONAI and nnU-Net (`include_background=False`; nnU-Net adds a constant 1) by default, with `batch` if so configured;
+    TransUNet and DAE-Former `squared=True, batch=True`; mmsegmentation `per_class=False, squared=True, smooth=(0, 2e-3), avg="all"`.
+
+    Args:
+        logits, label: see the module. Of one channel the foreground is the only class.
+        per_class: a coefficient per class; else one over all of them.
+        squared: probabilities are squared in the denominator.
+        batch: a coefficient over all images; else one per image.
+        include_background: whether class 0 counts.
+        smooth: added to numerator and denominator, or to each its own; keeps absent classes defined.
+        avg: "all" leaves the probabilities of ignored pixels in the denominator.
+    """
+    overlap, predicted, present = _areas(logits, label, squared=squared, avg=avg, include_background=include_background)
+    if batch:
+        overlap, predicted, present = (area.sum(0, keepdim=True) for area in (overlap, predicted, present))
+    if not per_class:
+        overlap, predicted, present = (area.sum(1) for area in (overlap, predicted, present))
+    above, below = smooth if not isinstance(smooth, (int, float)) else (smooth, smooth)
+    return _labelled(1 - (2 * overlap + above) / (predicted + present + below).clamp_min(1e-8), label)
+
+
+def generalised_dice(logits: torch.Tensor, label: torch.Tensor, *, smooth: float = 1e-5) -> torch.Tensor:
+    """Dice with classes weighted by 1 / (their pixels in the image)^2 (Sudre et al., arXiv 1707.03237); absent classes as the rarest."""
+    overlap, predicted, present = _areas(logits, label)
+    rarest = present.where(present > 0, math.inf).amin(1, keepdim=True)
+    weights = present.where(present > 0, rarest) ** -2  # 0 where nothing is labelled
+    above, below = (overlap * weights).sum(1), ((predicted + present) * weights).sum(1)
+    return _labelled(1 - (2 * above + smooth) / (below + smooth), label)
+
+
+def tversky(
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    batch: bool = False,
+    include_background: bool = True,
+    smooth: float = 1e-5,
+) -> torch.Tensor:
+    """1 - Tversky index, averaged over images and classes (Salehi et al., arXiv 1706.05721).
+
+    Args:
+        logits, label: see the module.
+        alpha: weight of false positives. With `beta`: 0.5 and 0.5 is Dice, 1 and 1 is Jaccard (IoU).
+        beta: weight of false negatives.
+        batch, include_background, smooth: as of `dice`.
+    """
+    overlap, predicted, present = _areas(logits, label, include_background=include_background)
+    if batch:
+        overlap, predicted, present = (area.sum(0, keepdim=True) for area in (overlap, predicted, present))
+    union = overlap + alpha * (predicted - overlap) + beta * (present - overlap)
+    return _labelled(1 - (overlap + smooth) / (union + smooth), label)
+
+
+def lovasz(logits: torch.Tensor, label: torch.Tensor, *, per_image: bool = False) -> torch.Tensor:
+    """Lovasz-softmax: a convex surrogate of 1 - IoU (Berman et al., arXiv 1705.08790), averaged over the classes that are present.
+
+    Args:
+        logits, label: see the module. Of one channel the foreground is the only class, and counts even if absent.
+        per_image: the IoU of each image, averaged; else of the batch as a whole.
+    """
+    one_channel = logits.shape[1] == 1
+    probabilities = _classes(logits).softmax(1).movedim(1, -1)  # B ... K
+    parts = list(zip(probabilities, label, strict=True)) if per_image else [(probabilities, label)]
+    losses = []
+    for probability, truth in parts:
+        valid = truth != IGNORE
+        flat, target = probability[valid], truth[valid]
+        if not len(target):
+            continue
+        present = [1] if one_channel else target.unique().tolist()
+        losses.append(torch.stack([_lovasz_class(flat[:, index], target == index) for index in present]).mean())
+    return torch.stack(losses).mean() if losses else probabilities.sum() * 0
+
+
+def _lovasz_class(probability: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
+    """Errors, worst first, each times what it adds to the Jaccard loss (algorithm 1); differences written out, which float32 would lose."""
+    errors, order = (foreground.to(probability) - probability).abs().sort(descending=True)
+    truth = foreground[order]
+    if not truth.any():
+        return errors[0]  # any pixel too many takes the loss from 0 to 1
+    intersection = (truth.sum() - truth.cumsum(0)).to(errors)
+    union = (truth.sum() + (~truth).cumsum(0)).to(errors)
+    return errors @ ((intersection / (union - 1).clamp_min(1)).where(~truth, 1) / union)
+
+
+def _wide(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _classes(logits: torch.Tensor) -> torch.Tensor:
+    """Logits of classes: those of background and foreground where there is one channel."""
+    logits = _wide(logits)
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def _pixel_losses(
+    logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross-entropy of each pixel, 0 where ignored. Not reduced by torch: on CUDA its sum over pixels is not deterministic."""
+    logits = _classes(logits)
+    weight = None if class_weights is None else class_weights.to(logits)
+    return F.cross_entropy(logits, label, weight=weight, ignore_index=IGNORE, label_smoothing=label_smoothing, reduction="none")
+
+
+def _one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
+    """`[B, classes, ...]` bool; all False where ignored."""
+    index = torch.arange(classes, device=label.device)
+    return label.unsqueeze(1) == index.view(-1, *[1] * (label.ndim - 1))
+
+
+def _areas(
+    logits: torch.Tensor, label: torch.Tensor, *, squared: bool = False, avg: Average = "valid", include_background: bool = True
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`[B, K]` sums over pixels: of probabilities at their class, of all probabilities, of the class."""
+    first = 1 if logits.shape[1] == 1 or not include_background else 0
+    probabilities = _classes(logits).softmax(1)
+    truth = _one_hot(label, probabilities.shape[1])[:, first:].flatten(2)
+    probabilities = probabilities[:, first:].flatten(2)
+    overlap = probabilities.where(truth, 0).sum(2)
+    if squared:
+        probabilities = probabilities**2
+    if avg == "valid":
+        probabilities = probabilities.where((label != IGNORE).unsqueeze(1).flatten(2), 0)
+    return overlap, probabilities.sum(2), truth.sum(2).to(overlap)
+
+
+def _labelled(losses: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The mean of `losses`, zero where no pixel is labelled."""
+    return losses.mean() * (label != IGNORE).any()
+
+
+def _ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    """Zero, not NaN, where nothing counts."""
+    return total / count.to(total).clamp_min(torch.finfo(total.dtype).tiny)
+
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "focal": focal,
+    "ohem_cross_entropy": ohem_cross_entropy,
+    "dice": dice,
+    "generalised_dice": generalised_dice,
+    "tversky": tversky,
+    "lovasz": lovasz,
+}

@@ -1,0 +1,101 @@
+"""The segmentation model of a config, and published ones by name or file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from visionattn.backbones.registry import get_variant
+from visionattn.data.masks.palettes import read_classes
+from visionattn.data.masks.settings import MaskAugmentConfig
+from visionattn.errors import UserError
+from visionattn.models import Segmenter, create_segmenter, segmenter_from_file
+from visionattn.models.segmenter import head_class
+from visionattn.models.segmenter_factory import IMAGENET, Preset, with_preset
+from visionattn.models.weights.download import Say
+from visionattn.models.weights.records import SegmenterRecord, Weights, find_segmenter, named_weights
+from visionattn.tasks.base import PublishedModel
+from visionattn.tasks.segmentation.settings import HeadConfig, SegmentConfig, SegmenterConfig
+
+
+def parts_of(config: SegmentConfig) -> Preset:
+    """Backbone, head and the head's arguments, those of a preset filled in."""
+    head = config.model.head
+    return with_preset(config.model.name, None if head.name == "auto" else head.name, head.args)
+
+
+def check_names(config: SegmentConfig) -> None:
+    """Stop at an unknown backbone or head.
+
+    Raises:
+        UserError: VA-M001, VA-M002.
+    """
+    parts = parts_of(config)
+    get_variant(parts.backbone)
+    head_class(parts.head, parts.head_args)
+
+
+def published_weights(config: SegmentConfig) -> Weights | None:
+    """The record that model.weights names: of the backbone, or of a model with its head."""
+    name, tag = parts_of(config).backbone, config.model.weights
+    return named_weights(name, tag) or find_segmenter(f"{name}.{tag}")
+
+
+def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
+    """The model with initial weights.
+
+    Raises:
+        UserError: VA-M001, VA-M002.
+    """
+    settings, aux, parts = config.model, config.model.head.aux, parts_of(config)
+    record = published_weights(config)
+    whole = record if isinstance(record, SegmenterRecord) else None  # weights of the head too
+    try:
+        model = create_segmenter(
+            parts.backbone if record is None or whole else record.name,
+            parts.head,
+            num_classes,
+            in_chans=settings.in_chans,
+            img_size=settings.size,
+            drop_path_rate=settings.drop_path_rate,
+            aux=None if aux.enabled == "auto" else aux.enabled,
+            backbone_args={**(whole.args if whole else {}), **settings.args},
+            **parts.head_args,
+        )
+    except UserError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
+        what = f"{settings.name} cannot be built with model.args {settings.args} and model.head.args {settings.head.args}"
+        raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
+    model.aux_weight = aux.weight
+    if whole and settings.in_chans == 3:
+        model.pretrained_cfg |= IMAGENET
+    return model
+
+
+def open_published(source: str | Path, say: Say | None) -> PublishedModel | None:
+    """The model of published weights by name, or of a segmentation file, with the preprocessing of the published recipes.
+
+    150 classes without names are ADE20K's.
+
+    Raises:
+        UserError: VA-W001 to VA-W007.
+    """
+    if not Path(source).is_file() and find_segmenter(str(source)) is None:
+        return None
+    model, classes, palette = segmenter_from_file(source, say=say)
+    known = [entry for entry in read_classes("ade20k") if not entry.ignored]
+    ade20k = model.num_classes == len(known)
+    if classes is None:
+        classes = tuple(entry.name for entry in known) if ade20k else tuple(str(number) for number in range(model.num_classes))
+    if palette is None and ade20k:
+        palette = tuple(entry.colour for entry in known if entry.colour is not None)
+    settings = SegmenterConfig(
+        name=model.pretrained_cfg["architecture"], weights=str(source), in_chans=model.in_chans, head=HeadConfig(name=model.head)
+    )
+    # The published test on ADE20K: the image fits into 2048 x 512 and is predicted in one piece.
+    augment = MaskAugmentConfig(resize=(2048, 512)) if ade20k else MaskAugmentConfig()
+    names = list(classes)
+    if model.num_classes == 1:  # one logit separates a class from the background
+        names, palette = ["background", *names], None
+    target = {"classes": names, **({"palette": [list(colour) for colour in palette]} if palette else {})}
+    return PublishedModel(SegmentConfig(model=settings, augment=augment), model, target)

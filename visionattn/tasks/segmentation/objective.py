@@ -1,0 +1,162 @@
+"""The loss of segmentation: weighted terms over all outputs of a model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from visionattn.errors import UserError
+from visionattn.heads.base import HeadOutput, resize_to
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.segmentation.losses import LOSSES
+from visionattn.tasks.segmentation.settings import SegmentConfig
+
+DeepSupervision = Literal["upsample_logits", "downsample_label"]
+ClassWeights = Literal["none", "balanced"] | Sequence[float]
+
+# Logits (classes x pixels) of an image above which the loss of an evaluation uses fewer pixels: 256 MiB, several times over.
+LOSS_VALUES = 2**26
+
+
+class SegmentationObjective:
+    """Losses of all outputs, weighted and added.
+
+    Two classes may share one logit, that of the second class.
+
+    Args:
+        num_classes: classes of the labels.
+        losses: name (see `LOSSES`), weight and arguments of each term. `class_weights` may be "none", "balanced" or numbers.
+        pixel_counts: pixels of each class in the training set, `[classes]`, for balanced class weights.
+        deep_supervision: the size at which auxiliary outputs meet the label. "upsample_logits" resizes them to it and adds their
+            losses to that of the main output (mmsegmentation); "downsample_label" takes the nearest labels and divides the
+            weights of all outputs by their sum (nnU-Net).
+
+    Raises:
+        UserError: VA-C002, an unknown loss, arguments it does not take, or a loss given twice.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        losses: Sequence[tuple[str, float, Mapping[str, Any]]] = (("cross_entropy", 1.0, {}),),
+        *,
+        pixel_counts: np.ndarray | None = None,
+        deep_supervision: DeepSupervision = "upsample_logits",
+    ) -> None:
+        self.deep_supervision = deep_supervision
+        self.losses = {name: (weight, _bound(name, arguments, num_classes, pixel_counts)) for name, weight, arguments in losses}
+        if len(self.losses) < len(losses):
+            raise UserError("VA-C002", f"a loss is given twice: {', '.join(name for name, _, _ in losses)}")
+
+    def mix(self, batch: Batch) -> Batch:
+        """The batch unchanged."""
+        return batch
+
+    def loss(self, outputs: HeadOutput | torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        """`loss`, and the losses of the main output by name, unweighted; `aux` is the part of the auxiliary outputs in `loss`.
+
+        Losses are computed at the label's size. In evaluation (logits, not a `HeadOutput`) with more than `LOSS_VALUES` logits at
+        that size they are computed on a smaller label, taken by the nearest pixel, so that memory stays bounded.
+        """
+        output = outputs if isinstance(outputs, HeadOutput) else HeadOutput(outputs)
+        label: torch.Tensor = batch["label"].to(output.logits.device)
+        if not isinstance(outputs, HeadOutput):
+            label = _bounded_label(label, outputs.shape[1])
+        weight, *aux_weights = output_weights([aux.weight for aux in output.aux], self.deep_supervision)
+        parts = self._losses(resize_to(output.logits.float(), label.shape[1:]), label)
+        total = weight * self._weighted(parts)
+        if output.aux:
+            parts["aux"] = torch.zeros_like(total)
+        for aux, aux_weight in zip(output.aux, aux_weights, strict=True):
+            if self.deep_supervision == "upsample_logits":
+                logits, target = resize_to(aux.logits.float(), label.shape[1:]), label
+            else:
+                logits, target = aux.logits, nearest_label(label, aux.logits.shape[2:])
+            parts["aux"] = parts["aux"] + aux_weight * self._weighted(self._losses(logits, target))
+        return {"loss": total + parts["aux"] if output.aux else total, **parts}
+
+    def _losses(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: loss(logits, label) for name, (_, loss) in self.losses.items()}
+
+    def _weighted(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.stack([weight * parts[name] for name, (weight, _) in self.losses.items()]).sum()
+
+
+def build_objective(config: SegmentConfig, num_classes: int, dataset: Any) -> SegmentationObjective:
+    """The objective of a config.
+
+    Args:
+        dataset: masked images, whose pixels are counted for balanced class weights.
+
+    Raises:
+        UserError: VA-C002, also for a value that a loss cannot be computed with.
+    """
+    balanced = any(term.args.get("class_weights") == "balanced" for term in config.loss)
+    objective = SegmentationObjective(
+        num_classes,
+        [(term.name, term.weight, term.args) for term in config.loss],
+        pixel_counts=dataset.pixel_counts(num_classes) if balanced else None,
+        deep_supervision=config.model.head.aux.rule,
+    )
+    try:  # report a wrong value before the run begins
+        objective.loss(torch.zeros(1, num_classes, 2, 2), Batch({"label": torch.zeros(1, 2, 2, dtype=torch.int64)}, [0], [""], [""]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = ", ".join(f"{term.name} {term.args}" for term in config.loss)
+        raise UserError("VA-C002", f"loss: not computable with {given}", why=str(error)) from error
+    return objective
+
+
+def output_weights(aux: Sequence[float], rule: DeepSupervision) -> list[float]:
+    """Weights of the main and the auxiliary outputs: 1 and their own, divided by the sum for nnU-Net's rule."""
+    weights = [1.0, *aux]
+    return weights if rule == "upsample_logits" else [weight / sum(weights) for weight in weights]
+
+
+def _bounded_label(label: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The labels, or fewer of them where they need more than `LOSS_VALUES` logits."""
+    excess = num_classes * label[0].numel() / LOSS_VALUES
+    return label if excess <= 1 else nearest_label(label, [max(1, int(side / excess**0.5)) for side in label.shape[1:]])
+
+
+def nearest_label(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Labels `[B, H, W]` at the centres of the pixels of another size."""
+    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+def balanced_weights(pixel_counts: np.ndarray) -> list[float]:
+    """Weights with which every class has the same share of the loss; 1 for a class without pixels."""
+    counts = np.asarray(pixel_counts, float)
+    present = counts > 0
+    return np.where(present, counts.sum() / (present.sum() * np.where(present, counts, 1)), 1.0).tolist()
+
+
+def _bound(name: str, arguments: Mapping[str, Any], num_classes: int, pixel_counts: np.ndarray | None) -> Callable[..., torch.Tensor]:
+    """A loss with its arguments."""
+    if name not in LOSSES:
+        raise UserError("VA-C002", f'there is no loss "{name}"', fix=f"choose one of {', '.join(LOSSES)}")
+    known = [key for key in inspect.signature(LOSSES[name]).parameters if key not in ("logits", "label")]
+    for key in arguments:
+        if key not in known:
+            raise UserError("VA-C002", f'loss "{name}" has no setting "{key}"', fix=f"it has {', '.join(known)}")
+    given = dict(arguments)
+    if "class_weights" in given:
+        given["class_weights"] = _class_weights(given["class_weights"], num_classes, pixel_counts)
+    return partial(LOSSES[name], **given)
+
+
+def _class_weights(weights: ClassWeights | None, num_classes: int, pixel_counts: np.ndarray | None) -> torch.Tensor | None:
+    if weights is None or weights == "none":
+        return None
+    if weights == "balanced":
+        if pixel_counts is None:
+            raise ValueError("balanced class weights need pixel_counts")
+        weights = balanced_weights(pixel_counts)
+    if len(weights) != num_classes:
+        raise UserError("VA-C002", f"class_weights: expected {num_classes} numbers, one per class, got {len(weights)}")
+    return torch.tensor(weights, dtype=torch.float32)

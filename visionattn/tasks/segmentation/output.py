@@ -1,0 +1,163 @@
+"""What `predict` writes of segmentation: masks of the image's size, overlays, and the share of each class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from visionattn.data.masks.palettes import Colour, mask_png, overlay
+from visionattn.data.masks.sets import resize_labels
+from visionattn.errors import UserError
+from visionattn.files import atomic_write
+from visionattn.tasks.base import WriterRequest
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.segmentation.pictures import as_picture, legend_entries, with_legend
+
+_OVERLAY_SIDE = 4096  # longest side of an overlay
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    """One image: the share of each class, and its class map.
+
+    Attributes:
+        path: of the image.
+        height: of the image, upright; so is `width`.
+        shares: share of the pixels by class name; classes without pixels are left out.
+        mask: palette PNG of the class map: the file, or the PNG itself where nothing is saved; None where only other things are.
+        overlay: file of the picture, if it was saved.
+    """
+
+    path: str
+    height: int
+    width: int
+    shares: dict[str, float]
+    mask: Path | bytes | None = None
+    overlay: Path | None = None
+
+    def class_map(self) -> np.ndarray:
+        """The class of each pixel, `[height, width]`, decoded at each call.
+
+        Raises:
+            ValueError: predictions were saved, but not their masks.
+        """
+        if self.mask is None:
+            raise ValueError(f"the mask of {self.path} was not saved")
+        return np.asarray(Image.open(BytesIO(self.mask) if isinstance(self.mask, bytes) else self.mask))
+
+    def display_row(self) -> dict[str, str]:
+        """A row of the table on the terminal."""
+        largest = sorted(self.shares.items(), key=lambda item: -item[1])
+        text = "  ".join(f"{name} {100 * share:.1f} %" for name, share in largest[:4])
+        return {"image": self.path, "size": f"{self.width} x {self.height}", "pixels": text + ("  ..." if len(largest) > 4 else "")}
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry of `predictions.json`."""
+        files = {"mask": self.mask if isinstance(self.mask, Path) else None, "overlay": self.overlay}
+        facts = {"path": self.path, "height": self.height, "width": self.width, "shares": self.shares}
+        return facts | {name: str(path) for name, path in files.items() if path is not None}
+
+
+class MaskWriter:
+    """Saves the class map of each image before the next one is read.
+
+    Args:
+        classes: names.
+        palette: colour of each class.
+
+    Raises:
+        UserError: VA-C002, two images would be saved under one name.
+    """
+
+    def __init__(self, classes: Sequence[str], palette: Sequence[Colour], request: WriterRequest) -> None:
+        self.classes, self.palette, self.out = classes, palette, request.out
+        self.formats = request.formats
+        self.names = output_names(request.files)
+
+    def planned_files(self) -> list[Path]:
+        if self.out is None:
+            return []
+        files = {"mask": mask_file, "overlay": overlay_file}
+        return [file(self.out, name) for kind, file in files.items() if kind in self.formats for name in self.names]
+
+    def write(self, predictions: list[np.ndarray], batch: Batch) -> list[MaskPrediction]:
+        """Results of class maps `[H, W]` for images `[H, W, C]`."""
+        triples = zip(batch["image"], predictions, range(len(batch)), strict=True)
+        return [self._write(image.numpy(), found, batch.indices[row], batch.ids[row]) for image, found, row in triples]
+
+    def table(self, predictions: Sequence[MaskPrediction]) -> tuple[list[str], list[list[Any]]]:
+        """The size of each image and the share of each class."""
+        columns = ["path", "height", "width", *self.classes]
+        rows = [[item.path, item.height, item.width, *(f"{item.shares.get(name, 0):.6f}" for name in self.classes)] for item in predictions]
+        return columns, rows
+
+    def _write(self, image: np.ndarray, class_map: np.ndarray, index: int, path: str) -> MaskPrediction:
+        counts = np.bincount(class_map.ravel(), minlength=len(self.classes))
+        shares = {self.classes[number]: float(counts[number] / class_map.size) for number in np.flatnonzero(counts).tolist()}
+        found = MaskPrediction(path, class_map.shape[0], class_map.shape[1], shares)
+        if self.out is None:
+            return replace(found, mask=mask_png(class_map, self.palette))
+        name = self.names[index]
+        if "mask" in self.formats:
+            found = replace(found, mask=_save(mask_file(self.out, name), mask_png(class_map, self.palette)))
+        if "overlay" in self.formats:
+            found = replace(found, overlay=_save(overlay_file(self.out, name), self._overlay_jpeg(image, class_map, counts)))
+        return found
+
+    def _overlay_jpeg(self, image: np.ndarray, class_map: np.ndarray, counts: np.ndarray) -> bytes:
+        factor = _OVERLAY_SIDE / max(class_map.shape)
+        if factor < 1:
+            size = (max(1, round(class_map.shape[0] * factor)), max(1, round(class_map.shape[1] * factor)))
+            image, class_map = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), resize_labels(class_map, size)
+            image = image if image.ndim == 3 else image[:, :, None]
+        picture = overlay(as_picture(image), class_map, self.palette)
+        letters = min(40, max(14, picture.shape[1] // 60))
+        entries = legend_entries(counts, self.classes, self.palette)
+        buffer = BytesIO()
+        Image.fromarray(with_legend(picture, entries, letters)).save(buffer, "JPEG", quality=90)
+        return buffer.getvalue()
+
+
+def mask_file(out: Path, name: Path) -> Path:
+    """File of the mask of an image."""
+    return out / "masks" / name.with_name(f"{name.name}.png")
+
+
+def overlay_file(out: Path, name: Path) -> Path:
+    """File of the overlay of an image."""
+    return out / "overlays" / name.with_name(f"{name.name}.jpg")
+
+
+def output_names(files: dict[Path, Path]) -> list[Path]:
+    """Names of the results: the place of each image in its source, without suffix unless two would then be the same.
+
+    Args:
+        files: place within its source by file.
+
+    Raises:
+        UserError: VA-C002, sources with images of the same name.
+    """
+    count = Counter(place.with_suffix("") for place in files.values())
+    names = [place if count[place.with_suffix("")] > 1 else place.with_suffix("") for place in files.values()]
+    seen: dict[Path, Path] = {}
+    for path, name in zip(files, names, strict=True):
+        if name in seen:
+            raise UserError(
+                "VA-C002", f'two images would be saved as "{name}"', where=f"{seen[name]}, {path}", fix="one --source and --out each"
+            )
+        seen[name] = path
+    return names
+
+
+def _save(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
+    return path

@@ -1,0 +1,288 @@
+"""Scores of segmentations: confusion matrix over a data set; overlap and surface distances of single cases.
+
+Definitions: IoU and accuracy as in `mmseg.evaluation.IoUMetric` 1.2.2; boundary IoU of Cheng et al. (arXiv 2103.16562); Hausdorff distance
+(95th percentile) and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface pixels, as MONAI 1.6.1 counts them.
+Libraries differ in the last two (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weighs each piece of surface by its
+area, medpy takes the percentile of both directions together. Results therefore name the variant.
+
+A value that is not defined is None and left out of means, and what is left out is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.ndimage import binary_erosion, maximum_filter1d, minimum_filter1d
+from scipy.spatial import KDTree
+
+from visionattn.data.masks.settings import IGNORE
+from visionattn.tasks.base import Metrics
+from visionattn.tasks.means import mean, ratio
+
+HausdorffVariant = Literal["max_directed", "pooled"]
+
+
+class ConfusionMatrix:
+    """Pixels of each pair of true and predicted class, summed over a data set.
+
+    Args:
+        num_classes: classes, the background included if it is one.
+        boundary: width of the inner boundary of boundary IoU, in diagonals of the image; 0 leaves boundary IoU out.
+    """
+
+    def __init__(self, num_classes: int, *, boundary: float = 0.02) -> None:
+        self.num_classes, self.boundary = num_classes, boundary
+        self.counts = np.zeros((num_classes, num_classes), np.int64)  # true class, predicted class
+        self.ignored = 0
+        self.boundary_hits, self.boundary_union = np.zeros((2, num_classes), np.int64)
+
+    def update(self, pred: np.ndarray, label: np.ndarray) -> None:
+        """Add an image.
+
+        Args:
+            pred: `[H, W]` classes.
+            label: `[H, W]` classes; pixels of 255 are left out, whatever was predicted there.
+
+        Raises:
+            ValueError: sizes differ, or a class that does not exist.
+        """
+        valid = _checked(pred, label, self.num_classes)
+        truth, guess = label[valid].astype(np.int64), pred[valid].astype(np.int64)
+        size = self.num_classes
+        self.counts += np.bincount(truth * size + guess, minlength=size**2).reshape(size, size)
+        self.ignored += int(valid.size - len(truth))
+        if self.boundary:
+            width = max(1, round(self.boundary * float(np.hypot(*label.shape))))
+            true_edge = inner_boundary(label, width)[valid]
+            # Ignored pixels are outside of every class in both, so that their rim is a boundary in both.
+            guessed_edge = inner_boundary(np.where(valid, pred, IGNORE), width)[valid]
+            hits = np.bincount(truth[true_edge & guessed_edge & (truth == guess)], minlength=size)
+            self.boundary_hits += hits
+            self.boundary_union += np.bincount(truth[true_edge], minlength=size) + np.bincount(guess[guessed_edge], minlength=size) - hits
+
+    def add(self, other: ConfusionMatrix) -> None:
+        """Add the images of another matrix of the same classes."""
+        self.counts += other.counts
+        self.ignored += other.ignored
+        self.boundary_hits += other.boundary_hits
+        self.boundary_union += other.boundary_union
+
+    def scores(self, classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
+        """Metrics and a row per class (`class`, `iou`, `acc`, `dice`, `boundary_iou`, `pixel_share`), fractions from 0 to 1.
+
+        A class in neither prediction nor truth has None; one that is predicted but not in the truth has IoU and Dice 0 and no accuracy.
+        Means are over the classes that have a value. `ignored` is the share of ignored pixels, `pixel_share` that of the class in the
+        others. Without `boundary`, there is no `boundary_iou`.
+
+        Args:
+            classes: names of the classes; their numbers if None.
+        """
+        names = [str(index) for index in range(self.num_classes)] if classes is None else classes
+        hits, truth, guess = self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0)
+        total = int(truth.sum())
+        rows: list[dict[str, Any]] = []
+        for index, name in enumerate(names):
+            row = {
+                "class": name,
+                "iou": ratio(hits[index], truth[index] + guess[index] - hits[index]),
+                "acc": ratio(hits[index], truth[index]),
+                "dice": ratio(2 * hits[index], truth[index] + guess[index]),
+                "pixel_share": ratio(truth[index], total),
+            }
+            if self.boundary:
+                row["boundary_iou"] = ratio(self.boundary_hits[index], self.boundary_union[index])
+            rows.append(row)
+        metrics: Metrics = {f"m{key}": mean([row[key] for row in rows]) for key in ("iou", "acc", "dice")}
+        metrics["aacc"] = ratio(hits.sum(), total)
+        if self.boundary:
+            metrics["boundary_iou"] = mean([row["boundary_iou"] for row in rows])
+        metrics["ignored"] = ratio(self.ignored, self.ignored + total)
+        return metrics, rows
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One class of one case.
+
+    Attributes:
+        label: number of the class.
+        dice: 2 TP / (2 TP + FP + FN); None if the class is in neither prediction nor truth, 0 if in one only.
+        iou: TP / (TP + FP + FN), likewise.
+        hd95: 95th percentile of the distances between the surfaces; None if the class is in neither, infinite if in one only.
+        nsd: share of both surfaces within the tolerance of the other; None if the class is in neither, 0 if in one only.
+        true_positives: pixels.
+        false_positives: pixels.
+        false_negatives: pixels.
+        missed: whether the class is in one only, so that there is no distance.
+        diagonal: of the image, in units of `hd95`.
+        variant: of `hd95`.
+        unit: of `hd95`: "mm", or "px" where no spacing was given.
+    """
+
+    label: int
+    dice: float | None
+    iou: float | None
+    hd95: float | None
+    nsd: float | None
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    missed: bool
+    diagonal: float
+    variant: HausdorffVariant
+    unit: Literal["mm", "px"]
+
+
+def case_scores(
+    pred: np.ndarray,
+    label: np.ndarray,
+    num_classes: int,
+    spacing: Sequence[float] | None = None,
+    *,
+    variant: HausdorffVariant = "max_directed",
+    tolerance: float = 1.0,
+) -> list[CaseScore]:
+    """Scores of one case, for each class from 1 on; class 0 is the background.
+
+    Args:
+        pred: classes of any shape.
+        label: classes; pixels of 255 become background in both.
+        num_classes: classes with the background: 2 for one structure.
+        spacing: size of a pixel in mm along each axis of the arrays; None measures in pixels.
+        variant: "max_directed" takes the larger of the percentiles of the two directions (as MONAI), "pooled" the percentile of the
+            distances of both together (as medpy).
+        tolerance: of `nsd`, in mm, or pixels without a spacing.
+
+    Raises:
+        ValueError: shapes differ, a class that does not exist, or another variant.
+    """
+    if variant not in ("max_directed", "pooled"):
+        raise ValueError(f'variant: expected "max_directed" or "pooled", got {variant!r}')
+    valid = _checked(pred, label, num_classes)
+    pixel = np.ones(label.ndim) if spacing is None else np.asarray(spacing, float)
+    if len(pixel) != label.ndim:
+        raise ValueError(f"spacing: expected {label.ndim} numbers, one per axis, got {len(pixel)}")
+    diagonal = float(np.linalg.norm(pixel * label.shape))
+    scores = []
+    for index in range(1, num_classes):
+        truth, guess = (label == index) & valid, (pred == index) & valid
+        true_positives = int((truth & guess).sum())
+        false_positives, false_negatives = int(guess.sum()) - true_positives, int(truth.sum()) - true_positives
+        wrong = false_positives + false_negatives
+        in_truth, in_guess = true_positives + false_negatives > 0, true_positives + false_positives > 0
+        hd95, nsd = None, None
+        if in_truth and in_guess:
+            hd95, nsd = _surface_scores(guess, truth, pixel, variant, tolerance)
+        elif in_truth or in_guess:
+            hd95, nsd = float("inf"), 0.0
+        scores.append(
+            CaseScore(
+                label=index,
+                dice=ratio(2 * true_positives, 2 * true_positives + wrong),
+                iou=ratio(true_positives, true_positives + wrong),
+                hd95=hd95,
+                nsd=nsd,
+                true_positives=true_positives,
+                false_positives=false_positives,
+                false_negatives=false_negatives,
+                missed=in_truth != in_guess,
+                diagonal=diagonal,
+                variant=variant,
+                unit="px" if spacing is None else "mm",
+            )
+        )
+    return scores
+
+
+def summarise(cases: Sequence[Sequence[CaseScore]], classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
+    """Means over cases, then over classes, and a row per class.
+
+    `dice`, `iou`, `hd95` and `nsd` of a class are means over the cases where they are defined, which are all but those with the class in
+    neither prediction nor truth. A missed case (the class in one only) counts with Dice, IoU and NSD 0 and with the diagonal of its image
+    as distance. `dice_pooled` is the Dice of the pixels of all cases together. `n_defined` and `n_missed` count pairs of case and class.
+    Rows also have `hd95_variant` and `hd95_unit`.
+
+    Args:
+        cases: `case_scores` of each case.
+        classes: names of all classes, the background first; their numbers if None.
+
+    Raises:
+        ValueError: variants or units are mixed.
+    """
+    kinds = {(score.variant, score.unit) for case in cases for score in case}
+    if len(kinds) > 1:
+        raise ValueError(f"cases with different kinds of HD95: {sorted(kinds)}")
+    rows: list[dict[str, Any]] = []
+    for scores in zip(*cases, strict=True):
+        defined = [score for score in scores if score.dice is not None]
+        hits = sum(score.true_positives for score in scores)
+        wrong = sum(score.false_positives + score.false_negatives for score in scores)
+        rows.append(
+            {
+                "class": str(scores[0].label) if classes is None else classes[scores[0].label],
+                "dice": mean([score.dice for score in defined]),
+                "iou": mean([score.iou for score in defined]),
+                "hd95": mean([score.diagonal if score.missed else score.hd95 for score in defined]),
+                "nsd": mean([score.nsd for score in defined]),
+                "dice_pooled": ratio(2 * hits, 2 * hits + wrong),
+                "n_defined": len(defined),
+                "n_missed": sum(score.missed for score in scores),
+                "hd95_variant": scores[0].variant,
+                "hd95_unit": scores[0].unit,
+            }
+        )
+    metrics: Metrics = {key: mean([row[key] for row in rows]) for key in ("dice", "iou", "hd95", "nsd", "dice_pooled")}
+    metrics |= {key: float(sum(row[key] for row in rows)) for key in ("n_defined", "n_missed")}
+    return metrics, rows
+
+
+def inner_boundary(labels: np.ndarray, width: int) -> np.ndarray:
+    """Pixels with another class, or the outside of the image, at most `width` rows and columns away.
+
+    For each class this is the mask minus its erosion by `width` steps of a 3 x 3 square, for all classes at once.
+    """
+    low = high = labels.astype(np.int16)
+    for axis in range(labels.ndim):
+        low = minimum_filter1d(low, 2 * width + 1, axis, mode="constant", cval=-1)
+        high = maximum_filter1d(high, 2 * width + 1, axis, mode="nearest")
+    return low != high
+
+
+def _checked(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """Which pixels count."""
+    if pred.shape != label.shape:
+        raise ValueError(f"prediction and label differ in size: {list(pred.shape)} and {list(label.shape)}")
+    valid: np.ndarray = label != IGNORE
+    for name, values in (("prediction", pred), ("label", label)):
+        counted = values[valid]
+        if counted.size and not 0 <= counted.min() <= counted.max() < num_classes:
+            raise ValueError(f"{name}: expected classes 0 to {num_classes - 1}, got {counted.min()} to {counted.max()}")
+    return valid
+
+
+def _surface_scores(
+    guess: np.ndarray, truth: np.ndarray, pixel: np.ndarray, variant: HausdorffVariant, tolerance: float
+) -> tuple[float, float]:
+    """HD95 and NSD of two masks, neither empty."""
+    box = _bounding_box(guess | truth)
+    guess_points, truth_points = (_surface(mask[box]) * pixel for mask in (guess, truth))
+    outward, inward = KDTree(truth_points).query(guess_points)[0], KDTree(guess_points).query(truth_points)[0]
+    both = np.concatenate([outward, inward])
+    hd95 = np.percentile(both, 95) if variant == "pooled" else max(np.percentile(outward, 95), np.percentile(inward, 95))
+    return float(hd95), float((both <= tolerance).mean())
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """Indices of the pixels of a mask with a neighbour (across a side) outside of it or of the image, `[N, axes]`."""
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return tuple(box)

@@ -1,0 +1,238 @@
+"""Pictures of segmentation.
+
+An image is shown as a strip: itself, its true classes, the predicted ones, and the names of the colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image, ImageDraw, ImageFont
+
+from visionattn.data.masks.palettes import Colour, overlay
+from visionattn.data.masks.sets import resize_labels
+from visionattn.data.masks.settings import IGNORE
+from visionattn.data.readers import UnreadableFile
+from visionattn.figures import confusion_figure, picture_grid
+from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.images import unnormalise
+from visionattn.tasks.segmentation.data import MaskedImages
+from visionattn.tasks.segmentation.scores import Maps
+
+# Name and colour of a class in a legend; no colour for the entry that counts the classes left out.
+Entry = tuple[str, Colour | None]
+
+_SIDE = 256  # of a picture in a strip, in pixels
+_NAMED = 12  # classes in a legend, the largest ones
+
+
+class SegmentationPictures(Pictures):
+    """Pictures with these classes and colours."""
+
+    worst_caption = "image, truth and prediction, with the score of the image"
+    worst_columns = 2
+
+    def __init__(self, classes: list[str], palette: Sequence[Colour]) -> None:
+        self.classes, self.palette = classes, palette
+
+    def batch_figure(self, model: Any, batch: Batch, count: int) -> Figure | None:
+        """Augmented images under the colours of their masks; None if none could be read."""
+        if not len(batch) or not count:
+            return None
+        pictures, seen = [], np.zeros(len(self.classes), np.int64)
+        for image, label in zip(batch["image"][:count], batch["label"][:count].numpy(), strict=True):
+            pixels = np.rint(unnormalise(image, model.pretrained_cfg) * 255).astype(np.uint8)
+            pictures.append(_resized(overlay(pixels, label, self.palette)))
+            seen += np.bincount(label.ravel(), minlength=256)[: len(self.classes)]
+        figure = picture_grid(pictures, [""] * len(pictures))
+        entries = legend_entries(seen, self.classes, self.palette, 24)
+        columns = max(1, int(figure.get_figwidth() / 1.4))
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns) + 0.1)
+        handles = [
+            Patch(
+                facecolor=np.array(colour) / 255 if colour and any(colour) else "none", edgecolor="grey" if colour else "none", label=name
+            )
+            for name, colour in entries
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
+        return figure
+
+    def predictions_figure(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> Figure | None:
+        """The same images each time, spread over the split, then the worst ones, up to half of `count` each."""
+        rows = evaluation.scores.per_case
+        spread = np.unique(np.linspace(0, len(rows) - 1, min(-(-count // 2), len(rows))).astype(int)).tolist()
+        worst_rows = [row for row in _worst_rows(evaluation) if row not in spread][: count // 2]
+        pictures, titles = [], []
+        for row in [*spread, *worst_rows]:
+            strip = self._strip(evaluation, dataset, row)
+            if strip is not None:
+                pictures.append(strip)
+                titles.append(("worst: " if row in worst_rows else "") + _title(evaluation, row))
+        return picture_grid(pictures, titles, columns=self.worst_columns) if pictures else None
+
+    def panels(self, evaluation: Evaluation) -> list[Panel]:
+        """Scores per class, and the confusion matrix."""
+        return [
+            Panel("per_class", "IoU per class", _class_figure(evaluation, self.palette)),
+            Panel("confusion", "Confusion matrix", _confusion(evaluation, self.classes)),
+        ]
+
+    def worst(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> list[WorstCase]:
+        """Images by their Dice, if cases are scored, or mean IoU."""
+        cases = []
+        for rank, row in enumerate(_worst_rows(evaluation)[:count]):
+            strip = self._strip(evaluation, dataset, row)
+            if strip is not None:
+                name = evaluation.scores.per_case[row]["id"]
+                cases.append(WorstCase(f"{rank + 1:02d}_{name.rpartition('.')[0] or name}", _title(evaluation, row), strip))
+        return cases
+
+    def _strip(self, evaluation: Evaluation, dataset: MaskedImages, row: int) -> np.ndarray | None:
+        """Image, truth and prediction of a row of the evaluation; None if a file cannot be read any more."""
+        maps: Maps = evaluation.scores.details
+        index = evaluation.scores.per_case[row]["index"]
+        try:
+            image = dataset.mask_set.images.read(index)
+            truth = dataset.mask_set.label(index, (image.shape[0], image.shape[1]))
+        except UnreadableFile:
+            return None
+        picture = _resized(as_picture(image))
+        size = (picture.shape[0], picture.shape[1])
+        truth, guess = resize_labels(truth, size), resize_labels(maps.small[index].array(), size)
+        counts = np.bincount(truth.ravel(), minlength=256) + np.bincount(guess.ravel(), minlength=256)
+        counts[IGNORE] = 0
+        parts = {"image": picture, "truth": overlay(picture, truth, self.palette), "prediction": overlay(picture, guess, self.palette)}
+        return with_legend(_side_by_side(parts), legend_entries(counts[: len(self.classes)], self.classes, self.palette))
+
+
+# ---------------------------------------------------------------- legends
+
+
+def legend_entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Colour], limit: int = _NAMED) -> list[Entry]:
+    """Names and colours of the classes that have pixels, in the order of the classes; the largest ones if there are more than `limit`.
+
+    Args:
+        counts: pixels of each class.
+    """
+    largest = sorted(np.argsort(-counts, kind="stable")[:limit].tolist())
+    entries: list[Entry] = [(classes[number], palette[number]) for number in largest if counts[number]]
+    left_out = int(np.count_nonzero(counts)) - len(entries)
+    return [*entries, (f"and {left_out} more", None)] if left_out else entries
+
+
+def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -> np.ndarray:
+    """The picture above the names of its colours, in rows as wide as the picture but at least 240 pixels.
+
+    Black stands for no colour, as in overlays.
+
+    Args:
+        size: of the letters in pixels.
+    """
+    font, gap, width = _font(size), size // 2, max(picture.shape[1], 240)
+    places, left, top = [], gap, gap
+    for name, colour in entries:
+        name = name if len(name) <= 28 else name[:27] + "…"
+        needed = int(size + gap + font.getlength(name))
+        if left > gap and left + needed > width:
+            left, top = gap, top + size + gap
+        places.append((left, top, name, colour))
+        left += needed + 2 * gap
+    height = top + size + 2 * gap
+    canvas = Image.new("RGB", (width, picture.shape[0] + height), "white")
+    canvas.paste(Image.fromarray(picture))
+    draw = ImageDraw.Draw(canvas)
+    for x, y, name, colour in places:
+        y += picture.shape[0]
+        if colour is not None:
+            draw.rectangle((x, y, x + size, y + size), fill=colour if any(colour) else None, outline="grey")
+        draw.text((x + size + gap, y + size / 2), name, fill="black", font=font, anchor="lm")
+    return np.asarray(canvas)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # comes with matplotlib
+
+
+# ---------------------------------------------------------------- strips
+
+
+def _side_by_side(parts: dict[str, np.ndarray]) -> np.ndarray:
+    """Pictures of one size, each under its name."""
+    height, width = next(iter(parts.values())).shape[:2]
+    cell, top, gap = max(width, 96), 20, 6
+    canvas = Image.new("RGB", (len(parts) * (cell + gap) - gap, top + height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for number, (name, picture) in enumerate(parts.items()):
+        left = number * (cell + gap)
+        canvas.paste(Image.fromarray(picture), (left + (cell - width) // 2, top))
+        draw.text((left + cell / 2, top / 2), name, fill="black", font=_font(13), anchor="mm")
+    return np.asarray(canvas)
+
+
+def as_picture(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) of an image as it was read, which may be grey, or float32 in 0..1."""
+    pixels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+
+def _resized(picture: np.ndarray) -> np.ndarray:
+    """The picture with a longer side of _SIDE."""
+    factor = _SIDE / max(picture.shape[:2])
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+    resized: np.ndarray = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+    return resized
+
+
+def _score(row: dict[str, Any]) -> tuple[str, float | None]:
+    return ("Dice", row["dice"]) if "dice" in row else ("mIoU", row["miou"])
+
+
+def _worst_rows(evaluation: Evaluation) -> list[int]:
+    """Rows of the evaluation by score, worst first; without the perfect ones."""
+    scores = [(score, row) for row, facts in enumerate(evaluation.scores.per_case) if (score := _score(facts)[1]) is not None]
+    return [row for score, row in sorted(scores) if score < 1]
+
+
+def _title(evaluation: Evaluation, row: int) -> str:
+    facts = evaluation.scores.per_case[row]
+    name, value = _score(facts)
+    return f"{facts['id']}  {name} {'n/a' if value is None else f'{100 * value:.1f} %'}"
+
+
+# ---------------------------------------------------------------- figures of the split
+
+
+def _class_figure(evaluation: Evaluation, palette: Sequence[Colour]) -> Figure:
+    """A bar per class in its colour."""
+    rows = evaluation.scores.per_class
+    figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    values = [row["iou"] or 0.0 for row in rows]
+    axes.barh(range(len(rows)), values, color=[np.array(colour) / 255 for colour in palette], edgecolor="grey", linewidth=0.6)
+    for number, (row, value) in enumerate(zip(rows, values, strict=True)):
+        text = "n/a" if row["iou"] is None else f"{100 * value:.1f}"
+        axes.text(value + 0.01, number, text, va="center", fontsize=7)
+    share = [f"{row['class']} ({100 * (row['pixel_share'] or 0):.1f} % of pixels)" for row in rows]
+    axes.set_yticks(range(len(rows)), share, fontsize=7)
+    axes.set(xlim=(0, 1.08), ylim=(len(rows) - 0.4, -0.6), xlabel="IoU")
+    axes.set_title(f"{evaluation.split}: {evaluation.count} images, mean IoU {100 * (evaluation.metrics['miou'] or 0):.2f} %", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _confusion(evaluation: Evaluation, classes: list[str]) -> Figure:
+    """Percent of the pixels of each true class."""
+    maps: Maps = evaluation.scores.details
+    counts = np.array(maps.confusion)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    texts = np.where(shares >= 0.5, np.char.mod("%.0f", shares), "")
+    title = f"{evaluation.split}: {evaluation.count} images, {100 * (evaluation.metrics['aacc'] or 0):.2f} % of pixels right"
+    return confusion_figure(counts, classes, title, texts)

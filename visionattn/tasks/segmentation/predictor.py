@@ -1,0 +1,190 @@
+"""Inference of segmentation: logits for evaluation, class maps of files in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from timm.layers import to_2tuple
+from torch import nn
+
+from visionattn.data.masks.sets import resize_labels
+from visionattn.data.masks.transforms import MaskEvalTransform, resized_shape
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.segmentation.settings import SegmentConfig
+from visionattn.tasks.windows import Blend, Predict, class_map, resized_classes, sliding_logits, with_flips, with_scales
+
+# Images above one of these are predicted in windows whatever eval.mode is: pixels, and bytes of their logits.
+LARGE_PIXELS = 2**22
+LARGE_LOGITS = 2**30
+
+
+class LogitPredictor:
+    """Logits `[B, K, H, W]`, float32, in one piece or in windows, averaged over flips and scales.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        num_classes: classes; K, or K + 1 where one logit separates two classes.
+        window: sides of a sliding window (height, width); None predicts images in one piece.
+        stride: steps of the window; from `overlap` if None.
+        overlap: share of a side that neighbouring windows have in common.
+        blend: weights within a window.
+        window_batch: windows per call of the model.
+        stitch_device: where windows are put together.
+        flips: axes along which images are flipped too: -1 left and right, -2 top and bottom.
+        scales: sizes at which images are predicted, as factors; () is the size as it is.
+        average: what flips and scales are averaged over: "logits" (nnU-Net), or "probabilities" (mmsegmentation).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        device: torch.device | str = "cpu",
+        *,
+        window: tuple[int, int] | None = None,
+        stride: tuple[int, int] | None = None,
+        overlap: float = 0.5,
+        blend: Blend = "constant",
+        window_batch: int = 1,
+        stitch_device: str = "cpu",
+        flips: Sequence[int] = (),
+        scales: Sequence[float] = (),
+        average: Literal["logits", "probabilities"] = "logits",
+    ) -> None:
+        self.model, self.num_classes, self.device = model, num_classes, device
+        self.window: dict[str, Any] | None = None
+        if window is not None:
+            self.window = {"window": window, "stride": stride, "overlap": overlap, "blend": blend, "batch": window_batch}
+        self.stitch_device = stitch_device
+        self.flips, self.scales, self.average = tuple(flips), tuple(scales), average
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return self.logits(batch["image"].to(self.device))
+
+    def logits(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits of images `[B, C, H, W]`."""
+        run: Predict = self.model
+        if self.window is not None:
+            run = partial(sliding_logits, self.model, stitch_device=self.stitch_device, **self.window)
+        if not self.flips and not self.scales:
+            return run(image).float()
+        as_probabilities = self.average == "probabilities"
+        if as_probabilities:
+            run = partial(_probabilities, run)
+        if self.flips:
+            run = with_flips(run, self.flips)
+        if self.scales:
+            run = with_scales(run, self.scales)
+        return _logits(run(image)) if as_probabilities else run(image).float()
+
+    def class_map(self, image: torch.Tensor, prepare: Predict | None = None) -> torch.Tensor:
+        """The class of each pixel of one image, `[H, W]` uint8 on the CPU, without ever holding its logits.
+
+        Equal to the classes of `logits`, except that each window is flipped by itself.
+
+        Args:
+            image: `[1, C, H, W]`, of any type that `prepare` takes.
+            prepare: turns a cut-out of the image into the input of the model.
+
+        Raises:
+            ValueError: there is no window, or there are scales, which need the whole image.
+        """
+        if self.window is None or self.scales:
+            raise ValueError("class_map works in windows of the image at its own size")
+        run: Predict = partial(_both_classes, self.model)
+        if self.flips:
+            run = with_flips(run, self.flips)
+        return class_map(run, image, self.num_classes, prepare=prepare, **self.window)
+
+
+class MapPredictor:
+    """Class maps `[H, W]` of images at their own size, one image per batch.
+
+    Images whose logits would be too large as a whole are predicted in windows of eval.tile, or else model.img_size, at scale 1:
+    the map then differs a little from that of the whole image, as a window sees less context.
+
+    Args:
+        whole: inference as configured.
+        tiled: inference in windows, without scales.
+        transform: of evaluation.
+        warn: takes a line once if an image is too large.
+    """
+
+    def __init__(
+        self, whole: LogitPredictor, tiled: LogitPredictor, transform: MaskEvalTransform, warn: Callable[[str], object] = lambda text: None
+    ) -> None:
+        self.whole, self.tiled, self.transform, self.warn = whole, tiled, transform, warn
+
+    def __call__(self, batch: Batch) -> list[np.ndarray]:
+        return [self.class_map(image.numpy()) for image in batch["image"]]
+
+    def class_map(self, image: np.ndarray) -> np.ndarray:
+        """Class numbers `[H, W]` of an image `[H, W, C]`, uint8 or float32 in 0..1."""
+        whole, size = self.whole, (image.shape[0], image.shape[1])
+        height, width = resized_shape(size, self.transform.resize, self.transform.size)
+        large = height * width > LARGE_PIXELS or 4 * height * width * whole.num_classes > LARGE_LOGITS
+        if large and (whole.window is None or whole.scales):
+            window = " x ".join(map(str, (self.tiled.window or {})["window"]))
+            self.warn(f"image of {width} x {height} pixels: too large for one piece, predicted in windows of {window}")
+            self.warn = lambda text: None
+        with torch.inference_mode():
+            if large or (whole.window is not None and not whole.scales):
+                return self._in_windows(image, (height, width), size)
+            logits = whole.logits(self.transform(image)[None].to(whole.device))
+            return resized_classes(logits, size).numpy()
+
+    def _in_windows(self, image: np.ndarray, shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+        """Normalise the image window by window; its logits never exist as a whole."""
+        if image.shape[:2] != shape:
+            resized: np.ndarray = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
+            image = resized if resized.ndim == 3 else resized[:, :, None]
+        planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+        def prepare(window: torch.Tensor) -> torch.Tensor:
+            return self.transform.normalize(window[0].permute(1, 2, 0).contiguous().numpy())[None].to(self.whole.device)
+
+        predictor = self.tiled if self.whole.window is None or self.whole.scales else self.whole
+        found = predictor.class_map(planes, prepare).numpy()
+        return found if found.shape == size else resize_labels(found, size)
+
+
+def build_predictor(
+    config: SegmentConfig, num_classes: int, model: nn.Module, device: torch.device, *, tiled: bool = False
+) -> LogitPredictor:
+    """The inference of a config; `tiled` is that in windows without scales, whatever the config says."""
+    settings = config.eval
+    windows = tiled or settings.mode == "slide"
+    tile = config.model.size if settings.tile is None else to_2tuple(settings.tile)
+    return LogitPredictor(
+        model,
+        num_classes,
+        device,
+        window=tile if windows else None,
+        stride=None if settings.stride is None else to_2tuple(settings.stride),
+        overlap=settings.overlap,
+        blend=settings.blend,
+        flips={"none": (), "horizontal": (-1,), "both": (-1, -2)}[settings.flips],
+        scales=() if tiled else settings.scales,
+        average=settings.average,
+    )
+
+
+def _both_classes(model: Predict, image: torch.Tensor) -> torch.Tensor:
+    logits = model(image)
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
+
+
+def _probabilities(model: Predict, image: torch.Tensor) -> torch.Tensor:
+    logits = model(image).float()
+    return logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+
+
+def _logits(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logits that have these probabilities."""
+    tiny = torch.finfo(probabilities.dtype).eps
+    return probabilities.clamp_min(tiny).log() if probabilities.shape[1] > 1 else probabilities.logit(tiny)

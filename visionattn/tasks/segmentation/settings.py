@@ -1,0 +1,90 @@
+"""Settings of segmentation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from visionattn.config.schema import BackboneConfig, EvalConfig, RunConfig, Section, setting
+from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
+
+
+class AuxConfig(Section):
+    enabled: bool | Literal["auto"] = setting(
+        "auto", "Train an auxiliary FCN head on the last but one map; auto: where the head's published recipes do."
+    )
+    weight: float = setting(0.4, "Weight of the auxiliary head's loss.", ge=0)
+    rule: Literal["upsample_logits", "downsample_label"] = setting(
+        "upsample_logits", "At which size auxiliary outputs meet the label; downsample_label is nnU-Net's deep supervision."
+    )
+
+
+class HeadConfig(Section):
+    name: str = setting("auto", "Segmentation head or decoder, see visionattn.heads.HEADS; auto: that of a preset, or upernet.")
+    args: dict[str, Any] = setting({}, "Arguments of the head's class, for example width or dropout; they go before a preset's.")
+    aux: AuxConfig = AuxConfig()
+
+
+class SegmenterConfig(BackboneConfig):
+    name: str = setting(
+        "eca_resnet18", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
+    )
+    img_size: int | tuple[int, int] = setting(512, "Size of a training crop in pixels: one number, or [height, width].")
+    head: HeadConfig = HeadConfig()
+
+
+class LossTermConfig(Section):
+    name: str = setting(
+        "cross_entropy", "cross_entropy, binary_cross_entropy, focal, ohem_cross_entropy, dice, generalised_dice, tversky or lovasz."
+    )
+    weight: float = setting(1.0, "Factor of this term in the sum.", ge=0)
+    args: dict[str, Any] = setting({}, "Arguments of the loss, for example {gamma: 2.0} or {class_weights: balanced}.")
+
+
+class SegmentEvalConfig(EvalConfig):
+    best: Literal["auto", "miou", "macc", "aacc", "mdice", "dice", "iou", "nsd"] = setting(
+        "auto", "Metric that chooses the best checkpoint; auto: miou, or dice with eval.per_case. The last three need eval.per_case."
+    )
+    mode: Literal["whole", "slide"] = setting("whole", "The whole image at once, or windows of eval.tile.")
+    tile: int | tuple[int, int] | None = setting(None, "Window of slide in pixels: one number, or [height, width]; null: model.img_size.")
+    stride: int | tuple[int, int] | None = setting(None, "Steps of the window in pixels; null: by eval.overlap.")
+    overlap: float = setting(0.33, "Share of a window that the next one covers again.", ge=0, lt=1)
+    blend: Literal["constant", "gaussian", "nnunet"] = setting(
+        "constant", "Weights of overlapping windows: constant is mmsegmentation's rule, gaussian MONAI's, nnunet nnU-Net's with its grid."
+    )
+    flips: Literal["none", "horizontal", "both"] = setting("none", "Average over flips of the image: none, left-right, or up-down too.")
+    scales: list[float] = setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: as it is.")
+    average: Literal["logits", "probabilities"] = setting(
+        "logits", "What flips and scales are averaged over; probabilities is mmsegmentation's rule."
+    )
+    per_case: bool = setting(False, "Dice, IoU and surface distances per image, averaged over images, as in medicine.")
+    spacing: tuple[float, float] | None = setting(None, "Pixel size in mm, [rows, columns], for distances; null measures in pixels.")
+    hausdorff: Literal["max_directed", "pooled"] = setting("max_directed", "Definition of hd95.")
+    tolerance: float = setting(1.0, "Distance within which a surface is right in nsd, in mm or pixels.", gt=0)
+
+
+class SegmentConfig(RunConfig):
+    """All settings of a run that segments."""
+
+    task: Literal["segment"] = setting("segment", "Kind of job.")
+    model: SegmenterConfig = SegmenterConfig()
+    data: MaskDataConfig = MaskDataConfig()
+    augment: MaskAugmentConfig = MaskAugmentConfig()
+    loss: list[LossTermConfig] = setting([LossTermConfig()], "Terms of the loss, added up.", min_length=1)
+    eval: SegmentEvalConfig = SegmentEvalConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> SegmentConfig:
+        if not all(scale > 0 for scale in self.eval.scales):
+            raise ValueError(f"eval.scales: expected numbers > 0, got {self.eval.scales}")
+        if self.eval.best in ("dice", "iou", "nsd") and not self.eval.per_case:
+            raise ValueError(f"eval.best: {self.eval.best} is a score of cases; set eval.per_case=true, or use mdice or miou")
+        if not any(term.weight for term in self.loss):
+            raise ValueError("loss: expected a term with weight > 0")
+        for key in ("tile", "stride"):
+            if self.eval.mode == "whole" and getattr(self.eval, key) is not None:
+                raise ValueError(f"eval.{key}: windows need eval.mode=slide; eval.{key}=null for the whole image")
+        if self.eval.spacing is not None and not self.eval.per_case:
+            raise ValueError("eval.spacing: distances are scores of cases; set eval.per_case=true")
+        return self
