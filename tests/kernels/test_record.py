@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,6 +233,16 @@ def test_gradients_are_those_of_the_reference() -> None:
     assert all(float(gradient.abs().max()) > 0 for gradient in found[0] if gradient.dim() > 1)
 
 
+def test_gradient_checkpointing_repeats_the_records() -> None:
+    model, image = tiny("DaViT").train(), torch.randn(1, 3, 64, 64)
+    model.set_grad_checkpointing()
+    with record_attention() as records:
+        model(image).sum().backward()
+    forward, repeated = records[: len(CALLS["DaViT"])], records[len(CALLS["DaViT"]) :]
+    assert len(repeated) == len(forward)
+    assert sorted(record.weights.sum().item() for record in forward) == sorted(record.weights.sum().item() for record in repeated)
+
+
 def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
@@ -350,6 +362,13 @@ def test_records_do_not_hold_the_graph() -> None:
             q, q, q, q, q, local_bias=draw(1, 9), pool_bias=draw(1, 25, 25), local_weight=draw(1, 5, 5, 1, 9) * q.mean()
         )
     assert out.requires_grad and not records[0].weights.requires_grad and not records[0].geometry["local_weight"].requires_grad
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/kernels.md").read_text()
+    names: dict[str, Any] = {}
+    exec(re.search(r"## Record attention weights.*?```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert names["looks_at"].shape == (3, 7, 7) and torch.allclose(names["looks_at"].sum((1, 2)), torch.ones(3))
 
 
 @pytest.mark.slow

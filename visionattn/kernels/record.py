@@ -14,10 +14,13 @@ class AttentionRecord(NamedTuple):
 
     Attributes:
         op: name of the operation.
-        weights: after the softmax, detached, on the device of the call; the last axis runs over the keys.
-        geometry: what places the weights on the map, by name: `size`, height and width of the map of
-            queries, and the numbers and index tensors of the operation. Shapes and names per operation
-            are in `docs/kernels.md`.
+        weights: after the softmax, detached, on the device of the call, with the keys along the last axis:
+            neighborhood_attention `[B, heads, H, W, kh * kw]`, window_attention `[B, windows, heads, N, N]`,
+            routed_attention `[B, R, heads, N, topk * N]`, aggregated_attention `[B, heads, H, W, k * k + P]`,
+            channel_attention `[B, heads, dim, dim]`, dense_attention `[B, heads, H * W, Hk * Wk]` (without
+            heads if q has none), criss_cross_attention `[B, H, W, H + W]`, danet_channel_attention `[B, C, C]`.
+        geometry: what places the weights on the map: always `size`, height and width of the map of queries;
+            the rest is named in `docs/kernels.md`, "Record attention weights".
     """
 
     op: str
@@ -34,8 +37,8 @@ def record_attention() -> Iterator[list[AttentionRecord]]:
 
     Overrides `use_backend` and `backend=`. The outputs are those of `use_backend("reference")`, and gradients flow.
     The list stays filled after the block. Contexts may be nested: the innermost keeps the records. The state is
-    per process, not per thread: calls in other threads are recorded too. Calls that gradient checkpointing repeats
-    in a backward pass inside the block are recorded again.
+    per process, not per thread: calls in other threads are recorded too. With gradient checkpointing call `backward`
+    inside the block; the calls it repeats are recorded again.
 
     Yields:
         The list that the records are appended to.
