@@ -372,8 +372,11 @@ def test_the_example_of_the_documentation() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("operation", "arguments", "shape"), [pytest.param(*rest, id=name) for name, *rest in operations()])
-def test_reference_forms_compile_and_export_when_off(operation: Any, arguments: dict[str, Any], shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [pytest.param(operation, arguments, id=name) for name, operation, arguments, _ in operations() if "," not in name],
+)
+def test_reference_forms_compile_and_export_when_off(operation: Any, arguments: dict[str, Any]) -> None:
     names = [name for name, value in arguments.items() if torch.is_tensor(value)]
     rest = {name: value for name, value in arguments.items() if name not in names}
 

@@ -36,7 +36,7 @@ class CrissCrossAttention(nn.Module):
         itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # H 1 H, left to the row
         column = torch.einsum("bchw,bcgw->bhwg", q, k).masked_fill(itself, -torch.inf)
         row = torch.einsum("bchw,bchv->bhwv", q, k)
-        # Not an operation of `kernels`: one head uses it, and this form is the only one.
+        # Not `kernels.dense_attention`, which would need all H * W keys and a mask. Only CCNet uses it, in this form alone.
         weights = torch.cat([column, row], -1).softmax(-1).to(v.dtype)
         keep_weights("criss_cross_attention", weights, size=tuple(x.shape[2:]))
         column, row = weights[..., :height], weights[..., height:]

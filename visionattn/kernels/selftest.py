@@ -180,11 +180,11 @@ def cases() -> Iterator[Case]:
     q, k, v = draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32)
     # The sum over positions is not divided by their number; keys of this size keep the softmax from saturating.
     yield Case("channel_attention", "7x9", [q, k / 63**0.5, v], channel_attention)
-    q, k, v = draw_qkv((2, 7, 9, 2, 24), generator)
+    q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
     yield Case(
         "dense_attention",
-        "7x9, bias",
-        [q, k, v, table(2, 63, 63)],
+        "5x7, bias",
+        [q, k, v, table(2, 35, 35)],
         lambda q, k, v, bias, backend: dense_attention(q, k, v, bias=bias, backend=backend),
     )
     q, k, v = draw_qkv((2, 5, 7, 16), generator)
