@@ -32,7 +32,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.kernels import aggregated_attention
+from visionattn.kernels import aggregated_attention, dense_attention
 from visionattn.layers import drop_path_rates
 
 KERNEL_SIZE = 3  # of the neighbourhood
@@ -153,10 +153,9 @@ class Attention(CosineAttention):
     def forward(self, x: torch.Tensor, geometry: Geometry) -> torch.Tensor:  # B H W C
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(3)
         q = self.scaled(F.normalize(q, dim=-1), geometry)
-        q, k, v = (y.flatten(1, 2).transpose(1, 2) for y in (q, F.normalize(k, dim=-1), v))  # B heads HW d
         bias = self.position_bias((x.shape[1], x.shape[2]), geometry)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+        out = dense_attention(q, F.normalize(k, dim=-1), v, bias=bias, scale=1.0)
+        return self.proj(out.flatten(3))  # type: ignore[no-any-return]
 
 
 class AggregatedAttention(CosineAttention):

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from visionattn.heads.base import ConvModule, Head, HeadOutput, Scale
+from visionattn.kernels import keep_weights
 
 
 class CrissCrossAttention(nn.Module):
@@ -35,7 +36,9 @@ class CrissCrossAttention(nn.Module):
         itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # H 1 H, left to the row
         column = torch.einsum("bchw,bcgw->bhwg", q, k).masked_fill(itself, -torch.inf)
         row = torch.einsum("bchw,bchv->bhwv", q, k)
+        # Not `kernels.dense_attention`, which would need all H * W keys and a mask. Only CCNet uses it, in this form alone.
         weights = torch.cat([column, row], -1).softmax(-1).to(v.dtype)
+        keep_weights("criss_cross_attention", weights, size=tuple(x.shape[2:]))
         column, row = weights[..., :height], weights[..., height:]
         attended = torch.einsum("bhwg,bcgw->bchw", column, v) + torch.einsum("bhwv,bchv->bchw", row, v)
         return self.gamma(attended) + x  # type: ignore[no-any-return]

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, Scale
+from visionattn.kernels import dense_attention, keep_weights
 
 
 class PositionAttention(nn.Module):
@@ -32,9 +32,9 @@ class PositionAttention(nn.Module):
         self.gamma = Scale()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (project(x).flatten(2).transpose(1, 2) for project in (self.query_project, self.key_project, self.value_project))
-        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # B HW C
-        return self.gamma(out.transpose(1, 2).reshape(x.shape)) + x  # type: ignore[no-any-return]
+        q, k, v = (project(x).permute(0, 2, 3, 1) for project in (self.query_project, self.key_project, self.value_project))
+        out = dense_attention(q, k, v, scale=1.0)  # B H W C
+        return self.gamma(out.permute(0, 3, 1, 2)) + x  # type: ignore[no-any-return]
 
 
 class ChannelAttention(nn.Module):
@@ -47,7 +47,9 @@ class ChannelAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(2)
         energy = flat @ flat.transpose(1, 2)  # B C C
+        # Not `kernels.channel_attention`: the scores are negated, q takes no part, and this form is the only one.
         weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+        keep_weights("danet_channel_attention", weights, size=tuple(x.shape[2:]))
         return self.gamma((weights @ flat).view_as(x)) + x  # type: ignore[no-any-return]
 
 

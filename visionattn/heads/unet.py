@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
 from visionattn.heads.danet import ChannelAttention, PositionAttention
 from visionattn.heads.deeplab import ASPP, usual_rates
+from visionattn.kernels import dense_attention
 from visionattn.layers import ECA, ELA
 
 SkipAttention = Literal["none", "gate", "eca", "ela", "dual", "cross_contextual"]
@@ -204,8 +205,8 @@ class SummaryAttention(nn.Module):
     def forward(self, token: torch.Tensor, others: torch.Tensor) -> torch.Tensor:  # B 1 C, B N C -> B 1 C
         token = self.norm(token)
         keys, values = self.kv(torch.cat([token, others], 1)).chunk(2, -1)
-        q, k, v = (x.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (self.q(token), keys, values))  # B heads N d
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        q, k, v = (x.unflatten(2, (self.num_heads, -1)).unsqueeze(1) for x in (self.q(token), keys, values))  # B 1 N heads d
+        return self.proj(dense_attention(q, k, v).squeeze(1).flatten(2))  # type: ignore[no-any-return]
 
 
 class SkipOnly(nn.Module):

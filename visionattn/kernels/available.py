@@ -14,6 +14,7 @@ REASONS: dict[str, Callable[..., dict[str, str]]] = {
     "aggregated_attention": aggregated.reasons,
     "channel_attention": torch_only,
     "channel_gate": torch_only,
+    "dense_attention": torch_only,
     "dilated_depthwise_conv2d": torch_only,
     "neighborhood_attention": neighborhood.reasons,
     "routed_attention": routing.reasons,

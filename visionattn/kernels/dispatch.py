@@ -3,7 +3,8 @@
 An operation has up to three: `reference`, its definition; `torch`, the fast form in plain PyTorch; and
 `triton`, for CUDA. It tells for the tensors at hand which of them it cannot run and for what reason;
 the fastest of the others runs, unless one is asked for by the argument `backend=`, by `use_backend`,
-or by the environment variable VISIONATTN_BACKEND, in this order of precedence.
+or by the environment variable VISIONATTN_BACKEND, in this order of precedence. Inside `record_attention`
+it is always `reference`, whose weights are kept.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+
+from visionattn.kernels.record import recording
 
 BACKENDS = ("triton", "torch", "reference")  # the fastest first
 NONE_SUCH = "it has no such backend"
@@ -56,6 +59,8 @@ def choose(op: str, backend: str | None, reasons: Mapping[str, str]) -> str:
         RuntimeError: the backend asked for cannot run, with the reason.
     """
     asked = _known(backend) if backend not in (None, "auto") else _known(_asked or "auto")
+    if recording():
+        return "reference"
     if asked == "auto":
         return next(name for name in BACKENDS if reasons.get(name) == "")
     reason = reasons.get(asked, NONE_SUCH)

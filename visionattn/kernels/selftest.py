@@ -10,6 +10,7 @@ import torch
 from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.available import available_backends
 from visionattn.kernels.channel import channel_attention
+from visionattn.kernels.dense import dense_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.gate import channel_gate, strip_gate
 from visionattn.kernels.neighborhood import neighborhood_attention
@@ -179,6 +180,15 @@ def cases() -> Iterator[Case]:
     q, k, v = draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32)
     # The sum over positions is not divided by their number; keys of this size keep the softmax from saturating.
     yield Case("channel_attention", "7x9", [q, k / 63**0.5, v], channel_attention)
+    q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
+    yield Case(
+        "dense_attention",
+        "5x7, bias",
+        [q, k, v, table(2, 35, 35)],
+        lambda q, k, v, bias, backend: dense_attention(q, k, v, bias=bias, backend=backend),
+    )
+    q, k, v = draw_qkv((2, 5, 7, 16), generator)
+    yield Case("dense_attention", "5x7, one head", [q, k, v], dense_attention)
     weight = draw(8, 1, 7, 7) / 7
     yield Case(
         "dilated_depthwise_conv2d",

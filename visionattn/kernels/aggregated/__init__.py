@@ -46,6 +46,7 @@ def aggregated_attention(
         RuntimeError: the backend cannot run.
     """
     batch, height, width, heads, dim = q.shape
+    pooled_maps = k_pool, v_pool
     k_pool, v_pool = k_pool.reshape(batch, -1, heads, dim), v_pool.reshape(batch, -1, heads, dim)
     area, pooled = kernel_size**2, k_pool.shape[1]
     if kernel_size % 2 == 0:
@@ -63,8 +64,10 @@ def aggregated_attention(
         from visionattn.kernels.aggregated.triton import aggregated_attention_triton
 
         return aggregated_attention_triton(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)
-    run = fast.aggregated_attention if chosen == "torch" else reference.aggregated_attention
-    return run(q, k, v, k_pool, v_pool, local_bias=local_bias, pool_bias=pool_bias, local_weight=local_weight, kernel_size=kernel_size)
+    more = {"local_bias": local_bias, "pool_bias": pool_bias, "local_weight": local_weight}
+    if chosen == "torch":
+        return fast.aggregated_attention(q, k, v, k_pool, v_pool, **more, kernel_size=kernel_size)
+    return reference.aggregated_attention(q, k, v, *pooled_maps, **more, kernel_size=kernel_size)
 
 
 def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from visionattn.kernels.record import keep_weights
+
 
 def aggregated_attention(
     q: torch.Tensor,
@@ -20,9 +22,11 @@ def aggregated_attention(
 ) -> torch.Tensor:
     """One softmax over the neighbours inside the map and the pooled positions (arXiv 2311.17132, section 3.2).
 
-    `k_pool` and `v_pool` are `[B, P, heads, dim]`.
+    `k_pool` and `v_pool` are `[B, Hp, Wp, heads, dim]` or `[B, P, heads, dim]`.
     """
     batch, height, width, heads, dim = q.shape
+    pool = tuple(k_pool.shape[1:-2])
+    k_pool, v_pool = k_pool.flatten(1, -3), v_pool.flatten(1, -3)
     area, pooled = kernel_size**2, k_pool.shape[1]
 
     def neighbors(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> B heads HW k*k d, zeros outside
@@ -34,6 +38,14 @@ def aggregated_attention(
     near = (neighbors(k) @ queries.unsqueeze(-1)).squeeze(-1) + local_bias.unsqueeze(1)
     far = queries @ k_pool.permute(0, 2, 3, 1) + pool_bias
     weights = torch.cat([near.masked_fill(beyond, float("-inf")), far], -1).softmax(-1)
+    keep_weights(
+        "aggregated_attention",
+        weights.unflatten(2, (height, width)),
+        size=(height, width),
+        kernel_size=kernel_size,
+        pool=pool,
+        local_weight=local_weight.permute(0, 3, 1, 2, 4),
+    )
     near, far = weights.split([area, pooled], -1)
     near = near + local_weight.flatten(1, 2).transpose(1, 2)
     out = (near.unsqueeze(-2) @ neighbors(v)).squeeze(-2) + far @ v_pool.transpose(1, 2)

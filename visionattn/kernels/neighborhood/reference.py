@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from visionattn.kernels.record import keep_weights
+
 Border = Literal["shift", "mask"]
 
 
@@ -91,6 +93,14 @@ def attention(
 ) -> torch.Tensor:
     """Both halves with the softmax between them, `[B, H, W, heads, dim]`."""
     weights = scores(q, k, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale, border=border).softmax(-1)
+    keep_weights(
+        "neighborhood_attention",
+        weights.permute(0, 3, 1, 2, 4),
+        size=tuple(q.shape[1:3]),
+        kernel_size=kernel_size,
+        dilation=dilation,
+        border=border,
+    )
     return aggregate(weights, v, kernel_size=kernel_size, dilation=dilation, border=border)
 
 

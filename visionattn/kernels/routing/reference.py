@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from visionattn.kernels.record import keep_weights
+
 
 def routed_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], *, scale: float
@@ -19,6 +21,7 @@ def routed_attention(
         return x.flatten(2, 3).transpose(2, 3)
 
     weights = ((queries.transpose(2, 3) * scale) @ chosen(keys).transpose(-2, -1)).softmax(-1)
+    keep_weights("routed_attention", weights, size=tuple(q.shape[1:3]), region=region, routes=routes)
     return from_regions((weights @ chosen(values)).transpose(2, 3), q.shape, region)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from visionattn.kernels.record import keep_weights
+
 
 def window_attention(
     q: torch.Tensor,
@@ -29,7 +31,9 @@ def window_attention(
         scores = scores + bias
     if sh or sw:
         scores = scores + shift_mask(height, width, window_size, shift, q.device, scores.dtype).unsqueeze(1)
-    out = scores.softmax(-1) @ windows(v)
+    weights = scores.softmax(-1)
+    keep_weights("window_attention", weights, size=(height, width), window_size=window_size, shift=shift)
+    out = weights @ windows(v)
     out = out.view(batch, rows, cols, heads, wh, ww, dim).permute(0, 1, 4, 2, 5, 3, 6).reshape(q.shape)
     return torch.roll(out, (sh, sw), (1, 2))
 

@@ -1,0 +1,400 @@
+"""Recorded attention weights: complete, in order, placed by their geometry alone, and without effect on the numbers."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import visionattn as va
+from tests.kernels.accuracy import check_traced
+from tests.tiny import TINY
+from visionattn import kernels
+from visionattn.heads.ccnet import CrissCrossAttention
+from visionattn.heads.danet import ChannelAttention
+from visionattn.kernels import (
+    AttentionRecord,
+    aggregated_attention,
+    channel_attention,
+    dense_attention,
+    dilated_depthwise_conv2d,
+    neighborhood_attention,
+    record_attention,
+    routed_attention,
+    use_backend,
+    window_attention,
+)
+from visionattn.models.segmenter_factory import create_segmenter
+
+OPS = (
+    "aggregated_attention",
+    "channel_attention",
+    "dense_attention",
+    "neighborhood_attention",
+    "routed_attention",
+    "window_attention",
+)
+# Calls in the tiny models, of one block per stage (Swin: two in the second).
+CALLS = {
+    "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
+    "DaViT": ["window_attention", "channel_attention"] * 4,
+    "NAT": ["neighborhood_attention"] * 4,
+    "NATIsotropic": ["neighborhood_attention"] * 4,
+    "DiNATS": ["neighborhood_attention"] * 4,
+    "Swin": ["window_attention"] * 5,
+    "SwinV2": ["window_attention"] * 4,
+    "TransNeXt": ["aggregated_attention"] * 3 + ["dense_attention"],
+    "ViTRPB": ["window_attention"] * 4,
+}
+HEADS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "ccnet": ("ccnet", {"width": 16}, ["criss_cross_attention"] * 2),
+    "danet": ("danet", {"width": 16, "reduced": 4}, ["dense_attention", "danet_channel_attention"]),
+    # Position attention at stride 8 and above.
+    "unet, dual": (
+        "unet",
+        {"skip_attention": "dual", "bottleneck": "dual"},
+        ["dense_attention", "danet_channel_attention"] * 3 + ["danet_channel_attention"],
+    ),
+    "unet, cross-contextual": ("unet", {"skip_attention": "cross_contextual"}, ["dense_attention"] * 12),
+}
+
+
+class Call:
+    """A call of an operation, as a network made it."""
+
+    def __init__(self, op: str, arguments: dict[str, Any], out: torch.Tensor) -> None:
+        self.op, self.arguments, self.out = op, arguments, out
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[Call]:
+    """Calls of the operations by networks, in order."""
+    found: list[Call] = []
+
+    def spied(name: str) -> Any:
+        real = getattr(kernels, name)
+
+        def spy(*args: Any, **named: Any) -> torch.Tensor:
+            out = real(*args, **named)
+            found.append(Call(name, inspect.signature(real).bind(*args, **named).arguments, out.detach()))
+            return out
+
+        return spy
+
+    for module in [module for name, module in sys.modules.items() if name.startswith(("visionattn.backbones", "visionattn.heads"))] + [
+        sys.modules["visionattn.layers"]
+    ]:
+        for name in OPS:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, spied(name))
+    return found
+
+
+def tiny(family: str) -> torch.nn.Module:
+    name, args = TINY[family]
+    torch.manual_seed(0)
+    return va.create_model(name, num_classes=5, **args).eval()
+
+
+def line(position: int, length: int, kernel: int, dilation: int, border: str) -> list[int | None]:
+    """Keys of a position along an axis; None is outside the map."""
+    if border == "mask":
+        keys = [position + (offset - kernel // 2) * dilation for offset in range(kernel)]
+        return [key if 0 <= key < length else None for key in keys]
+    residues = list(range(position % dilation, length, dilation))
+    start = min(max(position // dilation - kernel // 2, 0), len(residues) - kernel)
+    return list(residues[start : start + kernel])
+
+
+def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, list[tuple[int, int] | None]]:
+    """What a position looks at, from the record alone: weights `[B, heads, K]`, and the row and column of each key."""
+    geometry, weights = record.geometry, record.weights
+    height, width = geometry["size"]
+    if record.op == "dense_attention":
+        rows, cols = geometry["key_size"]
+        keys = [(y, x) for y in range(rows) for x in range(cols)]
+        return (weights if weights.dim() == 4 else weights.unsqueeze(1))[:, :, row * width + col], keys
+    if record.op == "neighborhood_attention":
+        (kh, kw), (dh, dw), border = geometry["kernel_size"], geometry["dilation"], geometry["border"]
+        rows, cols = line(row, height, kh, dh, border), line(col, width, kw, dw, border)
+        return weights[:, :, row, col], [None if y is None or x is None else (y, x) for y in rows for x in cols]
+    if record.op == "aggregated_attention":
+        size = geometry["kernel_size"]
+        rows, cols = line(row, height, size, 1, "mask"), line(col, width, size, 1, "mask")
+        return weights[:, :, row, col], [None if y is None or x is None else (y, x) for y in rows for x in cols]
+    assert record.op == "window_attention"
+    (wh, ww), (sh, sw) = geometry["window_size"], geometry["shift"]
+    y, x = (row - sh) % height, (col - sw) % width
+    window = y // wh * (width // ww) + x // ww
+    keys = [((y // wh * wh + i + sh) % height, (x // ww * ww + j + sw) % width) for i in range(wh) for j in range(ww)]
+    return weights[:, window, :, y % wh * ww + x % ww], keys
+
+
+def gathered(record: AttentionRecord, arguments: dict[str, Any]) -> torch.Tensor:
+    """The output of a call from the recorded weights and the values, one position after the other."""
+    weights, geometry = record.weights, record.geometry
+    if record.op == "channel_attention":
+        return torch.einsum("bhce,byxhe->byxhc", weights, arguments["q"])
+    v = arguments["v"] if arguments["v"].dim() == 5 else arguments["v"].unsqueeze(3)
+    height, width = geometry["size"]
+    out = v.new_zeros(v.shape[0], height, width, *v.shape[3:])
+    for row in range(height):
+        for col in range(width):
+            if record.op == "routed_attention":
+                of_position, values = routed(record, v, row, col)
+            else:
+                of_position, keys = seen(record, row, col)
+                values = torch.stack([torch.zeros_like(v[:, 0, 0]) if key is None else v[:, key[0], key[1]] for key in keys], 1)
+            if record.op == "aggregated_attention":
+                pool = arguments["v_pool"].flatten(1, -3)
+                assert geometry["pool"] == tuple(arguments["v_pool"].shape[1:-2])
+                near = len(keys)
+                of_position = of_position.clone()
+                of_position[..., :near] += geometry["local_weight"][:, :, row, col]
+                values = torch.cat([values, pool], 1)
+            out[:, row, col] = torch.einsum("bhk,bkhd->bhd", of_position, values)
+    return out if arguments["v"].dim() == 5 else out.squeeze(3)
+
+
+def routed(record: AttentionRecord, v: torch.Tensor, row: int, col: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights `[B, heads, K]` and values `[B, K, heads, d]`: each image has its own keys."""
+    (rh, rw), cols = record.geometry["region"], record.geometry["size"][1] // record.geometry["region"][1]
+    region, inside = row // rh * cols + col // rw, row % rh * rw + col % rw
+    values = []
+    for image, routes in enumerate(record.geometry["routes"][:, region].tolist()):
+        places = [(route // cols * rh + i, route % cols * rw + j) for route in routes for i in range(rh) for j in range(rw)]
+        values.append(torch.stack([v[image, y, x] for y, x in places]))
+    return record.weights[:, region, :, inside], torch.stack(values)
+
+
+def check_sums(records: list[AttentionRecord]) -> None:
+    for record in records:
+        assert not record.weights.requires_grad
+        sums = record.weights.sum(-1)
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5) and record.weights.min() >= 0
+
+
+def check_calls(calls: list[Call], records: list[AttentionRecord]) -> None:
+    """A record per call, in order, whose weights give the output of the call."""
+    assert [call.op for call in calls] == [record.op for record in records]
+    for call, record in zip(calls, records, strict=True):
+        want = call.out
+        assert torch.allclose(gathered(record, call.arguments), want, rtol=1e-4, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_every_family(family: str, calls: list[Call]) -> None:
+    model, image = tiny(family), torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), record_attention() as records:
+        out = model(image)
+    assert [record.op for record in records] == CALLS.get(family, [])
+    check_sums(records)
+    check_calls(calls, records)
+    with torch.no_grad(), use_backend("reference"):
+        assert torch.equal(model(image), out)
+    with torch.no_grad():
+        assert torch.allclose(model(image), out, rtol=1e-3, atol=1e-4)
+    assert len(records) == len(CALLS.get(family, []))  # of the calls outside none
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_heads(case: str, calls: list[Call]) -> None:
+    head, args, expected = HEADS[case]
+    torch.manual_seed(0)
+    model = create_segmenter("van_b0", head, 3, backbone_args=TINY["VAN"][1], **args).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma.scale"):
+            torch.nn.init.constant_(parameter, 0.5)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad(), record_attention() as records:
+        out = model(image)
+    assert [record.op for record in records] == expected
+    check_sums(records)
+    check_calls(calls, [record for record in records if record.op in OPS])
+    with torch.no_grad(), use_backend("reference"):
+        assert torch.equal(model(image), out)
+
+
+def test_gradients_are_those_of_the_reference() -> None:
+    model, image = tiny("TransNeXt"), torch.randn(1, 3, 64, 64)
+    found = []
+    for context in (record_attention(), use_backend("reference")):
+        model.zero_grad()
+        with context:
+            model(image).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    assert all(float(gradient.abs().max()) > 0 for gradient in found[0] if gradient.dim() > 1)
+
+
+def test_gradient_checkpointing_repeats_the_records() -> None:
+    model, image = tiny("DaViT").train(), torch.randn(1, 3, 64, 64)
+    model.set_grad_checkpointing()
+    with record_attention() as records:
+        model(image).sum().backward()
+    forward, repeated = records[: len(CALLS["DaViT"])], records[len(CALLS["DaViT"]) :]
+    assert len(repeated) == len(forward)
+    assert sorted(record.weights.sum().item() for record in forward) == sorted(record.weights.sum().item() for record in repeated)
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def operations() -> Iterator[tuple[str, Any, dict[str, Any], tuple[int, ...]]]:
+    """Name, operation, arguments and shape of the weights: what the networks do not do, and odd sizes."""
+    q, k, v = (factor * draw(2, 7, 10, 3, 4) for factor in (1.0, 0.5, 2.0))
+    qkv = {"q": q, "k": k, "v": v}
+    near = {"kernel_size": (5, 3), "dilation": (1, 2), "bias": draw(3, 9, 5)}
+    yield "neighborhood", neighborhood_attention, qkv | near, (2, 3, 7, 10, 15)
+    yield "neighborhood, mask", neighborhood_attention, qkv | near | {"border": "mask"}, (2, 3, 7, 10, 15)
+    yield "window", window_attention, qkv | {"window_size": (7, 5), "shift": (0, 2), "bias": draw(3, 35, 35)}, (2, 2, 3, 35, 35)
+    yield "window, shifted both ways", window_attention, qkv | {"window_size": (7, 5), "shift": (3, 1)}, (2, 2, 3, 35, 35)
+    routes = torch.rand(2, 2, 2, generator=torch.Generator().manual_seed(0)).argsort(-1)
+    routes[0, 1] = 0  # a region named twice counts twice
+    yield "routed", routed_attention, qkv | {"routes": routes, "region": (7, 5)}, (2, 2, 3, 35, 70)
+    pooled = {"k_pool": draw(2, 2, 3, 3, 4), "v_pool": draw(2, 2, 3, 3, 4), "kernel_size": 3}
+    biases = {"local_bias": draw(3, 9), "pool_bias": draw(3, 70, 6), "local_weight": draw(2, 7, 10, 3, 9)}
+    yield "aggregated", aggregated_attention, qkv | pooled | biases, (2, 3, 7, 10, 15)
+    flat = {name: pooled[name].flatten(1, 2) for name in ("k_pool", "v_pool")}
+    yield "aggregated, list of pooled", aggregated_attention, qkv | pooled | flat | biases, (2, 3, 7, 10, 15)
+    yield "channel", channel_attention, qkv, (2, 3, 4, 4)
+    keys = {"k": k[:, :3, :4], "v": draw(2, 3, 4, 3, 5)}
+    yield "dense", dense_attention, qkv | keys | {"bias": draw(3, 70, 12)}, (2, 3, 70, 12)
+    yield "dense, one head", dense_attention, {"q": q[..., 0, :], "k": k[..., 1, :], "v": draw(2, 7, 10, 6)}, (2, 70, 70)
+
+
+@pytest.mark.parametrize(("operation", "arguments", "shape"), [pytest.param(*rest, id=name) for name, *rest in operations()])
+def test_operations(operation: Any, arguments: dict[str, Any], shape: tuple[int, ...]) -> None:
+    with record_attention() as records:
+        out = operation(**arguments)
+    (record,) = records
+    assert record.op == operation.__name__ and record.weights.shape == shape and record.geometry["size"] == (7, 10)
+    assert torch.equal(out, operation(**arguments, backend="reference"))
+    assert torch.allclose(gathered(record, arguments), out, atol=1e-12)
+    assert torch.allclose(record.weights.sum(-1), torch.ones(shape[:-1], dtype=torch.float64))
+    with record_attention() as halves:
+        operation(**{name: x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in arguments.items()})
+    assert halves[0].weights.dtype == torch.bfloat16 and torch.allclose(halves[0].weights.double(), record.weights, atol=0.05)
+
+
+def test_criss_cross_weights() -> None:
+    """First the column, in which the position itself has no weight, then the row."""
+    torch.manual_seed(0)
+    module = CrissCrossAttention(8).double()
+    torch.nn.init.ones_(module.gamma.scale)
+    x = draw(2, 8, 5, 7)
+    with torch.no_grad(), record_attention() as records:
+        out = module(x)
+        v = module.value_conv(x)
+    weights = records[0].weights
+    assert weights.shape == (2, 5, 7, 12) and records[0].geometry == {"size": (5, 7)}
+    for row in range(5):
+        for col in range(7):
+            assert (weights[:, row, col, row] == 0).all()
+            values = torch.cat([v[:, :, :, col], v[:, :, row]], -1)
+            assert torch.allclose(torch.einsum("bk,bck->bc", weights[:, row, col], values), (out - x)[:, :, row, col], atol=1e-12)
+
+
+def test_danet_channel_weights() -> None:
+    module = ChannelAttention().double()
+    torch.nn.init.ones_(module.gamma.scale)
+    x = draw(2, 6, 5, 7) / 6
+    with torch.no_grad(), record_attention() as records:
+        out = module(x)
+    assert records[0].weights.shape == (2, 6, 6) and records[0].geometry == {"size": (5, 7)}
+    assert torch.allclose(torch.einsum("bce,beyx->bcyx", records[0].weights, x), out - x, atol=1e-12)
+
+
+def attend(**more: Any) -> torch.Tensor:
+    q = draw(1, 5, 5, 1, 4).float()
+    return neighborhood_attention(q, q, q, 3, **more)
+
+
+def test_nothing_outside_and_after_an_exception() -> None:
+    attend(backend="reference")
+    with record_attention() as records:
+        pass
+    attend(backend="reference")
+    assert records == []
+    with pytest.raises(KeyError), record_attention() as records:
+        attend()
+        raise KeyError
+    attend(backend="reference")
+    assert len(records) == 1
+
+
+def test_recording_overrides_every_choice_of_a_backend() -> None:
+    want = attend(backend="reference")
+    with use_backend("torch"), record_attention() as records:
+        assert torch.equal(attend(backend="torch"), want) and torch.equal(attend(backend="triton"), want)
+        with use_backend("torch"):
+            assert torch.equal(attend(), want)
+        with pytest.raises(ValueError, match="got 'cuda'"):
+            attend(backend="cuda")
+    assert len(records) == 3
+    x, weight = draw(1, 2, 14, 11).float(), draw(2, 1, 7, 7).float()  # no attention: its definition, and no record
+    with record_attention() as records:
+        out = dilated_depthwise_conv2d(x, weight, None, dilation=3)
+    assert torch.equal(out, dilated_depthwise_conv2d(x, weight, None, dilation=3, backend="reference")) and not records
+
+
+def test_the_innermost_of_nested_contexts_keeps_the_records() -> None:
+    with record_attention() as outer:
+        attend()
+        with record_attention() as inner:
+            attend()
+            attend()
+        attend()
+    assert len(outer) == len(inner) == 2
+
+
+def test_records_do_not_hold_the_graph() -> None:
+    with record_attention() as records:
+        q = draw(1, 5, 5, 1, 4).requires_grad_()
+        out = aggregated_attention(
+            q, q, q, q, q, local_bias=draw(1, 9), pool_bias=draw(1, 25, 25), local_weight=draw(1, 5, 5, 1, 9) * q.mean()
+        )
+    assert out.requires_grad and not records[0].weights.requires_grad and not records[0].geometry["local_weight"].requires_grad
+
+
+def test_the_example_of_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/kernels.md").read_text()
+    names: dict[str, Any] = {}
+    exec(re.search(r"## Record attention weights.*?```python\n(.*?)```", page, re.DOTALL)[1], names)
+    assert names["looks_at"].shape == (3, 7, 7) and torch.allclose(names["looks_at"].sum((1, 2)), torch.ones(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [pytest.param(operation, arguments, id=name) for name, operation, arguments, _ in operations() if "," not in name],
+)
+def test_reference_forms_compile_and_export_when_off(operation: Any, arguments: dict[str, Any]) -> None:
+    names = [name for name, value in arguments.items() if torch.is_tensor(value)]
+    rest = {name: value for name, value in arguments.items() if name not in names}
+
+    def call(*given: torch.Tensor, backend: str) -> torch.Tensor:
+        return operation(**dict(zip(names, given, strict=True)), **rest, backend="reference")
+
+    batched = [index for index, name in enumerate(names) if name not in ("bias", "local_bias", "pool_bias")]
+    check_traced(call, [arguments[name] for name in names], batched)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_recorded_too() -> None:
+    model, image = tiny("Swin"), torch.randn(1, 3, 64, 64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        want = compiled(image)
+        with record_attention() as records:
+            out = compiled(image)
+        assert len(records) == len(CALLS["Swin"]) and torch.allclose(out, want, atol=1e-4)
+        check_sums(records)
+        assert torch.equal(compiled(image), want) and len(records) == len(CALLS["Swin"])
