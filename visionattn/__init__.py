@@ -18,6 +18,7 @@ _EXPORTS = {
     "LoadReport": "visionattn.models.weights",
     "list_models": "visionattn.models.records",
     "register_backbone": "visionattn.backbones",
+    "register_attention": "visionattn.attention",
     "load_config": "visionattn.config",
     "resolve_data_config": "timm.data",
     "create_transform": "timm.data",

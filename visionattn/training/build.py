@@ -191,7 +191,7 @@ def published_weights(config: AnyConfig) -> Weights | None:
 
 
 def import_plugins(config: AnyConfig) -> None:
-    """Import the modules under `plugins:`, which register backbones.
+    """Import the modules under `plugins:`, which register backbones and attention modules.
 
     Raises:
         UserError: VA-C002, a module that cannot be imported.
