@@ -161,7 +161,7 @@ PAIRS = [*zip([*SKIPS, *ATTENTION, "scaled"], [*ATTENTION, *BOTTLENECKS, "scaled
 @pytest.mark.parametrize(("skip", "bottleneck"), PAIRS)
 def test_a_file_tells_its_skips_and_bottleneck(skip: str, bottleneck: str) -> None:
     head = unet(skip, bottleneck).decode_head
-    told = type(head).told_by(head.state_dict())
+    told = type(head).infer_args(head.state_dict())
     assert (told["skip"], told["bottleneck"]) == (skip, bottleneck)
 
 

@@ -137,7 +137,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Infer arguments of the class from the tensors of a file, under whatever keys; for example a window."""
         return {}
 

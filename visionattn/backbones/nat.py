@@ -179,7 +179,7 @@ class NAT(Backbone):
         return rename_keys(state, rules)
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         sides = [value.shape[-1] for key, value in state.items() if key.endswith(".rpb")]
         return {"kernel_size": (sides[0] + 1) // 2} if sides else {}
 

@@ -194,7 +194,7 @@ class Swin(Backbone):
         return renamed
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         tables = [value.shape[0] for key, value in state.items() if key.endswith("relative_position_bias_table")]
         return {"window_size": (math.isqrt(tables[0]) + 1) // 2} if tables else {}
 

@@ -199,7 +199,7 @@ class SwinV2(Backbone):
         return {name for name, _ in self.named_parameters() if ".cpb_mlp." in name or name.endswith("logit_scale")}
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Windows, from the tables of coordinates that the authors' files keep: their size, and what their values are scaled by."""
         found = {re.search(r"layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table$", key): table for key, table in state.items()}
         tables = [table for match, table in sorted((int(match[1]), table) for match, table in found.items() if match)]

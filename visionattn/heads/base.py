@@ -58,7 +58,7 @@ class Head(nn.Module):
         return state
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         """Infer arguments of the class from the tensors of a head, under our keys; None if they are another head's."""
         return None
 

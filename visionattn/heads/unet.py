@@ -104,7 +104,7 @@ class UNet(Head):
         return HeadOutput(logits, tuple(Aux(f"level{index}", conv(part), 0.5**index) for index, (conv, part) in enumerate(coarser, 1)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "stem.1.conv.weight" not in state or "levels.0.up.conv.weight" not in state:
             return None
         widths = [value.shape[0] for key, value in state.items() if re.fullmatch(r"levels\.\d+\.up\.conv\.weight", key)]
