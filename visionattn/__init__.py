@@ -18,6 +18,7 @@ _EXPORTS = {
     "LoadReport": "visionattn.models.weights.load",
     "list_models": "visionattn.models.weights.records",
     "register_backbone": "visionattn.backbones",
+    "register_attention": "visionattn.attention",
     "register_head": "visionattn.heads",
     "register_task": "visionattn.tasks",
     "load_config": "visionattn.tasks",

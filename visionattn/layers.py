@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from visionattn.kernels import channel_gate, neighborhood_attention, strip_gate
-
-GateName = Literal["t", "b", "s", "l"]
-
-# Kernel size, channels per group of the convolution, groups of the norm.
-ELA_GATES: dict[str, tuple[int, int, int]] = {"t": (5, 1, 32), "b": (7, 1, 16), "s": (5, 8, 16), "l": (7, 8, 16)}
+from visionattn.kernels import neighborhood_attention
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -133,34 +126,22 @@ def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[i
     return stages
 
 
-class ECA(nn.Module):
-    """Gate per channel; the convolution over channels has no bias."""
+def init_convolutions(module: nn.Module, name: str = "") -> None:
+    """Initialise a convolutional network, or the part `name` of one.
 
-    def __init__(self, kernel_size: int) -> None:
-        super().__init__()
-        self.set_kernel_size(kernel_size)
-
-    def set_kernel_size(self, kernel_size: int) -> None:
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return channel_gate(x, self.conv.weight)
-
-
-class ELA(nn.Module):
-    """Gates per row and per column, from one convolution along the strip and one norm for both.
-
-    Args:
-        channels: channels of the map.
-        gate: "t", "b", "s" or "l".
+    2D convolutions are normal, scaled by the fan out for a ReLU (a classifier `conv_seg`: std 0.01), with zero
+    biases. Any other module with `reset_parameters` resets itself and all it contains.
     """
-
-    def __init__(self, channels: int, gate: GateName) -> None:
-        super().__init__()
-        kernel_size, group_width, num_groups = ELA_GATES[gate]
-        groups = math.gcd(channels // group_width, channels)
-        self.conv = nn.Conv1d(channels, channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
-        self.gn = nn.GroupNorm(math.gcd(num_groups, channels), channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return strip_gate(x, self.conv.weight, self.gn.weight, self.gn.bias, num_groups=self.gn.num_groups, eps=self.gn.eps)
+    reset = getattr(module, "reset_parameters", None)
+    if isinstance(module, nn.Conv2d):
+        if name == "conv_seg":
+            nn.init.normal_(module.weight, std=0.01)
+        else:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif callable(reset):
+        reset()
+    else:
+        for child_name, child in module.named_children():
+            init_convolutions(child, child_name)

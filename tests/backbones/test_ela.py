@@ -9,7 +9,8 @@ import torch
 
 import visionattn as va
 from tests.parity import Record, fill, image_batch, record_names, relative_error
-from visionattn.backbones.ela import ELA
+from visionattn.attention import ELA
+from visionattn.errors import UserError
 
 
 @pytest.mark.parametrize("name", record_names("ela"))
@@ -93,7 +94,7 @@ def params(name: str, **arguments: str) -> int:
 
 def test_parameters_of_every_trunk_and_gate() -> None:
     assert {name: params(name) for name in va.list_models(family="ela")} == PARAMS
-    added = [params("ela_resnet50", gate=gate) - 25_557_032 for gate in "tbsl"]
+    added = [params("ela_resnet50", attn=f"ela_{gate}") - 25_557_032 for gate in "tbsl"]
     assert added == [26_432, 33_984, 158_592, 219_008]
 
 
@@ -108,9 +109,10 @@ def test_group_counts_that_do_not_divide_the_width(gate: str) -> None:
         if channels % 8 == 0:
             assert module.conv.weight.shape[1] == (1 if gate in "tb" else 8)
         assert module(torch.randn(1, channels, 5, 4)).shape == (1, channels, 5, 4)
+    mobile = va.create_model("ela_mobilenetv2", attn=f"ela_{gate}", num_classes=3).eval()
+    narrow = va.create_model("ela_resnet18", attn=f"ela_{gate}", width=20, num_classes=3).eval()
     with torch.no_grad():
-        assert va.create_model("ela_mobilenetv2", gate=gate, num_classes=3).eval()(torch.randn(1, 3, 64, 32)).shape == (1, 3)
-        assert va.create_model("ela_resnet18", gate=gate, width=20, num_classes=3).eval()(torch.randn(1, 3, 64, 32)).shape == (1, 3)
+        assert mobile(torch.randn(1, 3, 64, 32)).shape == narrow(torch.randn(1, 3, 64, 32)).shape == (1, 3)
 
 
 def test_where_the_gates_stand() -> None:
@@ -130,8 +132,9 @@ def test_where_the_gates_stand() -> None:
 
 
 def test_an_unknown_gate_is_named() -> None:
-    with pytest.raises(ValueError, match="gate: expected one of t, b, s, l, got 'x'"):
-        va.create_model("ela_resnet18", gate="x")
+    with pytest.raises(UserError, match='unknown attn "ela_x"') as caught:
+        va.create_model("ela_resnet18", attn="ela_x")
+    assert caught.value.code == "VA-M002" and "ela_t, ela_b, ela_s, ela_l" in caught.value.fix
 
 
 def test_torchvision_names_with_gates() -> None:

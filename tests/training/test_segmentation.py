@@ -360,7 +360,7 @@ def test_the_session_of_several_faults(polyps: Path, tmp_path: Path) -> None:
         (["data.classes=[polyp]", "data.map={1: 0}"], "VA-C002", 2, "segmentation takes 2 to 255 classes, got 1"),
         (["model.head.name=unett"], "VA-M001", 2, "Did you mean unet"),
         (["model.head.args={width: 3}"], "VA-M002", 2, "unet has no argument"),
-        (["model.head.args={skip_attention: gates}"], "VA-M002", 2, "expected none, gate, eca"),
+        (["model.head.args={skip: gates}"], "VA-M002", 2, 'unknown skip "gates"'),
         (["model.name=att_swin"], "VA-M001", 2, 'unknown model "att_swin"'),
         (["loss=[{name: dices}]"], "VA-C002", 2, 'no loss "dices"'),
         (["loss=[{name: dice, args: {smoothing: 1}}]"], "VA-C002", 2, 'loss "dice" has no setting "smoothing"'),
@@ -404,7 +404,7 @@ def test_presets(name: str) -> None:
         assert model.head == "unet" and model(torch.empty(2, 3, 64, 64)).logits.shape == (2, 2, 64, 64)
         assert any(isinstance(part, CrossContextual) for part in model.modules()) == (name == "att_swin_unet")
         assert va.create_segmenter(name, "fcn", num_classes=2, width=8).head == "fcn"
-        again: Any = va.create_segmenter(name, num_classes=2, skip_attention="none")
+        again: Any = va.create_segmenter(name, num_classes=2, skip="none")
         assert not any(isinstance(part, CrossContextual) for part in again.modules())
         built = build_model(load_config(None, ["task=segment", f"model.name={name}"]), CLASSES)
     shapes = {key: value.shape for key, value in model.state_dict().items()}

@@ -26,8 +26,9 @@ def rename_keys(state: dict[str, torch.Tensor], rules: Sequence[tuple[str, str]]
 class Backbone(nn.Module):
     """A pyramid: an image `[B, in_chans, H, W]` in, one NCHW map per stage out, finest first.
 
-    A family's class builds `self.stages` (an `nn.ModuleList`, one module per stage) and defines
-    `forward`, which returns the maps of `self.out_indices`. A map is `ceil(size / stride)`.
+    A family's class builds `self.stages` (an `nn.ModuleList`, one module per stage). The default `forward` also
+    uses `self.patch_embed` and each stage's `downsample` and `blocks`, with channels last; families of another
+    structure define their own, which returns the maps of `self.out_indices`. A map is `ceil(size / stride)`.
 
     Attributes:
         channels: channels of the returned maps.
@@ -38,6 +39,7 @@ class Backbone(nn.Module):
     cnn = False  # whether channels_last memory pays
     pool_first = False  # whether the classifier pools before the final norm
     first_conv = ""  # name of the convolution that sees the image
+    patch_embed: Any  # where the default forward is used: an image to a map B H W C
     stages: Any  # nn.ModuleList; Any, because torch types what is in it as plain modules
 
     def __init__(self, *, in_chans: int, channels: Sequence[int], strides: Sequence[int], out_norm: bool = False) -> None:
@@ -48,6 +50,17 @@ class Backbone(nn.Module):
         self.out_norm = out_norm
         self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, where out_norm asks for it
         self.grad_checkpointing = False
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x, maps = self.patch_embed(x), []
+        for index, stage in enumerate(self.stages):
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = self.run_block(block, x)
+            if index in self.out_indices:
+                y = self.out_norms[str(index)](x) if self.out_norm else x
+                maps.append(y.permute(0, 3, 1, 2))  # B C H W
+        return maps
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -124,8 +137,8 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Arguments of the class that a file tells, under whatever keys; a window, for example, which is in no parameter's width."""
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Infer arguments of the class from the tensors of a file, under whatever keys; for example a window."""
         return {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from timm.layers import DropPath
 from torch import nn
 
+from visionattn.attention import ATTENTION, build_attention, unknown_attention
 from visionattn.backbones.base import Backbone, rename_keys
-from visionattn.layers import drop_path_rates
+from visionattn.layers import drop_path_rates, init_convolutions
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,19 @@ class Gate:
     name: str
     build: Callable[[int], nn.Module]
     inner: bool = False
+
+
+def attention_gate(attn: str, *, name: str = "attn", inner: bool = False) -> Gate:
+    """The gate of an argument `attn`: a name in `visionattn.attention.ATTENTION`, or "none".
+
+    Raises:
+        UserError: VA-M002 with close names.
+    """
+    if attn == "none":
+        return Gate(name, lambda channels: nn.Identity(), inner)
+    if attn not in ATTENTION:
+        raise unknown_attention("attn", attn, ["none"])
+    return Gate(name, partial(build_attention, attn), inner)
 
 
 @dataclass(frozen=True)
@@ -65,11 +80,7 @@ class GatedCNN(Backbone):
         return maps
 
     def init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Conv1d, nn.BatchNorm2d, nn.GroupNorm)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}

@@ -185,17 +185,6 @@ class DaViT(Backbone):
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
         self.init_weights()
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x, maps = self.patch_embed(x), []
-        for index, stage in enumerate(self.stages):
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = self.run_block(block, x)
-            if index in self.out_indices:
-                y = self.out_norms[str(index)](x) if self.out_norm else x
-                maps.append(y.permute(0, 3, 1, 2))  # B C H W
-        return maps
-
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.LayerNorm, nn.Conv2d)):

@@ -14,17 +14,18 @@ What differs from upstream, and why:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 
-from visionattn.backbones.cnn import Gate, GatedCNN, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
+from visionattn.attention import ECA
+from visionattn.backbones.cnn import Gate, GatedCNN, attention_gate, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import ECA
 
 
-def _gate(kernel_size: int) -> Gate:
-    return Gate("eca", lambda channels: ECA(kernel_size))
+def _gate(attn: str, kernel_size: int) -> Gate:
+    return Gate("eca", partial(ECA, kernel_size=kernel_size)) if attn == "eca" else attention_gate(attn)
 
 
 def _set_kernel_sizes(backbone: GatedCNN, state: dict[str, torch.Tensor]) -> list[str]:
@@ -49,9 +50,10 @@ class ECAResNet(GatedCNN):
         in_chans: input channels.
         block: "basic" (18, 34) or "bottleneck" (50, 101, 152).
         depths: blocks per stage.
-        kernel_sizes: taps of the gate's convolution per stage, odd.
+        kernel_sizes: taps of the ECA gates per stage, odd.
         width: channels of the stem; each further stage doubles them (times 4 in bottlenecks).
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
+        attn: gate in the place of ECA, by its name in `visionattn.attention.ATTENTION`, or "none".
     """
 
     first_conv = "stem.0"
@@ -65,8 +67,9 @@ class ECAResNet(GatedCNN):
         kernel_sizes: Sequence[int] = (3, 5, 7, 7),
         width: int = 64,
         drop_path_rate: float = 0.0,
+        attn: str = "eca",
     ) -> None:
-        gates = [_gate(kernel_size) for kernel_size in kernel_sizes]
+        gates = [_gate(attn, kernel_size) for kernel_size in kernel_sizes]
         super().__init__(in_chans, resnet(in_chans, block, depths, width, gates, drop_path_rate))
 
     @staticmethod
@@ -87,12 +90,15 @@ class ECAMobileNetV2(GatedCNN):
     Args:
         in_chans: input channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
+        attn: gate in the place of ECA, by its name in `visionattn.attention.ATTENTION`, or "none".
     """
 
     first_conv = "stem.0.0"
 
-    def __init__(self, *, in_chans: int = 3, drop_path_rate: float = 0.0) -> None:
-        gate = Gate("eca", lambda channels: ECA(1 if channels < 96 else 3))
+    def __init__(self, *, in_chans: int = 3, drop_path_rate: float = 0.0, attn: str = "eca") -> None:
+        gate = attention_gate(attn)
+        if attn == "eca":
+            gate = Gate("eca", lambda channels: ECA(channels, kernel_size=1 if channels < 96 else 3))
         super().__init__(in_chans, mobilenetv2(in_chans, gate, drop_path_rate))
 
     @staticmethod

@@ -24,15 +24,13 @@ from typing import Literal
 import torch
 
 from visionattn.backbones.base import rename_keys
-from visionattn.backbones.cnn import Gate, GatedCNN, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
+from visionattn.backbones.cnn import Gate, GatedCNN, attention_gate, mobilenetv2, mobilenetv2_keys, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import ELA, ELA_GATES, GateName
 
 
-def _gate(gate: GateName) -> Gate:
-    if gate not in ELA_GATES:
-        raise ValueError(f"gate: expected one of {', '.join(ELA_GATES)}, got {gate!r}")
-    return Gate("ela", lambda channels: ELA(channels, gate), inner=True)
+def _gate(attn: str) -> Gate:
+    name = "ela" if attn in ("ela_t", "ela_b", "ela_s", "ela_l") else "attn"
+    return attention_gate(attn, name=name, inner=True)
 
 
 class ELAResNet(GatedCNN):
@@ -42,9 +40,10 @@ class ELAResNet(GatedCNN):
         in_chans: input channels.
         block: "basic" (18, 34) or "bottleneck" (50, 101, 152).
         depths: blocks per stage.
-        gate: "t" and "b" convolve each channel by itself, over 5 and 7 positions; "s" and "l" mix 8 channels, over 5 and 7.
         width: channels of the stem; each further stage doubles them (times 4 in bottlenecks).
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
+        attn: the gate. "ela_t" and "ela_b" convolve each channel by itself, over 5 and 7 positions; "ela_s" and "ela_l"
+            mix 8 channels, over 5 and 7. Or another name in `visionattn.attention.ATTENTION`, or "none".
     """
 
     first_conv = "stem.0"
@@ -55,11 +54,11 @@ class ELAResNet(GatedCNN):
         in_chans: int = 3,
         block: Literal["basic", "bottleneck"] = "basic",
         depths: Sequence[int] = (2, 2, 2, 2),
-        gate: GateName = "b",
         width: int = 64,
         drop_path_rate: float = 0.0,
+        attn: str = "ela_b",
     ) -> None:
-        gates = [_gate(gate)] * len(depths)
+        gates = [_gate(attn)] * len(depths)
         super().__init__(in_chans, resnet(in_chans, block, depths, width, gates, drop_path_rate))
 
     @staticmethod
@@ -75,14 +74,14 @@ class ELAMobileNetV2(GatedCNN):
 
     Args:
         in_chans: input channels.
-        gate: see `ELAResNet`.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
+        attn: see `ELAResNet`.
     """
 
     first_conv = "stem.0.0"
 
-    def __init__(self, *, in_chans: int = 3, gate: GateName = "l", drop_path_rate: float = 0.0) -> None:
-        super().__init__(in_chans, mobilenetv2(in_chans, _gate(gate), drop_path_rate))
+    def __init__(self, *, in_chans: int = 3, drop_path_rate: float = 0.0, attn: str = "ela_l") -> None:
+        super().__init__(in_chans, mobilenetv2(in_chans, _gate(attn), drop_path_rate))
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

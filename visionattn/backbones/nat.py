@@ -142,17 +142,6 @@ class NAT(Backbone):
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
         self.init_weights()
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x, maps = self.patch_embed(x), []
-        for index, stage in enumerate(self.stages):
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = self.run_block(block, x)
-            if index in self.out_indices:
-                y = self.out_norms[str(index)](x) if self.out_norm else x
-                maps.append(y.permute(0, 3, 1, 2))  # B C H W
-        return maps
-
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
@@ -190,7 +179,7 @@ class NAT(Backbone):
         return rename_keys(state, rules)
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         sides = [value.shape[-1] for key, value in state.items() if key.endswith(".rpb")]
         return {"kernel_size": (sides[0] + 1) // 2} if sides else {}
 

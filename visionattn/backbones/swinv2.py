@@ -175,17 +175,6 @@ class SwinV2(Backbone):
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
         self.init_weights()
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x, maps = self.patch_embed(x), []
-        for index, stage in enumerate(self.stages):
-            x = stage.downsample(x)
-            for block in stage.blocks:
-                x = self.run_block(block, x)
-            if index in self.out_indices:
-                y = self.out_norms[str(index)](x) if self.out_norm else x
-                maps.append(y.permute(0, 3, 1, 2))  # B C H W
-        return maps
-
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
@@ -210,7 +199,7 @@ class SwinV2(Backbone):
         return {name for name, _ in self.named_parameters() if ".cpb_mlp." in name or name.endswith("logit_scale")}
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Windows, from the tables of coordinates that the authors' files keep: their size, and what their values are scaled by."""
         found = {re.search(r"layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table$", key): table for key, table in state.items()}
         tables = [table for match, table in sorted((int(match[1]), table) for match, table in found.items() if match)]

@@ -25,4 +25,16 @@ HEADS: dict[str, type[Head]] = {
     "unet": UNet,
 }
 
-__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "resize_to"]
+
+def register_head(name: str, cls: type[Head]) -> None:
+    """Add a segmentation head of your own: `cls(channels, strides, num_classes, *, ...)`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in HEADS:
+        raise ValueError(f"head {name!r} is registered already, by {HEADS[name].__module__}")
+    HEADS[name] = cls
+
+
+__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "register_head", "resize_to"]

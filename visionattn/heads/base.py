@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.layers import init_convolutions
+
 
 class Aux(NamedTuple):
     """A further output that is trained on: logits of their own size, and the weight of their loss."""
@@ -56,8 +58,8 @@ class Head(nn.Module):
         return state
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-        """Arguments of the class that the tensors of a head, under our keys, tell; None if they are another head's."""
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+        """Infer arguments of the class from the tensors of a head, under our keys; None if they are another head's."""
         return None
 
 
@@ -93,17 +95,3 @@ def resize_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-def init_convolutions(module: nn.Module) -> None:
-    """Convolutions: normal, scaled by the fan out for a ReLU, 0.01 for the classifier `conv_seg`, zero biases; the rest: torch's own."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Conv2d):
-            if name.rpartition(".")[2] == "conv_seg":
-                nn.init.normal_(part.weight, std=0.01)
-            else:
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, (nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.Linear, nn.Conv1d, Scale)):
-            part.reset_parameters()

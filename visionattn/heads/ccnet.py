@@ -97,5 +97,5 @@ class CCNet(Head):
         }
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         return {"width": state["conv_seg.weight"].shape[1]} if "cca.gamma.scale" in state else None

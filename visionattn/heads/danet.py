@@ -97,7 +97,7 @@ class DANet(Head):
         return HeadOutput(logits, (Aux("pam", pam, 1.0), Aux("cam", cam, 1.0)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "pam_conv_seg.weight" not in state:
             return None
         return {"width": state["conv_seg.weight"].shape[1], "reduced": state["pam.query_project.weight"].shape[0]}

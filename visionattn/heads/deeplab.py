@@ -100,7 +100,7 @@ class DeepLabV3Plus(Head):
         return {f"aspp.{key}" if key.startswith(pyramid) else key: value for key, value in state.items()}
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "aspp.image_pool.1.conv.weight" not in state:
             return None
         low = state.get("c1_bottleneck.conv.weight")

@@ -58,7 +58,7 @@ class FCN(Head):
         return HeadOutput(self.conv_seg(self.dropout(y)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "convs.0.conv.weight" not in state or any(key.startswith(("cca.", "fusion_conv.")) for key in state):
             return None
         count = sum(key.startswith("convs.") and key.endswith(".conv.weight") for key in state)

@@ -47,7 +47,7 @@ class PSP(Head):
         return HeadOutput(self.conv_seg(self.dropout(x)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "psp_modules.0.1.conv.weight" not in state or "fpn_bottleneck.conv.weight" in state:
             return None
         return {"width": state["conv_seg.weight"].shape[1]}

@@ -79,7 +79,7 @@ class SegFormer(Head):
         return {ours(key): value for key, value in state.items()}
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "fusion_conv.conv.weight" not in state:
             return None
         style = "original" if "convs.0.proj.weight" in state else "mmseg"

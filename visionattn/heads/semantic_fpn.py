@@ -80,7 +80,7 @@ class SemanticFPN(Head):
         return HeadOutput(self.conv_seg(self.dropout(total)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         lateral = state.get("neck.lateral_convs.0.conv.weight")
         if lateral is None or "scale_heads.0.0.conv.weight" not in state:
             return None

@@ -9,34 +9,36 @@ The skips and where they come from:
 * "none": U-Net (Ronneberger et al., arXiv 1505.04597).
 * "gate": the additive gate of Attention U-Net (Oktay et al., arXiv 1804.03999, eq. 1 and 2), with batch norm in
   each projection as in its later descendants.
-* "eca", "ela": gates per channel (arXiv 1910.03151), and per channel, row and column (arXiv 2403.01123).
 * "dual": position and channel attention, one after the other (arXiv 1809.02983), as in DAU-Net and
   multi-scale dual guided attention. The cost of the former grows with the square of the positions, so that levels
   finer than stride 8 have the latter alone.
 * "cross_contextual": a summary of each side attends to the positions of the other (Att-SwinU-Net, arXiv 2210.16898).
   In the published code the summary replaces the first position, whose content is lost; here it is
   added to all positions.
+
+A skip or a bottleneck may also be any attention module of `visionattn.attention.ATTENTION`, by its name.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.attention import ATTENTION, build_attention, unknown_attention
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
 from visionattn.heads.danet import ChannelAttention, PositionAttention
 from visionattn.heads.deeplab import ASPP, usual_rates
 from visionattn.kernels import dense_attention
-from visionattn.layers import ECA, ELA
 
-SkipAttention = Literal["none", "gate", "eca", "ela", "dual", "cross_contextual"]
-Bottleneck = Literal["none", "aspp", "dual"]
+# What skips and bottlenecks take beside the attention modules of the table.
+SKIPS = ("none", "gate", "dual", "cross_contextual")
+BOTTLENECKS = ("none", "aspp", "dual")
 _COARSE = 8  # least stride of position attention
 
 
@@ -48,13 +50,15 @@ class UNet(Head):
         num_classes: of the logits.
         stem_channels: of the head's own maps at strides 1 and 2.
         max_channels: of the decoder; a level has as many as its skip, but no more than these.
-        skip_attention: see the module; without a gate for any skip finer than the backbone's first map.
-        bottleneck: what the coarsest map goes through first: nothing, atrous pyramid pooling, or dual attention.
+        skip: attention of the skips, one of `SKIPS` or a name in `visionattn.attention.ATTENTION`. The skips at strides
+            1 and 2, which the head's stem makes, have none.
+        bottleneck: what the coarsest map goes through first: a convolution ("none"), one with dual attention or an
+            attention module of the table behind it, or atrous pyramid pooling ("aspp").
         deep_supervision: in training also logits of each level but the coarsest, weight halved from level to level.
         dropout: of the features of the classifier.
 
     Raises:
-        ValueError: an unknown skip or bottleneck.
+        UserError: VA-M002, an unknown skip or bottleneck.
     """
 
     uses_image = True
@@ -67,20 +71,20 @@ class UNet(Head):
         *,
         stem_channels: tuple[int, int] = (32, 48),
         max_channels: int = 256,
-        skip_attention: SkipAttention = "gate",
-        bottleneck: Bottleneck = "none",
+        skip: str = "gate",
+        bottleneck: str = "none",
         deep_supervision: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.stem = nn.ModuleList([ConvModule(channels[0], stem_channels[0], 3), ConvModule(stem_channels[0], stem_channels[1], 3)])
         skips, own = [*stem_channels, *channels[1:-1]], len(stem_channels)
-        widths = [min(skip, max_channels) for skip in skips]
+        widths = [min(count, max_channels) for count in skips]
         self.bottleneck = _bottleneck(bottleneck, channels[-1], min(channels[-1], max_channels), strides[-1])
         below = [*widths[1:], min(channels[-1], max_channels)]
         self.levels = nn.ModuleList(
-            Level(low, skip, width, skip_attention if index >= own else "none", stride)
-            for index, (low, skip, width, stride) in enumerate(zip(below, skips, widths, [1, 2, *strides[1:-1]], strict=True))
+            Level(low, count, width, skip if index >= own else "none", stride)
+            for index, (low, count, width, stride) in enumerate(zip(below, skips, widths, [1, 2, *strides[1:-1]], strict=True))
         )
         self.dropout = nn.Dropout2d(dropout)
         self.conv_seg = nn.Conv2d(widths[0], num_classes, 1)
@@ -101,20 +105,16 @@ class UNet(Head):
         return HeadOutput(logits, tuple(Aux(f"level{index}", conv(part), 0.5**index) for index, (conv, part) in enumerate(coarser, 1)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "stem.1.conv.weight" not in state or "levels.0.up.conv.weight" not in state:
             return None
-        marks = {"psi": "gate", "module.gn": "ela", "module.conv": "eca", "layers": "cross_contextual", "module": "dual"}
-        attentions = [key for key in state if re.match(r"levels\.\d+\.attention\.", key)]
-        skip = next((name for mark, name in marks.items() if any(f"attention.{mark}." in key for key in attentions)), "none")
-        pyramid, dual = "bottleneck.image_pool.1.conv.weight" in state, "bottleneck.1.0.query_project.weight" in state
         widths = [value.shape[0] for key, value in state.items() if re.fullmatch(r"levels\.\d+\.up\.conv\.weight", key)]
         coarsest = state[f"levels.{len(widths) - 1}.up.conv.weight"].shape[1]
         return {
             "stem_channels": (state["stem.0.conv.weight"].shape[0], state["stem.1.conv.weight"].shape[0]),
             "max_channels": max(*widths, coarsest),
-            "skip_attention": skip,
-            "bottleneck": "aspp" if pyramid else "dual" if dual else "none",
+            "skip": _infer_skip(state, len(widths) - 1),
+            "bottleneck": _infer_bottleneck(state, coarsest),
             "deep_supervision": "aux.0.weight" in state,
         }
 
@@ -126,11 +126,11 @@ class Level(nn.Module):
         below: channels of the coarser level.
         skip: channels of the skip.
         width: channels of the result.
-        attention: how the skip is treated.
+        attention: attention of the skip, see `UNet`.
         stride: of the skip.
     """
 
-    def __init__(self, below: int, skip: int, width: int, attention: SkipAttention, stride: int) -> None:
+    def __init__(self, below: int, skip: int, width: int, attention: str, stride: int) -> None:
         super().__init__()
         self.up = ConvModule(below, width)
         self.attention = _skip_attention(attention, skip, width, stride)
@@ -220,31 +220,63 @@ class SkipOnly(nn.Module):
         return self.module(skip), x
 
 
-def _skip_attention(name: SkipAttention, skip: int, width: int, stride: int) -> nn.Module | None:
+def _skip_attention(name: str, skip: int, width: int, stride: int) -> nn.Module | None:
     if name == "none":
         return None
     if name == "gate":
         return AdditiveGate(skip, width, max(1, min(skip, width) // 2))
-    if name == "eca":  # taps by the paper's rule, eq. 12: the odd number next above (log2(C) + 1) / 2
-        return SkipOnly(ECA(int((math.log2(skip) + 1) / 2) | 1))
-    if name == "ela":
-        return SkipOnly(ELA(skip, "b"))
     if name == "dual":
         return SkipOnly(_dual(skip) if stride >= _COARSE else ChannelAttention())
     if name == "cross_contextual":
         return CrossContextual(skip, width)
-    raise ValueError(f"skip_attention: expected none, gate, eca, ela, dual or cross_contextual, got {name!r}")
+    if name in ATTENTION:
+        return SkipOnly(build_attention(name, skip))
+    raise unknown_attention("skip", name, SKIPS)
 
 
-def _bottleneck(name: Bottleneck, channels: int, width: int, stride: int) -> nn.Module:
+def _bottleneck(name: str, channels: int, width: int, stride: int) -> nn.Module:
     if name == "none":
         return ConvModule(channels, width, 3)
     if name == "aspp":
         return ASPP(channels, width, usual_rates(stride), separable=False)
     if name == "dual":
         return nn.Sequential(ConvModule(channels, width, 3), _dual(width))
-    raise ValueError(f"bottleneck: expected none, aspp or dual, got {name!r}")
+    if name in ATTENTION:
+        return nn.Sequential(ConvModule(channels, width, 3), build_attention(name, width))
+    raise unknown_attention("bottleneck", name, BOTTLENECKS)
 
 
 def _dual(channels: int) -> nn.Sequential:
     return nn.Sequential(PositionAttention(channels, max(1, channels // 8)), ChannelAttention())
+
+
+def _infer_skip(state: dict[str, torch.Tensor], level: int) -> str:
+    """Find the skip with the tensors of the coarsest level; "none" where no name has them, or where there are none."""
+    attention = _shapes(state, f"levels.{level}.attention.")
+    width, joined = state[f"levels.{level}.convs.0.conv.weight"].shape[:2]
+    candidates = [name for name in (*SKIPS, *ATTENTION) if name != "none"]
+    for name, stride in product(candidates if attention else (), (_COARSE, 1)):
+        with torch.device("meta"):
+            built = _skip_attention(name, joined - width, width, stride)
+        if built is not None and _shapes(built.state_dict()) == attention:
+            return name
+    return "none"
+
+
+def _infer_bottleneck(state: dict[str, torch.Tensor], width: int) -> str:
+    """Find the bottleneck with these tensors; "none" where no name has them, or where there are none."""
+    if "bottleneck.image_pool.1.conv.weight" in state:
+        return "aspp"
+    attention = _shapes(state, "bottleneck.1.")
+    for name in ("dual", *ATTENTION) if attention else ():
+        with torch.device("meta"):
+            built = _dual(width) if name == "dual" else build_attention(name, width)
+        if _shapes(built.state_dict()) == attention:
+            return name
+    return "none"
+
+
+def _shapes(state: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Size]:
+    """Map the names under a prefix, without it, to shapes; the counters of batch norms are left out."""
+    own = {key.removeprefix(prefix): value.shape for key, value in state.items() if key.startswith(prefix)}
+    return {key: shape for key, shape in own.items() if not key.endswith("num_batches_tracked")}

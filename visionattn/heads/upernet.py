@@ -57,5 +57,5 @@ class UPerNet(Head):
         return HeadOutput(self.conv_seg(self.dropout(x)))
 
     @staticmethod
-    def told_by(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         return {"width": state["conv_seg.weight"].shape[1]} if "fpn_bottleneck.conv.weight" in state else None

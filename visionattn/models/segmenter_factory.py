@@ -35,9 +35,9 @@ class Preset(NamedTuple):
 # Published decoders of medical images as choices of the attention U-Net.
 PRESETS = {
     # Skips of Att-SwinU-Net (Aghdam et al., arXiv 2210.16898) on a Swin encoder; its decoder is convolutional here.
-    "att_swin_unet": Preset("swin_tiny", "unet", {"skip_attention": "cross_contextual"}),
+    "att_swin_unet": Preset("swin_tiny", "unet", {"skip": "cross_contextual"}),
     # ResUNet with channel attention in the skips and atrous pyramid pooling below; the encoder is ECA-Net's (arXiv 1910.03151).
-    "resunet_eca_aspp": Preset("eca_resnet34", "unet", {"skip_attention": "eca", "bottleneck": "aspp"}),
+    "resunet_eca_aspp": Preset("eca_resnet34", "unet", {"skip": "eca", "bottleneck": "aspp"}),
 }
 
 

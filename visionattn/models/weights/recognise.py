@@ -83,7 +83,7 @@ def _recognise_decoder(parts: State, backbone: Backbone) -> Decoder | None:
     aux = any(key.startswith("auxiliary_head.") for key in parts)
     for name, cls in HEADS.items():
         own = cls.from_upstream({key.removeprefix("decode_head."): value for key, value in parts.items() if key.startswith("decode_head.")})
-        if "conv_seg.weight" not in own or (args := cls.told_by(own)) is None:
+        if "conv_seg.weight" not in own or (args := cls.infer_args(own)) is None:
             continue
         classes = own["conv_seg.weight"].shape[0]
         channels, strides = backbone.channels, backbone.strides
@@ -111,7 +111,7 @@ def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
         first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
         if first is None or first.dim() != 4 or not _alike(own, example):
             continue
-        told = {**cls.told_by(given), "in_chans": first.shape[1]}
+        told = {**cls.infer_args(given), "in_chans": first.shape[1]}
         defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
         if any(key.startswith("out_norms.") for key in own) or (dense and "out_norm" in defaults):
             told["out_norm"] = True

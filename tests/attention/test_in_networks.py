@@ -1,0 +1,186 @@
+"""Attention modules by name: in the blocks of the CNN families, in the skips and the bottleneck of the U-Net, and one of a user's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import visionattn as va
+from visionattn.attention import ATTENTION, ECA, ELA
+from visionattn.cli import app
+from visionattn.errors import UserError
+from visionattn.heads.unet import BOTTLENECKS, SKIPS
+from visionattn.models import segmenter_from_file
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CNNS = {
+    "eca_resnet18": {"width": 8},
+    "eca_resnet50": {"width": 8, "depths": (1, 1, 1, 1)},
+    "eca_mobilenetv2": {},
+    "ela_resnet18": {"width": 8},
+    "ela_resnet50": {"width": 8, "depths": (1, 1, 1, 1)},
+    "ela_mobilenetv2": {},
+}
+
+
+class Scaled(nn.Module):
+    """Convolutions with biases, a norm, and a parameter of its own: all that an initialisation can miss."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, channels, 1))
+        self.factor = Factor()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor(x * self.convs(x).sigmoid())  # type: ignore[no-any-return]
+
+
+class Factor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.value, 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.value
+
+
+@pytest.fixture(autouse=True)
+def scaled() -> Iterator[None]:
+    before = dict(ATTENTION)
+    va.register_attention("scaled", Scaled)
+    yield
+    ATTENTION.clear()
+    ATTENTION.update(before)
+
+
+def cnn(name: str, attn: str, **args: Any) -> Any:
+    torch.manual_seed(0)
+    return va.create_model(name, num_classes=3, attn=attn, **CNNS[name], **args)
+
+
+@pytest.mark.parametrize("attn", ["none", "eca", "ela_b", "ela_s", "scaled"])
+@pytest.mark.parametrize("name", CNNS)
+def test_blocks_take_any_module(name: str, attn: str, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = cnn(name, attn)
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 7)
+    model.init_weights()
+    assert not any(torch.isnan(tensor).any() for tensor in model.state_dict().values())
+    assert all(part.value == 0.5 for part in model.modules() if isinstance(part, Factor))
+
+    image = torch.randn(2, 3, 49, 64)
+    model.train()(image).square().sum().backward()
+    missed = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missed
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    again = cnn(name, attn)
+    report = va.load_checkpoint(again, tmp_path / "model.pth", allow=())
+    assert report.reshaped == report.skipped == []
+    with torch.no_grad():
+        assert torch.equal(again.eval()(image), model.eval()(image))
+
+
+@pytest.mark.parametrize("name", CNNS)
+def test_the_module_takes_the_place_of_the_familys_own(name: str) -> None:
+    family = name.partition("_")[0]
+    own, other = (ECA, ELA) if family == "eca" else (ELA, ECA)
+    usual = va.create_model(name, num_classes=3, **CNNS[name])  # type: ignore[arg-type]
+    foreign = cnn(name, "ela_b" if family == "eca" else "eca")
+    ours, theirs = ([key for key, part in net.named_modules() if isinstance(part, cls)] for net, cls in ((usual, own), (foreign, other)))
+    assert ours and [key.replace(f".{family}", ".attn") for key in ours] == theirs
+    assert not any(isinstance(part, own) for part in foreign.modules())
+
+
+def test_without_attention_the_trunk_is_torchvisions() -> None:
+    from torchvision.models import mobilenet_v2, resnet18
+
+    image = torch.randn(1, 3, 64, 64)
+    for name, build in (("eca_resnet18", resnet18), ("eca_mobilenetv2", mobilenet_v2)):
+        theirs = build(num_classes=3).eval()
+        ours: Any = va.create_model(name, num_classes=3, attn="none").eval()
+        va.load_checkpoint(ours, theirs.state_dict(), allow=())
+        with torch.no_grad():
+            assert torch.allclose(ours(image), theirs(image), atol=1e-5)
+
+
+def test_unknown_names_are_answered_with_the_choices() -> None:
+    cases = {
+        "attn": (lambda: va.create_model("eca_resnet18", attn="ecaa"), ["none"]),
+        "skip": (lambda: va.create_segmenter("van_b0", "unet", 2, skip="ecaa"), SKIPS),
+        "bottleneck": (lambda: va.create_segmenter("van_b0", "unet", 2, bottleneck="ecaa"), BOTTLENECKS),
+    }
+    for argument, (build, own) in cases.items():
+        with pytest.raises(UserError, match=f'unknown {argument} "ecaa"') as caught:
+            build()
+        assert caught.value.code == "VA-M002" and "Did you mean eca" in caught.value.fix
+        assert caught.value.fix.endswith(f"Expected one of: {', '.join([*own, *ATTENTION])}")
+
+
+def unet(skip: str, bottleneck: str) -> Any:
+    torch.manual_seed(0)
+    args = {"skip": skip, "bottleneck": bottleneck, "stem_channels": (4, 8), "max_channels": 24}
+    return va.create_segmenter("eca_resnet18", "unet", 2, backbone_args={"width": 8}, **args)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [*ATTENTION, "scaled"])
+def test_skips_and_bottleneck_take_any_module(name: str) -> None:
+    model, image = unet(name, name), torch.randn(2, 3, 50, 65)
+    levels = [level.attention is not None for level in model.decode_head.levels]
+    assert levels == [False, False, True, True, True]
+    model.train()(image).logits.square().sum().backward()
+    assert not [key for key, parameter in model.named_parameters() if parameter.grad is None and ".out_norms." not in key]
+    again = unet(name, name)
+    va.load_checkpoint(again, model.state_dict(), allow=())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(image), model.eval()(image))
+
+
+def test_names_of_the_tensors() -> None:
+    state = unet("eca", "ela_b").decode_head.state_dict()
+    assert state["levels.2.attention.module.conv.weight"].shape == (1, 1, 3)
+    assert state["bottleneck.0.conv.weight"].shape == (24, 64, 3, 3)
+    assert state["bottleneck.1.conv.weight"].shape == (24, 1, 7)
+
+
+PAIRS = [*zip([*SKIPS, *ATTENTION, "scaled"], [*ATTENTION, *BOTTLENECKS, "scaled"], strict=False)]
+
+
+@pytest.mark.parametrize(("skip", "bottleneck"), PAIRS)
+def test_a_file_tells_its_skips_and_bottleneck(skip: str, bottleneck: str) -> None:
+    head = unet(skip, bottleneck).decode_head
+    told = type(head).infer_args(head.state_dict())
+    assert (told["skip"], told["bottleneck"]) == (skip, bottleneck)
+
+
+def test_a_published_file_with_a_module_is_built_again(tmp_path: Path) -> None:
+    model: Any = va.create_segmenter("eca_resnet18", "unet", 2, skip="ela_s", bottleneck="eca")
+    torch.save(model.state_dict(), tmp_path / "eca_resnet18.pth")
+    again = segmenter_from_file(tmp_path / "eca_resnet18.pth").model
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_the_example_trains_and_predicts(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.chdir(flowers.parent)
+    tiny = ["model.args={attn: own_se, width: 8}", "model.img_size=32", "train.batch_size=6", "train.epochs=1", "data.workers=0"]
+    result = CliRunner().invoke(app, ["train", "--data", "flowers", "plugins=[own_attention]", "log.tensorboard=false", *tiny])
+    assert result.exit_code == 0, result.output
+    assert ATTENTION["own_se"].__name__ == "SqueezeExcite"  # type: ignore[attr-defined]
+    (run,) = Path("runs").glob("*/001")
+    del ATTENTION["own_se"]
+    sys.modules.pop("own_attention")
+    result = CliRunner().invoke(app, ["eval", str(run), "--split", "test"])
+    assert result.exit_code == 0, result.output

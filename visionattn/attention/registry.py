@@ -1,0 +1,58 @@
+"""Names of attention modules: name -> builder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from visionattn.attention.eca import ECA
+from visionattn.attention.ela import ELA
+from visionattn.errors import UserError, did_you_mean
+
+# A builder takes the channels of the map and keyword numbers of its own.
+ATTENTION: dict[str, Callable[..., nn.Module]] = {
+    "eca": ECA,
+    "ela_t": partial(ELA, gate="t"),
+    "ela_b": partial(ELA, gate="b"),
+    "ela_s": partial(ELA, gate="s"),
+    "ela_l": partial(ELA, gate="l"),
+}
+
+
+def register_attention(name: str, builder: Callable[..., nn.Module]) -> None:
+    """Add an attention module, usually a class.
+
+    The network initialises it: a submodule with `reset_parameters` resets itself and all it contains, a
+    `Conv2d` is initialised like the other convolutions of the network.
+
+    Args:
+        name: name in the table.
+        builder: `builder(channels, **args)` returns a module that maps `[B, C, H, W]` to the same shape.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in ATTENTION or name == "none":
+        raise ValueError(f"attention {name!r} is registered already")
+    ATTENTION[name] = builder
+
+
+def build_attention(name: str, channels: int, **args: Any) -> nn.Module:
+    """Build the attention module of a name for a number of channels.
+
+    Raises:
+        UserError: VA-M002 with close names.
+    """
+    if name not in ATTENTION:
+        raise unknown_attention("attention", name)
+    return ATTENTION[name](channels, **args)
+
+
+def unknown_attention(argument: str, name: str, others: Sequence[str] = ()) -> UserError:
+    """The error for a name that is neither in the table nor among the `others` that an argument takes."""
+    known = [*others, *ATTENTION]
+    fix = f"{did_you_mean(str(name), known)} Expected one of: {', '.join(known)}".strip()
+    return UserError("VA-M002", f'unknown {argument} "{name}"', fix=fix)
