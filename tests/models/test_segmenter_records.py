@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
-from visionattn.data.palettes import read_classes
+from visionattn.data.masks.palettes import read_classes
 from visionattn.training.build import build_model, build_task
 
 import visionattn as va
