@@ -196,3 +196,41 @@ def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "swin_tny.pth")
     assert caught.value.code == "VA-W006" and "swin_tiny.pth" in caught.value.fix
+
+
+class Regressor(torch.nn.Module):
+    """A model of a user's own: a backbone and a head whose keys no file of ours has."""
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__()
+        self.backbone = va.create_model("eca_resnet18", features_only=True)
+        self.regressor = torch.nn.Linear(512, outputs)
+
+
+def test_a_model_of_ones_own(official: dict[str, torch.Tensor]) -> None:
+    model = Regressor()
+    before = model.regressor.weight.clone()
+    report = va.load_checkpoint(model, official)
+    assert report.matched == 108 and report.skipped == ["the file's head does not fit: the model's starts anew"]
+    assert torch.equal(next(model.parameters()), official["conv1.weight"])
+    assert torch.equal(model.regressor.weight, before)
+    other = Regressor()
+    report = va.load_checkpoint(other, model.state_dict(), allow=())
+    assert report.matched == 110 and torch.equal(other.regressor.weight, before)
+    assert va.load_checkpoint(Regressor(2), model.state_dict()).matched == 108
+    for state, key in ((official, "missing regressor.weight"), ({**model.state_dict(), "extra.weight": before}, "unknown extra.weight")):
+        with pytest.raises(UserError) as caught:
+            va.load_checkpoint(Regressor(), state, allow=())
+        assert caught.value.code == "VA-W003" and key in caught.value.why
+
+
+def test_a_model_of_ones_own_fits_its_head(official: dict[str, torch.Tensor]) -> None:
+    class Fitting(Regressor):
+        def fit_head(self, state: dict[str, torch.Tensor], allow: Any) -> tuple[set[str], list[str]]:
+            state["regressor.weight"], state["regressor.bias"] = (state.pop(f"head.fc.{name}")[:1] for name in ("weight", "bias"))
+            return set(), ["the first class is regressed"]
+
+    model = Fitting()
+    report = va.load_checkpoint(model, official)
+    assert report.matched == 110 and report.skipped == ["the first class is regressed"]
+    assert torch.equal(model.regressor.weight, official["fc.weight"][:1])

@@ -8,13 +8,13 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module, resolve_pretrained_cfg
 from torch import nn
 
 from visionattn.backbones import Backbone, list_models
 from visionattn.backbones.registry import Variant, get_variant
-from visionattn.models import Classifier, create_model, load_checkpoint
-from visionattn.models.classifier import as_pair
+from visionattn.models import create_model, load_checkpoint
 from visionattn.models.weights.load import SAFE_OBJECTS
 from visionattn.models.weights.records import Record, records_of
 
@@ -92,7 +92,8 @@ def _build(
 ) -> nn.Module:
     overlay = dict(pretrained_cfg_overlay or {})
     if img_size is not None:
-        overlay.setdefault("input_size", (3, *as_pair(img_size)))
+        overlay.setdefault("input_size", (3, *to_2tuple(img_size)))
+    features_only = bool(args.get("features_only"))
     ours = {}  # what timm would turn into a wrapper that our models do not need
     if "feature_cls" not in args:
         ours = {key: args.pop(key) for key in ("features_only", "out_indices") if key in args}
@@ -103,11 +104,11 @@ def _build(
     def build(**arguments: Any) -> nn.Module:
         with torch.device(device) if device is not None else nullcontext():
             model = create_model(record.name if record else variant.name, fetched, img_size=img_size, **ours, **arguments)
-        if isinstance(model, Classifier):
+        if not features_only:
             facts.update({key: model.pretrained_cfg[key] for key in ("pool_size", "first_conv", "classifier")})
         return model.to(dtype=dtype)
 
-    def load(state: dict[str, Any], model: Classifier | Backbone) -> dict[str, Any]:
+    def load(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         load_checkpoint(model, state)
         return model.state_dict()  # loaded and adapted already: timm finds nothing left to do
 
@@ -121,6 +122,6 @@ def _build(
             feature_cfg={"out_indices": None},
             **args,
         )
-    if isinstance(model, Classifier):
+    if not features_only:
         model.pretrained_cfg.update(facts)  # only now: timm would adapt the layers named there a second time
     return model  # type: ignore[no-any-return]

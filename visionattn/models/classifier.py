@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from torch import nn
 
 from visionattn.backbones import Backbone
@@ -128,7 +129,22 @@ class Classifier(nn.Module):
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Record the size that transforms are built for; the network takes any size from 32 up."""
-        self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *as_pair(img_size))}
+        self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *to_2tuple(img_size))}
+
+    def fit_head(self, state: dict[str, torch.Tensor], allow: Collection[str]) -> tuple[set[str], list[str]]:
+        """Fit the tensors of a file outside the backbone to this head, in place (`load_checkpoint`).
+
+        Returns:
+            Keys whose values the model keeps, and one line per reason.
+        """
+        given, own = state.get("head.fc.weight"), getattr(self.head.fc, "weight", None)
+        if "classifier" not in allow or given is None or (own is not None and given.shape == own.shape):
+            return set(), []  # where only the model has a classifier, the strict load reports it
+        for key in ("head.fc.weight", "head.fc.bias"):
+            state.pop(key, None)
+        if own is None:
+            return set(), ["the file's classifier left out (num_classes=0)"]
+        return {"head.fc.weight", "head.fc.bias"}, [f"checkpoint head has {len(given)} classes, the model {len(own)}: head re-initialised"]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations in the backward pass."""
@@ -163,8 +179,3 @@ def group_matcher(backbone: Backbone, coarse: bool) -> dict[str, Any]:
         "stem": below(matcher["stem"]),
         "blocks": below(blocks) if isinstance(blocks, str) else [(below(pattern), order) for pattern, order in blocks],
     }
-
-
-def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image size."""
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

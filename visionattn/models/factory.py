@@ -11,19 +11,26 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
+from timm.layers import to_2tuple
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, check_arguments, get_variant
 from visionattn.kernels.dispatch import use_backend
-from visionattn.models.classifier import Classifier, as_pair
+from visionattn.models.classifier import Classifier
 from visionattn.models.weights.download import CachedFile, fetch
 from visionattn.models.weights.load import load_checkpoint
 from visionattn.models.weights.records import Record, find_record, records_of, split_name
 
 
+@overload
+def create_model(name: str, pretrained: bool | str = ..., *, features_only: Literal[True], **args: Any) -> Backbone: ...
+@overload
+def create_model(name: str, pretrained: bool | str = ..., *, features_only: Literal[False] = ..., **args: Any) -> Classifier: ...
+@overload
+def create_model(name: str, pretrained: bool | str = ..., *, features_only: bool, **args: Any) -> Classifier | Backbone: ...
 def create_model(
     name: str,
     pretrained: bool | str = False,
@@ -154,7 +161,7 @@ def pretrained_cfg(
 ) -> dict[str, Any]:
     """Facts of a model and how its images are prepared, in timm's keys."""
     cfg = {**variant.cfg, "num_classes": num_classes, **(_published_cfg(record, file) if record else {})}
-    size = cfg["input_size"][1:] if img_size is None else as_pair(img_size)
+    size = cfg["input_size"][1:] if img_size is None else to_2tuple(img_size)
     means, stds = (_channels(cfg[key], backbone.in_chans) for key in ("mean", "std"))
     return {
         **cfg,

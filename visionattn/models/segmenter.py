@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +62,37 @@ class Segmenter(nn.Module):
         if self.auxiliary_head is None:
             return HeadOutput(logits, output.aux)
         return HeadOutput(logits, (*output.aux, Aux("auxiliary_head", self.auxiliary_head(maps).logits, self.aux_weight)))
+
+    def fit_head(self, state: dict[str, torch.Tensor], allow: Collection[str]) -> tuple[set[str], list[str]]:
+        """Fit the tensors of a file outside the backbone to the heads, in place (`load_checkpoint`).
+
+        Returns:
+            Keys whose values the model keeps, and one line per reason.
+        """
+        own = {key for key in self.state_dict() if not key.startswith("backbone.")}
+        for key in [key for key in state if key.startswith("head.")]:  # of a classifier
+            del state[key]
+        head = {key: state.pop(key) for key in list(state) if key.startswith("decode_head.")}
+        if not head:
+            return own, ["the file has no segmentation head: it starts anew"]
+        renamed = self.decode_head.from_upstream({key.removeprefix("decode_head."): value for key, value in head.items()})
+        state.update({f"decode_head.{key}": value for key, value in renamed.items()})
+        kept: set[str] = set()
+        skipped = []
+        given, ours = ({key for key in keys if key.startswith("auxiliary_head.")} for keys in (state, own))
+        if "auxiliary" in allow and bool(given) != bool(ours):
+            kept |= ours
+            for key in given:
+                del state[key]
+            skipped.append("the file's auxiliary head left out" if given else "the file has no auxiliary head: it starts anew")
+        classes = state.get("decode_head.conv_seg.weight")
+        if "classifier" in allow and classes is not None and len(classes) != self.num_classes:
+            last = {key for key in own if ".conv_seg." in key}  # of both heads
+            kept |= last
+            for key in last:
+                state.pop(key, None)
+            skipped.append(f"checkpoint head has {len(classes)} classes, the model {self.num_classes}: last layer re-initialised")
+        return kept, skipped
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of the backbone in the backward pass."""

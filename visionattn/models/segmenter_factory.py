@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from visionattn.backbones import Backbone
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
 from visionattn.models.factory import create_model, pretrained_cfg
@@ -97,7 +96,6 @@ def create_segmenter(
     network = create_model(
         backbone, pretrained, in_chans=in_chans, img_size=img_size, drop_path_rate=drop_path_rate, features_only=True, **args
     )
-    assert isinstance(network, Backbone)
     asked = find_record(backbone, pretrained if isinstance(pretrained, str) else None) if pretrained or tag else None
     record = asked or next(iter(records_of(variant.name)), None)
     cfg = pretrained_cfg(variant, network, record, None, num_classes, img_size) | {"classifier": "decode_head.conv_seg"}

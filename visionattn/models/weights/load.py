@@ -8,20 +8,21 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
-from visionattn.backbones import Backbone
 from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError, did_you_mean
-from visionattn.models.classifier import Classifier
-from visionattn.models.segmenter import Segmenter
-from visionattn.models.weights.recognise import State, recognise, split_decoder, to_our_keys
+from visionattn.models.weights.recognise import DECODER, State, counter, recognise, split_decoder, to_our_keys
 
+# Tensors of our classifiers and segmentation models outside the backbone.
+HEADS = ("head.", *DECODER)
 # Where official files keep their tensors.
 CONTAINERS = ("model", "state_dict", "state_dict_ema")
 
@@ -65,21 +66,22 @@ class LoadReport:
 
 
 def load_checkpoint(
-    model: Classifier | Backbone | Segmenter,
+    model: nn.Module,
     source: str | Path | Mapping[str, Any],
     *,
     allow: Collection[str] = ("classifier", "first_conv", "position", "auxiliary"),
 ) -> LoadReport:
     """Load a file or a state dict, in the authors' layout, timm's, mmsegmentation's or ours.
 
-    After renaming, every tensor must fit, except for what `allow` names: "classifier" (another
-    number of classes leaves the model's own), "first_conv" (input channels summed, or repeated and
-    scaled), "position" (tables resampled by the family's rule), "auxiliary" (the auxiliary head of a
-    segmentation model, where only one of file and model has it).
+    After renaming, every tensor must fit, except for what `allow` names: "classifier" (a head for
+    another number of classes keeps the model's own values), "first_conv" (input channels summed, or
+    repeated and scaled), "position" (tables resampled by the family's rule), "auxiliary" (the auxiliary
+    head of a segmentation model, where only one of file and model has it).
 
     Args:
-        model: a classifier; a backbone (`features_only`), which takes the backbone's part; a segmentation
-            model, whose backbone alone is loaded from a classifier's or a backbone's file.
+        model: a backbone, which takes its part of any file; or a module with one as `.backbone`. What is outside
+            the backbone is up to the module's `fit_head(state, allow)`, see `Classifier.fit_head`; without
+            that method, tensors outside the backbone are loaded if all of them fit, and otherwise start anew.
         source: path of a .safetensors or .pth file, or a mapping of names to tensors.
         allow: differences that are adapted instead of refused.
 
@@ -88,40 +90,37 @@ def load_checkpoint(
             VA-W005 not readable, VA-W006 no such file.
     """
     given = tensors_of(source if isinstance(source, Mapping) else read_file(Path(source)))
-    backbone = model if isinstance(model, Backbone) else model.backbone
+    backbone: Any = getattr(model, "backbone", model)
     prefix = "" if backbone is model else "backbone."
-    rest, parts = split_decoder(given)
-    state = to_our_keys(rest, backbone)
-    if not isinstance(model, Classifier):
-        state = {prefix + key.removeprefix("backbone."): value for key, value in state.items() if not key.startswith("head.")}
-    if not isinstance(model, Backbone):
-        state |= parts  # a classifier refuses them below
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    rest, decoder = split_decoder(given)
+    renamed = {key: value for key, value in (to_our_keys(rest, backbone) | decoder).items() if not counter(key)}
+    trunk = {key.removeprefix("backbone."): value for key, value in renamed.items() if key.startswith("backbone.")}
 
-    reshaped = _adapt_position(backbone, state, prefix) if "position" in allow else []
+    reshaped = backbone.adapt(trunk) if "position" in allow else []
     if "first_conv" in allow:
-        reshaped += _adapt_first_conv(model, state, f"{prefix}{backbone.first_conv}.weight")
+        reshaped += _adapt_first_conv(backbone, trunk)
+    state = {prefix + key: value for key, value in trunk.items()}
     kept: set[str] = set()
     skipped: list[str] = []
-    if isinstance(model, Classifier):
-        skipped = _keep_classifier(model, state) if "classifier" in allow else []
-        kept = {"head.fc.weight", "head.fc.bias"} if skipped else set()
-    elif not isinstance(model, Backbone):
-        kept, skipped = _fit_decoder(model, state, allow)
+    head = {key: value for key, value in renamed.items() if not key.startswith("backbone.")}
+    if backbone is model:
+        head = {key: value for key, value in head.items() if not key.startswith(HEADS)}
+    else:
+        kept, skipped = getattr(model, "fit_head", partial(_fit_head, model))(head, allow)
+    state |= head
 
     wanted = model.state_dict()
     norms = {key for key in wanted if key.startswith(f"{prefix}out_norms.")}
     if norms and not norms & set(state):  # a classifier's file starts a dense model, whose norms it cannot have
         kept |= norms
         skipped.append(f"the norms of {len(backbone.out_norms)} outputs are not in the file: they start anew")
-    kept |= {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = [key for key in wanted if key not in state and key not in kept]
+    missing = [key for key in wanted if key not in state and key not in kept and not counter(key)]
     unexpected = [key for key in state if key not in wanted]
     shapes = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
     if missing or unexpected or shapes:
         raise _mismatch(model, given, state, missing, unexpected, shapes)
     model.load_state_dict(state, strict=False)  # all differences were dealt with above
-    total = len(wanted) - sum(key.endswith("num_batches_tracked") for key in wanted)
+    total = len(wanted) - sum(map(counter, wanted))
     reason = "; ".join([f"{len(state)} of {total} tensors loaded", *reshaped, *skipped])
     return LoadReport(matched=len(state), reshaped=reshaped, skipped=skipped, reason=reason)
 
@@ -182,16 +181,10 @@ def tensors_of(content: Mapping[str, Any]) -> State:
     return state
 
 
-def _adapt_position(backbone: Backbone, state: State, prefix: str) -> list[str]:
-    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    notes = backbone.adapt(own)
-    state.update({prefix + key: value for key, value in own.items()})
-    return notes
-
-
-def _adapt_first_conv(model: torch.nn.Module, state: State, key: str) -> list[str]:
+def _adapt_first_conv(backbone: Any, state: State) -> list[str]:
     """Input channels: summed for one, else repeated in turn and scaled so that the response stays."""
-    weight, wanted = state.get(key), model.get_parameter(key)
+    key = f"{backbone.first_conv}.weight"
+    weight, wanted = state.get(key), backbone.get_parameter(key)
     if weight is None or weight.dim() != 4 or weight.shape[1] == wanted.shape[1] or weight.shape[0] != wanted.shape[0]:
         return []
     old, new = weight.shape[1], wanted.shape[1]
@@ -202,42 +195,14 @@ def _adapt_first_conv(model: torch.nn.Module, state: State, key: str) -> list[st
     return [f"first convolution {old} -> {new} input channels ({'summed' if new == 1 else 'repeated and scaled'})"]
 
 
-def _keep_classifier(model: Classifier, state: State) -> list[str]:
-    given, own = state.get("head.fc.weight"), getattr(model.head.fc, "weight", None)
-    if own is not None and (given is None or given.shape == own.shape):
-        return []  # the same size; a file without a classifier is refused by the strict load
-    for key in ("head.fc.weight", "head.fc.bias"):
-        state.pop(key, None)
-    if own is None:
-        return ["the file's classifier left out (num_classes=0)"] if given is not None else []
-    classes = given.shape[0] if given is not None else 0
-    return [f"checkpoint head has {classes} classes, the model {own.shape[0]}: head re-initialised"]
-
-
-def _fit_decoder(model: Segmenter, state: State, allow: Collection[str]) -> tuple[set[str], list[str]]:
-    """Make the tensors of the heads those of the model; returns what the model keeps of its own, and one line per reason."""
-    own = {key for key in model.state_dict() if not key.startswith("backbone.")}
-    head = {key: state.pop(key) for key in list(state) if key.startswith("decode_head.")}
-    if not head:
-        return own, ["the file has no segmentation head: it starts anew"]
-    renamed = model.decode_head.from_upstream({key.removeprefix("decode_head."): value for key, value in head.items()})
-    state.update({f"decode_head.{key}": value for key, value in renamed.items()})
-    kept: set[str] = set()
-    skipped = []
-    given, ours = ({key for key in keys if key.startswith("auxiliary_head.")} for keys in (state, own))
-    if "auxiliary" in allow and bool(given) != bool(ours):
-        kept |= ours
-        for key in given:
-            del state[key]
-        skipped.append("the file's auxiliary head left out" if given else "the file has no auxiliary head: it starts anew")
-    classes = state.get("decode_head.conv_seg.weight")
-    if "classifier" in allow and classes is not None and classes.shape[0] != model.num_classes:
-        last = {key for key in own if ".conv_seg." in key}  # of both heads
-        kept |= last
-        for key in last:
-            state.pop(key, None)
-        skipped.append(f"checkpoint head has {classes.shape[0]} classes, the model {model.num_classes}: last layer re-initialised")
-    return kept, skipped
+def _fit_head(model: nn.Module, state: State, allow: Collection[str]) -> tuple[set[str], list[str]]:
+    """Do what `fit_head` does, for a model without one: load the tensors of its head if all of them fit, otherwise none."""
+    own = {key: value.shape for key, value in model.state_dict().items() if not key.startswith("backbone.") and not counter(key)}
+    if "classifier" not in allow or {key: value.shape for key, value in state.items()} == own:
+        return set(), []
+    for key in [key for key in state if key in own or key.startswith(HEADS)]:
+        del state[key]
+    return set(own), ["the file's head does not fit: the model's starts anew"]
 
 
 def _mismatch(model: Any, given: State, state: State, missing: list[str], unexpected: list[str], shapes: list[str]) -> UserError:

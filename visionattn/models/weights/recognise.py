@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -175,11 +175,23 @@ def split_decoder(given: State) -> tuple[State, State]:
 
 def to_our_keys(given: State, backbone: Backbone) -> State:
     """The tensors of a classifier's or a backbone's file, whatever its layout, under `backbone.*` and `head.*`."""
+    ours = {_pattern(key) for key in backbone.state_dict()}
+
+    def mostly_ours(keys: Collection[str]) -> bool:  # not all, so that the error names the key at fault
+        return sum(_pattern(key) in ours for key in keys) > 0.9 * len(keys)
+
+    own = [key.removeprefix("backbone.") for key in given if key.startswith("backbone.")]
+    if own and mostly_ours(own):
+        return given
     bare = {key.removeprefix("backbone."): value for key, value in given.items()}
-    ours = {_pattern(key) for key in backbone.state_dict()} | {"head.norm.weight", "head.norm.bias", "head.fc.weight", "head.fc.bias"}
-    if sum(_pattern(key) in ours for key in bare) > 0.9 * len(bare):  # not all, so that a fault in a file of ours is named
+    if mostly_ours([key for key in bare if not key.startswith("head.")]):
         return {key if key.startswith("head.") else f"backbone.{key}": value for key, value in bare.items()}
     return backbone.from_upstream(bare)
+
+
+def counter(key: str) -> bool:
+    """Whether a key is that of a batch norm's counter of batches, which is not compared and not loaded."""
+    return key.endswith("num_batches_tracked")
 
 
 def _pattern(key: str) -> str:
@@ -220,6 +232,6 @@ def _as_deep(own: State, variants: list[Variant]) -> list[Variant]:
 
 def _share(given: State, wanted: State) -> float:
     """Tensors with the same name and shape, over all names of either; counters of batches are nobody's weights."""
-    given, wanted = ({k: v for k, v in side.items() if not k.endswith("num_batches_tracked")} for side in (given, wanted))
+    given, wanted = ({key: value for key, value in side.items() if not counter(key)} for side in (given, wanted))
     same = sum(key in given and given[key].shape == value.shape for key, value in wanted.items())
     return same / len(given.keys() | wanted.keys())

@@ -22,7 +22,7 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     settings = config.model
     record = named_weights(settings.name, settings.weights)
     try:
-        model = create_model(
+        return create_model(
             record.name if record else settings.name,
             num_classes=num_classes,
             in_chans=settings.in_chans,
@@ -36,8 +36,6 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
         what = f"{settings.name} cannot be built with model.args {settings.args}"
         raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
-    assert isinstance(model, Classifier)
-    return model
 
 
 def open_published(source: str, say: Say | None) -> PublishedModel | None:
