@@ -178,7 +178,7 @@ from pathlib import Path
 from visionattn.integrations.timm import register
 from visionattn.models.weights.download import store
 torch.save(va.create_model("eca_resnet18").state_dict(), "file.pth")
-store(Path("file.pth"), "eca_resnet18.in1k", say=lambda text: None)
+store(Path("file.pth"), "eca_resnet18.in1k", report=lambda text: None)
 register()
 assert timm.list_models("va_swin_tiny*", include_tags=True)[:3] == ["va_swin_tiny.in1k", "va_swin_tiny.in22k", "va_swin_tiny.in22k_ft_in1k"]
 assert timm.list_pretrained("va_eca_resnet18*") == ["va_eca_resnet18.in1k"] and not timm.list_pretrained("va_ela_*")

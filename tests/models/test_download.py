@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 from safetensors.torch import save
 
@@ -161,13 +163,13 @@ def files() -> set[str]:
 def test_complete(server: Server, length: bool) -> None:
     said: list[str] = []
     item = record({"url": server.page("/a/file.pth", length=length), "sha256": SHA})
-    file = fetch(item, say=said.append)
+    file = fetch(item, report=said.append)
     assert file.path == folder() / "eca_resnet18.in1k.pth" and file.path.read_bytes() == CONTENT
     assert (file.sha256, file.checked) == (SHA, "as published")
     assert files() == {"eca_resnet18.in1k.pth"}
     assert len(said) == 1 and "127.0.0.1" in said[0] and ("0.5 MiB" in said[0]) == length
     assert server.seen[0][1]["User-Agent"].startswith("visionattn/")
-    assert fetch(item, say=said.append) == file and len(server.seen) == len(said) == 1, "the second time it is in the cache"
+    assert fetch(item, report=said.append) == file and len(server.seen) == len(said) == 1, "the second time it is in the cache"
 
 
 def test_safetensors_keep_their_suffix_and_redirects_are_followed(server: Server) -> None:
@@ -189,7 +191,7 @@ def test_the_second_source_after_the_first_fails(server: Server) -> None:
 def test_a_cut_off_transfer_goes_on(server: Server, headers: dict[str, str]) -> None:
     item = record({"url": server.page("/file.pth", cuts=[100_000, 300_000], headers=headers), "sha256": SHA})
     said: list[str] = []
-    assert fetch(item, say=said.append).path.read_bytes() == CONTENT
+    assert fetch(item, report=said.append).path.read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=100000-", "bytes=300000-"]
     assert server.seen[1][1].get("If-Range") == (headers.get("Last-Modified") or headers.get("ETag"))
     assert "cut off after 100,000 of 512,000 bytes" in said[1]
@@ -263,7 +265,7 @@ def test_two_at_once_download_once(server: Server) -> None:
     item = record({"url": server.page("/file.pth", pause=0.02), "sha256": SHA})
     said: list[str] = []
     results: list[Path] = []
-    threads = [threading.Thread(target=lambda: results.append(fetch(item, say=said.append).path)) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: results.append(fetch(item, report=said.append).path)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -315,7 +317,7 @@ def test_a_stall_ends_the_transfer(server: Server) -> None:
     item = record({"url": server.page("/file.pth", stalls=[100_000, 100_000]), "sha256": SHA})
     started = time.monotonic()
     error = refused("VA-W001", item, stall_timeout=0.3)
-    assert "nothing came for 0.3 s" in error.why and time.monotonic() - started < 5
+    assert "no data for 0.3 s" in error.why and time.monotonic() - started < 5
     assert fetch(item).path.read_bytes() == CONTENT and server.ranges[-1] == "bytes=100000-"
 
 
@@ -354,7 +356,7 @@ def test_offline(server: Server, monkeypatch: pytest.MonkeyPatch, switch: str) -
     assert fetch(item).sha256 == SHA, "what is in the cache needs no network"
 
 
-def test_sources_for_a_browser_are_told_and_not_fetched(server: Server) -> None:
+def test_sources_for_a_browser_are_listed_and_not_fetched(server: Server) -> None:
     page = {"url": server.page("/folder/"), "status": "page_only"}
     broken = {"url": server.page("/share?id=1"), "status": "reported_broken", "file_name": "tiny_in1k.pth"}
     error = refused("VA-W001", record(page, broken, note="nothing else was released"))
@@ -362,10 +364,21 @@ def test_sources_for_a_browser_are_told_and_not_fetched(server: Server) -> None:
     assert page["url"] in error.fix and "file tiny_in1k.pth" in error.fix
 
 
-def test_a_redirect_to_an_unencrypted_address_is_refused() -> None:
-    request = download.urllib.request.Request("https://weights.example/file.pth")
-    with pytest.raises(download.urllib.error.HTTPError, match="unencrypted"):
-        download._Redirects().redirect_request(request, None, 302, "Found", {}, "http://weights.example/file.pth")
+def test_a_redirect_to_an_unencrypted_address_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Redirect(requests.adapters.BaseAdapter):
+        def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+            response = requests.Response()
+            response.status_code, response.url, response.request = 302, request.url, request
+            response.headers["Location"] = server.page("/file.pth")
+            response.raw = io.BytesIO()
+            return response
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(requests.sessions, "HTTPAdapter", Redirect)
+    error = refused("VA-W001", record("https://weights.example/file.pth"))
+    assert "weights.example: redirect to an unencrypted address refused" in error.why and not server.seen
 
 
 def test_no_space(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +414,7 @@ def test_a_wrong_hash_goes_into_quarantine(server: Server, digits: dict[str, str
 def test_the_first_hash_is_pinned_and_a_later_one_refused(server: Server) -> None:
     item = record(server.page("/file.pth"))
     said: list[str] = []
-    assert fetch(item, say=said.append).checked == "pinned on first use" and SHA in said[-1]
+    assert fetch(item, report=said.append).checked == "pinned on first use" and SHA in said[-1]
     assert fetch(item).checked == "as on first use"
     (folder() / "eca_resnet18.in1k.pth").unlink()
     assert fetch(item).checked == "as on first use"

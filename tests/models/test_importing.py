@@ -106,7 +106,7 @@ def test_import_then_predict_evaluate_and_train_by_name(
 
 def test_the_name_of_a_published_file_gives_its_record(tmp_path: Path) -> None:
     write(tmp_path / "nat_mini.pth", "nat", "nat_mini__224x224", "")
-    done = import_file(tmp_path / "nat_mini.pth", say=lambda text: None)
+    done = import_file(tmp_path / "nat_mini.pth", report=lambda text: None)
     assert done.record == find_record("nat_mini.in1k") and done.record.top1 == 81.8
 
 
@@ -115,7 +115,7 @@ def test_models_with_the_same_tensors_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         import_file(tmp_path / "best.pth")
     assert caught.value.what == "best.pth fits dinat_mini and nat_mini alike" and "--model dinat_mini" in caught.value.fix
-    done = import_file(tmp_path / "best.pth", model="dinat_mini", tag="mine", say=lambda text: None)
+    done = import_file(tmp_path / "best.pth", model="dinat_mini", tag="mine", report=lambda text: None)
     assert done.record.name == "dinat_mini.mine" and va.list_models("dinat_mini*", pretrained=True)[-1] == "dinat_mini.mine"
     with pytest.raises(UserError) as caught:
         import_file(tmp_path / "best.pth", model="van_b0")

@@ -121,17 +121,17 @@ def test_a_published_model_by_name(tmp_path: Path, small: Callable[..., None]) -
     name, args = "dinat_mini.upernet_ade20k", find_weights("dinat_mini.upernet_ade20k").args
     model = va.create_segmenter("dinat_mini", "upernet", 150, backbone_args=args, width=8).eval()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "upernet_dinat_mini.pth")
-    done = import_file(tmp_path / "upernet_dinat_mini.pth", say=lambda text: None)
+    done = import_file(tmp_path / "upernet_dinat_mini.pth", report=lambda text: None)
     assert done.record == find_weights(name) and done.report.skipped == []
     (tmp_path / "upernet_dinat_mini.pth").unlink()
 
     image = torch.randn(1, 3, 512, 64)  # the largest dilation of the first stage shows at 7 * 16 positions
     with torch.no_grad():
         wanted = model(image)
-        assert torch.equal(segmenter_from_file(name, say=None).model.eval()(image), wanted)
+        assert torch.equal(segmenter_from_file(name, report=None).model.eval()(image), wanted)
         assert torch.equal(segmenter_from_file(done.file.path).model.eval()(image), wanted)
         assert torch.equal(va.create_segmenter("dinat_mini", "upernet", 150, checkpoint_path=name, width=8).eval()(image), wanted)
-        near = segmenter_from_file(name, backbone_args={"dilations": get_variant("dinat_mini").args["dilations"]}, say=None).model.eval()
+        near = segmenter_from_file(name, backbone_args={"dilations": get_variant("dinat_mini").args["dilations"]}, report=None).model.eval()
         assert not torch.equal(near(image), wanted)
     (shown,) = json.loads(CliRunner().invoke(app, ["weights", "list", name, "--json"]).stdout)
     assert shown["miou"] == 45.8 and shown["path"] == str(done.file.path)
@@ -157,7 +157,7 @@ def test_files_without_a_known_name(tmp_path: Path, small: Callable[..., None]) 
     torch.save(va.create_segmenter("van_b4", "upernet", 150, width=8).state_dict(), tmp_path / "download.pth")
     with pytest.raises(UserError, match=r"may be van_b4\.upernet_ade20k or van_b4\.in22k_upernet_ade20k"):
         import_file(tmp_path / "download.pth")
-    done = import_file(tmp_path / "download.pth", tag="in22k_upernet_ade20k", say=lambda text: None)
+    done = import_file(tmp_path / "download.pth", tag="in22k_upernet_ade20k", report=lambda text: None)
     assert done.record.name == "van_b4.in22k_upernet_ade20k"
     torch.save(va.create_segmenter("van_b4", "upernet", 5, width=8).state_dict(), tmp_path / "mine.pth")
     with pytest.raises(UserError, match=r"none that was published(.|\n)*model.weights="):

@@ -82,7 +82,7 @@ def weights_import(
     if classes is not None and not Path(classes).is_file():
         raise UserError("VA-D001", f'--classes "{classes}" not found')
     names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else []
-    done = import_file(file, model=model, tag=tag, class_names=[name.strip() for name in names if name.strip()], say=console.line)
+    done = import_file(file, model=model, tag=tag, class_names=[name.strip() for name in names if name.strip()], report=console.line)
     record, found = done.record, done.recognised
     facts = {
         "name": record.name,

@@ -30,7 +30,7 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
     if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
         record = find_record(task.backbone_name(config), None if source == "pretrained" else source)  # raises with what there is
     if record is not None:
-        file = fetch(record, say=None if console.quiet else lambda text: console.field("", text))
+        file = fetch(record, report=None if console.quiet else lambda text: console.field("", text))
         source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
         report = load_checkpoint(model, file.path)
     elif path.is_dir():

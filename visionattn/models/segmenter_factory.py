@@ -12,12 +12,12 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
 from visionattn.models.factory import create_model, pretrained_cfg
 from visionattn.models.segmenter import Segmenter, head_class
-from visionattn.models.weights.download import Say, fetch, tell
+from visionattn.models.weights.download import Report, fetch, print_line
 from visionattn.models.weights.load import load_checkpoint, read_file, tensors_of
 from visionattn.models.weights.recognise import Recognised, one_name, recognise
 from visionattn.models.weights.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
 
-# Published segmentation models of all families were trained with these, VAN's too, whose classifiers were not.
+# All published segmentation models were trained with these, including VAN's, whose classifiers were not.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 Colour = tuple[int, int, int]
@@ -31,7 +31,7 @@ class Preset(NamedTuple):
     head_args: Mapping[str, Any]
 
 
-# Published decoders of medical images as choices of the attention U-Net.
+# Published decoders for medical images, as settings of the attention U-Net.
 PRESETS = {
     # Skips of Att-SwinU-Net (Aghdam et al., arXiv 2210.16898) on a Swin encoder; its decoder is convolutional here.
     "att_swin_unet": Preset("swin_tiny", "unet", {"skip": "cross_contextual"}),
@@ -41,7 +41,7 @@ PRESETS = {
 
 
 class SegmenterFile(NamedTuple):
-    """A published segmentation model, and what its outputs stand for where the file says it."""
+    """A published segmentation model, with its classes and palette if the file holds them."""
 
     model: Segmenter
     classes: tuple[str, ...] | None
@@ -62,21 +62,21 @@ def create_segmenter(
     backbone_args: Mapping[str, Any] | None = None,
     **head_args: Any,
 ) -> Segmenter:
-    """A segmentation model by name.
+    """Create a segmentation model by name.
 
     Args:
-        backbone: see `list_models()`; with a tag (`swin_tiny.in22k`) the preprocessing is that of these weights. Or a name in `PRESETS`.
-        head: a name in `visionattn.heads.HEADS`; None is that of the preset, or "upernet".
+        backbone: see `list_models()`; with a tag (`swin_tiny.in22k`), the preprocessing is that of these weights. Or a name in `PRESETS`.
+        head: a name in `visionattn.heads.HEADS`; None takes the preset's, or "upernet".
         num_classes: logits per pixel.
         pretrained: start the backbone from published classification weights, as in `create_model`.
         checkpoint_path: a segmentation file of this model (see `load_checkpoint`), the name of a published one
-            (`swin_tiny.upernet_ade20k`, downloaded on first use), or a classification file, which starts the backbone.
+            (`swin_tiny.upernet_ade20k`, downloaded on first use), or a classification file, for the backbone only.
         in_chans: input channels.
         img_size: size of the images in training; the network takes any size from 32 up.
         drop_path_rate: stochastic depth.
-        aux: train an auxiliary head on the last but one map too; None does where the head's published recipes do.
+        aux: also train an auxiliary head on the last but one map; None follows the published recipes of the head.
         backbone_args: arguments of the backbone's class.
-        **head_args: arguments of the head's class; they go before those of the preset.
+        **head_args: arguments of the head's class; they override those of the preset.
 
     Raises:
         UserError: VA-M001 unknown backbone or head, VA-M002 unknown argument or no `num_classes`, VA-W001 to VA-W007 weights.
@@ -107,7 +107,7 @@ def create_segmenter(
 
 
 def with_preset(backbone: str, head: str | None, head_args: Mapping[str, Any]) -> Preset:
-    """Backbone, head and arguments that names stand for; a head other than the preset's leaves out the preset's arguments."""
+    """Resolve a backbone or preset and a head; with a head other than the preset's, the preset's arguments are ignored."""
     preset = PRESETS.get(backbone, Preset(backbone, "upernet", {}))
     own = preset.head_args if head in (None, preset.head) else {}
     return Preset(preset.backbone, head or preset.head, {**own, **head_args})
@@ -118,25 +118,25 @@ def segmenter_from_file(
     *,
     backbone: str | None = None,
     backbone_args: Mapping[str, Any] | None = None,
-    say: Say | None = tell,
+    report: Report | None = print_line,
     **head_args: Any,
 ) -> SegmenterFile:
-    """The model that a segmentation file was saved from, with its weights, classes and palette.
+    """Create the model of a segmentation file and load its weights, classes and palette.
 
-    What it is, is read from its tensors; files of mmsegmentation's layout and of ours are known.
+    The model is recognised from the file's tensors, in mmsegmentation's layout or ours.
 
     Args:
         path: .pth or .safetensors, or the name of a published model (`swin_tiny.upernet_ade20k`), downloaded on first
-            use. Published files with DiNAT keep their name, which tells their dilations.
-        backbone: needed only where several backbones have the same tensors and the file's name does not say which.
-        backbone_args: arguments of the backbone's class that no tensor tells (dilations).
-        say: takes the lines that tell of a download; None for silence.
-        **head_args: arguments of the head's class that no tensor tells (rates of dilation).
+            use. Do not rename published files with DiNAT: their dilations are found by file name.
+        backbone: needed only if several backbones have the same tensors and the file's name does not contain one of them.
+        backbone_args: arguments of the backbone's class that cannot be inferred from tensors (dilations).
+        report: called with lines about a download; None for no output.
+        **head_args: arguments of the head's class that cannot be inferred from tensors (rates of dilation).
 
     Raises:
         UserError: VA-W003 not recognised, or several backbones fit; VA-W001, VA-W002, VA-W004 to VA-W006.
     """
-    published, path = _published(path), _local_file(path, say)
+    published, path = _published(path), _local_file(path, report)
     content = read_file(path)
     given = tensors_of(content)
     found = recognise(given)
@@ -161,7 +161,7 @@ def segmenter_from_file(
 
 
 def classes_and_palette(content: Mapping[str, Any], num_classes: int) -> tuple[tuple[str, ...] | None, tuple[Colour, ...] | None]:
-    """Names and colours from the `meta` of a file of mmsegmentation 0.x or 1.x; None for what is not there, or not one per class."""
+    """Return the names and colours in the `meta` of an mmsegmentation file, 0.x or 1.x; None if missing or not one per class."""
     meta = content.get("meta")
     meta = meta if isinstance(meta, Mapping) else {}
     inner = meta.get("dataset_meta")
@@ -174,7 +174,7 @@ def classes_and_palette(content: Mapping[str, Any], num_classes: int) -> tuple[t
 
 
 def _published(source: str | Path) -> SegmenterRecord | None:
-    """The published model of this name, or whose file this is by its name."""
+    """Find a published model by its name or by the name of its file."""
     name = Path(source).name
     for record in segmenter_records():
         if record.name in (name, Path(name).stem) or (name and name in [item.name for item in record.sources]):
@@ -182,10 +182,10 @@ def _published(source: str | Path) -> SegmenterRecord | None:
     return None
 
 
-def _local_file(source: str | Path, say: Say | None = tell) -> Path:
-    """The file of a published model by its name, downloaded on first use; a path as it is."""
+def _local_file(source: str | Path, report: Report | None = print_line) -> Path:
+    """Return the file of a published model, downloaded on first use; any other path is returned unchanged."""
     record = find_segmenter(str(source))
-    return fetch(record, say=say).path if record is not None and not Path(source).exists() else Path(source)
+    return fetch(record, report=report).path if record is not None and not Path(source).exists() else Path(source)
 
 
 def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:
@@ -194,9 +194,9 @@ def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:
 
 def _not_a_segmenter(path: Path, found: Recognised | None) -> UserError:
     if found is None:
-        why = "its tensors are those of no registered backbone and head"
+        why = "its tensors match no registered backbone and head"
     elif found.decoder is None:
-        why = f"it holds {' or '.join(found.names)} without a segmentation head"
+        why = f"it contains {' or '.join(found.names)} without a segmentation head"
     else:
-        why = f"nearest: {found.decoder.head} on {' or '.join(found.names)}, with {found.fit:.0%} of the tensors"
+        why = f"closest: {found.decoder.head} on {' or '.join(found.names)}, {found.fit:.0%} of the tensors match"
     return UserError("VA-W003", f"{path.name} is not recognised as a segmentation model", where=str(path), why=why)

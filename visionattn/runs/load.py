@@ -9,7 +9,7 @@ from typing import Any
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.models import load_checkpoint
-from visionattn.models.weights.download import Say
+from visionattn.models.weights.download import Report
 from visionattn.runs.checkpoint import latest_checkpoint, read_meta, read_weights
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import TASKS, config_from_dict, task_of
@@ -42,12 +42,12 @@ class LoadedModel:
         return replace(self, config=config)
 
 
-def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
+def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
     """Load the model of a run folder, of a checkpoint folder or a weights file in one, of published or imported weights by
     name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), or of a file that a task recognises.
 
     Args:
-        say: takes lines about downloads.
+        report: called with lines about downloads.
 
     Raises:
         UserError: VA-R003, no run or checkpoint there; VA-W001 to VA-W007.
@@ -55,7 +55,7 @@ def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
     path, name = Path(source), None
     if not path.exists() or (path.is_file() and not (path.parent / "meta.json").is_file()):
         for task in TASKS.values():
-            if (published := task.open_published(source, say)) is not None:
+            if (published := task.open_published(source, report)) is not None:
                 return LoadedModel(task, published.config, published.model.eval(), published.target)
     if path.is_file():
         path, name = path.parent, path.name

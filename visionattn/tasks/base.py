@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from visionattn.data.check import CheckReport
     from visionattn.data.splits import Data, ManifestRow, Split
-    from visionattn.models.weights.download import Say
+    from visionattn.models.weights.download import Report
     from visionattn.models.weights.records import Weights
     from visionattn.tasks.batch import Batch
 
@@ -402,7 +402,7 @@ class Task(ABC):
 
         return named_weights(self.backbone_name(config), config.model.weights)
 
-    def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
+    def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         """The model that a name or a file of published weights stands for; None if it is not of this task."""
         return None
 

@@ -1,4 +1,4 @@
-"""Files that a person brings: recognised by their content, checked by loading them, kept under a name."""
+"""Import local checkpoint files: recognise them by content, check them by loading, store them under a name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
 from visionattn.models.factory import create_model
 from visionattn.models.segmenter_factory import create_segmenter
-from visionattn.models.weights.download import CachedFile, Say, store, tell
+from visionattn.models.weights.download import CachedFile, Report, print_line, store
 from visionattn.models.weights.load import LoadReport, load_checkpoint, read_file, tensors_of
 from visionattn.models.weights.recognise import Decoder, Recognised, one_name, recognise
 from visionattn.models.weights.records import Record, SegmenterRecord, Weights, add_local_record, list_segmenters, records, records_of
@@ -19,7 +19,7 @@ from visionattn.models.weights.records import Record, SegmenterRecord, Weights, 
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of a file."""
+    """Result of an import."""
 
     record: Weights
     file: CachedFile
@@ -28,20 +28,25 @@ class Imported:
 
 
 def import_file(
-    path: str | Path, *, model: str | None = None, tag: str | None = None, class_names: Sequence[str] = (), say: Say = tell
+    path: str | Path,
+    *,
+    model: str | None = None,
+    tag: str | None = None,
+    class_names: Sequence[str] = (),
+    report: Report = print_line,
 ) -> Imported:
-    """Keep a checkpoint file under `model.tag`, from where `create_model`, train, eval and predict take it by name.
+    """Store a checkpoint file as `model.tag`, for use by name in `create_model`, train, eval and predict.
 
-    What it is, is read from its tensors. A file with the name of a published one takes that record's
-    tag; another gets a record of its own, whose tag is `tag` or made from the file's name. Of segmentation
-    models only the published ones are kept by name.
+    The model is recognised from the file's tensors. A file named like a published one gets the tag of that
+    record; any other gets a record of its own, with `tag` or a tag made from the file's name. Segmentation
+    models can be imported only if they are published ones.
 
     Args:
         path: .pth or .safetensors, in the authors' layout, timm's, torchvision's, mmpretrain's or ours.
-        model: needed only where several models have the same tensors and the file's name does not say which.
+        model: needed only if several models have the same tensors and the file's name does not contain one of them.
         tag: name of the weights among those of the model.
-        class_names: what the outputs stand for, where they are not ImageNet's classes.
-        say: takes the lines that tell what is done.
+        class_names: names of the outputs, if they are not ImageNet's classes.
+        report: called with lines about the import.
 
     Raises:
         UserError: VA-W003 not recognised, or several models fit; VA-W002, VA-W004 to VA-W006; VA-R004 no space.
@@ -57,18 +62,18 @@ def import_file(
         network = create_segmenter(
             segmenter.model, segmenter.head, found.num_classes, aux=found.decoder.aux, backbone_args=args, **found.decoder.args
         )
-        report = load_checkpoint(network, given, allow=())
-        return Imported(segmenter, store(path, segmenter.model, segmenter.tag, say=say), found, report)
+        loaded = load_checkpoint(network, given, allow=())
+        return Imported(segmenter, store(path, segmenter.model, segmenter.tag, report=report), found, loaded)
     record = _published(path, found, model, tag) or _local(path, found, model, tag, class_names)
     classifier = create_model(record.model, num_classes=found.num_classes, in_chans=found.in_chans, **record.args)
-    report = load_checkpoint(classifier, given, allow=("position",))  # before anything is kept
+    loaded = load_checkpoint(classifier, given, allow=("position",))  # before anything is stored
     if not record.sources:
         add_local_record(record)
-    return Imported(record, store(path, record.model, record.tag, say=say), found, report)
+    return Imported(record, store(path, record.model, record.tag, report=report), found, loaded)
 
 
 def _published(path: Path, found: Recognised, model: str | None, tag: str | None) -> Record | None:
-    """The record with a source of this file's name (or the one asked for), if the content agrees."""
+    """Find the published record with this file name, or with the requested tag, if the content matches."""
     for record in records():
         named = any(source.name == path.name for source in record.sources) if tag is None else record.tag == tag
         same = record.model in found.names and model in (None, record.model) and not found.args
@@ -78,7 +83,7 @@ def _published(path: Path, found: Recognised, model: str | None, tag: str | None
 
 
 def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model: str | None, tag: str | None) -> SegmenterRecord:
-    """The published segmentation model with this content: of this name, of this tag, or the only one whose file has no known name."""
+    """Find the published segmentation model with this content: by file name, by tag, or the only one whose file name is unknown."""
     fitting = [
         record
         for record in list_segmenters()
@@ -92,10 +97,10 @@ def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model:
         return chosen[0]
     what = f"{path.name} is a segmentation model ({decoder.head} on {' or '.join(found.names)})"
     if chosen:
-        fix = f"say which: visionattn weights import {path} --tag {chosen[0].tag}"
+        fix = f"choose one: visionattn weights import {path} --tag {chosen[0].tag}"
         raise UserError("VA-W003", f"{what} and may be {' or '.join(record.name for record in chosen)}", where=str(path), fix=fix)
     fix = f"use the file itself: model.weights={path}, or segmenter_from_file(FILE) of visionattn.models"
-    raise UserError("VA-W003", f"{what}, and none that was published", where=str(path), fix=fix)
+    raise UserError("VA-W003", f"{what}, but not a published one", where=str(path), fix=fix)
 
 
 def _local(path: Path, found: Recognised, model: str | None, tag: str | None, class_names: Sequence[str]) -> Record:
@@ -103,7 +108,7 @@ def _local(path: Path, found: Recognised, model: str | None, tag: str | None, cl
     stem = path.name.partition(".")[0].lower()
     tag = tag or re.sub(r"[^a-z0-9]+", "_", stem).strip("_") or "local"
     if any(record.sources for record in records_of(name) if record.tag == tag):
-        raise UserError("VA-W007", f"{name}.{tag} is a published file of another content", where=str(path), fix="give another --tag")
+        raise UserError("VA-W007", f"{name}.{tag} is a published file with different content", where=str(path), fix="choose another --tag")
     if class_names and len(class_names) != found.num_classes:
         raise UserError("VA-M003", f"{len(class_names)} class names for a classifier of {found.num_classes}", where=str(path))
     label_sets = {1000: "imagenet-1k", 21841: "imagenet-22k"}
@@ -124,9 +129,7 @@ def _local(path: Path, found: Recognised, model: str | None, tag: str | None, cl
 
 
 def _unknown(path: Path, found: Recognised | None) -> UserError:
-    why = "its tensors are those of no registered model"
+    why = "its tensors match no registered model"
     if found is not None:
-        why = f"nearest: {' or '.join(found.names)}, with {found.fit:.0%} of the tensors"
-    return UserError(
-        "VA-W003", f"{path.name} is not recognised", where=str(path), why=why, fix="models that can be read: visionattn models list"
-    )
+        why = f"closest: {' or '.join(found.names)}, {found.fit:.0%} of the tensors match"
+    return UserError("VA-W003", f"{path.name} is not recognised", where=str(path), why=why, fix="supported models: visionattn models list")

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running anything in them, renamed to our keys, loaded strictly."""
+"""Load checkpoint files: without executing code in them, with keys renamed to ours, strictly."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from visionattn.models.weights.recognise import DECODER, State, counter, recogni
 
 # Tensors of our classifiers and segmentation models outside the backbone.
 HEADS = ("head.", *DECODER)
-# Where official files keep their tensors.
+# Keys that hold the tensors in official files.
 CONTAINERS = ("model", "state_dict", "state_dict_ema")
 
 
 class Inert:
-    """In the place of an object beside the tensors that nobody needs: whatever the file wants of it, nothing happens."""
+    """Placeholder for an object in a file that is not needed."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -37,10 +37,10 @@ class Inert:
         pass
 
 
-# Objects beside the tensors in official files. They are rebuilt as data, nothing of theirs is run;
-# yacs' CfgNode becomes an OrderedDict, because torch fills no other subclass of dict.
+# Objects other than tensors in official files. They are rebuilt as data, without executing their code;
+# yacs' CfgNode becomes an OrderedDict, the only subclass of dict that torch can fill.
 SAFE_OBJECTS: list[Any] = [argparse.Namespace, pathlib.PosixPath, (OrderedDict, "yacs.config.CfgNode")]
-# The log of a training that mmengine keeps in each checkpoint: curves as numpy arrays, and methods found by `getattr`, which is not called.
+# mmengine's training log in each checkpoint: curves as numpy arrays, and methods looked up by `getattr`, which is not called.
 SAFE_OBJECTS += [(Inert, "mmengine.logging.history_buffer.HistoryBuffer"), (Inert, "builtins.getattr")]
 SAFE_OBJECTS += [(Inert, f"numpy.{name}") for name in ("ndarray", "dtype")]
 SAFE_OBJECTS += [(Inert, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name in ("_reconstruct", "scalar")]
@@ -50,13 +50,13 @@ NO_CHECKPOINT = "it is neither a zip archive nor a pickle of tensors"
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did.
+    """Result of loading a checkpoint.
 
     Attributes:
-        matched: tensors loaded as they are.
+        matched: number of tensors loaded.
         reshaped: one line per adaptation (first convolution, position tables, kernel sizes).
-        skipped: one line per part that was left as it was (classifier).
-        reason: one line that sums it up.
+        skipped: one line per part that was not loaded (classifier).
+        reason: summary in one line.
     """
 
     matched: int
@@ -83,10 +83,10 @@ def load_checkpoint(
             the backbone is up to the module's `fit_head(state, allow)`, see `Classifier.fit_head`; without
             that method, tensors outside the backbone are loaded if all of them fit, and otherwise start anew.
         source: path of a .safetensors or .pth file, or a mapping of names to tensors.
-        allow: differences that are adapted instead of refused.
+        allow: differences to adapt to; all others raise.
 
     Raises:
-        UserError: VA-W003 another model's weights, VA-W004 a pickle that would run code,
+        UserError: VA-W003 weights of another model, VA-W004 a pickle that would execute code,
             VA-W005 not readable, VA-W006 no such file.
     """
     given = tensors_of(source if isinstance(source, Mapping) else read_file(Path(source)))
@@ -119,14 +119,14 @@ def load_checkpoint(
     shapes = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
     if missing or unexpected or shapes:
         raise _mismatch(model, given, state, missing, unexpected, shapes)
-    model.load_state_dict(state, strict=False)  # all differences were dealt with above
+    model.load_state_dict(state, strict=False)  # all differences are handled above
     total = len(wanted) - sum(map(counter, wanted))
     reason = "; ".join([f"{len(state)} of {total} tensors loaded", *reshaped, *skipped])
     return LoadReport(matched=len(state), reshaped=reshaped, skipped=skipped, reason=reason)
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
-    """The content of a checkpoint file; a pickle is restricted to tensors and a few plain objects.
+    """Read a checkpoint file; pickles may contain only tensors and a few plain objects.
 
     Raises:
         UserError: VA-W004, VA-W005, VA-W006.
@@ -145,17 +145,17 @@ def read_file(path: Path) -> Mapping[str, Any]:
             raise _unreadable(path, NO_CHECKPOINT) from error
         raise UserError(
             "VA-W004",
-            f"{path.name} holds more than tensors and was not opened",
+            f"{path.name} contains more than tensors and was not loaded",
             where=str(path),
             why=refused,
             fix="a checkpoint that needs code to load can do anything on your machine: ask its author for safetensors",
         ) from error
-    except (KeyError, EOFError) as error:  # of the unpickler, from bytes that are no pickle
+    except (KeyError, EOFError) as error:  # from the unpickler, if the bytes are not a pickle
         raise _unreadable(path, NO_CHECKPOINT) from error
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, str(error).partition("\n")[0][:300] or type(error).__name__) from error
     if not isinstance(content, Mapping):
-        raise UserError("VA-W005", f"{path.name} holds a {type(content).__name__}, not named tensors", where=str(path))
+        raise UserError("VA-W005", f"{path.name} contains a {type(content).__name__}, not named tensors", where=str(path))
     return content
 
 
@@ -165,12 +165,12 @@ def _unreadable(path: Path, why: str) -> UserError:
         f"{path.name} is not a readable checkpoint ({path.stat().st_size:,} bytes)",
         where=str(path),
         why=why,
-        fix="the file is truncated or something else: download it again",
+        fix="the file is truncated or not a checkpoint: download it again",
     )
 
 
 def tensors_of(content: Mapping[str, Any]) -> State:
-    """The named tensors inside a container, without the prefix of DataParallel."""
+    """Extract the named tensors from a container, without DataParallel's prefix."""
     for key in CONTAINERS:
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -182,7 +182,7 @@ def tensors_of(content: Mapping[str, Any]) -> State:
 
 
 def _adapt_first_conv(backbone: Any, state: State) -> list[str]:
-    """Input channels: summed for one, else repeated in turn and scaled so that the response stays."""
+    """Adapt the input channels: summed for one channel, otherwise repeated and scaled to keep the response."""
     key = f"{backbone.first_conv}.weight"
     weight, wanted = state.get(key), backbone.get_parameter(key)
     if weight is None or weight.dim() != 4 or weight.shape[1] == wanted.shape[1] or weight.shape[0] != wanted.shape[0]:

@@ -1,4 +1,4 @@
-"""Whose weights a file holds, told by the names and shapes of its tensors."""
+"""Identify the model of a checkpoint from tensor names and shapes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DECODER = ("decode_head.", "auxiliary_head.", "neck.")
 
 @dataclass(frozen=True)
 class Decoder:
-    """What the tensors of a segmentation file tell beside its backbone.
+    """The head recognised in a segmentation file.
 
     Attributes:
         head: name in `HEADS`.
         args: arguments of its class.
         aux: whether there is an auxiliary head.
         num_classes: logits per pixel.
-        fit: share of tensors with the name and shape of the head's.
+        fit: share of the tensors that match the head in name and shape.
     """
 
     head: str
@@ -44,16 +44,16 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Recognised:
-    """What the tensors of a file tell.
+    """The model recognised in a file.
 
     Attributes:
-        names: registered models with these shapes; more than one where shapes do not tell them apart
-            (nat_mini and dinat_mini differ in their dilations only).
-        args: arguments of the family's class that the file asks for beyond those of the models (another window).
+        names: registered models with these shapes; more than one if shapes do not distinguish them
+            (nat_mini and dinat_mini differ only in their dilations).
+        args: arguments of the family's class in which the file differs from the registered model (for example the window).
         num_classes: outputs of the classifier, or of the segmentation head; 0 if there is none.
         in_chans: channels of the images.
-        fit: share of tensors with the name and shape of the model's, 1.0 if all have.
-        decoder: the rest of a segmentation model; None in a classifier's or a backbone's file.
+        fit: share of the tensors that match the model in name and shape.
+        decoder: the head of a segmentation model; None for the file of a classifier or a backbone.
     """
 
     names: tuple[str, ...]
@@ -65,7 +65,7 @@ class Recognised:
 
 
 def recognise(given: State) -> Recognised | None:
-    """The registered models that the tensors of a file fit best; None where nine tenths do not fit any."""
+    """Identify the registered models that best match the tensors of a file; None if less than nine tenths match."""
     rest, parts = split_decoder(given)
     best = _recognise_backbone(rest, dense=bool(parts))
     if best is None or not parts:
@@ -79,7 +79,7 @@ def recognise(given: State) -> Recognised | None:
 
 
 def _recognise_decoder(parts: State, backbone: Backbone) -> Decoder | None:
-    """The head with these tensors over the maps of a backbone, and the auxiliary head; None where nine tenths do not fit any."""
+    """Identify head and auxiliary head over the maps of a backbone; None if less than nine tenths of the tensors match."""
     aux = any(key.startswith("auxiliary_head.") for key in parts)
     for name, cls in HEADS.items():
         own = cls.from_upstream({key.removeprefix("decode_head."): value for key, value in parts.items() if key.startswith("decode_head.")})
@@ -111,17 +111,17 @@ def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
         first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
         if first is None or first.dim() != 4 or not _alike(own, example):
             continue
-        told = {**cls.infer_args(given), "in_chans": first.shape[1]}
+        inferred = {**cls.infer_args(given), "in_chans": first.shape[1]}
         defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
         if any(key.startswith("out_norms.") for key in own) or (dense and "out_norm" in defaults):
-            told["out_norm"] = True
+            inferred["out_norm"] = True
         for variant in _as_deep(own, variants):
-            backbone = _on_meta(cls, {**variant.args, **told})
+            backbone = _on_meta(cls, {**variant.args, **inferred})
             fitting = dict(own)
             backbone.adapt(fitting)
             fit = _share(fitting, backbone.state_dict())
-            usual = {**defaults, **variant.args, "in_chans": told["in_chans"]}
-            beyond = {key: value for key, value in told.items() if usual[key] != value}
+            usual = {**defaults, **variant.args, "in_chans": inferred["in_chans"]}
+            beyond = {key: value for key, value in inferred.items() if usual[key] != value}
             classes = head.shape[0] if head is not None else 0
             found.append((fit, -len(beyond), Recognised((variant.name,), beyond, classes, first.shape[1], fit)))
     best = max(((fit, plain) for fit, plain, _ in found), default=(0.0, 0))
@@ -133,10 +133,10 @@ def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
 
 
 def one_name(path: Path, found: Recognised, asked: str | None, *, fix: str) -> str:
-    """The one model among those with the tensors of a file that is asked for, or that the file's name names.
+    """Choose among the models that match a file: the one asked for, or the one in the file's name.
 
     Args:
-        fix: how to ask for one.
+        fix: how to choose, for the error.
 
     Raises:
         UserError: VA-W003.
@@ -148,24 +148,24 @@ def one_name(path: Path, found: Recognised, asked: str | None, *, fix: str) -> s
     names = " and ".join(found.names)
     if asked:
         raise UserError("VA-W003", f"{path.name} looks like {names} - you asked for {asked}", where=str(path))
-    why = "they have the same tensors and differ in what no file tells"
-    raise UserError("VA-W003", f"{path.name} fits {names} alike", where=str(path), why=why, fix=f"say which: {fix}")
+    why = "they have the same tensors and differ only in settings that a file does not hold"
+    raise UserError("VA-W003", f"{path.name} fits both {names}", where=str(path), why=why, fix=f"choose one: {fix}")
 
 
 def maps_of(cls: type[Head], backbone: Backbone) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and strides that a head is built for."""
+    """Return the channels and strides that a head is built for."""
     if cls.uses_image:
         return (backbone.in_chans, *backbone.channels), (1, *backbone.strides)
     return backbone.channels, backbone.strides
 
 
 def auxiliary(channels: Sequence[int], strides: Sequence[int], num_classes: int) -> FCN:
-    """The auxiliary head of all published recipes, on the last map but one."""
+    """Build the auxiliary head of the published recipes, on the last map but one."""
     return FCN(channels, strides, num_classes, width=256, num_convs=1, concat_input=False, level=max(len(channels) - 2, 0))
 
 
 def split_decoder(given: State) -> tuple[State, State]:
-    """The tensors of the backbone, or of a classifier, and those of a segmentation model's other parts under our names."""
+    """Split tensors into those of a backbone or classifier and those of segmentation heads, the latter under our names."""
     if not any(key.startswith("decode_head.") for key in given):
         return given, {}
     parts = {key: value for key, value in given.items() if key.startswith(DECODER)}
@@ -174,7 +174,7 @@ def split_decoder(given: State) -> tuple[State, State]:
 
 
 def to_our_keys(given: State, backbone: Backbone) -> State:
-    """The tensors of a classifier's or a backbone's file, whatever its layout, under `backbone.*` and `head.*`."""
+    """Rename the tensors of a classifier or backbone, in any known layout, to `backbone.*` and `head.*`."""
     ours = {_pattern(key) for key in backbone.state_dict()}
 
     def mostly_ours(keys: Collection[str]) -> bool:  # not all, so that the error names the key at fault
@@ -190,17 +190,17 @@ def to_our_keys(given: State, backbone: Backbone) -> State:
 
 
 def counter(key: str) -> bool:
-    """Whether a key is that of a batch norm's counter of batches, which is not compared and not loaded."""
+    """Whether a key is the batch counter of a batch norm; counters are neither compared nor loaded."""
     return key.endswith("num_batches_tracked")
 
 
 def _pattern(key: str) -> str:
-    """A key with its numbers made equal: blocks of any depth have the same names."""
+    """Replace the numbers in a key, so that the keys of all blocks are equal."""
     return re.sub(r"\d+", "#", key)
 
 
 def _on_meta(cls: type[Backbone], args: Any) -> Backbone:
-    """A network of shapes. Drawing values, even on the meta device, is most of what building one takes; it is left out."""
+    """Build a backbone on the meta device, without initialisation, which takes most of the time even there."""
     bare = type(cls.__name__, (cls,), {"init_weights": lambda self: None})
     with torch.device("meta"):
         return bare(**args)
@@ -208,7 +208,7 @@ def _on_meta(cls: type[Backbone], args: Any) -> Backbone:
 
 @cache
 def _shallow(name: str) -> Backbone:
-    """A network with the key patterns of a model's family, with few blocks."""
+    """Build a backbone with few blocks, for the key patterns of its family."""
     variant = get_variant(name)
     depths = variant.args.get("depths")
     return _on_meta(variant.cls, {**variant.args, **({"depths": [min(2, depth) for depth in depths]} if depths else {})})
@@ -220,7 +220,7 @@ def _alike(own: State, example: Backbone) -> bool:
 
 
 def _as_deep(own: State, variants: list[Variant]) -> list[Variant]:
-    """The variants with as many blocks per stage as the file has; all, where none has."""
+    """Return the variants with the same number of blocks per stage as the file, or all if there are none."""
     blocks: dict[int, int] = {}
     for key in own:
         if found := re.match(r"stages\.(\d+)\.(?:blocks\.)?(\d+)\.", key):
@@ -231,7 +231,7 @@ def _as_deep(own: State, variants: list[Variant]) -> list[Variant]:
 
 
 def _share(given: State, wanted: State) -> float:
-    """Tensors with the same name and shape, over all names of either; counters of batches are nobody's weights."""
+    """Compute the share of names, over those of both sides, with the same shape in both."""
     given, wanted = ({key: value for key, value in side.items() if not counter(key)} for side in (given, wanted))
     same = sum(key in given and given[key].shape == value.shape for key, value in wanted.items())
     return same / len(given.keys() | wanted.keys())

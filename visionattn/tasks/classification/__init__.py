@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from visionattn.data.check import CheckReport
     from visionattn.data.images.sets import ImageSet, LabelledData
-    from visionattn.models.weights.download import Say
+    from visionattn.models.weights.download import Report
 
 
 class Classification(Task):
@@ -91,10 +91,10 @@ class Classification(Task):
 
         return build_classifier(config, len(target["classes"]))
 
-    def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
+    def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         from visionattn.tasks.classification.model import open_published
 
-        return open_published(str(source), say)
+        return open_published(str(source), report)
 
     # training and evaluation
 

@@ -7,7 +7,7 @@ from timm.data import ImageNetInfo
 from visionattn.backbones import list_models
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model
-from visionattn.models.weights.download import Say, fetch
+from visionattn.models.weights.download import Report, fetch
 from visionattn.models.weights.records import find_record, named_weights, split_name
 from visionattn.tasks.base import PublishedModel
 from visionattn.tasks.classification.settings import ClassifierConfig, ClassifyConfig
@@ -38,7 +38,7 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
         raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
 
 
-def open_published(source: str, say: Say | None) -> PublishedModel | None:
+def open_published(source: str, report: Report | None) -> PublishedModel | None:
     """The model of weights by name (`swin_tiny.in1k`), with the classes they were trained for.
 
     Raises:
@@ -51,7 +51,7 @@ def open_published(source: str, say: Say | None) -> PublishedModel | None:
         raise UserError(
             "VA-M003", f"{record.name} has no classifier", fix=f"train one: model.name={record.model} model.weights={record.tag}"
         )
-    file = fetch(record, say=say)
+    file = fetch(record, report=report)
     model = create_model(record.name, checkpoint_path=file.path, in_chans=record.in_chans)
     settings = ClassifierConfig(name=record.model, weights=record.tag, in_chans=record.in_chans, img_size=record.input_size[1:])
     config = ClassifyConfig(model=settings)

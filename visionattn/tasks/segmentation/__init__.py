@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from visionattn.data.masks.palettes import Colour
     from visionattn.data.masks.sets import MaskData, MaskSet
     from visionattn.data.splits import ManifestRow
-    from visionattn.models.weights.download import Say
+    from visionattn.models.weights.download import Report
     from visionattn.models.weights.records import Weights
 
 
@@ -153,10 +153,10 @@ class Segmentation(Task):
 
         return published_weights(config)
 
-    def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
+    def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         from visionattn.tasks.segmentation.model import open_published
 
-        return open_published(source, say)
+        return open_published(source, report)
 
     # training and evaluation
 

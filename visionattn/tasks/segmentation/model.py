@@ -11,7 +11,7 @@ from visionattn.errors import UserError
 from visionattn.models import Segmenter, create_segmenter, segmenter_from_file
 from visionattn.models.segmenter import head_class
 from visionattn.models.segmenter_factory import IMAGENET, Preset, with_preset
-from visionattn.models.weights.download import Say
+from visionattn.models.weights.download import Report
 from visionattn.models.weights.records import SegmenterRecord, Weights, find_segmenter, named_weights
 from visionattn.tasks.base import PublishedModel
 from visionattn.tasks.segmentation.settings import HeadConfig, SegmentConfig, SegmenterConfig
@@ -72,7 +72,7 @@ def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
     return model
 
 
-def open_published(source: str | Path, say: Say | None) -> PublishedModel | None:
+def open_published(source: str | Path, report: Report | None) -> PublishedModel | None:
     """The model of published weights by name, or of a segmentation file, with the preprocessing of the published recipes.
 
     150 classes without names are ADE20K's.
@@ -82,7 +82,7 @@ def open_published(source: str | Path, say: Say | None) -> PublishedModel | None
     """
     if not Path(source).is_file() and find_segmenter(str(source)) is None:
         return None
-    model, classes, palette = segmenter_from_file(source, say=say)
+    model, classes, palette = segmenter_from_file(source, report=report)
     known = [entry for entry in read_classes("ade20k") if not entry.ignored]
     ade20k = model.num_classes == len(known)
     if classes is None:
