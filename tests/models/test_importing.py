@@ -114,7 +114,7 @@ def test_models_with_the_same_tensors_are_asked_for(tmp_path: Path) -> None:
     write(tmp_path / "best.pth", "nat", "nat_mini__224x224", "")
     with pytest.raises(UserError) as caught:
         import_file(tmp_path / "best.pth")
-    assert caught.value.what == "best.pth fits dinat_mini and nat_mini alike" and "--model dinat_mini" in caught.value.fix
+    assert caught.value.what == "best.pth fits dinat_mini and nat_mini equally well" and "--model dinat_mini" in caught.value.fix
     done = import_file(tmp_path / "best.pth", model="dinat_mini", tag="mine", report=lambda text: None)
     assert done.record.name == "dinat_mini.mine" and va.list_models("dinat_mini*", pretrained=True)[-1] == "dinat_mini.mine"
     with pytest.raises(UserError) as caught:

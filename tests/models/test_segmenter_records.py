@@ -16,15 +16,17 @@ import visionattn as va
 from visionattn.backbones import registry
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.cli import app
-from visionattn.config import SegmentConfig, find_config, load_config, shipped_names
+from visionattn.config.read import find_config, shipped_names
 from visionattn.data.masks.palettes import read_classes
 from visionattn.errors import UserError
 from visionattn.heads import HEADS
 from visionattn.models import segmenter_from_file
 from visionattn.models.weights.importing import import_file
 from visionattn.models.weights.records import SegmenterRecord, find_weights, list_segmenters, records, segmenter_records
+from visionattn.tasks import load_config
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.tasks.segmentation.predictor import build_predictor
+from visionattn.tasks.segmentation.settings import SegmentConfig
 
 RECORDS = segmenter_records()
 RECIPES = [name for name in shipped_names() if name.startswith("segmentation/") and name.endswith("_ade20k")]

@@ -19,7 +19,7 @@ def weights_list(
     license: Annotated[str | None, typer.Option(help="Only weights under this licence, for example mit.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Published weights: what they reach, where they come from, under which licence, and whether they are here."""
+    """Published weights: metrics, sources, licences, and whether they are in the cache."""
     from visionattn.models.weights.download import cached_path
     from visionattn.models.weights.records import Weights, find_record, list_models, list_segmenters
 
@@ -29,13 +29,13 @@ def weights_list(
         raise UserError("VA-W007", f'no weights match "{pattern}"', fix="visionattn weights list")
     paths = [cached_path(record) for record in found]
     if as_json:
-        shown = zip(found, paths, strict=True)
-        print_json([{"name": item.name, **item.model_dump(mode="json"), "path": path and str(path)} for item, path in shown])
+        pairs = zip(found, paths, strict=True)
+        print_json([{"name": item.name, **item.model_dump(mode="json"), "path": path and str(path)} for item, path in pairs])
         return
     rows = [
         [
             item.name,
-            *item.shown,
+            *item.display_figures,
             item.weights_license or "not stated",
             next((source.host for source in item.sources if source.fetchable), "by hand"),
             f"{path.stat().st_size / 2**20:,.0f} MiB" if path else "-",
@@ -44,7 +44,7 @@ def weights_list(
     ]
     console = console_for()
     console.table(["name", "px", "publisher's figure", "weights licence", "from", "local"], rows)
-    console.line(f"{len(found)} files. `visionattn weights download {found[0].name}` fetches one; by hand: it tells how.")
+    console.line(f"{len(found)} files. `visionattn weights download {found[0].name}` fetches one, or explains how to download it by hand.")
 
 
 @app.command("download", epilog="Example: visionattn weights download swin_tiny swin_base.in22k")
@@ -52,12 +52,12 @@ def weights_download(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="model (its default weights) or model.tag.")],
     as_json: Json = False,
 ) -> None:
-    """Fetch published weights into the cache; what is there already is checked."""
+    """Download published weights into the cache; files already there are checked."""
     from visionattn.models.weights.download import fetch
     from visionattn.models.weights.records import find_weights
 
     console = console_for(as_json)
-    wanted = [find_weights(name) for name in names]  # a wrong name is said before anything is fetched
+    wanted = [find_weights(name) for name in names]  # a wrong name fails before any download
     done = []
     for record in wanted:
         file = fetch(record)
@@ -70,12 +70,12 @@ def weights_download(
 @app.command("import", epilog="Example: visionattn weights import swin_tiny_patch4_window7_224.pth")
 def weights_import(
     file: Annotated[str, typer.Argument(metavar="FILE", help=".pth or .safetensors, in the authors' layout or another known one.")],
-    model: Annotated[str | None, typer.Option(help="Only where several models have the same tensors and its name does not tell.")] = None,
+    model: Annotated[str | None, typer.Option(help="Needed only if several models fit and the file name contains none.")] = None,
     tag: Annotated[str | None, typer.Option(help="Name among the weights of the model; default: the published one, or the file's.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Text file with a class per line, where they are not ImageNet's.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Text file with one class per line, if not ImageNet's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Keep a file that you have: what it is, is read from its content; train, eval and predict take it by name."""
+    """Import a local file: its model is recognised from its content; use it by name in train, eval and predict."""
     from visionattn.models.weights.importing import import_file
 
     console = console_for(as_json)
@@ -99,9 +99,9 @@ def weights_import(
     if as_json:
         print_json(facts)
         return
-    told = [f"{found.num_classes} classes", f"{found.in_chans} channels", *(f"{key} {value}" for key, value in found.args.items())]
-    told += [f"head {found.decoder.head}"] if found.decoder else []
-    console.field("recognised", f"{record.model}: {', '.join(told)}\n{done.report.reason}")
+    traits = [f"{found.num_classes} classes", f"{found.in_chans} channels", *(f"{key} {value}" for key, value in found.args.items())]
+    traits += [f"head {found.decoder.head}"] if found.decoder else []
+    console.field("recognised", f"{record.model}: {', '.join(traits)}\n{done.report.reason}")
     console.field("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
     console.field("use", f"visionattn predict {record.name} --source FILE_OR_FOLDER")
     if found.decoder:
@@ -117,7 +117,7 @@ def weights_verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hash files in the cache and compare with what was published, or with the hash seen on first use."""
+    """Check the hashes of files in the cache against the published ones, or against those of the first use."""
     from visionattn.models.weights.download import cached_path, check_cached
     from visionattn.models.weights.records import find_weights, list_segmenters, local_records, records
 
@@ -133,7 +133,7 @@ def weights_verify(
         try:
             file = check_cached(record, path)
             done.append({"name": record.name, "path": str(path), "sha256": file.sha256, "result": file.checked})
-        except UserError as error:  # the others are checked all the same
+        except UserError as error:  # continue with the others
             console.warn(error.block())
             done.append({"name": record.name, "path": str(path), "sha256": None, "result": "mismatch"})
     if as_json:

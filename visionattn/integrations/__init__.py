@@ -1,1 +1,1 @@
-"""Other people's registries. Each module is imported on request only."""
+"""Integrations with other libraries; each module is imported only on request."""

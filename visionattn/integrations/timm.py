@@ -1,4 +1,4 @@
-"""Our models in timm's registry, as `va_<name>`; only after `register()` has been called."""
+"""Register our models with timm as `va_<name>`, when `register()` is called."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from visionattn.models import create_model, load_checkpoint
 from visionattn.models.weights.load import SAFE_OBJECTS
 from visionattn.models.weights.records import Record, records_of
 
-PREFIX = "va_"  # timm has models named davit_tiny and the like, and would let itself be overwritten
+PREFIX = "va_"  # timm has models such as davit_tiny, and allows overwriting them
 
-# timm reads the configurations of a new model from this name, in the module of its entry function.
+# timm looks up this name in the module of an entry function.
 default_cfgs: dict[str, Any] = {}
 
 
 def register() -> list[str]:
-    """Make every registered backbone known to timm; a second call adds those registered since.
+    """Register every backbone with timm; a second call adds those registered since.
 
-    Then `timm.create_model("va_swin_tiny", ...)` takes timm's arguments and those of our `create_model`;
-    `features_only=True` gives our backbone, `feature_cls="getter"` timm's wrapper around the classifier.
+    `timm.create_model("va_swin_tiny", ...)` then accepts timm's arguments and those of our `create_model`;
+    `features_only=True` returns our backbone, `feature_cls="getter"` timm's wrapper around the classifier.
 
     Returns:
         The names in timm's registry.
@@ -45,7 +45,7 @@ def register() -> list[str]:
 
 
 def pretrained_cfgs(variant: Variant) -> dict[str, dict[str, Any]]:
-    """Tag -> configuration in timm's keys; the tag is empty where no weights are known."""
+    """Return tag -> configuration in timm's keys; the tag is empty for a model without weights."""
     facts = {"input_size", "mean", "std", "interpolation", "crop_pct"}
     cfgs = {}
     for record in _published(variant):
@@ -59,14 +59,14 @@ def _published(variant: Variant) -> list[Record]:
 
 
 def _record(variant: Variant, cfg: Any) -> Record | None:
-    """The record that a configuration was made from, unless the caller names other weights."""
+    """Find the record behind a configuration, unless the caller set other weights."""
     if cfg.file or cfg.state_dict or cfg.hf_hub_id:
         return None
     return next((record for record in _published(variant) if (record.tag, record.sources[0].url) == (cfg.tag, cfg.url)), None)
 
 
 def _untraceable(cls: type[Backbone]) -> list[type[nn.Module]]:
-    """The layers of a family. They look at the size of the map in Python, which torch.fx cannot record: it sees them as a whole."""
+    """Return the layers of a family; torch.fx keeps them whole, as it cannot trace their use of map sizes in Python."""
     found = [item for item in vars(sys.modules[cls.__module__]).values() if isinstance(item, type) and issubclass(item, nn.Module)]
     return [item for item in found if item.__module__.startswith("visionattn.") and not issubclass(item, Backbone)]
 
@@ -94,12 +94,12 @@ def _build(
     if img_size is not None:
         overlay.setdefault("input_size", (3, *to_2tuple(img_size)))
     features_only = bool(args.get("features_only"))
-    ours = {}  # what timm would turn into a wrapper that our models do not need
+    ours = {}  # otherwise timm wraps the model, which ours do not need
     if "feature_cls" not in args:
         ours = {key: args.pop(key) for key in ("features_only", "out_indices") if key in args}
     facts: dict[str, Any] = {}
     record = _record(variant, resolve_pretrained_cfg(name, args.get("pretrained_cfg"), overlay))
-    fetched = pretrained and record is not None  # by our downloader, which checks what it gets
+    fetched = pretrained and record is not None  # by our downloader, which checks the hash
 
     def build(**arguments: Any) -> nn.Module:
         with torch.device(device) if device is not None else nullcontext():
@@ -110,7 +110,7 @@ def _build(
 
     def load(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         load_checkpoint(model, state)
-        return model.state_dict()  # loaded and adapted already: timm finds nothing left to do
+        return model.state_dict()  # already loaded and adapted
 
     with torch.serialization.safe_globals(SAFE_OBJECTS):
         model = build_model_with_cfg(
@@ -123,5 +123,5 @@ def _build(
             **args,
         )
     if not features_only:
-        model.pretrained_cfg.update(facts)  # only now: timm would adapt the layers named there a second time
+        model.pretrained_cfg.update(facts)  # only now, or timm would adapt these layers a second time
     return model  # type: ignore[no-any-return]

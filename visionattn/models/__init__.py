@@ -1,4 +1,4 @@
-"""Models by name: backbone and head together, and the files that hold their weights."""
+"""Create models by name and load their weights."""
 
 from visionattn.models.classifier import Classifier
 from visionattn.models.factory import create_model, model_info

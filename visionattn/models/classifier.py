@@ -1,4 +1,4 @@
-"""A backbone and a linear head as one model, with the methods timm's users expect."""
+"""Image classifier: a backbone and a linear head, with the methods of timm's models."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Classifier(nn.Module):
 
     Attributes:
         pretrained_cfg: input size, mean, std, interpolation and crop of the model, in timm's keys.
-        default_cfg: the same, under timm's older name.
-        num_features: channels of the last map; `head_hidden_size` is the same.
+        default_cfg: alias of `pretrained_cfg`, timm's older name.
+        num_features: channels of the last map, also as `head_hidden_size`.
     """
 
     backbone: Backbone
@@ -63,15 +63,15 @@ class Classifier(nn.Module):
         return [{**info, "module": f"backbone.{info['module']}"} for info in self.backbone.feature_dicts()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, num_classes]` of images `[B, in_chans, H, W]`; pooled features if `num_classes` is 0."""
+        """Compute logits `[B, num_classes]` of images `[B, in_chans, H, W]`; pooled features if `num_classes` is 0."""
         return self.head(self.backbone(x))  # type: ignore[no-any-return]
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """The last map, `[B, C, H / 32, W / 32]`."""
+        """Compute the last map, `[B, C, H / 32, W / 32]`."""
         return self.backbone(x)[-1]  # type: ignore[no-any-return]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Logits of the last map, or its pooled features with `pre_logits`."""
+        """Compute logits from the last map, or its pooled features with `pre_logits`."""
         return self.head([x], pre_logits)  # type: ignore[no-any-return]
 
     def forward_intermediates(
@@ -83,10 +83,10 @@ class Classifier(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """The last map and the maps of the stages in `indices` (a count takes the last ones).
+        """Compute the last map and the maps of the stages in `indices` (a number selects the last ones).
 
-        `norm` applies the head's norm to the last map, where the head norms maps and not their average (as in timm).
-        All maps are computed, so `stop_early` saves nothing here.
+        `norm` applies the head's norm to the last map, unless the head normalises after pooling (as in timm).
+        All maps are always computed: `stop_early` has no effect.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: maps are NCHW, got {output_fmt!r}")
@@ -98,7 +98,7 @@ class Classifier(nn.Module):
         return chosen if intermediates_only else (final, chosen)
 
     def prune_intermediate_layers(self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
-        """Drop the stages behind the last of `indices` (and the head's norm with them), and the classifier; returns the indices kept."""
+        """Remove the stages after the last of `indices`, with them the head's norm, and the classifier; return the indices."""
         count = len(self.backbone.channels)
         kept = self._stage_indices(indices, count)
         self.backbone.select_stages(range(max(kept) + 1))
@@ -117,18 +117,18 @@ class Classifier(nn.Module):
         return [index % count for index in chosen]
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer (an identity when `num_classes` is 0)."""
+        """Return the linear layer (an identity if `num_classes` is 0)."""
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new linear layer for `num_classes`; 0 removes it. `global_pool`: "avg", "" for a map, None leaves it as it is."""
+        """Replace the linear layer; 0 classes remove it. `global_pool`: "avg", "" for a map, None to keep the current one."""
         like = next(self.backbone.parameters())
         self.head.reset(num_classes, global_pool)
         self.head.fc.to(like.device, like.dtype).train(self.training)
         self.num_classes = num_classes
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Record the size that transforms are built for; the network takes any size from 32 up."""
+        """Set the size that transforms are built for; the network accepts any size from 32 px."""
         self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *to_2tuple(img_size))}
 
     def fit_head(self, state: dict[str, torch.Tensor], allow: Collection[str]) -> tuple[set[str], list[str]]:
@@ -147,19 +147,19 @@ class Classifier(nn.Module):
         return {"head.fc.weight", "head.fc.bias"}, [f"checkpoint head has {len(given)} classes, the model {len(own)}: head re-initialised"]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass."""
+        """Turn the recomputation of activations in the backward pass on or off."""
         self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters beyond norms and biases that are not decayed."""
+        """Return the parameters, other than norms and biases, without weight decay."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put parameters into layers, from the input on (timm's layer decay)."""
+        """Return patterns that assign parameters to layers, from the input on (timm's layer decay)."""
         return group_matcher(self.backbone, coarse)
 
     def init_weights(self) -> None:
-        """Draw all parameters anew; also completes a model that was built on the meta device."""
+        """Initialise all parameters, including those of a model built on the meta device."""
         self.backbone.init_weights()
         for module in self.head.modules():
             if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
@@ -168,7 +168,7 @@ class Classifier(nn.Module):
 
 
 def group_matcher(backbone: Backbone, coarse: bool) -> dict[str, Any]:
-    """The backbone's patterns for a model whose parameters of it are `backbone.*`."""
+    """Return the backbone's patterns for a model that holds it as `backbone`."""
 
     def below(pattern: str) -> str:
         return r"^backbone\." + pattern.removeprefix("^")

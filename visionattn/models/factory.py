@@ -1,4 +1,4 @@
-"""`create_model`: a classifier or a pyramid of feature maps by name, with timm's names and meaning."""
+"""Create classifiers and backbones by name, with timm's arguments."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ def create_model(
     drop_path_rate: float = 0.0,
     **args: Any,
 ) -> Classifier | Backbone:
-    """A model by name.
+    """Create a model by name.
 
     Args:
-        name: see `list_models()`; with a tag (`swin_tiny.in22k`) the preprocessing and the classes are
-            those of these weights.
-        pretrained: load published weights, downloaded on first use: those of the name's tag, or of the
-            tag given here, or the model's default (`list_models(pretrained=True)`). A classifier of
-            another size and another number of input channels are adapted and logged (`load_checkpoint`).
-        checkpoint_path: a file of the authors, of timm or of ours, loaded in the same way instead.
+        name: see `list_models()`; with a tag (`swin_tiny.in22k`), preprocessing and classes are those of
+            these weights.
+        pretrained: load published weights, downloaded on first use: those of the tag in the name, of the
+            tag given here, or the model's default (`list_models(pretrained=True)`). Another number of
+            classes or input channels is adapted and logged (`load_checkpoint`).
+        checkpoint_path: load this file instead, in the same way: the authors', timm's or ours.
         num_classes: outputs of the classifier, 0 for pooled features; None for those of the weights
-            that name or `pretrained` ask for, else 1000.
+            in `name` or `pretrained`, else 1000.
         in_chans: input channels.
-        img_size: size the transforms are built for; the network takes any size from 32 up. Families whose
+        img_size: size that transforms are built for; the network accepts any size from 32 px. Families whose
             position tables depend on it (`img_size` of the class) are built for it.
-        features_only: return the backbone, which gives a list of maps.
+        features_only: return the backbone, whose output is a list of maps.
         out_indices: stages whose maps are returned, with `features_only`.
-        output_stride: the largest stride a returned map may have. Strides cannot be turned into
-            dilation: below 32, `out_indices` has to leave out the stages behind it.
+        output_stride: the largest stride of a returned map. Strides are not replaced by dilation: below
+            32, `out_indices` must exclude the later stages.
         global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
@@ -72,7 +72,7 @@ def create_model(
 
     Raises:
         UserError: VA-M001 unknown name, VA-M002 unknown argument, VA-W001 to VA-W007 weights.
-        ValueError: a map beyond the output stride; another pooling; `out_indices` without `features_only`.
+        ValueError: a map exceeds the output stride; unknown pooling; `out_indices` without `features_only`.
     """
     model_name, tag = split_name(name)
     variant = get_variant(model_name)
@@ -89,7 +89,7 @@ def create_model(
         args["img_size"] = img_size
     check_arguments(variant, args)
     given = {**variant.args, **(asked.args if asked else {}), **args}
-    if asked and "pretrain_size" in accepted:  # the tables of these weights are scaled by the size they were trained at
+    if asked and "pretrain_size" in accepted:  # their position tables are scaled relative to the training size
         given.setdefault("pretrain_size", asked.input_size[1:])
     file = fetch(asked) if asked and download else None
     backbone = variant.cls(in_chans=in_chans, **given)
@@ -105,13 +105,13 @@ def create_model(
     if backbone.strides[-1] > output_stride:
         raise ValueError(
             f"output_stride: the last map of {name} has stride {backbone.strides[-1]}, not {output_stride}; "
-            "features_only=True with fewer out_indices ends before it"
+            "use features_only=True with out_indices that exclude it"
         )
     return model
 
 
 def model_info(name: str) -> dict[str, Any]:
-    """Facts of a registered model: family, parameters, GMACs at its published size, channels, strides, preprocessing, weights.
+    """Describe a registered model: family, parameters, GMACs at its published size, channels, strides, preprocessing, weights.
 
     Raises:
         UserError: VA-M001 unknown name.
@@ -133,13 +133,13 @@ def model_info(name: str) -> dict[str, Any]:
 
 
 def count(name: str) -> dict[str, Any]:
-    """Parameters of the classifier with 1000 classes, and GMACs of one image at the published size: `params`, `gmacs`."""
+    """Count parameters with 1000 classes and GMACs of one image at the published size: `params`, `gmacs`."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
         model = create_model(name).eval()
         image = torch.empty(1, *get_variant(name).cfg["input_size"])
-    # Of the definitions: a fast form may compute more than is asked for, or in a way that the counter does not see.
+    # Count the reference kernels: fast ones may compute more than needed, or out of the counter's sight.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):
         model(image)
     return {"params": sum(parameter.numel() for parameter in model.parameters()), "gmacs": round(counter.get_total_flops() / 2e9, 3)}
@@ -147,7 +147,7 @@ def count(name: str) -> dict[str, Any]:
 
 @cache
 def shipped_counts() -> dict[str, dict[str, Any]]:
-    """`count` of every model of the package, made beforehand: counting all takes a minute."""
+    """Load the stored `count` of every model in the package; counting all takes a minute."""
     return json.loads((files("visionattn.models.weights") / "records" / "counts.json").read_text(encoding="utf-8"))
 
 
@@ -159,7 +159,7 @@ def pretrained_cfg(
     num_classes: int,
     img_size: int | tuple[int, int] | None,
 ) -> dict[str, Any]:
-    """Facts of a model and how its images are prepared, in timm's keys."""
+    """Build the configuration of a model and its preprocessing, in timm's keys."""
     cfg = {**variant.cfg, "num_classes": num_classes, **(_published_cfg(record, file) if record else {})}
     size = cfg["input_size"][1:] if img_size is None else to_2tuple(img_size)
     means, stds = (_channels(cfg[key], backbone.in_chans) for key in ("mean", "std"))
@@ -177,7 +177,7 @@ def pretrained_cfg(
 
 
 def _published_cfg(record: Record, file: CachedFile | None) -> dict[str, Any]:
-    """A record in timm's keys; `sha256` is that of the file that was loaded, or the published one."""
+    """Convert a record to timm's keys; `sha256` is that of the loaded file, or the published one."""
     source = next(iter(record.sources), None)
     facts = record.model_dump(include={"tag", "input_size", "mean", "std", "interpolation", "crop_pct", "code_license"})
     known = file.sha256 if file else source and source.sha256
@@ -186,5 +186,5 @@ def _published_cfg(record: Record, file: CachedFile | None) -> dict[str, Any]:
 
 
 def _channels(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Mean or std for another number of channels: their average, repeated."""
+    """Adapt mean or std to another number of channels: the average, repeated."""
     return tuple(values) if len(values) == in_chans else (sum(values) / len(values),) * in_chans

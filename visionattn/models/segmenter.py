@@ -1,4 +1,4 @@
-"""A backbone and a segmentation head as one model."""
+"""Segmentation model: a backbone and a segmentation head."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Segmenter(nn.Module):
         self.pretrained_cfg = pretrained_cfg or {}
 
     def forward(self, image: torch.Tensor) -> torch.Tensor | HeadOutput:
-        """Logits `[B, num_classes, H, W]` of images `[B, in_chans, H, W]`; in training with the auxiliary outputs, at their own sizes."""
+        """Compute logits `[B, num_classes, H, W]` of images `[B, in_chans, H, W]`; in training, also auxiliary outputs."""
         maps = self.backbone(image)
         output: HeadOutput = self.decode_head([image, *maps] if self.decode_head.uses_image else maps)
         logits = resize_to(output.logits, image.shape[2:])
@@ -95,19 +95,19 @@ class Segmenter(nn.Module):
         return kept, skipped
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations of the backbone in the backward pass."""
+        """Turn the recomputation of the backbone's activations in the backward pass on or off."""
         self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters beyond norms and biases that are not decayed."""
+        """Return the parameters, other than norms and biases, without weight decay."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put parameters into layers, from the input on (timm's layer decay)."""
+        """Return patterns that assign parameters to layers, from the input on (timm's layer decay)."""
         return group_matcher(self.backbone, coarse)
 
     def init_weights(self) -> None:
-        """Draw all parameters anew; also completes a model that was built on the meta device."""
+        """Initialise all parameters, including those of a model built on the meta device."""
         self.backbone.init_weights()
         self.decode_head.init_weights()
         if self.auxiliary_head is not None:
@@ -115,7 +115,7 @@ class Segmenter(nn.Module):
 
 
 def head_class(name: str, args: Mapping[str, Any]) -> type[Head]:
-    """The class of a head, which takes these arguments.
+    """Find the class of a head and check that it accepts these arguments.
 
     Raises:
         UserError: VA-M001 unknown head, VA-M002 unknown argument.

@@ -1,4 +1,4 @@
-"""`create_segmenter`: a segmentation model by name; `segmenter_from_file`: from a published file."""
+"""Create segmentation models by name or from a file."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def create_segmenter(
         checkpoint_path: a segmentation file of this model (see `load_checkpoint`), the name of a published one
             (`swin_tiny.upernet_ade20k`, downloaded on first use), or a classification file, for the backbone only.
         in_chans: input channels.
-        img_size: size of the images in training; the network takes any size from 32 up.
+        img_size: size of the images in training; the network accepts any size from 32 px.
         drop_path_rate: stochastic depth.
         aux: also train an auxiliary head on the last but one map; None follows the published recipes of the head.
         backbone_args: arguments of the backbone's class.
@@ -86,7 +86,7 @@ def create_segmenter(
             "VA-M002", f"num_classes: expected a number from 1, got {num_classes}", fix="create_segmenter(..., num_classes=2)"
         )
     backbone, head, given = with_preset(backbone, head, head_args)
-    head_class(head, given)  # before weights are fetched
+    head_class(head, given)  # before any download
     name, tag = split_name(backbone)
     variant = get_variant(name)
     published = None if checkpoint_path is None else _published(checkpoint_path)

@@ -1,4 +1,4 @@
-"""How fast models are on this machine, measured side by side."""
+"""Measure the speed of models on this machine, side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from visionattn.models.factory import create_model
 
 @dataclass(frozen=True)
 class Speed:
-    """Time of one call on a batch, over the rounds: median, smallest and largest, in milliseconds."""
+    """Time per batch in milliseconds: median, minimum and maximum over the rounds."""
 
     name: str
     batch: int
@@ -30,7 +30,7 @@ class Speed:
 
 
 def milliseconds(call: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
-    """Per call: CUDA events on a GPU; CPU time of this thread where it does all the work, else wall time."""
+    """Measure a call: CUDA events on a GPU; CPU time if torch has a single thread, otherwise wall time."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -55,14 +55,14 @@ def compare_speed(
     device: str | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Speed]:
-    """Forward passes in float32 with random weights; the models take turns, so that a drift meets all alike.
+    """Time forward passes in float32 with random weights; models alternate, so that drift affects all of them equally.
 
     Args:
         names: models.
         img_size: side of the images, px.
         batch_size: images per call.
-        rounds: calls of each model that count, after one that does not.
-        device: default: CUDA if there is one, else the CPU.
+        rounds: measured calls per model, after one warm-up call.
+        device: None for CUDA if available, otherwise the CPU.
         tick: called after each of the `(rounds + 1) * len(names)` calls.
 
     Raises:

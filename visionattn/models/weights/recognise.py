@@ -149,7 +149,7 @@ def one_name(path: Path, found: Recognised, asked: str | None, *, fix: str) -> s
     if asked:
         raise UserError("VA-W003", f"{path.name} looks like {names} - you asked for {asked}", where=str(path))
     why = "they have the same tensors and differ only in settings that a file does not hold"
-    raise UserError("VA-W003", f"{path.name} fits both {names}", where=str(path), why=why, fix=f"choose one: {fix}")
+    raise UserError("VA-W003", f"{path.name} fits {names} equally well", where=str(path), why=why, fix=f"choose one: {fix}")
 
 
 def maps_of(cls: type[Head], backbone: Backbone) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,8 +1,8 @@
 """Published weights as data: one record per checkpoint, in `records/<family>.yaml` and `records/segmentation.yaml`.
 
-A record is called `model.tag`, for example `swin_tiny.in22k` or `swin_tiny.upernet_ade20k`; the first classifier
-of a model is its default. What nobody published is left out rather than guessed: no host gave a full sha256, so the
-downloader pins the one it sees first.
+A record is named `model.tag`, for example `swin_tiny.in22k` or `swin_tiny.upernet_ade20k`; the first classifier
+of a model is its default. Unpublished facts are omitted, not guessed: where a source has no full sha256, the
+downloader pins the hash of the first download.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, cache_folder, locked
 
-# Beside the classifiers' files, one for each family.
+# In the same folder as the classifiers' files, one per family.
 SEGMENTERS = "segmentation.yaml"
 
 Side = Annotated[int, Field(ge=1)]
@@ -32,23 +32,23 @@ Channels = tuple[float, float, float]
 
 
 class Fact(BaseModel):
-    """A mapping of a records file; keys it does not know are faults."""
+    """A mapping in a records file; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Source(Fact):
-    """A place a checkpoint can be had from."""
+    """A location of a checkpoint file."""
 
     url: str = Field(pattern=r"^https?://[^/\s]+/\S*$")
     publisher: Literal["author", "timm", "torchvision", "openmmlab"]
     layout: Literal["author", "timm", "torchvision", "mmpretrain", "transformers"] = Field(
-        "author", description="Whose names the tensors have."
+        "author", description="Naming scheme of the tensors."
     )
     status: Literal["ok", "unverified", "reported_broken", "page_only"] = Field(
-        description="unverified: never opened by us; page_only: a page for people, not the file."
+        description="unverified: never downloaded by us; page_only: a web page, not the file."
     )
-    file_name: str | None = Field(None, description="Name of the file, where the address does not end in it.")
+    file_name: str | None = Field(None, description="Name of the file, if the URL does not end in it.")
     bytes: int | None = Field(None, ge=1)
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     sha256_prefix: str | None = Field(None, pattern=r"^[0-9a-f]{8,63}$", description="First digits of the sha256, from the file's name.")
@@ -59,7 +59,7 @@ class Source(Fact):
 
     @property
     def fetchable(self) -> bool:
-        """Whether a program can try; the other sources are for a person with a browser."""
+        """Whether the file can be downloaded directly; other sources need a browser."""
         return self.status in ("ok", "unverified")
 
     @property
@@ -70,7 +70,7 @@ class Source(Fact):
 
     @property
     def suffix(self) -> str:
-        """How the file is read: .safetensors, or .pth for all that torch saved."""
+        """Suffix in the cache: .safetensors, or .pth for anything saved by torch."""
         return ".safetensors" if self.name.endswith(".safetensors") else ".pth"
 
     @property
@@ -89,7 +89,7 @@ class Weights(Fact):
     sources: tuple[Source, ...] = Field((), description="In order of preference, all with the same weights.")
     args: dict[str, Any] = Field({}, description="Arguments of the family's class that differ from the model's.")
     code_license: str | None = None
-    weights_license: str | None = Field(None, description="SPDX name; none where nobody states one.")
+    weights_license: str | None = Field(None, description="SPDX name; none if not stated.")
     license_note: str | None = None
     note: str | None = None
 
@@ -98,13 +98,13 @@ class Weights(Fact):
         return f"{self.model}.{self.tag}"
 
     @property
-    def shown(self) -> tuple[int, str]:
-        """Pixels per side (of a training crop in segmentation) and the publisher's figure, for a table."""
+    def display_figures(self) -> tuple[int, str]:
+        """Columns of a table: pixels per side (of a training crop in segmentation) and the publisher's metric."""
         raise NotImplementedError
 
 
 class Record(Weights):
-    """A classifier, or a backbone alone; without sources it is a file of the user's."""
+    """A classifier or a backbone; without sources it is a file imported by the user."""
 
     in_chans: int = Field(3, ge=1)
     input_size: tuple[Side, Side, Side]
@@ -114,42 +114,42 @@ class Record(Weights):
     crop_pct: float = Field(gt=0, le=1)
     num_classes: int | None = Field(None, ge=1)
     label_set: Literal["imagenet-1k", "imagenet-22k"] | None = None
-    class_names: tuple[str, ...] = Field((), description="What the outputs stand for, where there is no label set.")
+    class_names: tuple[str, ...] = Field((), description="Names of the outputs, if there is no label set.")
     top1: float | None = Field(None, gt=0, lt=100, description="Percent on ImageNet-1k, as its publisher reports it.")
     gflops: float | None = Field(None, gt=0, description="At input_size, as published.")
     params: int | None = Field(None, ge=1)
 
     @property
-    def shown(self) -> tuple[int, str]:
+    def display_figures(self) -> tuple[int, str]:
         return self.input_size[1], f"{self.top1}" if self.top1 is not None else "-"
 
 
 class SegmenterRecord(Weights):
-    """A segmentation model with published figures; without sources nobody published its weights."""
+    """A segmentation model with published metrics; without sources its weights are not published."""
 
     head: str = Field(description="Name of the head in visionattn.heads.HEADS.")
     num_classes: int = Field(ge=2)
     classes: Literal["ade20k"] = Field(description="Class list of the data it was trained on.")
     crop: int = Field(ge=32, description="Side of its training crops in pixels.")
     steps: int = Field(ge=1, description="Optimizer steps of its training.")
-    drop_path_rate: float | None = Field(None, ge=0, lt=1, description="Stochastic depth; none where it is not stated.")
+    drop_path_rate: float | None = Field(None, ge=0, lt=1, description="Stochastic depth; none if not stated.")
     miou: float | None = Field(None, gt=0, lt=100, description="Percent on the validation set at one scale, as its publisher reports it.")
     miou_ms: float | None = Field(None, gt=0, lt=100, description="The same with several scales and flips.")
     params_m: float | None = Field(None, gt=0, description="Millions of parameters, as published.")
 
     @property
     def recipe(self) -> str:
-        """The shipped config that trains it; a repetition by OpenMMLab shares that of the authors."""
+        """Name of the shipped config that trains it; a reproduction by OpenMMLab shares the config of the authors' model."""
         return f"segmentation/{self.model}_{self.tag.removeprefix('mm_')}"
 
     @property
-    def shown(self) -> tuple[int, str]:
+    def display_figures(self) -> tuple[int, str]:
         return self.crop, f"mIoU {self.miou}" if self.miou is not None else f"mIoU {self.miou_ms} (multi-scale)"
 
 
 @lru_cache
 def records() -> tuple[Record, ...]:
-    """All records, family by family, as the files list them."""
+    """Return all records, by family, in the order of the files."""
     folder = files("visionattn") / "models" / "weights" / "records"
     names = (path.name for path in folder.iterdir() if path.name.endswith(".yaml"))
     paths = [folder / name for name in sorted(names) if name != SEGMENTERS]
@@ -157,27 +157,27 @@ def records() -> tuple[Record, ...]:
 
 
 def parse_records(content: Mapping[str, Any]) -> list[Record]:
-    """The records of one file: `common` holds for each of `records` that does not say otherwise."""
+    """Parse the records of one file; each entry of `records` overrides `common`."""
     return [Record.model_validate({**content["common"], **entry}) for entry in content["records"]]
 
 
 @lru_cache
 def segmenter_records() -> tuple[SegmenterRecord, ...]:
-    """All segmentation models with published figures, family by family."""
+    """Return all segmentation models with published metrics, by family."""
     path = files("visionattn") / "models" / "weights" / "records" / SEGMENTERS
     groups = yaml.safe_load(path.read_text(encoding="utf-8"))
     return tuple(SegmenterRecord.model_validate({**group["common"], **entry}) for group in groups for entry in group["records"])
 
 
 def local_records() -> tuple[Record, ...]:
-    """Records of files that the user imported and nobody published; they are kept in the cache folder."""
+    """Return the records of unpublished files that the user imported; they are stored in the cache folder."""
     path = _local_file()
     entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return tuple(Record.model_validate(entry) for entry in entries)
 
 
 def add_local_record(record: Record) -> None:
-    """Keep a record of the user's; one of the same name is replaced."""
+    """Store a record of an imported file, replacing one of the same name."""
     path = _local_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(".local.lock")):
@@ -191,32 +191,32 @@ def _local_file() -> Path:
 
 
 def records_of(model: str) -> list[Record]:
-    """The records of a model: the published ones, its default first, then the user's own."""
+    """Return the records of a model: published ones, the default first, then imported ones."""
     return [record for record in (*records(), *local_records()) if record.model == model]
 
 
 def named_weights(model: str, tag: str) -> Record | None:
-    """The record of a model's backbone or classifier with this tag, or its default for `pretrained`; None for anything else."""
+    """Return the record of a model with this tag, or its default for `pretrained`; None for anything else."""
     found = records_of(model)
     return next((record for record in found if tag in (record.tag, "pretrained")), None)
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """`swin_tiny.in1k` as model and tag; the tag is None in a model's own name."""
+    """Split `swin_tiny.in1k` into model and tag; the tag of a bare model name is None."""
     model, _, tag = name.partition(".")
     return (name, None) if name in registered_models() else (model, tag or None)
 
 
 def find_record(name: str, tag: str | None = None) -> Record:
-    """The record of `model` with a tag, of `model.tag`, or the default one of `model`.
+    """Find the record of `model` with a tag, of `model.tag`, or the default of `model`.
 
     Raises:
-        UserError: VA-M001 unknown model, VA-W001 nothing was published for it, VA-W007 unknown tag.
+        UserError: VA-M001 unknown model, VA-W001 no published weights, VA-W007 unknown tag.
     """
     model, own = split_name(name)
     get_variant(model)
     if tag is not None and own is not None and tag != own:
-        raise UserError("VA-W007", f'two tags are asked for: "{name}" and "{tag}"')
+        raise UserError("VA-W007", f'conflicting tags: "{name}" and "{tag}"')
     found = {record.tag: record for record in records_of(model)}
     if not found:
         raise UserError(
@@ -232,7 +232,7 @@ def find_record(name: str, tag: str | None = None) -> Record:
 
 
 def find_weights(name: str, tag: str | None = None) -> Weights:
-    """The record of a segmentation model or of a classifier, by `model.tag` or by model and tag.
+    """Find the record of a segmentation model or a classifier, by `model.tag` or by model and tag.
 
     Raises:
         UserError: as `find_record`.
@@ -241,23 +241,23 @@ def find_weights(name: str, tag: str | None = None) -> Weights:
 
 
 def find_segmenter(name: str) -> SegmenterRecord | None:
-    """The segmentation model of this name (`swin_tiny.upernet_ade20k`), if its weights were published."""
+    """Find a segmentation model with published weights by name (`swin_tiny.upernet_ade20k`); None if there is none."""
     return next((record for record in segmenter_records() if record.name == name and record.sources), None)
 
 
 def list_segmenters(pattern: str = "*", *, license: str | None = None) -> list[SegmenterRecord]:
-    """Segmentation models with published weights; `pattern` and `license` as in `list_models`."""
+    """List segmentation models with published weights; `pattern` and `license` as in `list_models`."""
     return [record for record in segmenter_records() if record.sources and _chosen(record, pattern, license)]
 
 
 def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Names of models, sorted.
+    """List the names of models, sorted.
 
     Args:
         pattern: glob on the name.
-        family: only those of one module, for example `swin`.
+        family: only models of one module, for example `swin`.
         pretrained: list `model.tag` for all published weights instead, a model's default first.
-        license: only weights under this licence (SPDX, any case); without `pretrained` the models that have such.
+        license: only weights under this licence (SPDX, any case), or without `pretrained` the models with such weights.
     """
     models = registered_models(family=family)
     if not pretrained and license is None:
