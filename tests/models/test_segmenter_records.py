@@ -162,7 +162,7 @@ def test_files_without_a_known_name(tmp_path: Path, small: Callable[..., None]) 
     done = import_file(tmp_path / "download.pth", tag="in22k_upernet_ade20k", report=lambda text: None)
     assert done.record.name == "van_b4.in22k_upernet_ade20k"
     torch.save(va.create_segmenter("van_b4", "upernet", 5, width=8).state_dict(), tmp_path / "mine.pth")
-    with pytest.raises(UserError, match=r"none that was published(.|\n)*model.weights="):
+    with pytest.raises(UserError, match=r"but not a published one(.|\n)*model.weights="):
         import_file(tmp_path / "mine.pth")
 
 
