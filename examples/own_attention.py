@@ -2,15 +2,15 @@
 
 In the blocks of a CNN:
 
-    PYTHONPATH=examples visionattn train --data flowers "plugins=[own_attention]" "model.args={attn: own_se}"
+    visionattn train --data flowers plugins=[own_attention.py] "model.args={attn: own_se}"
 
 In the skips and the bottleneck of a U-Net:
 
-    PYTHONPATH=examples visionattn train --data polyps "plugins=[own_attention]" model.head.name=unet \
+    visionattn train --data polyps plugins=[own_attention.py] model.head.name=unet \
         "model.head.args={skip: own_se, bottleneck: own_se}"
 
-The run folder keeps both settings, so that `eval`, `predict` and `--resume` need only the same PYTHONPATH.
-From Python, import this module before `visionattn.create_model("eca_resnet18", attn="own_se")`.
+The run folder keeps both settings for `eval`, `predict` and `--resume`. From Python, import this module before
+`visionattn.create_model("eca_resnet18", attn="own_se")`.
 """
 
 import torch

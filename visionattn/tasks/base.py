@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -161,12 +161,14 @@ class Dataset(Protocol):
     def __getitem__(self, key: Any) -> dict[str, Any]: ...
 
 
-class Objective(Protocol):
+class Objective(ABC):
     """What is minimised; it needs labels, so only training and evaluation build one."""
 
     def mix(self, batch: Batch) -> Batch:
         """Augment across the samples of a training batch; may leave samples out."""
+        return batch
 
+    @abstractmethod
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """`loss` and its named parts, float32, averaged over the batch.
 
@@ -195,27 +197,34 @@ class Meter(Protocol):
         """Scores of everything collected, cases in the order of the split."""
 
 
-class Prediction(Protocol):
-    """Result for one case."""
+@dataclass(frozen=True)
+class Prediction:
+    """Result for one case: the fields of a subclass."""
 
     def display_row(self) -> dict[str, str]:
         """A row of the table on the terminal."""
+        return {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in self.as_dict().items()}
 
     def as_dict(self) -> dict[str, Any]:
         """The entry of `predictions.json`."""
+        return asdict(self)
 
 
-class Writer(Protocol):
+class Writer(ABC):
     """Turns predictions into results and files, one batch at a time."""
 
     def planned_files(self) -> list[Path]:
         """Files that will be written besides the tables; none of them may exist."""
+        return []
 
-    def write(self, predictions: Any, batch: Batch) -> list[Any]:
-        """`Prediction`s of the cases that the batch completes; their files are written."""
+    @abstractmethod
+    def write(self, predictions: Any, batch: Batch) -> Sequence[Prediction]:
+        """Results of the cases that the batch completes; their files are written."""
 
     def table(self, predictions: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows of `predictions.csv`."""
+        rows = [prediction.as_dict() for prediction in predictions]
+        return list(rows[0]), [list(row.values()) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -427,9 +436,9 @@ class Task(ABC):
             UserError: VA-C002, a loss that cannot be computed.
         """
 
-    @abstractmethod
     def predictor(self, config: Any, target: Target, model: nn.Module, device: torch.device) -> Predictor:
         """Inference for evaluation; what it returns goes to the meter and the objective."""
+        return lambda batch: model(batch["image"].to(device))
 
     @abstractmethod
     def meter(self, config: Any, target: Target) -> Meter:
