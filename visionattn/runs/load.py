@@ -1,0 +1,84 @@
+"""Load a model to use it: from a run, a checkpoint, published weights by name, or a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from visionattn.config.schema import RunConfig
+from visionattn.errors import UserError
+from visionattn.models import load_checkpoint
+from visionattn.models.weights.download import Say
+from visionattn.runs.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks import TASKS, config_from_dict, task_of
+from visionattn.tasks.base import Target, Task
+
+# Keys that may change on a trained model: they affect neither the network nor the meaning of its outputs.
+CHANGEABLE = ("eval", "data", "augment.resize", "train.device", "train.precision")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with everything its use needs.
+
+    Attributes:
+        task: its task.
+        config: the run's config, or the defaults with the model of published weights.
+        model: a backbone with a head.
+        target: what the outputs stand for.
+        run: run folder, if the source is in one.
+    """
+
+    task: Task
+    config: RunConfig
+    model: Any
+    target: Target
+    run: RunFolder | None = None
+
+    def with_config(self, config: RunConfig) -> LoadedModel:
+        """The same model with other settings."""
+        return replace(self, config=config)
+
+
+def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
+    """Load the model of a run folder, of a checkpoint folder or a weights file in one, of published or imported weights by
+    name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), or of a file that a task recognises.
+
+    Args:
+        say: takes lines about downloads.
+
+    Raises:
+        UserError: VA-R003, no run or checkpoint there; VA-W001 to VA-W007.
+    """
+    path, name = Path(source), None
+    if not path.exists() or (path.is_file() and not (path.parent / "meta.json").is_file()):
+        for task in TASKS.values():
+            if (published := task.open_published(source, say)) is not None:
+                return LoadedModel(task, published.config, published.model.eval(), published.target)
+    if path.is_file():
+        path, name = path.parent, path.name
+    checkpoint = path if (path / "meta.json").is_file() else _best_checkpoint(RunFolder.open(path))
+    meta = read_meta(checkpoint)
+    config = config_from_dict(meta["config"])
+    task, target = task_of(config), target_of(meta)
+    model: Any = task.build_model(config, target)
+    load_checkpoint(model, read_weights(checkpoint, name), allow=())
+    folder = checkpoint.resolve().parent.parent
+    return LoadedModel(task, config, model.eval(), target, RunFolder(folder) if (folder / "config.yaml").is_file() else None)
+
+
+def target_of(meta: dict[str, Any]) -> Target:
+    """What the outputs of a checkpoint stand for."""
+    return meta["target"] if "target" in meta else {key: meta[key] for key in ("classes", "palette") if key in meta}
+
+
+def _best_checkpoint(run: RunFolder) -> Path:
+    best = run.checkpoints / "best"
+    found = best if best.is_dir() else latest_checkpoint(run.checkpoints)
+    if found is None:
+        raise UserError(
+            "VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {run.path}"
+        )
+    return found
