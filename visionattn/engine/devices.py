@@ -32,7 +32,7 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
         raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
     unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_unused else None
     AcceleratorState._reset_state()  # a job in the same process that ended in an error may have left its precision
-    # The CPU is named if there is no other device: processes would not find each other otherwise.
+    # Without a GPU the CPU is requested explicitly: processes would not find each other otherwise.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=unused)
     try:
         expected = int(os.environ.get("WORLD_SIZE", "1"))

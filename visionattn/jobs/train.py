@@ -70,7 +70,7 @@ class Prepared:
     Attributes:
         setup: what is trained.
         checked: its data.
-        weights: the line that says which weights were loaded.
+        weights: the line that reports which weights were loaded.
     """
 
     setup: Setup

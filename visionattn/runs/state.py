@@ -18,7 +18,7 @@ REASON_WAIT = 5.0
 
 @contextmanager
 def running(run: RunFolder, console: Console, *, rank: int, world: int, **facts: Any) -> Iterator[None]:
-    """Hold a run while it is trained; `run.json` is `running` inside, and tells how it ended if that was not by success.
+    """Hold a run while it is trained: `run.json` is `running` inside, and afterwards records an interrupt or a failure.
 
     The first process locks, logs and writes. One that fails alone records its reason, because the first may never return from
     an operation that waits for it; and a process whose connections break reports the reason that another one recorded.

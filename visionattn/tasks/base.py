@@ -1,4 +1,4 @@
-"""The seam between the engine and the tasks: the engine, the report and the jobs call what stands here and know no task by name.
+"""The seam between the engine and the tasks: the engine, the report and the jobs call this interface and know no task by name.
 
 A task is a subclass of `Task`, whose methods are the table of contents of its folder, and the four parts that its methods
 build: an `Objective` (training and evaluation, needs labels), a `Predictor` (needs none), a `Meter` (scores) and a `Writer`
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float | None]
 
-# What the outputs of a model stand for, as plain values: class names, colours, units. Every checkpoint holds it.
+# Meaning of a model's outputs as plain values: class names, colours, units. Every checkpoint holds it.
 Target = dict[str, Any]
 
 
@@ -162,7 +162,7 @@ class Dataset(Protocol):
 
 
 class Objective(ABC):
-    """What is minimised; it needs labels, so only training and evaluation build one."""
+    """The loss; it needs labels, so only training and evaluation build one."""
 
     def mix(self, batch: Batch) -> Batch:
         """Augment across the samples of a training batch; may leave samples out."""
@@ -188,10 +188,10 @@ class Meter(Protocol):
         """Add a batch with labels."""
 
     def state(self) -> Any:
-        """What was collected, picklable."""
+        """Everything collected, picklable."""
 
     def merge(self, states: list[Any]) -> None:
-        """Add what other meters collected."""
+        """Add the collections of other meters."""
 
     def result(self) -> Scores:
         """Scores of everything collected, cases in the order of the split."""
@@ -229,7 +229,7 @@ class Writer(ABC):
 
 @dataclass(frozen=True)
 class WriterRequest:
-    """What `predict` was asked for.
+    """The request of a `predict` call.
 
     Attributes:
         files: inputs, with the place of each within the source it was found in.
@@ -347,7 +347,7 @@ class Task(ABC):
         return image_manifest(data, report.hashes)
 
     def target(self, config: Any, data: Any) -> Target:
-        """What the outputs stand for."""
+        """Meaning of the outputs."""
         return {}
 
     def describe(self, config: Any, target: Target) -> str:
@@ -412,7 +412,7 @@ class Task(ABC):
         return named_weights(self.backbone_name(config), config.model.weights)
 
     def open_published(self, source: str | Path, say: Say | None) -> PublishedModel | None:
-        """The model that a name or a file of published weights stands for; None if it is not of this task."""
+        """The model of published weights, by name or file; None if it belongs to another task."""
         return None
 
     # training and evaluation
@@ -474,4 +474,4 @@ class Task(ABC):
 
     @abstractmethod
     def writer(self, config: Any, target: Target, request: WriterRequest) -> Writer:
-        """What `predict` writes."""
+        """Build the writer of `predict`."""

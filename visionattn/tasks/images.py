@@ -1,4 +1,4 @@
-"""What the tasks on images share: files as samples without labels, and pictures of tensors and files."""
+"""Shared by tasks on images: labelled images and files as samples, pictures of tensors and files."""
 
 from __future__ import annotations
 

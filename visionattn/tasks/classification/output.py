@@ -1,4 +1,4 @@
-"""What `predict` writes of classification: the most probable classes of each image."""
+"""Results of `predict` for classification: the most probable classes of each image."""
 
 from __future__ import annotations
 
