@@ -78,7 +78,5 @@ def _best_checkpoint(run: RunFolder) -> Path:
     best = run.checkpoints / "best"
     found = best if best.is_dir() else latest_checkpoint(run.checkpoints)
     if found is None:
-        raise UserError(
-            "VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {run.path}"
-        )
+        raise UserError("VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {run.path}")
     return found
