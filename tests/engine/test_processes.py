@@ -61,17 +61,7 @@ def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = 
     """Train with two processes in `folder`."""
     launchers = {
         "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-        "accelerate": [
-            "-m",
-            "accelerate.commands.launch",
-            "--num_processes",
-            "2",
-            "--cpu",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-        ],
+        "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"],
     }
     tiny = ["model.args={width: 8}", "model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false"]
     if how:
@@ -167,3 +157,12 @@ def test_a_fault_in_the_data_is_reported_once(flowers: Path) -> None:
         path.write_bytes(b"")
     done = launch(flowers.parent)
     assert done.code != 0 and done.output.count("error VA-D010") == 1 and not done.run.exists()
+
+
+@pytest.mark.slow
+def test_accelerate_on_the_cpu_says_that_it_starts_one_process(flowers: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "visionattn", "train"]
+    command += [f"data.root={flowers}", "model.img_size=32", f"output.dir={flowers.parent / 'runs'}"]
+    done = subprocess.run(command, cwd=flowers.parent, capture_output=True, text=True, timeout=LIMIT)
+    assert "error VA-R006: 2 processes were asked for, but accelerate launch starts only one on the CPU" in done.stderr
+    assert "torchrun --nproc_per_node 2" in done.stderr and not (flowers.parent / "runs").exists()

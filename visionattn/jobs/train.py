@@ -119,7 +119,7 @@ def train(
             return None
         run = resumed or _create_run(prepared, processes)
         facts = {} if resumed else {**environment(), "device": str(accelerator.device), "data": manifest_hash(prepared.checked.rows)}
-        stack.enter_context(running(run, console, rank=processes.rank, world=processes.world, **facts))
+        stack.enter_context(running(run, console, rank=processes.rank, **facts))
         trainer = _start(prepared, run, resumed is not None, accelerator, processes, console)
         trainer.fit()
         result = _finish(trainer, prepared, console) if processes.is_main else None
