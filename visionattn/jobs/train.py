@@ -303,7 +303,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "model": config.model.name,
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
-        "training": f"{trainer.epochs} epochs, {duration(seconds)}, seed {config.seed}, "
+        "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
         f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }
