@@ -1,16 +1,16 @@
-"""An attention module of one's own: squeeze-and-excitation (Hu et al., arXiv 1709.01507).
+"""An attention module of your own: squeeze-and-excitation (Hu et al., arXiv 1709.01507).
 
 In the blocks of a CNN:
 
-    PYTHONPATH=examples visionattn train --data flowers "plugins=[own_attention]" "model.args={attn: own_se}"
+    visionattn train --data flowers plugins=[own_attention.py] "model.args={attn: own_se}"
 
 In the skips and the bottleneck of a U-Net:
 
-    PYTHONPATH=examples visionattn train --data polyps "plugins=[own_attention]" model.head.name=unet \
+    visionattn train --data polyps plugins=[own_attention.py] model.head.name=unet \
         "model.head.args={skip: own_se, bottleneck: own_se}"
 
-The run folder keeps both settings, so that `eval`, `predict` and `--resume` need only the same PYTHONPATH.
-From Python, import this module before `visionattn.create_model("eca_resnet18", attn="own_se")`.
+The run folder keeps both settings for `eval`, `predict` and `--resume`. From Python, import this module before
+`visionattn.create_model("eca_resnet18", attn="own_se")`.
 """
 
 import torch
@@ -35,7 +35,7 @@ class SqueezeExcite(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the weights; the network calls this too, so that initial values of one's own belong here."""
+        """Initialise the weights; the network calls this too, so your own initial values belong here."""
         self.fc1.reset_parameters()
         self.fc2.reset_parameters()
         nn.init.constant_(self.fc2.bias, 2.0)  # gates start at about 0.9

@@ -112,7 +112,7 @@ def _numeric(value: Any) -> bool:
 
 
 def percent(value: float | None) -> str:
-    """A fraction as percent with two decimals; `n/a` where there is none."""
+    """A fraction as percent with two decimals; `n/a` if it is not defined."""
     return "n/a" if value is None else f"{100 * value:.2f}"
 
 

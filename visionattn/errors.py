@@ -45,7 +45,7 @@ class UserError(ValueError):
         return _rebuild, (type(self), facts)
 
     def block(self) -> str:
-        """The message as it is printed, one block of lines."""
+        """Format the message as one block of lines."""
         lines = [f"error {self.code}: {self.what}"]
         for label, text in (("where", self.where), ("why", self.why), ("fix", self.fix)):
             if text:

@@ -56,14 +56,15 @@ def curves_figure(history: list[dict[str, Any]], metrics: Sequence[str]) -> Figu
     loss.plot(
         [line["step"] / per_epoch for line in steps], [line["loss"] for line in steps], color="lightsteelblue", lw=1, label="train, step"
     )
-    loss.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], color="tab:blue", label="train, epoch")
+    point = {"marker": ".", "ms": 4}  # a run may have a single epoch
+    loss.plot([line["epoch"] for line in epochs], [line["train_loss"] for line in epochs], color="tab:blue", label="train, epoch", **point)
     evaluated = [line for line in epochs if "val_loss" in line]
-    loss.plot([line["epoch"] for line in evaluated], [line["val_loss"] for line in evaluated], color="tab:orange", label="val")
+    loss.plot([line["epoch"] for line in evaluated], [line["val_loss"] for line in evaluated], color="tab:orange", label="val", **point)
     loss.set(xlabel="epoch", ylabel="loss")
     for name in metrics:
         points = [(line["epoch"], line[f"val_{name}"]) for line in evaluated if line.get(f"val_{name}") is not None]
         if points:
-            metric.plot(*zip(*points, strict=True), label=name)
+            metric.plot(*zip(*points, strict=True), label=name, **point)
     metric.set(xlabel="epoch", ylabel="val metric")
     rate.plot([line["step"] / per_epoch for line in steps], [line["lr"] for line in steps], color="tab:green", label="lr")
     rate.set(xlabel="epoch", ylabel="learning rate")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 import visionattn as va
 from visionattn.attention import ATTENTION, ECA, ELA
-from visionattn.cli import app
 from visionattn.errors import UserError
 from visionattn.heads.unet import BOTTLENECKS, SKIPS
 from visionattn.models import segmenter_from_file
@@ -170,17 +167,3 @@ def test_a_published_file_with_a_module_is_built_again(tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "eca_resnet18.pth")
     again = segmenter_from_file(tmp_path / "eca_resnet18.pth").model
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
-
-
-def test_the_example_trains_and_predicts(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    monkeypatch.chdir(flowers.parent)
-    tiny = ["model.args={attn: own_se, width: 8}", "model.img_size=32", "train.batch_size=6", "train.epochs=1", "data.workers=0"]
-    result = CliRunner().invoke(app, ["train", "--data", "flowers", "plugins=[own_attention]", "log.tensorboard=false", *tiny])
-    assert result.exit_code == 0, result.output
-    assert ATTENTION["own_se"].__name__ == "SqueezeExcite"  # type: ignore[attr-defined]
-    (run,) = Path("runs").glob("*/001")
-    del ATTENTION["own_se"]
-    sys.modules.pop("own_attention")
-    result = CliRunner().invoke(app, ["eval", str(run), "--split", "test"])
-    assert result.exit_code == 0, result.output

@@ -58,10 +58,10 @@ HEADS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     # Position attention at stride 8 and above.
     "unet, dual": (
         "unet",
-        {"skip_attention": "dual", "bottleneck": "dual"},
+        {"skip": "dual", "bottleneck": "dual"},
         ["dense_attention", "danet_channel_attention"] * 3 + ["danet_channel_attention"],
     ),
-    "unet, cross-contextual": ("unet", {"skip_attention": "cross_contextual"}, ["dense_attention"] * 12),
+    "unet, cross-contextual": ("unet", {"skip": "cross_contextual"}, ["dense_attention"] * 12),
 }
 
 

@@ -42,12 +42,13 @@ def config_show(
 
 @app.command("schema")
 def config_schema(
-    task: Annotated[str, typer.Option(help="classify or segment.")] = "classify",
+    task: Annotated[str | None, typer.Option(help="classify, segment or your own; default: classify.", show_default=False)] = None,
     as_json: Json = True,
 ) -> None:
     """JSON schema of a task's config, for editors."""
     from visionattn.tasks import TASKS
 
-    if task not in TASKS:
-        raise UserError("VA-C002", f'--task: expected {" or ".join(TASKS)}, got "{task}"')
-    print_json(TASKS[task].config.model_json_schema())
+    name = task or next(iter(TASKS))
+    if name not in TASKS:
+        raise UserError("VA-C002", f'--task: expected {" or ".join(TASKS)}, got "{name}"')
+    print_json(TASKS[name].config.model_json_schema())

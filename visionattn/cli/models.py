@@ -72,7 +72,7 @@ def models_compare(
     from visionattn.models.weights.records import records_of
 
     chosen = list(dict.fromkeys(found for name in names for found in list_models(name) or [name]))
-    facts = [model_info(name) for name in chosen]  # says what is no model before anything is measured
+    facts = [model_info(name) for name in chosen]  # an unknown name stops before anything is measured
     console = console_for(as_json)
     with console.progress("compare", (rounds + 1) * len(chosen)) as bar:
         calls = iter(range(1, (rounds + 1) * len(chosen) + 1))

@@ -1,4 +1,4 @@
-"""What the commands share: option types, consoles, `key=value` texts."""
+"""Shared by all commands: option types, consoles, `key=value` texts."""
 
 from __future__ import annotations
 

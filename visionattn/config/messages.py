@@ -1,4 +1,4 @@
-"""What a mistake in a config gets: the dotted key, what is wrong, and the key that was probably meant."""
+"""Messages for mistakes in a config: the dotted key, the problem, and the key that was probably meant."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _origin(key: str, origins: Mapping[str, str]) -> str:
 
 
 def _instead(keys: list[str], section: type[BaseModel], known: list[str], task: str, schemas: Mapping[str, type[RunConfig]]) -> str:
-    """What follows `unknown key`: the task that has the key, or the closest key of this one."""
+    """The hint after `unknown key`: the task that has the key, or the closest key of this one."""
     dotted, unknown = ".".join(keys), keys[-1]
     owner = next((name for name, other in schemas.items() if dotted in _all_keys(other, "")), None)
     if owner is not None:
@@ -136,7 +136,7 @@ def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
 
 
 def _expected(field: Any) -> str:
-    """The type of a field in words, with its bounds: `integer >= 1`."""
+    """Describe the type of a field with its bounds: `integer >= 1`."""
     names = {int: "integer", float: "number", str: "text", bool: "true or false", types.NoneType: "null", dict: "a mapping"}
 
     def words(annotation: Any) -> str:

@@ -1,4 +1,4 @@
-"""A user's own modules, named under `plugins:`: importing one registers what it brings."""
+"""Import a user's own modules, named under `plugins:`, which register backbones, heads, attention modules and tasks."""
 
 from __future__ import annotations
 

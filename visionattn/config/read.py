@@ -210,7 +210,7 @@ def _over(low: dict[str, Any], high: Any) -> dict[str, Any]:
 
 
 def _section_at(values: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping at a path; an empty one where there is none."""
+    """The mapping at a path; an empty one if there is none."""
     for key in path:
         values = values.get(key) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else {}

@@ -68,7 +68,8 @@ class Data(Generic[S]):
 
     def label_text(self, part: S, index: int) -> str:
         """The label of a sample in the manifest."""
-        return ""
+        labels = getattr(part, "labels", None)
+        return "" if labels is None else str(labels[index])
 
     def class_counts(self, part: S) -> dict[str, int]:
         """Samples per class; empty where there are no classes."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -32,21 +34,36 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
         raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
     unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_unused else None
     AcceleratorState._reset_state()  # a job in the same process that ended in an error may have left its precision
-    # The CPU is named if there is no other device: processes would not find each other otherwise.
+    # Without a GPU the CPU is requested explicitly: processes would not find each other otherwise.
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=unused)
     try:
-        expected = int(os.environ.get("WORLD_SIZE", "1"))
-        if accelerator.num_processes != expected:
-            raise UserError(
-                "VA-R006",
-                f"{expected} processes were started, but this one sees {accelerator.num_processes}",
-                fix="start with torchrun --nproc_per_node N",
-            )
+        _require_processes(accelerator.num_processes)
         yield accelerator
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def _require_processes(found: int) -> None:
+    """Stop if other processes were started or asked for than this one sees.
+
+    Raises:
+        UserError: VA-R006.
+    """
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if found != expected:
+        fix = "start with torchrun --nproc_per_node N"
+        raise UserError("VA-R006", f"{expected} processes were started, but this one sees {found}", fix=fix)
+    if "ACCELERATE_USE_CPU" not in os.environ or "WORLD_SIZE" in os.environ:
+        return
+    # accelerate launch --cpu starts one process whatever --num_processes says, and passes the number to nobody.
+    parent = psutil.Process().parent()
+    asked = re.search(r"--num[_-]processes[= ](\d+)", " ".join(parent.cmdline()) if parent is not None else "")
+    if asked is not None and int(asked[1]) > 1:
+        what = f"{asked[1]} processes were asked for, but accelerate launch starts only one on the CPU"
+        launchers = (f"torchrun --nproc_per_node {asked[1]}", f"accelerate launch --multi_gpu --num_processes {asked[1]}")
+        raise UserError("VA-R006", what, fix="\nor ".join(f"{launcher} -m visionattn ..." for launcher in launchers))
 
 
 @contextmanager

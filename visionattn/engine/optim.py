@@ -12,7 +12,7 @@ from visionattn.config.schema import OptimConfig, ScheduleConfig
 
 
 def scaled_lr(config: OptimConfig, samples_per_step: int) -> float:
-    """The learning rate for a step of this many samples: `lr * samples / lr_batch`, or `lr` as it is."""
+    """The learning rate for a step of this many samples: `lr * samples / lr_batch`, or `lr` unscaled."""
     return config.lr if config.lr_batch is None else config.lr * samples_per_step / config.lr_batch
 
 

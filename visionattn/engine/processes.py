@@ -1,8 +1,9 @@
-"""Processes decide together: what one of them meets, all of them know before any of them acts.
+"""Let processes decide together: all of them learn of an event on one before any of them acts.
 
 In every step each process raises its flags (a batch without a sample, an interrupt, a loss that is not finite), and all act on
-what any of them raised. An error on one process cannot be agreed on, because the others may be inside a collective operation:
-the one that fails records the reason in the run folder and ends, which breaks the others' connections, and they report that reason.
+every flag that any of them raised. An error on one process cannot be agreed on, because the others may be inside a collective
+operation: the one that fails records the reason in the run folder and ends, which breaks the others' connections, and they report
+that reason.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of a run; with one of them every method is free.
+    """The processes of a run; with a single process no method communicates.
 
     Attributes:
         rank: number of this process; 0 writes and prints.
@@ -30,7 +31,7 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        # Flags travel between hosts on the CPU: a GPU goes on computing meanwhile.
+        # Flags are exchanged between CPUs, so that a GPU keeps computing.
         self._hosts: Any = dist.new_group(backend="gloo") if self.world > 1 else None
 
     @property

@@ -36,12 +36,12 @@ from visionattn.tasks.batch import Batch
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run trains, built from its config.
+    """Everything a run trains with, built from its config.
 
     Attributes:
         config: of the run.
         task: its task.
-        target: what the outputs stand for.
+        target: meaning of the outputs.
         model: a backbone with a head, on the CPU.
         objective: the loss.
         train_set, val_set: checked samples.
@@ -144,7 +144,7 @@ class Trainer:
         self.sampler.set_position(epoch, first)
         self.model.train()
         if config.train.freeze == "backbone":
-            self.bare_model.backbone.eval()  # type: ignore[union-attr, operator]  # its statistics stay as they are too
+            self.bare_model.backbone.eval()  # type: ignore[union-attr, operator]  # its statistics stay unchanged too
         label = f"epoch {epoch + 1:>3}/{self.epochs}"
         losses, samples, started, window = [], 0, time.perf_counter(), (time.perf_counter(), 0)
         with self.console.progress(label, last - epoch * self.steps_per_epoch, first) as bar:

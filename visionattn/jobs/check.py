@@ -25,7 +25,7 @@ class CheckedData:
     Attributes:
         data: the task's splits.
         report: findings.
-        target: what the outputs of a model for these data stand for.
+        target: meaning of a model's outputs for these data.
         rows: of manifest.csv.
     """
 

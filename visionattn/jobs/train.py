@@ -70,7 +70,7 @@ class Prepared:
     Attributes:
         setup: what is trained.
         checked: its data.
-        weights: the line that says which weights were loaded.
+        weights: the line that reports which weights were loaded.
     """
 
     setup: Setup
@@ -119,7 +119,7 @@ def train(
             return None
         run = resumed or _create_run(prepared, processes)
         facts = {} if resumed else {**environment(), "device": str(accelerator.device), "data": manifest_hash(prepared.checked.rows)}
-        stack.enter_context(running(run, console, rank=processes.rank, world=processes.world, **facts))
+        stack.enter_context(running(run, console, rank=processes.rank, **facts))
         trainer = _start(prepared, run, resumed is not None, accelerator, processes, console)
         trainer.fit()
         result = _finish(trainer, prepared, console) if processes.is_main else None
@@ -303,7 +303,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "model": config.model.name,
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
-        "training": f"{trainer.epochs} epochs, {duration(seconds)}, seed {config.seed}, "
+        "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
         f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }

@@ -1,1 +1,1 @@
-"""What a run leaves for reading: tables, the report page, TensorBoard."""
+"""Tables, the report page and TensorBoard of a run."""

@@ -2,7 +2,7 @@
 
 A folder holds `model.safetensors`, `ema.safetensors` (with a moving average), `state.pt` (optimizer,
 random generators, position) and `meta.json`, written last, with the sha256 of the others and all
-that evaluation needs: the config and what the outputs stand for.
+that evaluation needs: the config and the meaning of the outputs.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_weights(checkpoint: Path, name: str | None = None) -> State:
-    """The weights to evaluate: the named file, or the moving average where there is one; its hash is verified.
+    """The weights to evaluate: the named file, or the moving average if there is one; its hash is verified.
 
     Raises:
         UserError: VA-W005, VA-W006.

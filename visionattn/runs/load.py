@@ -27,7 +27,7 @@ class LoadedModel:
         task: its task.
         config: the run's config, or the defaults with the model of published weights.
         model: a backbone with a head.
-        target: what the outputs stand for.
+        target: meaning of the outputs.
         run: run folder, if the source is in one.
     """
 
@@ -70,7 +70,7 @@ def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
 
 
 def target_of(meta: dict[str, Any]) -> Target:
-    """What the outputs of a checkpoint stand for."""
+    """Meaning of the outputs of a checkpoint."""
     return meta["target"] if "target" in meta else {key: meta[key] for key in ("classes", "palette") if key in meta}
 
 

@@ -1,4 +1,4 @@
-"""The seam between the engine and the tasks: the engine, the report and the jobs call what stands here and know no task by name.
+"""The seam between the engine and the tasks: the engine, the report and the jobs call this interface and know no task by name.
 
 A task is a subclass of `Task`, whose methods are the table of contents of its folder, and the four parts that its methods
 build: an `Objective` (training and evaluation, needs labels), a `Predictor` (needs none), a `Meter` (scores) and a `Writer`
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float | None]
 
-# What the outputs of a model stand for, as plain values: class names, colours, units. Every checkpoint holds it.
+# Meaning of a model's outputs as plain values: class names, colours, units. Every checkpoint holds it.
 Target = dict[str, Any]
 
 
@@ -161,12 +161,14 @@ class Dataset(Protocol):
     def __getitem__(self, key: Any) -> dict[str, Any]: ...
 
 
-class Objective(Protocol):
-    """What is minimised; it needs labels, so only training and evaluation build one."""
+class Objective(ABC):
+    """The loss; it needs labels, so only training and evaluation build one."""
 
     def mix(self, batch: Batch) -> Batch:
         """Augment across the samples of a training batch; may leave samples out."""
+        return batch
 
+    @abstractmethod
     def loss(self, outputs: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """`loss` and its named parts, float32, averaged over the batch.
 
@@ -186,41 +188,48 @@ class Meter(Protocol):
         """Add a batch with labels."""
 
     def state(self) -> Any:
-        """What was collected, picklable."""
+        """Everything collected, picklable."""
 
     def merge(self, states: list[Any]) -> None:
-        """Add what other meters collected."""
+        """Add the collections of other meters."""
 
     def result(self) -> Scores:
         """Scores of everything collected, cases in the order of the split."""
 
 
-class Prediction(Protocol):
-    """Result for one case."""
+@dataclass(frozen=True)
+class Prediction:
+    """Result for one case: the fields of a subclass."""
 
     def display_row(self) -> dict[str, str]:
         """A row of the table on the terminal."""
+        return {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in self.as_dict().items()}
 
     def as_dict(self) -> dict[str, Any]:
         """The entry of `predictions.json`."""
+        return asdict(self)
 
 
-class Writer(Protocol):
+class Writer(ABC):
     """Turns predictions into results and files, one batch at a time."""
 
     def planned_files(self) -> list[Path]:
         """Files that will be written besides the tables; none of them may exist."""
+        return []
 
-    def write(self, predictions: Any, batch: Batch) -> list[Any]:
-        """`Prediction`s of the cases that the batch completes; their files are written."""
+    @abstractmethod
+    def write(self, predictions: Any, batch: Batch) -> Sequence[Prediction]:
+        """Results of the cases that the batch completes; their files are written."""
 
     def table(self, predictions: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows of `predictions.csv`."""
+        rows = [prediction.as_dict() for prediction in predictions]
+        return list(rows[0]), [list(row.values()) for row in rows]
 
 
 @dataclass(frozen=True)
 class WriterRequest:
-    """What `predict` was asked for.
+    """The request of a `predict` call.
 
     Attributes:
         files: inputs, with the place of each within the source it was found in.
@@ -338,7 +347,7 @@ class Task(ABC):
         return image_manifest(data, report.hashes)
 
     def target(self, config: Any, data: Any) -> Target:
-        """What the outputs stand for."""
+        """Meaning of the outputs."""
         return {}
 
     def describe(self, config: Any, target: Target) -> str:
@@ -403,7 +412,7 @@ class Task(ABC):
         return named_weights(self.backbone_name(config), config.model.weights)
 
     def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
-        """The model that a name or a file of published weights stands for; None if it is not of this task."""
+        """The model of published weights, by name or file; None if it belongs to another task."""
         return None
 
     # training and evaluation
@@ -427,9 +436,9 @@ class Task(ABC):
             UserError: VA-C002, a loss that cannot be computed.
         """
 
-    @abstractmethod
     def predictor(self, config: Any, target: Target, model: nn.Module, device: torch.device) -> Predictor:
         """Inference for evaluation; what it returns goes to the meter and the objective."""
+        return lambda batch: model(batch["image"].to(device))
 
     @abstractmethod
     def meter(self, config: Any, target: Target) -> Meter:
@@ -465,4 +474,4 @@ class Task(ABC):
 
     @abstractmethod
     def writer(self, config: Any, target: Target, request: WriterRequest) -> Writer:
-        """What `predict` writes."""
+        """Build the writer of `predict`."""

@@ -58,7 +58,7 @@ class Batch:
         return Batch(cut, self.indices[start:stop], self.ids[start:stop], self.cases[start:stop])
 
     def split(self, parts: int) -> list[Batch]:
-        """Cut into `parts` of nearly equal size, the larger ones first; into fewer where there are fewer samples."""
+        """Cut into `parts` of nearly equal size, the larger ones first; into fewer if there are fewer samples."""
         bounds = np.cumsum([0, *(len(chunk) for chunk in np.array_split(np.arange(len(self)), min(parts, len(self))))])
         return [self.take(int(start), int(stop)) for start, stop in pairwise(bounds)]
 
@@ -71,7 +71,7 @@ class Batch:
 def collate(samples: list[dict[str, Any]]) -> Batch:
     """Stack tensors, arrays and numbers of samples; other values become lists.
 
-    Unreadable samples are left out, never replaced. Without a readable one there are no values at all.
+    Unreadable samples are left out, never replaced. If none is readable, `data` is empty.
     """
     read = [sample for sample in samples if "unreadable" not in sample]
     keys = [key for key in (read[0] if read else ()) if key not in ("index", "id", "case")]

@@ -1,4 +1,4 @@
-"""What the tasks on images share: files as samples without labels, and pictures of tensors and files."""
+"""Shared by tasks on images: labelled images and files as samples, pictures of tensors and files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,26 @@ import numpy as np
 import torch
 from PIL import Image
 
+from visionattn.data.images.sets import ImageSet
 from visionattn.data.readers import UnreadableFile
 from visionattn.data.sources import FileImages, Images
 from visionattn.tasks.batch import SampleDataset
+
+
+class LabelledImages(SampleDataset):
+    """Samples `image` `[C, H, W]` and `label`, that of the image set: a class index, a vector of zeros and ones, a number.
+
+    Args:
+        transform: `transform(image, seed)` for training, `transform(image)` without a seed.
+    """
+
+    def __init__(self, image_set: ImageSet, transform: Callable[..., torch.Tensor], seed: int | None = None) -> None:
+        super().__init__(image_set.ids, seed)
+        self.image_set, self.transform = image_set, transform
+
+    def load(self, index: int, seed: int | None) -> dict[str, Any]:
+        image = self.image_set.images.read(index)
+        return {"image": self.transform(image) if seed is None else self.transform(image, seed), "label": self.image_set.labels[index]}
 
 
 class ImageFiles(SampleDataset):

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Literal
 
 import cv2
@@ -184,11 +185,22 @@ def _resize_fast(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized if resized.ndim == 3 else resized[:, :, None]
 
 
+def import_albumentations() -> Any:
+    """Import albumentations without letting it ask the package index for a newer version."""
+    before = os.environ.get("NO_ALBUMENTATIONS_UPDATE")
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    try:
+        return import_module("albumentations")
+    finally:
+        if before is None:
+            del os.environ["NO_ALBUMENTATIONS_UPDATE"]
+        else:
+            os.environ["NO_ALBUMENTATIONS_UPDATE"] = before
+
+
 def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
     """What follows the crop."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index for its version otherwise
-    import albumentations as A
-
+    A = import_albumentations()
     linear, reflect = cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101
     steps: list[Any] = []
     if augment.pad_crop:

@@ -7,7 +7,6 @@ nothing, and before padding, which leaves the padding at the mean.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from visionattn.data.images.transforms import Normalize
+from visionattn.data.images.transforms import Normalize, import_albumentations
 from visionattn.data.masks.sets import resize_labels
 from visionattn.data.masks.settings import IGNORE, MaskAugmentConfig
 from visionattn.errors import UserError
@@ -186,9 +185,7 @@ def _pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: Sequ
 
 def _deformation(augment: MaskAugmentConfig, fill: Sequence[float]) -> Any:
     """What keeps the size: flips, rotation, elastic deformation; uncovered parts are ignored."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the package index for its version otherwise
-    import albumentations as A
-
+    A = import_albumentations()
     steps: list[Any] = []
     if augment.hflip:
         steps.append(A.HorizontalFlip(p=augment.hflip))

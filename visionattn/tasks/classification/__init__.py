@@ -12,7 +12,6 @@ from visionattn.tasks.base import (
     Meter,
     Objective,
     Pictures,
-    Predictor,
     PublishedModel,
     Target,
     Task,
@@ -22,7 +21,6 @@ from visionattn.tasks.base import (
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from visionattn.data.check import CheckReport
@@ -61,12 +59,14 @@ class Classification(Task):
         return f"{len(target['classes'])} classes" + (", several per image" if config.data.multi_label else "")
 
     def train_dataset(self, config: ClassifyConfig, model: nn.Module, data: LabelledData, report: CheckReport) -> Dataset:
-        from visionattn.tasks.classification.data import LabelledImages, augmentation
+        from visionattn.tasks.classification.data import augmentation
+        from visionattn.tasks.images import LabelledImages
 
         return LabelledImages(data.train, augmentation(config, model), seed=config.seed)
 
     def eval_dataset(self, config: ClassifyConfig, model: nn.Module, split: ImageSet) -> Dataset:
-        from visionattn.tasks.classification.data import LabelledImages, preprocessing
+        from visionattn.tasks.classification.data import preprocessing
+        from visionattn.tasks.images import LabelledImages
 
         return LabelledImages(split, preprocessing(config, model))
 
@@ -102,9 +102,6 @@ class Classification(Task):
         from visionattn.tasks.classification.objective import ClassificationObjective
 
         return ClassificationObjective(config, len(target["classes"]), dataset)
-
-    def predictor(self, config: ClassifyConfig, target: Target, model: nn.Module, device: torch.device) -> Predictor:
-        return lambda batch: model(batch["image"].to(device))
 
     def meter(self, config: ClassifyConfig, target: Target) -> Meter:
         from visionattn.tasks.classification.scores import ClassificationMeter

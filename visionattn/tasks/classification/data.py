@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from visionattn.data.check import contact_sheet
 from visionattn.data.images.sets import ImageSet, LabelledData
@@ -16,26 +14,9 @@ from visionattn.data.readers import UnreadableFile
 from visionattn.data.sampling import derive_seed
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
-from visionattn.tasks.batch import SampleDataset
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 Transform = TrainTransform | RandAugmentTransform | EvalTransform
-
-
-class LabelledImages(SampleDataset):
-    """Samples `image` `[C, H, W]` and `label`, a class index or a vector of zeros and ones.
-
-    Args:
-        transform: `transform(image, seed)` for training, `transform(image)` without a seed.
-    """
-
-    def __init__(self, image_set: ImageSet, transform: Callable[..., torch.Tensor], seed: int | None = None) -> None:
-        super().__init__(image_set.ids, seed)
-        self.image_set, self.transform = image_set, transform
-
-    def load(self, index: int, seed: int | None) -> dict[str, Any]:
-        image = self.image_set.images.read(index)
-        return {"image": self.transform(image) if seed is None else self.transform(image, seed), "label": self.image_set.labels[index]}
 
 
 def augmentation(config: ClassifyConfig, model: Any) -> TrainTransform | RandAugmentTransform:

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from timm.data import Mixup
 
 from visionattn.errors import UserError
+from visionattn.tasks.base import Objective
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.classification.settings import ClassifyConfig, LossConfig
 
 
-class ClassificationObjective:
+class ClassificationObjective(Objective):
     """Cross-entropy over classes; binary cross-entropy per class with `data.multi_label`.
 
     Args:

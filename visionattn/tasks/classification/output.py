@@ -1,20 +1,21 @@
-"""What `predict` writes of classification: the most probable classes of each image."""
+"""Results of `predict` for classification: the most probable classes of each image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from visionattn.tasks import base
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.classification.scores import probabilities
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(base.Prediction):
     """One image: classes with their probabilities, most probable first."""
 
     path: str
@@ -25,12 +26,8 @@ class Prediction:
         """A row of the table on the terminal."""
         return {"image": self.path, "class": self.classes[0], "probability": f"{self.probabilities[0]:.3f}"}
 
-    def as_dict(self) -> dict[str, Any]:
-        """The entry of `predictions.json`."""
-        return asdict(self)
 
-
-class RankedClasses:
+class RankedClasses(base.Writer):
     """Writes nothing but the tables.
 
     Args:
@@ -40,9 +37,6 @@ class RankedClasses:
 
     def __init__(self, names: list[str], files: Sequence[Path], topk: int, *, multi_label: bool) -> None:
         self.names, self.files, self.topk, self.multi_label = names, files, topk, multi_label
-
-    def planned_files(self) -> list[Path]:
-        return []
 
     def write(self, predictions: torch.Tensor, batch: Batch) -> list[Prediction]:
         """Results of logits `[B, classes]`."""

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from visionattn.figures import confusion_figure, picture_grid
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.data import LabelledImages
 from visionattn.tasks.classification.scores import Guesses, confusion_matrix, names_of
-from visionattn.tasks.images import readable_picture, unnormalise
+from visionattn.tasks.images import LabelledImages, readable_picture, unnormalise
 
 
 class ClassificationPictures(Pictures):

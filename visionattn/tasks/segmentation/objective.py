@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from visionattn.errors import UserError
 from visionattn.heads.base import HeadOutput, resize_to
+from visionattn.tasks.base import Objective
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.losses import LOSSES
 from visionattn.tasks.segmentation.settings import SegmentConfig
@@ -24,7 +25,7 @@ ClassWeights = Literal["none", "balanced"] | Sequence[float]
 LOSS_VALUES = 2**26
 
 
-class SegmentationObjective:
+class SegmentationObjective(Objective):
     """Losses of all outputs, weighted and added.
 
     Two classes may share one logit, that of the second class.
@@ -53,10 +54,6 @@ class SegmentationObjective:
         self.losses = {name: (weight, _bound(name, arguments, num_classes, pixel_counts)) for name, weight, arguments in losses}
         if len(self.losses) < len(losses):
             raise UserError("VA-C002", f"a loss is given twice: {', '.join(name for name, _, _ in losses)}")
-
-    def mix(self, batch: Batch) -> Batch:
-        """The batch unchanged."""
-        return batch
 
     def loss(self, outputs: HeadOutput | torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         """`loss`, and the losses of the main output by name, unweighted; `aux` is the part of the auxiliary outputs in `loss`.

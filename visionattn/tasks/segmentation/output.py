@@ -17,7 +17,7 @@ from visionattn.data.masks.palettes import Colour, mask_png, overlay
 from visionattn.data.masks.sets import resize_labels
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
-from visionattn.tasks.base import WriterRequest
+from visionattn.tasks.base import Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.pictures import as_picture, legend_entries, with_legend
 
@@ -25,7 +25,7 @@ _OVERLAY_SIDE = 4096  # longest side of an overlay
 
 
 @dataclass(frozen=True)
-class MaskPrediction:
+class MaskPrediction(Prediction):
     """One image: the share of each class, and its class map.
 
     Attributes:
@@ -66,7 +66,7 @@ class MaskPrediction:
         return facts | {name: str(path) for name, path in files.items() if path is not None}
 
 
-class MaskWriter:
+class MaskWriter(Writer):
     """Saves the class map of each image before the next one is read.
 
     Args:

@@ -1,0 +1,168 @@
+"""Two processes train one model: each sample counts once, and what one process meets leads to one decision on both.
+
+Every launch is a process group of its own that is killed after a time limit: a rank that waits for ever fails its test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import visionattn as va
+from visionattn.console import Console
+
+LIMIT = 150  # seconds
+
+# A plug-in that makes the second process misbehave at its third step; `how` is the body of the function.
+SABOTAGE = """
+import os, signal
+import torch
+from visionattn.tasks.classification.objective import ClassificationObjective
+
+true_loss, calls = ClassificationObjective.loss, []
+
+def loss(self, outputs, batch):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 3:
+        {how}
+    return true_loss(self, outputs, batch)
+
+ClassificationObjective.loss = loss
+"""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a launch with two processes left."""
+
+    code: int
+    output: str
+    run: Path
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.run / "run.json").read_text())
+
+    def epochs(self) -> list[dict[str, Any]]:
+        lines = map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if line["kind"] == "epoch"]
+
+
+def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = "") -> Launched:
+    """Train with two processes in `folder`."""
+    launchers = {
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+        "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"],
+    }
+    tiny = ["model.args={width: 8}", "model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false"]
+    if how:
+        (folder / "sabotage.py").write_text(SABOTAGE.format(how=how))
+        tiny.append("plugins=[sabotage.py]")
+    arguments = ["-m", "visionattn", "train", f"data.root={folder / 'flowers'}", "output.name=two", *tiny, *settings]
+    command = [sys.executable, *launchers[launcher], *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        pytest.fail(f"a process still waits after {LIMIT} s:\n{output}")
+    return Launched(process.returncode, output, folder / "runs" / "two" / "001")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path, launcher: str) -> None:
+    (flowers / "val" / "rose" / "3.png").unlink()  # 11 images: one process has one more
+    done = launch(flowers.parent, launcher=launcher)
+    # The gloo backend now and then aborts after all work is done; the files tell whether it was.
+    assert done.state["state"] == "done", done.output
+    assert [line["step"] for line in done.epochs()] == [4, 8]  # 24 images, 2 processes of batch 3
+    alone = va.evaluate(done.run, console=Console(quiet=True))
+    assert alone.count == 11
+    best = next(line for line in done.epochs() if line["epoch"] == done.state["best"]["epoch"])
+    assert best["val_top1"] == alone.metrics["top1"]
+    assert best["val_loss"] == pytest.approx(alone.metrics["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_batch_without_a_readable_image_on_one_process_is_skipped_by_both(flowers: Path) -> None:
+    how = "pass"
+    (flowers.parent / "breaking.py").write_text(
+        "import os\nfrom visionattn.data.readers import UnreadableFile\nfrom visionattn.tasks.images import LabelledImages\n"
+        "true_load = LabelledImages.load\n"
+        "def load(self, index, seed):\n"
+        "    if os.environ['RANK'] == '1' and seed is not None and self.broken < 3:\n"
+        "        self.broken += 1\n"
+        "        raise UnreadableFile('x', 'gone')\n"
+        "    return true_load(self, index, seed)\n"
+        "LabelledImages.load, LabelledImages.broken = load, 0\n"
+    )
+    done = launch(flowers.parent, "plugins=[breaking.py,sabotage.py]", "data.on_error=skip", how=how)
+    assert done.state["state"] == "done", done.output
+    assert done.output.count("unreadable, left out") == 3  # told once, by the first process
+    steps = [line for line in map(json.loads, (done.run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "step"]
+    assert [line["step"] for line in done.epochs()] == [4, 8] and all(line["loss"] >= 0 for line in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_one_process_saves_and_ends_both(flowers: Path, name: str) -> None:
+    done = launch(flowers.parent, "train.epochs=50", how=f"os.kill(os.getpid(), signal.{name})")
+    assert done.state["state"] == "interrupted", done.output
+    assert json.loads((done.run / "checkpoints/last/meta.json").read_text())["step"] == 3
+    assert f"resume with:  visionattn train --resume {done.run.relative_to(flowers.parent)}" in done.output
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_process_stops_both(flowers: Path) -> None:
+    done = launch(flowers.parent, how="return {'loss': true_loss(self, outputs, batch)['loss'] * float('nan')}")
+    assert done.state["state"] == "failed" and done.state["reason"] == "VA-R002", done.output
+    assert done.output.count("error VA-R002") == 1
+    record = json.loads((done.run / "diverged.json").read_text())
+    assert record["step"] == 2 and len(record["samples"]) == 3 and "loss is nan" in record["what"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [("raise RuntimeError('out of luck')", "out of luck"), ("os.kill(os.getpid(), signal.SIGKILL)", "")],
+    ids=["error", "killed"],
+)
+def test_an_error_on_one_process_ends_the_other_with_its_reason(flowers: Path, how: str, reason: str) -> None:
+    started = time.monotonic()
+    done = launch(flowers.parent, "train.epochs=50", how=how)
+    assert done.code != 0 and time.monotonic() - started < LIMIT
+    assert done.state["state"] == "failed", done.output
+    if reason:
+        assert done.state["failure"] == {"rank": 1, "what": f"RuntimeError: {reason}"}
+        assert f"error VA-R006: process 1 failed: RuntimeError: {reason}" in done.output
+
+
+@pytest.mark.slow
+def test_a_fault_in_the_data_is_reported_once(flowers: Path) -> None:
+    for path in (flowers / "val").rglob("*.png"):
+        path.write_bytes(b"")
+    done = launch(flowers.parent)
+    assert done.code != 0 and done.output.count("error VA-D010") == 1 and not done.run.exists()
+
+
+@pytest.mark.slow
+def test_accelerate_on_the_cpu_says_that_it_starts_one_process(flowers: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "visionattn", "train"]
+    command += [f"data.root={flowers}", "model.img_size=32", f"output.dir={flowers.parent / 'runs'}"]
+    done = subprocess.run(command, cwd=flowers.parent, capture_output=True, text=True, timeout=LIMIT)
+    assert "error VA-R006: 2 processes were asked for, but accelerate launch starts only one on the CPU" in done.stderr
+    assert "torchrun --nproc_per_node 2" in done.stderr and not (flowers.parent / "runs").exists()
