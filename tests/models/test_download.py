@@ -24,7 +24,7 @@ from safetensors.torch import save
 import visionattn as va
 from visionattn.errors import UserError
 from visionattn.files import locked
-from visionattn.models import download, records
+from visionattn.models.weights import download, records
 from visionattn.models.weights.download import cached_path, check_cached, fetch, store
 from visionattn.models.weights.records import Record
 
