@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.data.images.folders import flowers, load, save_npz
@@ -14,7 +16,7 @@ from visionattn.data.images.settings import AugmentConfig
 from visionattn.data.images.transforms import eval_transform, train_transform
 from visionattn.data.sampling import TrainSampler
 from visionattn.tasks.batch import Batch, collate
-from visionattn.tasks.classification.data import LabelledImages
+from visionattn.tasks.classification.data import LabelledImages, preview
 
 
 def batches(data: LabelledData, workers: int, epoch: int, step: int = 0) -> list[Batch]:
@@ -62,3 +64,16 @@ def test_labels_of_several_classes_are_stacked(tmp_path: Path) -> None:
     dataset = LabelledImages(data.val, eval_transform((32, 32), (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", crop_pct=1))
     batch = collate([dataset[0], dataset[5]])
     assert batch["label"].dtype == torch.float32 and batch["label"].tolist() == hot[[0, 5]].tolist()
+
+
+@pytest.mark.parametrize("in_chans", [1, 3])
+def test_preview(tmp_path: Path, in_chans: int) -> None:
+    data = load(flowers(tmp_path / "flowers"), in_chans=in_chans)
+    transform = train_transform(AugmentConfig(color_jitter=0.3), (32, 48), (0.5,) * in_chans, (0.5,) * in_chans)
+    path = tmp_path / "preview.png"
+    preview(data.train, data.classes, transform, 9, path)
+    with Image.open(path) as sheet:
+        assert sheet.size == (6 + 3 * (48 + 6), 6 + 3 * (32 + 16 + 6)) and np.asarray(sheet).std() > 20
+    first = path.read_bytes()
+    preview(data.train, data.classes, transform, 9, path)
+    assert path.read_bytes() == first
