@@ -13,6 +13,7 @@ from visionattn.data.images.sets import LabelledData
 from visionattn.data.images.settings import LabelDataConfig
 from visionattn.data.sources import FileImages
 from visionattn.errors import UserError
+from visionattn.tasks.classification.data import require_classes
 
 
 def picture(value: int, size: tuple[int, int] = (20, 16)) -> Image.Image:

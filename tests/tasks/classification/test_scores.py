@@ -1,24 +1,18 @@
-"""Losses and metrics against slow, obvious versions."""
+"""Metrics of classification against slow, obvious versions."""
 
 from __future__ import annotations
 
-import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from visionattn.config import AugmentConfig, LossConfig
-from visionattn.errors import UserError
-from visionattn.tasks import Classification
-from visionattn.tasks.classification import confusion_matrix, wilson_interval
+from visionattn.tasks import TASKS, load_config
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.classification.scores import ClassificationMeter, class_metrics, confusion_matrix, wilson_interval
 
 CLASSES = ["a", "b", "c", "d"]
-
-
-def task(*, multi_label: bool = False, labels: np.ndarray | None = None, **loss: object) -> Classification:
-    given = labels if labels is not None else np.array([0, 0, 0, 1, 2, 3])
-    return Classification(CLASSES, given, LossConfig(**loss), AugmentConfig(), multi_label=multi_label)
 
 
 def area(scores: list[float], positive: list[bool]) -> float:
@@ -32,7 +26,7 @@ def test_metrics_with_a_class_that_is_absent_but_guessed() -> None:
     labels = np.array([0, 0, 1, 1, 1, 2, 2, 0])  # no image of "d"
     probabilities = rng.dirichlet(np.ones(4), 8).astype(np.float32)
     probabilities[0] = [0.1, 0.1, 0.1, 0.7]
-    metrics, rows = task().metrics(probabilities, labels)
+    metrics, rows = class_metrics(probabilities, labels, CLASSES)
     guess = probabilities.argmax(1)
     assert metrics["top1"] == pytest.approx(sum(g == t for g, t in zip(guess, labels, strict=True)) / 8)
     assert metrics["top5"] == 1.0
@@ -49,48 +43,54 @@ def test_metrics_with_a_class_that_is_absent_but_guessed() -> None:
 
 
 def test_one_class_only_leaves_auroc_undefined() -> None:
-    metrics, _ = task().metrics(np.eye(4, dtype=np.float32)[[0, 0, 1]], np.array([0, 0, 0]))
+    metrics, _ = class_metrics(np.eye(4, dtype=np.float32)[[0, 0, 1]], np.array([0, 0, 0]), CLASSES)
     assert metrics["auroc"] is None and metrics["top1"] == pytest.approx(2 / 3)
 
 
 def test_multi_label_metrics() -> None:
     truth = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)
     probabilities = np.array([[0.9, 0.2, 0.4, 0.1], [0.3, 0.8, 0.1, 0.6], [0.7, 0.9, 0.2, 0.2]], np.float32)
-    metrics, rows = task(multi_label=True, labels=truth).metrics(probabilities, truth)
+    metrics, rows = class_metrics(probabilities, truth, CLASSES, multi_label=True)
     assert metrics["exact_match"] == pytest.approx(1 / 3)  # the first misses "c", the second adds "d"
     assert [row["f1"] for row in rows] == [1.0, 1.0, 0.0, 0.0]
     assert metrics["macro_f1"] == pytest.approx(2 / 3)  # "d" has no image
-    assert "top1" not in metrics and task(multi_label=True, labels=truth).monitor == "macro_f1"
-
-
-def test_losses() -> None:
-    logits, label = torch.randn(5, 4, dtype=torch.float32), torch.tensor([0, 1, 2, 3, 0])
-    smoothed = float(task(label_smoothing=0.1).loss(logits, {"label": label})["loss"])
-    want = 0.0
-    for row, target in zip(logits.tolist(), label.tolist(), strict=True):
-        norm = math.log(sum(math.exp(value) for value in row))
-        want += sum((norm - value) * (0.9 * (index == target) + 0.1 / 4) for index, value in enumerate(row)) / 5
-    assert smoothed == pytest.approx(want, rel=1e-5)
-    soft = torch.nn.functional.one_hot(label, 4).float() * 0.9 + 0.1 / 4  # as mixup gives it, smoothed already
-    assert float(task(label_smoothing=0.1).loss(logits, {"label": soft})["loss"]) == pytest.approx(want, rel=1e-5)
-    assert task(class_weights="balanced").class_weights.tolist() == pytest.approx([0.5, 1.5, 1.5, 1.5])
-    assert task().loss(logits.bfloat16(), {"label": label})["loss"].dtype == torch.float32
-    with pytest.raises(UserError) as caught:
-        task(class_weights=[1.0, 2.0])
-    assert caught.value.code == "VA-C002"
-
-
-def test_mixup_leaves_an_odd_image_out() -> None:
-    np.random.seed(0)
-    mixing = Classification(CLASSES, np.array([0]), LossConfig(label_smoothing=0.1), AugmentConfig(mixup=0.4))
-    mixed = mixing.mix({"image": torch.randn(5, 3, 8, 8), "label": torch.tensor([0, 1, 2, 3, 0])})
-    assert mixed["image"].shape[0] == 4 and mixed["label"].shape == (4, 4)
-    assert torch.allclose(mixed["label"].sum(1), torch.ones(4), atol=1e-5)
+    assert "top1" not in metrics
+    task = TASKS["classify"]
+    assert task.monitor(load_config(None, ["data.multi_label=true"])) == "macro_f1" and task.monitor(load_config()) == "top1"
 
 
 def test_confusion_matrix_and_interval() -> None:
     counts = confusion_matrix(np.eye(3, dtype=np.float32)[[0, 1, 1, 2]], np.array([0, 0, 1, 2]))
     assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
-    low, high = wilson_interval(0.9, 100)
+    low, high = wilson_interval(90, 100)
     assert (low, high) == (pytest.approx(0.8256, abs=1e-4), pytest.approx(0.9448, abs=1e-4))
-    assert wilson_interval(1.0, 10) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
+    assert wilson_interval(10, 10) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
+
+
+def scored(meter: ClassificationMeter, logits: torch.Tensor, label: torch.Tensor, indices: list[int]) -> ClassificationMeter:
+    names = [f"{index}.png" for index in indices]
+    meter.update(logits[indices], Batch({"label": label[indices]}, indices, names, names))
+    return meter
+
+
+def test_states_of_several_processes_come_together() -> None:
+    logits, label = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
+    want = scored(ClassificationMeter(CLASSES, multi_label=False), logits, label, list(range(7))).result()
+    parts = [scored(ClassificationMeter(CLASSES, multi_label=False), logits, label, indices) for indices in ([1, 3, 5], [0, 2, 4, 6])]
+    whole = ClassificationMeter(CLASSES, multi_label=False)
+    whole.merge([pickle.loads(pickle.dumps(part.state())) for part in parts])
+    got = whole.result()
+    assert got.metrics == want.metrics and got.per_class == want.per_class and got.per_case == want.per_case
+    assert [row["index"] for row in got.per_case] == list(range(7)) and got.per_case[3]["id"] == got.per_case[3]["case"] == "3.png"
+    np.testing.assert_allclose(got.details.probabilities, logits.softmax(1).numpy(), atol=1e-6)
+    assert got.details.labels.tolist() == label.tolist()
+    hits = int((logits.argmax(1) == label).sum())
+    assert got.metrics["top1"] == pytest.approx(hits / 7) and got.intervals == {"top1": wilson_interval(hits, 7)}
+
+
+def test_cases_with_several_labels() -> None:
+    logits = torch.tensor([[2.0, -1, 3, -1], [-1, -1, -1, -1]])
+    label = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]])
+    first, second = scored(ClassificationMeter(CLASSES, multi_label=True), logits, label, [0, 1]).result().per_case
+    assert (first["label"], first["prediction"]) == ("a;b", "a;c") and first["probability"] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert (second["label"], second["prediction"]) == ("none", "")
