@@ -8,24 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
-from visionattn.data.palettes import read_classes
-from visionattn.training.build import build_model, build_task
 
 import visionattn as va
 from visionattn.backbones import registry
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.cli import app
-from visionattn.config import SegmentConfig, find_config, load_config, shipped_names
+from visionattn.config.read import find_config, shipped_names
+from visionattn.data.masks.palettes import read_classes
 from visionattn.errors import UserError
 from visionattn.heads import HEADS
 from visionattn.models import segmenter_from_file
 from visionattn.models.weights.importing import import_file
 from visionattn.models.weights.records import SegmenterRecord, find_weights, list_segmenters, records, segmenter_records
-from visionattn.tasks.segmentation import Segmentation
+from visionattn.tasks import load_config
+from visionattn.tasks.segmentation.model import build_segmenter
+from visionattn.tasks.segmentation.predictor import build_predictor
+from visionattn.tasks.segmentation.settings import SegmentConfig
 
 RECORDS = segmenter_records()
 RECIPES = [name for name in shipped_names() if name.startswith("segmentation/") and name.endswith("_ade20k")]
@@ -106,15 +107,14 @@ def test_a_recipe_builds_its_model(name: str) -> None:
     config = load_config(name)
     assert isinstance(config, SegmentConfig)
     with torch.device("meta"):
-        model = build_model(config, [str(number) for number in range(150)])
+        model = build_segmenter(config, 150)
     width = {"upernet": 512, "semantic_fpn": 128}[config.model.head.name]
     assert model.decode_head.conv_seg.weight.shape == (150, width, 1, 1) and (model.auxiliary_head is None) == (width == 128)
     published = next(record.params_m for record in RECORDS if record.recipe == name)
     if published is not None and name not in MISCOUNTED:
         assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(published, abs=2)
-    task = build_task(config, [str(number) for number in range(150)], np.zeros(0))
-    assert isinstance(task, Segmentation)
-    assert (task.window or {}).get("stride") == ((341, 341) if name.startswith("segmentation/transnext") else None)
+    predictor = build_predictor(config, 150, model, torch.device("meta"))
+    assert (predictor.window or {}).get("stride") == ((341, 341) if name.startswith("segmentation/transnext") else None)
 
 
 def test_a_published_model_by_name(tmp_path: Path, small: Callable[..., None]) -> None:

@@ -58,6 +58,8 @@ def test_cases() -> None:
     logits[0, 0, 2:5, 2:5] = 1.0
     scores = scored(SegmentationMeter(CLASSES[:2], per_case=True, spacing=(0.5, 0.5)), logits, label).result()
     assert scores.metrics["dice"] == 0.5 and scores.metrics["n_missed"] == 1 and scores.metrics["mdice"] is not None
+    told = "HD95 in mm (max_directed): 2 of 2 cases defined, 0 empty in both; 1 missed, counted with the diagonal of the image"
+    assert scores.remarks == [told]
     background, cell = scores.per_class
     assert background["case_dice"] is None and cell["case_dice"] == 0.5 and cell["hd95_unit"] == "mm" and set(background) == set(cell)
     assert cell["dice"] == pytest.approx(2 * 9 / (9 + 18))  # of all pixels together
