@@ -55,6 +55,10 @@ def test_reading_changes_nothing(limit: int | None, tmp_path: Path, monkeypatch:
         assert image_facts(tmp_path / name, max_pixels=10**6).width == 80 and upright_size(tmp_path / name, max_pixels=10**6) == (60, 80)
         with pytest.raises(UserError, match="VA-D020"):
             read_image(tmp_path / name, settings=ImageDataConfig(max_pixels=100), in_chans=3)
+    frames = [Image.fromarray(np.roll(pixels, shift, axis=0)) for shift in range(3)]
+    for name in ("several.gif", "several.tif", "several.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert image_facts(tmp_path / name, max_pixels=10**6).more_frames
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "mask.png")
     assert read_mask(tmp_path / "mask.png", max_pixels=10**6).values.shape == (60, 80)
     root = pairs(tmp_path / "d")

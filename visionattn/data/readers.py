@@ -110,7 +110,8 @@ def image_facts(source: Source, *, max_pixels: int) -> ImageFacts:
     rotated = rotated or _orientation(image) != 1
     try:
         # The second picture of a phone's MPO file is a preview or a depth map, not a page.
-        more_frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+        with _at_any_size(image):
+            more_frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     except (OSError, EOFError, SyntaxError, ValueError):  # the first frame is fine, a later one is damaged
         more_frames = True
     depth = {"1": 1, "I": 32, "F": 32}.get(image.mode, 8 if samples is None else 16)
@@ -265,18 +266,19 @@ def _without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
+@contextmanager
+def _at_any_size(image: Image.Image) -> Iterator[None]:
+    """Let Pillow decode an image above its limit; only such images wait for each other."""
+    with _PILLOW_LIMIT:
+        limit = Image.MAX_IMAGE_PIXELS
+    with nullcontext() if limit is None or image.width * image.height <= limit else _without_pillow_limit():
+        yield
+
+
 def _parse(data: bytes) -> Image.Image:
     """Read the header."""
     with _without_pillow_limit():
         return Image.open(BytesIO(data))
-
-
-def _decode(image: Image.Image) -> None:
-    """Decode the first frame. Only images above Pillow's limit wait for each other."""
-    with _PILLOW_LIMIT:
-        limit = Image.MAX_IMAGE_PIXELS
-    with nullcontext() if limit is None or image.width * image.height <= limit else _without_pillow_limit():
-        image.load()
 
 
 def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
@@ -284,7 +286,8 @@ def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
     # the raw mode tells of 16 bits per channel in colour, of which Pillow keeps 8; loading forgets it
     deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     try:
-        _decode(image)
+        with _at_any_size(image):
+            image.load()
     except Exception as error:
         raise _unreadable(name, error) from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
