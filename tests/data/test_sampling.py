@@ -2,18 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from visionattn.data.sampling import TrainSampler, eval_indices, mix, require_batches
+from visionattn.data.sampling import TrainSampler, derive_seed, eval_indices, require_batches
 from visionattn.errors import UserError
 
 
-def test_mix_is_fixed_ordered_and_spread() -> None:
+def test_derived_seeds_are_fixed_ordered_and_spread() -> None:
     # the first is the first output of splitmix64 from state 0
-    assert [mix(0), mix(0, 0), mix(1, 2, 3)] == [0xE220A839, 2802244911, 3497215824]
-    assert mix(1, 2) != mix(2, 1) and mix(0, 1) != mix(1, 0) and mix(5) != mix(5, 0)
-    values = np.array([mix(0, epoch, index) for epoch in range(20) for index in range(500)])
+    assert [derive_seed(0), derive_seed(0, 0), derive_seed(1, 2, 3)] == [0xE220A839, 2802244911, 3497215824]
+    assert [derive_seed(7, 3, 11), derive_seed(2**40, 5), derive_seed(-1, 2)] == [1875506908, 690480434, 1370496339]
+    assert derive_seed(1, 2) != derive_seed(2, 1) and derive_seed(0, 1) != derive_seed(1, 0) and derive_seed(5) != derive_seed(5, 0)
+    values = np.array([derive_seed(0, epoch, index) for epoch in range(20) for index in range(500)])
     assert len(set(values.tolist())) == len(values) and values.min() >= 0 and values.max() < 2**32
     assert abs(values.mean() / 2**31 - 1) < 0.03
-    assert mix(-1) == mix(2**64 - 1)
+    assert derive_seed(-1) == derive_seed(2**64 - 1)
 
 
 def epoch_of(sampler: TrainSampler, epoch: int, step: int = 0) -> list[list[tuple[int, int]]]:
@@ -60,7 +61,7 @@ def test_no_batch_left(size: int, batch: int, world: int, proposed: int) -> None
     with pytest.raises(UserError) as caught:
         require_batches(size, batch, world)
     assert caught.value.code == "VA-C011" and caught.value.exit_code == 2
-    assert f"drop_last would leave 0 batches: {size} images, batch size {batch}" in caught.value.what
+    assert f"drop_last would leave 0 batches: {size} samples, batch size {batch}" in caught.value.what
     assert caught.value.fix == f"train.batch_size={proposed}"
     require_batches(batch * world, batch, world)
 

@@ -38,6 +38,6 @@ def _import_file(path: Path) -> None:
         raise ImportError(f"no file {path}")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    module = import_module(path.stem)
-    if Path(module.__file__ or "").resolve() != path:
-        raise ImportError(f"another module is called {path.stem}: {module.__file__ or 'a part of Python'}")
+    found = getattr(import_module(path.stem), "__file__", None)  # built-in modules have none
+    if found is None or Path(found).resolve() != path:
+        raise ImportError(f"another module is called {path.stem}: {found or 'a part of Python'}")

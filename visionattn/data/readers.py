@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -108,7 +110,8 @@ def image_facts(source: Source, *, max_pixels: int) -> ImageFacts:
     rotated = rotated or _orientation(image) != 1
     try:
         # The second picture of a phone's MPO file is a preview or a depth map, not a page.
-        more_frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+        with _at_any_size(image):
+            more_frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     except (OSError, EOFError, SyntaxError, ValueError):  # the first frame is fine, a later one is damaged
         more_frames = True
     depth = {"1": 1, "I": 32, "F": 32}.get(image.mode, 8 if samples is None else 16)
@@ -252,14 +255,30 @@ def _open(source: Source, max_pixels: int) -> tuple[Image.Image, bytes]:
     return image, data
 
 
-def _parse(data: bytes) -> Image.Image:
-    """Read the header. Pillow's own limit on pixels is lifted meanwhile: data.max_pixels takes its place."""
+@contextmanager
+def _without_pillow_limit() -> Iterator[None]:
+    """Lift Pillow's own limit on pixels: data.max_pixels takes its place."""
     with _PILLOW_LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(BytesIO(data))
+            yield
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+@contextmanager
+def _at_any_size(image: Image.Image) -> Iterator[None]:
+    """Let Pillow decode an image above its limit; only such images wait for each other."""
+    with _PILLOW_LIMIT:
+        limit = Image.MAX_IMAGE_PIXELS
+    with nullcontext() if limit is None or image.width * image.height <= limit else _without_pillow_limit():
+        yield
+
+
+def _parse(data: bytes) -> Image.Image:
+    """Read the header."""
+    with _without_pillow_limit():
+        return Image.open(BytesIO(data))
 
 
 def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
@@ -267,7 +286,8 @@ def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
     # the raw mode tells of 16 bits per channel in colour, of which Pillow keeps 8; loading forgets it
     deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     try:
-        image.load()
+        with _at_any_size(image):
+            image.load()
     except Exception as error:
         raise _unreadable(name, error) from error
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -86,26 +86,50 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     group in training.
 
     Args:
-        labels: class per sample `[N]`, or zeros and ones `[N, classes]`, of which each combination counts as a class.
+        labels: class per sample `[N]`, or zeros and ones `[N, classes]`.
     """
-    classes = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    most = min(int(np.bincount(np.unique(classes, return_inverse=True)[1]).max()), len(np.unique(group_of)))
+    strata = _strata(labels)
+    most = min(int(np.bincount(strata).max()), len(np.unique(group_of)))
     if most < 2:
         return list(range(len(labels))), []
-    share = Fraction(fraction).limit_denominator(min(20, most))
-    share = min(max(share, Fraction(1, min(20, most))), Fraction(most - 1, most))
+    finest = min(max(20, round(1 / min(fraction, 1 - fraction))), most)
+    share = Fraction(fraction).limit_denominator(finest)
+    share = min(max(share, Fraction(1, finest)), Fraction(finest - 1, finest))
     kind = StratifiedKFold if groups is None else StratifiedGroupKFold  # the former is fast for millions of samples
     folds = kind(share.denominator, shuffle=True, random_state=seed)
-    held = np.zeros(len(labels), bool)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer samples than folds
-        for number, (_, fold) in enumerate(folds.split(np.zeros(len(labels)), classes, group_of)):
-            held[fold] |= number < share.numerator
-    for lost in set(np.unique(classes)) - set(np.unique(classes[~held])):
-        group = group_of[held & (classes == lost)][0]
-        held[group_of == group] = False
+        parts = [part for _, part in folds.split(np.zeros(len(labels)), strata, group_of)]
+    total = _counts(labels, range(len(labels)))
+    # The most even folds: a group may be larger than a fold should be, and several labels are shared out only nearly.
+    parts.sort(key=lambda part: float(np.square(_counts(labels, part) * share.denominator / total.clip(1) - 1).sum()))
+    held = np.zeros(len(labels), bool)
+    held[np.concatenate(parts[: share.numerator])] = True
+    for number in np.unique(labels) if labels.ndim == 1 else np.flatnonzero(labels.any(0)):
+        member = labels == number if labels.ndim == 1 else labels[:, number] > 0
+        if held[member].all():
+            held[group_of == group_of[member][0]] = False
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def _counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+    """Samples per class among some samples."""
+    chosen = labels[np.asarray(indices)]
+    return chosen.sum(0) if labels.ndim == 2 else np.bincount(chosen, minlength=int(labels.max()) + 1)
+
+
+def _strata(labels: np.ndarray) -> np.ndarray:
+    """A number per sample that folds share out evenly: its class; of several labels their combination, or the rarest of them
+    where no other sample has that combination.
+    """
+    if labels.ndim == 1:
+        return np.unique(labels, return_inverse=True)[1]
+    _, combination, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+    combination = combination.reshape(-1)
+    rarest = np.where(labels > 0, labels.sum(0), np.inf).argmin(1)
+    alone = (counts[combination] == 1) & labels.any(1)
+    return np.unique(np.where(alone, -1 - rarest, combination), return_inverse=True)[1]
 
 
 def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int) -> tuple[S, S]:

@@ -200,7 +200,7 @@ def _missing_notes(data: MaskData) -> list[Note]:
 
 
 def _broken_mask_notes(masks: list[MaskFinding], broken_images: set[str]) -> list[Note]:
-    verbs = {"VA-D010": "cannot be decoded", "VA-D011": "is no image"}
+    verbs = {"VA-D010": "cannot be decoded", "VA-D011": "is not an image"}
     notes = []
     for mask in masks:
         if mask.code in verbs and mask.image_id not in broken_images:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
-from visionattn.tasks.scores import ConfusionMatrix, case_scores, inner_boundary, summarise
 
-RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fixtures" / "segmentation" / "metrics.json").read_text())
+from visionattn.tasks.segmentation.overlap import ConfusionMatrix, case_scores, inner_boundary, summarise
+
+RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "fixtures" / "segmentation" / "metrics.json").read_text())
 
 
 def box(shape: tuple[int, ...], *sides: tuple[int, int]) -> np.ndarray:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
-from visionattn.data.transforms import Normalize, eval_transform, train_transform
 
-from visionattn.config import AugmentConfig, CropConfig
+from visionattn.data.images.settings import AugmentConfig, CropConfig
+from visionattn.data.images.transforms import Normalize, eval_transform, train_transform
 from visionattn.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

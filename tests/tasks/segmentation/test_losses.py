@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
-from visionattn.tasks.losses import (
+
+from tests.parity import FIXTURES
+from visionattn.data.masks.settings import IGNORE
+from visionattn.tasks.segmentation.losses import (
     LOSSES,
     binary_cross_entropy,
     cross_entropy,
@@ -24,9 +27,6 @@ from visionattn.tasks.losses import (
     ohem_cross_entropy,
     tversky,
 )
-
-from tests.parity import FIXTURES
-from visionattn.config import IGNORE
 
 RECORD = json.loads((FIXTURES / "losses.json").read_text())
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from visionattn.config import DataConfig
-from visionattn.data.images import UnreadableImage, image_facts, read_array, read_image, to_unit
+from visionattn.data.images.settings import ImageDataConfig
+from visionattn.data.readers import UnreadableFile, image_facts, read_array, read_image, to_unit
 from visionattn.errors import UserError
 
-SETTINGS = DataConfig()
+SETTINGS = ImageDataConfig()
 
 
 def picture(height: int = 24, width: int = 32, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 
 def read(source: object, in_chans: int = 3, **settings: object) -> np.ndarray:
-    return read_image(source, settings=DataConfig(**settings), in_chans=in_chans)  # type: ignore[arg-type]
+    return read_image(source, settings=ImageDataConfig(**settings), in_chans=in_chans)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])
@@ -157,7 +157,7 @@ def test_float_image() -> None:
     np.testing.assert_allclose(read(encoded(Image.fromarray(values), "TIFF"), 1)[:, :, 0], values)
     np.testing.assert_allclose(read(encoded(Image.fromarray(values * 100), "TIFF"), 1)[:, :, 0], values * 2, atol=1e-6)
     values[0, 0] = np.nan
-    with pytest.raises(UnreadableImage, match="NaN"):
+    with pytest.raises(UnreadableFile, match="NaN"):
         read(encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -189,10 +189,10 @@ def test_truncated(form: str, tmp_path: Path) -> None:
     data = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)), form)
     path = tmp_path / "cut.img"
     path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(UnreadableImage) as caught:
+    with pytest.raises(UnreadableFile) as caught:
         read(path)
     assert caught.value.code == "VA-D010" and caught.value.path == str(path) and caught.value.reason
-    with pytest.raises(UnreadableImage):
+    with pytest.raises(UnreadableFile):
         image_facts(path, max_pixels=10**6)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
@@ -203,13 +203,13 @@ def test_truncated(form: str, tmp_path: Path) -> None:
 def test_no_image(content: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "fake.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnreadableImage, match=reason) as caught:
+    with pytest.raises(UnreadableFile, match=reason) as caught:
         read(path)
     assert caught.value.code == "VA-D011" and "BytesIO" not in str(caught.value)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableImage, match="No such file"):
+    with pytest.raises(UnreadableFile, match="No such file"):
         read(tmp_path / "none.png")
 
 
@@ -224,7 +224,7 @@ def test_flipped_bytes_never_raise_anything_else() -> None:
                 damaged[position] = generator.integers(0, 256)
             try:
                 assert read(bytes(damaged), max_pixels=10**5).dtype in (np.uint8, np.float32)
-            except UnreadableImage:
+            except UnreadableFile:
                 pass
             except UserError as error:
                 assert error.code == "VA-D020"

@@ -1,47 +1,23 @@
+"""Layouts of labelled images: what is read of them, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
 import csv
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torchvision.datasets
 from PIL import Image
-from torch.utils.data import DataLoader
-from visionattn.data.classification import hold_out, load_data, load_split
-from visionattn.data.layouts import find_layout
-from visionattn.data.sets import ClassificationDataset, collate, manifest, manifest_hash
-from visionattn.data.transforms import eval_transform, train_transform
 
-from visionattn.config import AugmentConfig, DataConfig
-from visionattn.data.sampling import TrainSampler
+from tests.data.images.folders import flowers, folders, load, save, save_npz
+from visionattn.data.images.labels import load_data, load_split
+from visionattn.data.images.layouts import find_layout
+from visionattn.data.images.sets import LabelledData
+from visionattn.data.images.settings import LabelDataConfig
+from visionattn.data.splits import image_manifest
 from visionattn.errors import UserError
-
-
-def save(path: Path, value: int = 0, size: tuple[int, int] = (10, 8)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-
-
-def folders(root: Path, splits: dict[str, dict[str, int]]) -> Path:
-    """root/<split>/<class>/<n>.png; the empty split name puts the classes into root itself."""
-    value = 0
-    for split, classes in splits.items():
-        for name, count in classes.items():
-            (root / split / name).mkdir(parents=True, exist_ok=True)
-            for index in range(count):
-                save(root / split / name / f"{index}.png", value := value + 1)
-    return root
-
-
-def flowers(root: Path) -> Path:
-    return folders(root, {"train": {"rose": 6, "tulip": 4}, "val": {"rose": 2, "tulip": 3}, "test": {"rose": 1, "tulip": 1}})
-
-
-def load(root: Path | str, *, seed: int = 0, in_chans: int = 3, **settings: object):
-    return load_data(DataConfig(root=str(root), **settings), seed=seed, in_chans=in_chans)  # type: ignore[arg-type]
 
 
 def refused(code: str, exit_code: int, root: Path | str, **settings: object) -> UserError:
@@ -55,7 +31,7 @@ def refused(code: str, exit_code: int, root: Path | str, **settings: object) -> 
     return caught.value
 
 
-def texts(data, code: str) -> list[str]:
+def texts(data: LabelledData, code: str) -> list[str]:
     return [f"{note.level}: {note.text}" for note in data.notes if note.code == code]
 
 
@@ -268,7 +244,7 @@ def test_csv_multi_label(tmp_path: Path) -> None:
     data = load(tmp_path / "x.csv", multi_label=True)
     assert data.classes == ["sea", "sun"] and data.train.labels.dtype == np.float32
     assert data.train.labels.tolist() == [[1, 1], [0, 0], [1, 0]] and data.val.labels.tolist() == [[0, 1]]
-    assert [row.label for row in manifest(data)] == ["sea;sun", "", "sea", "sun"]
+    assert [row.label for row in image_manifest(data, {})] == ["sea;sun", "", "sea", "sun"]
 
 
 def test_groups_stay_whole(tmp_path: Path) -> None:
@@ -285,43 +261,7 @@ def test_groups_stay_whole(tmp_path: Path) -> None:
     assert "patient" in refused("VA-C002", 2, tmp_path / "x.csv", val_fraction=0.25, group_by="patiend").fix
 
 
-@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4, 0.5])
-def test_hold_out_is_stratified(fraction: float) -> None:
-    counts = [100, 37, 10, 2, 1]
-    labels = np.repeat(np.arange(5), counts)
-    kept, held = hold_out(labels, None, 5, fraction, seed=0)
-    assert sorted(kept + held) == list(range(150))
-    for number, count in enumerate(counts):
-        share = int((labels[held] == number).sum())
-        assert abs(share - fraction * count) <= 0.5 + 1e-9 and count - share >= 1
-
-
-def test_hold_out_of_several_labels_and_of_none() -> None:
-    labels = (np.random.default_rng(0).random((400, 6)) < 0.3).astype(np.float32)
-    labels[:40] = 0
-    _, held = hold_out(labels, None, 6, 0.25, seed=0)
-    np.testing.assert_allclose(labels[held].sum(0) / labels.sum(0), 0.25, atol=0.05)
-    assert 8 <= sum(not labels[index].any() for index in held) <= 30
-
-
-def test_the_last_group_of_a_class_is_not_held_out() -> None:
-    labels = np.array([0] * 10 + [1] * 10)
-    groups = ["x"] * 10 + [f"y{index}" for index in range(10)]
-    kept, _ = hold_out(labels, groups, 2, 0.5, seed=0)
-    assert set(range(10)) <= set(kept)
-
-
 # ---------------------------------------------------------------- arrays
-
-
-def save_npz(path: Path, **changed: np.ndarray) -> Path:
-    generator = np.random.default_rng(0)
-    arrays: dict[str, np.ndarray] = {}
-    for split, count in (("train", 12), ("val", 6), ("test", 3)):
-        arrays[f"{split}_images"] = generator.integers(0, 256, (count, 9, 7), dtype=np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(count) % 3)[:, None]
-    np.savez(path, **{name: value for name, value in {**arrays, **changed}.items() if value is not None})
-    return path
 
 
 def test_npz(tmp_path: Path) -> None:
@@ -420,7 +360,7 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.val.images.read(0)[0, 0, 0] == int(data.val.ids[0].strip("train[]")) and data.val.images.read(0).shape == (5, 6, 3)
     data = load(tmp_path, format="torchvision", dataset="ToySplits")
     assert [len(part) for part in data.sets] == [10, 4] and data.train.labels.tolist() == [0, 1] * 5
-    assert load_split(DataConfig(root=str(tmp_path), format="torchvision", dataset="Toy"), "test", ["ant", "zebra"], 3).labels[0] == 1
+    assert load_split(LabelDataConfig(root=str(tmp_path), format="torchvision", dataset="Toy"), "test", ["ant", "zebra"], 3).labels[0] == 1
 
 
 def test_torchvision_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +380,7 @@ def test_torchvision_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_load_split(tmp_path: Path) -> None:
     root = flowers(tmp_path / "f")
-    settings = DataConfig(root=str(root))
+    settings = LabelDataConfig(root=str(root))
     part = load_split(settings, "test", ["tulip", "oak", "rose"], 3)
     assert part.name == "test" and part.labels.tolist() == [2, 0]
     with pytest.raises(UserError) as caught:
@@ -449,97 +389,19 @@ def test_load_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="VA-D002"):
         load_split(settings, "extra", ["rose", "tulip"], 3)
     other = folders(tmp_path / "other", {"": {"rose": 3}})
-    assert len(load_split(DataConfig(root=str(other)), "test", ["rose", "tulip"], 3)) == 3
+    assert len(load_split(LabelDataConfig(root=str(other)), "test", ["rose", "tulip"], 3)) == 3
     only_test = folders(tmp_path / "only", {"test": {"rose": 2}})
-    assert len(load_split(DataConfig(root=str(only_test)), "test", ["rose", "tulip"], 3)) == 2
+    assert len(load_split(LabelDataConfig(root=str(only_test)), "test", ["rose", "tulip"], 3)) == 2
 
 
 def test_load_split_finds_the_held_out_images_again(tmp_path: Path) -> None:
     root = folders(tmp_path, {"": {"a": 12, "b": 8}})
-    settings = DataConfig(root=str(root), val_fraction=0.25)
+    settings = LabelDataConfig(root=str(root), val_fraction=0.25)
     data = load_data(settings, seed=5, in_chans=3)
     assert load_split(settings, "val", data.classes, 3, seed=5).ids == data.val.ids
     assert load_split(settings, "train", data.classes, 3, seed=5).ids == data.train.ids
 
 
 def test_find_layout(tmp_path: Path) -> None:
-    layout = find_layout(DataConfig(root=str(flowers(tmp_path))))
+    layout = find_layout(LabelDataConfig(root=str(flowers(tmp_path))))
     assert (layout.format, layout.unsplit, sorted(layout.parts)) == ("folders", False, ["test", "train", "val"])
-
-
-# ---------------------------------------------------------------- what a loader reads
-
-
-def batches(data, workers: int, epoch: int, step: int = 0) -> list[dict]:
-    transform = train_transform(AugmentConfig(color_jitter=0.4, rotate=10, random_erasing=0.5), (32, 32), (0.5,) * 3, (0.5,) * 3)
-    sampler = TrainSampler(len(data.train), 3, seed=1)
-    sampler.set_position(epoch, step)
-    dataset = ClassificationDataset(data.train, transform, seed=1)
-    return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate))
-
-
-def test_workers_and_resuming_change_nothing_and_epochs_differ(tmp_path: Path) -> None:
-    data = load(flowers(tmp_path))
-    alone, parallel = batches(data, 0, 0), batches(data, 2, 0)
-    assert len(alone) == len(parallel) == 3
-    for first, second in zip(alone, parallel, strict=True):
-        assert torch.equal(first["image"], second["image"]) and torch.equal(first["label"], second["label"])
-        assert torch.equal(first["index"], second["index"]) and first["unreadable"] == second["unreadable"] == []
-    assert torch.equal(batches(data, 0, 0, step=2)[0]["image"], alone[2]["image"])
-
-    def by_index(found: list[dict]) -> dict[int, torch.Tensor]:
-        return {int(i): image for batch in found for i, image in zip(batch["index"], batch["image"], strict=True)}
-
-    before, after = by_index(alone), by_index(batches(data, 0, 1))
-    common = set(before) & set(after)
-    assert len(common) >= 8 and all(not torch.equal(before[index], after[index]) for index in common)
-
-
-def test_unreadable_samples_are_left_out_never_replaced(tmp_path: Path) -> None:
-    root = flowers(tmp_path)
-    (root / "val/rose/1.png").write_bytes((root / "val/rose/1.png").read_bytes()[:90])
-    data = load(root)
-    dataset = ClassificationDataset(data.val, eval_transform((32, 32), (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", crop_pct=1))
-    (batch,) = DataLoader(dataset, batch_size=8, collate_fn=collate)
-    assert batch["index"].tolist() == [0, 2, 3, 4] and batch["image"].shape == (4, 3, 32, 32) and batch["label"].tolist() == [0, 1, 1, 1]
-    ((index, reason),) = batch["unreadable"]
-    assert index == 1 and reason
-    empty = collate([dataset[1]])
-    assert len(empty["image"]) == 0 and len(empty["index"]) == 0 and len(empty["unreadable"]) == 1
-
-
-def test_labels_of_several_classes_are_stacked(tmp_path: Path) -> None:
-    hot = np.eye(4, dtype=np.int64)[np.arange(12) % 4]
-    data = load(save_npz(tmp_path / "x.npz", train_labels=hot, val_labels=hot[:6], test_labels=hot[:3]), multi_label=True)
-    dataset = ClassificationDataset(data.val, eval_transform((32, 32), (0.5,) * 3, (0.5,) * 3, interpolation="bicubic", crop_pct=1))
-    batch = collate([dataset[0], dataset[5]])
-    assert batch["label"].dtype == torch.float32 and batch["label"].tolist() == hot[[0, 5]].tolist()
-
-
-def test_cache_in_memory(tmp_path: Path) -> None:
-    root = flowers(tmp_path)
-    cached, plain = load(root, cache="ram").train.images, load(root).train.images
-    first = cached.read(0)
-    (root / "train/rose/0.png").write_bytes(b"")
-    np.testing.assert_array_equal(cached.read(0), first)
-    with pytest.raises(Exception, match="empty file"):
-        plain.read(0)
-
-
-def test_sets_are_picklable(tmp_path: Path) -> None:
-    data = load(flowers(tmp_path))
-    again = pickle.loads(pickle.dumps(data))
-    np.testing.assert_array_equal(again.train.images.read(3), data.train.images.read(3))
-
-
-def test_manifest(tmp_path: Path) -> None:
-    root = flowers(tmp_path / "f")
-    rows = manifest(load(root))
-    assert len(rows) == 17 and rows[0].path == "train/rose/0.png" and rows[0].label == "rose" and rows[0].split == "train"
-    assert rows[0].bytes == (root / "train/rose/0.png").stat().st_size and len(rows[0].hash16) == 16
-    assert manifest(load(root), {row.path: row.hash16 for row in rows}) == rows
-    before = manifest_hash(rows)
-    assert before == manifest_hash(manifest(load(root))) and len(before) == 16
-    save(root / "val/rose/0.png", 999)
-    assert manifest_hash(manifest(load(root))) != before
-    assert len(manifest(load(save_npz(tmp_path / "x.npz")))) == 21

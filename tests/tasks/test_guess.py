@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from visionattn.data.guess import guess_task
 
-from visionattn.cli import _with_task
+from visionattn.cli.options import with_task
+from visionattn.tasks import guess_task
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_lists(tmp_path: Path, header: str, task: str) -> None:
 def test_a_named_task_is_kept_and_torch_is_not_loaded(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
-    assert _with_task(str(tmp_path), ["seed=1"]) == ["task=segment", "seed=1"]
-    assert _with_task(str(tmp_path), ["task=classify"]) == ["task=classify"]
-    code = "import sys; from visionattn.data.guess import guess_task; guess_task('.'); assert not {'torch', 'numpy'} & set(sys.modules)"
+    assert with_task(str(tmp_path), ["seed=1"]) == ["task=segment", "seed=1"]
+    assert with_task(str(tmp_path), ["task=classify"]) == ["task=classify"]
+    code = "import sys; from visionattn.tasks import guess_task; guess_task('.'); assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

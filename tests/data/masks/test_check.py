@@ -1,0 +1,185 @@
+"""The check of images with masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.masks.pairs import NAMES, load, mask, pairs, settings
+from visionattn.data.check import CheckReport, exclude_unreadable
+from visionattn.data.masks.check import check_masks
+from visionattn.data.masks.convert import convert_masks
+from visionattn.data.masks.sets import MaskData, mask_manifest
+
+
+def look(root: Path, **values: object) -> tuple[MaskData, CheckReport]:
+    data = load(root, **values)
+    return data, check_masks(data, settings(root, **values), cache_dir=root.parent / "cache")
+
+
+def notes(report: CheckReport, code: str) -> list[str]:
+    return [f"{note.level}: {note.text}" for note in report.notes if note.code == code]
+
+
+def refused(report: CheckReport, code: str) -> str:
+    """The errors that a run stops at; the first has this code."""
+    errors = [note for note in report.notes if note.level == "error"]
+    assert errors[0].code == code
+    return "\n".join(f"{note.code}  {note.text}" for note in errors)
+
+
+def accepted(report: CheckReport) -> bool:
+    return not [note for note in report.notes if note.level == "error"]
+
+
+def test_clean_data(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d", splits=("train", "val", "test"))
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    data, report = look(root)
+    assert [note.text for note in report.notes] == ["images 7   masks 7   pairs ok 7"]
+    stored = np.concatenate([np.asarray(Image.open(path)).ravel() for path in data.train.mask_paths])
+    assert report.counts["train"] == dict(zip(NAMES, np.bincount(stored).tolist(), strict=True))
+    assert set(report.hashes) == {name for part in data.sets for name in (*part.ids, *part.mask_ids)}
+    assert exclude_unreadable(data, report, settings(root)) is data
+    rows = mask_manifest(data, report.hashes)
+    assert rows == mask_manifest(data, {}) and rows[0].label == "masks/train/train0.png"
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before and json.dumps(report.as_dict())
+
+
+def test_results_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pairs(tmp_path / "d")
+    _, first = look(root)
+    monkeypatch.setattr("visionattn.data.masks.check.read_mask", None)
+    _, second = look(root)
+    assert second == first
+    _, other = look(root, classes=["a", "b"])  # settings apply to what was kept
+    assert "values outside 0..1: {2: 6 files}" in notes(other, "VA-D012")[0]
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    (root / "masks/train/train0.png").unlink()
+    mask(root / "masks/train/train1.png", 1, values=(0, 1, 128, 255))
+    mask(root / "masks/train/train2.png", 1, size=(10, 8))
+    Image.open(root / "images/train/train3.png").save(root / "masks/val/val1.png")
+    mask(root / "masks/train/lonely.png")
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    _, report = look(root)
+    assert "images 6   masks 5   pairs ok 4" in report.notes[0].text
+    where = refused(report, "VA-D021")
+    assert where.index("VA-D021") < where.index("VA-D013") < where.index("VA-D014") < where.index("VA-D012")
+    assert "1 image has no mask: images/train/train0.png" in where
+    assert "image 20x16, mask 10x8 (ratio 2)" in where and "data.mask_resize=nearest" in where
+    assert "values outside 0..2: {128: 1 file, 255: 1 file}" in where
+    assert "255 in 1 file looks like an ignore label  -> data.ignore_index=255" in where
+    assert "128 in 1 file has no class" in where and f"visionattn data masks convert {root} --map 128:" in where
+    assert notes(report, "VA-D021")[1].startswith("warning: 1 masks have no image")
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
+
+
+def test_d012_of_binary_masks_and_of_classes_from_one(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    for path in (root / "masks").rglob("*.png"):
+        mask(path, values=(0, 255))
+    _, report = look(root, classes=["background", "crack"])
+    assert '255 in 6 files has no class (perhaps "crack")' in notes(report, "VA-D012")[0] and "--map 255:1" in notes(report, "VA-D012")[0]
+    refused(report, "VA-D012")
+    _, report = look(root, classes=["background", "crack"], map={255: 1})
+    assert notes(report, "VA-D012") == []
+    for path in (root / "masks").rglob("*.png"):
+        mask(path, values=(1, 2, 3))
+    _, report = look(root)
+    assert "data.reduce_zero_label=true" in notes(report, "VA-D012")[0]
+
+
+def test_d013_nearest_and_exif(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    small = mask(root / "masks/train/train0.png", size=(10, 8))
+    data, report = look(root, mask_resize="nearest")
+    assert accepted(report)
+    assert notes(report, "VA-D013")[0].startswith("info: 1 mask of another size")
+    np.testing.assert_array_equal(data.train.label(0, (16, 20)), small.repeat(2, 0).repeat(2, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(root / "images/train/train1.png").save(root / "images/train/train1.png", exif=exif)
+    _, report = look(root, mask_resize="error")
+    assert "match before the rotation that EXIF asks" in notes(report, "VA-D013")[0]
+    Image.open(root / "masks/train/train1.png").save(root / "masks/train/train1.png", exif=exif)
+    _, report = look(root, mask_resize="nearest")
+    assert notes(report, "VA-D013")[0].startswith("info: 1 mask") and any("turned upright" in text for text in notes(report, ""))
+
+
+def test_d014_rgb_with_and_without_palette(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    palette = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
+    for path in (root / "masks").rglob("*.png"):
+        Image.fromarray(np.array(palette, np.uint8)[np.asarray(Image.open(path))]).save(path)
+    _, report = look(root)
+    text = refused(report, "VA-D014")
+    assert "6 masks in RGB" in text and "data.palette=[" in text and "[255,0,0]" in text
+    data, report = look(root, palette=palette)
+    assert accepted(report)
+    expected = np.asarray(Image.open(data.train.mask_paths[0]))
+    np.testing.assert_array_equal(np.array(palette, np.uint8)[data.train.label(0, (16, 20))], expected)
+    assert data.palette == palette
+    _, report = look(root, palette=palette[:2])
+    assert "(0, 0, 255) in 6 files is not in the palette" in notes(report, "VA-D012")[0]
+    done = convert_masks(root, palette=palette)
+    assert (
+        load(root, images="images/{split}", masks=f"{done.out}/masks/{{split}}").train.label(0, (16, 20)).tolist()
+        == data.train.label(0, (16, 20)).tolist()
+    )
+
+
+def test_d017_jpeg_masks(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    array = np.asarray(Image.open(root / "masks/train/train0.png")) * 127
+    (root / "masks/train/train0.png").unlink()
+    Image.fromarray(array).save(root / "masks/train/train0.jpg")
+    _, report = look(root)
+    text = refused(report, "VA-D017")
+    assert "1 mask JPEG" in text and "distinct values in one" in text and notes(report, "VA-D012") == []
+    Image.fromarray(np.zeros((16, 20), np.uint8)).save(root / "masks/train/train0.jpg")
+    _, report = look(root)
+    assert notes(report, "VA-D017")[0].startswith("warning: ")
+    assert accepted(report)
+
+
+def test_d004_d006_d019_and_images(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    for path in (root / "masks/train").iterdir():
+        array = np.zeros((16, 20), np.uint8)
+        array[0, 0] = 1
+        Image.fromarray(array).save(path)
+    mask(root / "masks/val/val0.png", values=(0, 2))
+    mask(root / "masks/val/val1.png", values=(0, 2))
+    (root / "images/val/val0.png").write_bytes((root / "images/train/train0.png").read_bytes())
+    Image.fromarray(np.arange(320, dtype=np.uint16).reshape(16, 20)).save(root / "images/train/train1.png")
+    _, report = look(root)
+    assert notes(report, "VA-D004") == [
+        "warning: train has no pixels of 1 class (spall): it cannot be learned",
+        'warning: val has no pixels of 1 class (crack): its IoU will be "n/a"',
+    ]
+    assert notes(report, "VA-D019")[0].startswith("warning: 1 class below 0.5 % of the pixels in train: crack 0.31 %")
+    assert "1 image appears in both train and val" in notes(report, "VA-D006")[0]
+    assert notes(report, "VA-D015") and any("1 of 6 images are grey" in text for text in notes(report, ""))
+    assert accepted(report)
+
+
+def test_damaged_files_are_left_out(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    (root / "masks/train/train0.png").write_bytes((root / "masks/train/train0.png").read_bytes()[:60])
+    (root / "images/train/train1.png").write_bytes(b"")
+    data, report = look(root)
+    assert set(report.unreadable) == {"images/train/train0.png", "images/train/train1.png"}
+    assert notes(report, "VA-D010")[0].startswith("warning: masks/train/train0.png cannot be decoded")
+    assert exclude_unreadable(data, report, settings(root)).train.ids == ["images/train/train2.png", "images/train/train3.png"]
+    _, report = look(root, max_pixels=100)
+    text = refused(report, "VA-D020")  # images and masks, all of them
+    files = {name for part in data.sets for name in (*part.ids, *part.mask_ids)}
+    assert set(report.too_large) == files - {"images/train/train1.png", "masks/train/train0.png"}
+    assert all(name in text for name in report.too_large) and "data.max_pixels" in text

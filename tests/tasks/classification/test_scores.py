@@ -1,0 +1,96 @@
+"""Metrics of classification against slow, obvious versions."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from visionattn.tasks import TASKS, load_config
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.classification.scores import ClassificationMeter, class_metrics, confusion_matrix, wilson_interval
+
+CLASSES = ["a", "b", "c", "d"]
+
+
+def area(scores: list[float], positive: list[bool]) -> float:
+    """Share of (positive, negative) pairs in the right order; ties count half."""
+    pairs = [(a, b) for a, p in zip(scores, positive, strict=True) if p for b, q in zip(scores, positive, strict=True) if not q]
+    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+
+
+def test_metrics_with_a_class_that_is_absent_but_guessed() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.array([0, 0, 1, 1, 1, 2, 2, 0])  # no image of "d"
+    probabilities = rng.dirichlet(np.ones(4), 8).astype(np.float32)
+    probabilities[0] = [0.1, 0.1, 0.1, 0.7]
+    metrics, rows = class_metrics(probabilities, labels, CLASSES)
+    guess = probabilities.argmax(1)
+    assert metrics["top1"] == pytest.approx(sum(g == t for g, t in zip(guess, labels, strict=True)) / 8)
+    assert metrics["top5"] == 1.0
+    recalls = [float((guess[labels == index] == index).mean()) for index in range(3)]
+    assert metrics["balanced_accuracy"] == pytest.approx(sum(recalls) / 3)
+    f1 = []
+    for index in range(3):
+        hits = int(((guess == index) & (labels == index)).sum())
+        f1.append(2 * hits / (int((guess == index).sum()) + int((labels == index).sum())))
+    assert metrics["macro_f1"] == pytest.approx(sum(f1) / 3)
+    areas = [area(probabilities[:, index].tolist(), (labels == index).tolist()) for index in range(3)]
+    assert metrics["auroc"] == pytest.approx(sum(areas) / 3)
+    assert rows[3]["recall"] is None and rows[3]["auroc"] is None and rows[3]["precision"] == 0.0 and rows[3]["support"] == 0
+
+
+def test_one_class_only_leaves_auroc_undefined() -> None:
+    metrics, _ = class_metrics(np.eye(4, dtype=np.float32)[[0, 0, 1]], np.array([0, 0, 0]), CLASSES)
+    assert metrics["auroc"] is None and metrics["top1"] == pytest.approx(2 / 3)
+
+
+def test_multi_label_metrics() -> None:
+    truth = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 0, 0]], np.float32)
+    probabilities = np.array([[0.9, 0.2, 0.4, 0.1], [0.3, 0.8, 0.1, 0.6], [0.7, 0.9, 0.2, 0.2]], np.float32)
+    metrics, rows = class_metrics(probabilities, truth, CLASSES, multi_label=True)
+    assert metrics["exact_match"] == pytest.approx(1 / 3)  # the first misses "c", the second adds "d"
+    assert [row["f1"] for row in rows] == [1.0, 1.0, 0.0, 0.0]
+    assert metrics["macro_f1"] == pytest.approx(2 / 3)  # "d" has no image
+    assert "top1" not in metrics
+    task = TASKS["classify"]
+    assert task.monitor(load_config(None, ["data.multi_label=true"])) == "macro_f1" and task.monitor(load_config()) == "top1"
+
+
+def test_confusion_matrix_and_interval() -> None:
+    counts = confusion_matrix(np.eye(3, dtype=np.float32)[[0, 1, 1, 2]], np.array([0, 0, 1, 2]))
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    low, high = wilson_interval(90, 100)
+    assert (low, high) == (pytest.approx(0.8256, abs=1e-4), pytest.approx(0.9448, abs=1e-4))
+    assert wilson_interval(10, 10) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
+
+
+def scored(meter: ClassificationMeter, logits: torch.Tensor, label: torch.Tensor, indices: list[int]) -> ClassificationMeter:
+    names = [f"{index}.png" for index in indices]
+    meter.update(logits[indices], Batch({"label": label[indices]}, indices, names, names))
+    return meter
+
+
+def test_states_of_several_processes_come_together() -> None:
+    logits, label = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)), torch.arange(7) % 3
+    want = scored(ClassificationMeter(CLASSES, multi_label=False), logits, label, list(range(7))).result()
+    parts = [scored(ClassificationMeter(CLASSES, multi_label=False), logits, label, indices) for indices in ([1, 3, 5], [0, 2, 4, 6])]
+    whole = ClassificationMeter(CLASSES, multi_label=False)
+    whole.merge([pickle.loads(pickle.dumps(part.state())) for part in parts])
+    got = whole.result()
+    assert got.metrics == want.metrics and got.per_class == want.per_class and got.per_case == want.per_case
+    assert [row["index"] for row in got.per_case] == list(range(7)) and got.per_case[3]["id"] == got.per_case[3]["case"] == "3.png"
+    np.testing.assert_allclose(got.details.probabilities, logits.softmax(1).numpy(), atol=1e-6)
+    assert got.details.labels.tolist() == label.tolist()
+    hits = int((logits.argmax(1) == label).sum())
+    assert got.metrics["top1"] == pytest.approx(hits / 7) and got.intervals == {"top1": wilson_interval(hits, 7)}
+
+
+def test_cases_with_several_labels() -> None:
+    logits = torch.tensor([[2.0, -1, 3, -1], [-1, -1, -1, -1]])
+    label = torch.tensor([[1.0, 1, 0, 0], [0, 0, 0, 0]])
+    first, second = scored(ClassificationMeter(CLASSES, multi_label=True), logits, label, [0, 1]).result().per_case
+    assert (first["label"], first["prediction"]) == ("a;b", "a;c") and first["probability"] == pytest.approx(1 / (1 + np.exp(-3)))
+    assert (second["label"], second["prediction"]) == ("none", "")
