@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from visionattn.training.console import Console
 
 import visionattn as va
+from visionattn.console import Console
 
 
 @pytest.mark.slow
