@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from visionattn.cli import app
+from visionattn.runs.folder import RunFolder
 
 RUNNER = CliRunner()
 TINY = (
@@ -64,6 +65,12 @@ def only_run(tmp_path: Path) -> Path:
     """The one run below tmp_path/runs."""
     (config,) = (tmp_path / "runs").glob("*/*/config.yaml")
     return config.parent
+
+
+def lockable(run: Path) -> bool:
+    """Whether no process holds a run."""
+    with RunFolder(run).locked():
+        return True
 
 
 def picture(path: Path, channel: int, number: int, size: tuple[int, int] = (48, 40)) -> None:

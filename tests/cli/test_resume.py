@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import Trained, done, refused
+from tests.commands import Trained, done, lockable, refused
 from visionattn.tasks import load_config
 
 
@@ -33,7 +33,7 @@ def test_resume_for_more_epochs(trained: Trained, tmp_path: Path) -> None:
     result = done("train", "--resume", run, "train.epochs=3", "data.workers=0", "--json")
     assert json.loads(result.stdout)["run"] == str(run) and "resume      last: epoch 3 step 0/3" in result.stderr
     assert [row["epoch"] for row in csv.DictReader((run / "metrics.csv").open())] == ["1", "2", "3"]
-    assert load_config(run / "config.yaml").train.epochs == 3 and not (run / ".lock").exists()
+    assert load_config(run / "config.yaml").train.epochs == 3 and lockable(run)
 
 
 def test_c010_resume_with_other_data(trained: Trained, tmp_path: Path) -> None:
@@ -67,4 +67,4 @@ def test_r005_a_run_in_use(trained: Trained, tmp_path: Path) -> None:
         holder.wait()
     (run / ".lock").write_text("left behind")
     done("train", "--resume", run)
-    assert not (run / ".lock").exists() and json.loads((run / "run.json").read_text())["state"] == "done"
+    assert lockable(run) and json.loads((run / "run.json").read_text())["state"] == "done"

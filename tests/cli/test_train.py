@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.commands import CLASSES, TINY, Trained, done, only_run, picture, refused, save_npz, settings, tree, va
+from tests.commands import CLASSES, TINY, Trained, done, lockable, only_run, picture, refused, save_npz, settings, tree, va
 from visionattn.runs.checkpoint import read_checkpoint
 from visionattn.tasks import load_config
 
@@ -27,7 +27,16 @@ def test_train_json_is_one_object(trained: Trained) -> None:
     assert {"top1", "top5", "balanced_accuracy", "macro_f1", "auroc"} <= set(answer["metrics"])
     assert all(0 <= value <= 1 for name, value in answer["metrics"].items() if name != "loss")
     assert answer["metrics"]["top1"] == answer["best"]["value"]
-    for text in ("train 24 images, val 12, test 6, 3 classes", "epoch   2/2", "weights", "seed 0", "report"):
+    for text in (
+        "classify (3 classes)",
+        "train 24 images, val 12, test 6 ",
+        "images/s",
+        "epoch   2/2",
+        "class  support  precision",
+        "weights",
+        "seed 0",
+        "report",
+    ):
         assert text in trained.result.stderr
 
 
@@ -40,7 +49,7 @@ def test_run_folder(trained: Trained) -> None:
     files = set(tree(trained.run))
     assert expected <= files, expected - files
     assert any(name.startswith("eval/val/worst/") for name in files)
-    assert not [name for name in files if ".tmp-" in name or ".lock" in name or name.startswith("tb")]
+    assert not [name for name in files if ".tmp-" in name or name.startswith("tb")] and lockable(trained.run)
 
 
 def test_run_json(trained: Trained) -> None:
@@ -235,6 +244,6 @@ def test_r002_diverged(trained: Trained, tmp_path: Path) -> None:
     assert len(record["samples"]) == 8 and all((trained.data / name).is_file() for name in record["samples"])
     state = json.loads((run / "run.json").read_text())
     assert (state["state"], state["reason"]) == ("failed", "VA-R002")
-    assert "VA-R002" in (run / "log.txt").read_text() and not (run / ".lock").exists()
+    assert "VA-R002" in (run / "log.txt").read_text() and lockable(run)
     assert read_checkpoint(run / "checkpoints/last")[2]["step"] == record["step"]
     assert not [name for name in tree(run) if ".tmp-" in name or "/next" in name]

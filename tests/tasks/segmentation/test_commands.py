@@ -42,6 +42,7 @@ TINY = (
     "model.args={width: 8}",
     "model.img_size=32",
     "train.batch_size=2",
+    "train.precision=fp32",
     "train.steps=4",
     "log.tensorboard=false",
     "log.every_steps=1",
@@ -216,7 +217,7 @@ def test_settings_that_differ_from_the_run(trained: Path, polyps: Path, monkeypa
     assert command("predict", trained, "eval.flips=horizontal", "--source", image).exit_code == 0
     assert [config.eval.flips for config in used] == ["both", "horizontal"]
     for name in ("eval", "predict --source x"):
-        for setting, text in (("model.img_size=64", "model.img_size: a trained model keeps its own"), ("eval.flip=both", "eval.flips")):
+        for setting, text in (("model.img_size=64", "model.img_size: fixed by the trained model"), ("eval.flip=both", "eval.flips")):
             refused = command(*name.split()[:1], trained, *name.split()[1:], setting)
             assert refused.exit_code == 2 and text in refused.stderr
 

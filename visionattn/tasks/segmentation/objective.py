@@ -49,6 +49,8 @@ class SegmentationObjective:
         pixel_counts: np.ndarray | None = None,
         deep_supervision: DeepSupervision = "upsample_logits",
     ) -> None:
+        if not 2 <= num_classes <= 255:
+            raise UserError("VA-C002", f"segmentation takes 2 to 255 classes, got {num_classes}", fix="name the background as a class too")
         self.deep_supervision = deep_supervision
         self.losses = {name: (weight, _bound(name, arguments, num_classes, pixel_counts)) for name, weight, arguments in losses}
         if len(self.losses) < len(losses):
