@@ -94,7 +94,15 @@ def test_accumulation_equals_the_large_batch(flowers: Path) -> None:
     """Without batch statistics the trainer's sum over parts is the step of the whole."""
     swin = "model.args={patch_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [1, 2], window_size: 4}"
     common = [setting for setting in TINY if "model.name" not in setting and "model.args" not in setting]
-    common += ["model.name=swin_tiny", swin, "train.precision=fp32", "train.epochs=1", "optim.name=sgd", "optim.lr=0.1", f"data.root={flowers}"]
+    common += [
+        "model.name=swin_tiny",
+        swin,
+        "train.precision=fp32",
+        "train.epochs=1",
+        "optim.name=sgd",
+        "optim.lr=0.1",
+        f"data.root={flowers}",
+    ]
 
     def trained(*overrides: str) -> dict[str, torch.Tensor]:
         return weights(quiet(load_config(None, [*common, f"output.dir={flowers.parent / 'runs'}", *overrides])).run)

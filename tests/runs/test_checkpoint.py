@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from visionattn.errors import UserError
-from visionattn.runs.checkpoint import latest_checkpoint, read_checkpoint, save_checkpoint
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_checkpoint, save_checkpoint
 
 
 def checkpoint_parts(value: float) -> dict[str, Any]:
@@ -70,3 +71,14 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
     assert (caught.value.code, caught.value.exit_code) == ("VA-R004", 7)
     assert read_checkpoint(tmp_path / "last")[2]["step"] == 1
     assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, **checkpoint_parts(3.0))
+    model = nn.Linear(200, 200, bias=False)
+    load_weights(model, tmp_path / "last")
+    assert (model.weight == 3).all()
+    for other, text in ((nn.Linear(200, 100, bias=False), "size mismatch"), (nn.Linear(200, 200), "bias")):
+        with pytest.raises(UserError) as caught:
+            load_weights(other, tmp_path / "last")
+        assert caught.value.code == "VA-W003" and text in caught.value.why

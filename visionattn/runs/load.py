@@ -8,9 +8,8 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
-from visionattn.models import load_checkpoint
 from visionattn.models.weights.download import Say
-from visionattn.runs.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import TASKS, config_from_dict, task_of
 from visionattn.tasks.base import Target, Task
@@ -64,7 +63,7 @@ def load_model(source: str | Path, say: Say | None = None) -> LoadedModel:
     config = config_from_dict(meta["config"])
     task, target = task_of(config), target_of(meta)
     model: Any = task.build_model(config, target)
-    load_checkpoint(model, read_weights(checkpoint, name), allow=())
+    load_weights(model, checkpoint, name)
     folder = checkpoint.resolve().parent.parent
     return LoadedModel(task, config, model.eval(), target, RunFolder(folder) if (folder / "config.yaml").is_file() else None)
 
@@ -78,7 +77,5 @@ def _best_checkpoint(run: RunFolder) -> Path:
     best = run.checkpoints / "best"
     found = best if best.is_dir() else latest_checkpoint(run.checkpoints)
     if found is None:
-        raise UserError(
-            "VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {run.path}"
-        )
+        raise UserError("VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {run.path}")
     return found
