@@ -295,7 +295,15 @@ def task() -> Iterator[Pressure]:
 
 
 def settings(folder: Path, *overrides: str) -> RunConfig:
-    common = ["task=pressure", "data.workers=0", "train.device=cpu", "train.precision=fp32", "log.tensorboard=false", "log.every_steps=1"]
+    common = [
+        "task=pressure",
+        "data.root=sensors",
+        "data.workers=0",
+        "train.device=cpu",
+        "train.precision=fp32",
+        "log.tensorboard=false",
+        "log.every_steps=1",
+    ]
     return load_config(None, [*common, "optim.lr=0.05", "train.batch_size=4", "train.accum=2", f"output.dir={folder}", *overrides])
 
 
