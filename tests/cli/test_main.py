@@ -74,15 +74,50 @@ def test_examples_of_the_help_are_accepted(epilog: str) -> None:
         load_config(None, overrides)
 
 
-def test_help_and_config_errors_do_not_load_torch() -> None:
+# What is answered without a network, and with which exit code.
+LIGHT = {
+    "--help": 0,
+    "train --help": 0,
+    "config list": 0,
+    "config show": 0,
+    "config show task=segment": 0,
+    "config schema": 0,
+    "weights list": 0,
+    "weights list swin_t* --license mit --json": 0,
+    "models list": 0,
+    "models list --pretrained": 0,
+    "train optim.lrr=1": 2,
+    "train --data nowhere": 3,
+    "train --data nowhere task=segment": 3,
+    "data check nowhere": 3,
+}
+
+
+@pytest.mark.parametrize("line", LIGHT)
+def test_what_needs_no_network_loads_no_library_of_it(line: str, tmp_path: Path) -> None:
     code = (
         "import sys; from visionattn.cli import app\n"
-        "for args, wanted in ((['--help'], 0), (['train', '--help'], 0), (['config', 'list'], 0), (['train', 'optim.lrr=1'], 2)):\n"
-        "    try: app(args)\n"
-        "    except SystemExit as error: assert error.code == wanted, (args, error.code)\n"
-        "    assert 'torch' not in sys.modules, args\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as error: code = error.code\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'accelerate', 'numpy', 'scipy', 'sklearn', 'cv2', 'PIL', 'matplotlib', 'tensorboard'}\n"
+        "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code, *line.split()], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == f"{LIGHT[line]} []"
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the CPU time of a child")
+@pytest.mark.parametrize("line", ["weights list", "models list", "config show", "train --data nowhere"])
+def test_what_needs_no_network_takes_less_than_two_seconds_of_cpu(line: str, tmp_path: Path) -> None:
+    def seconds() -> float:
+        command = [sys.executable, "-m", "visionattn", *line.split()]
+        child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == LIGHT[line]
+        return usage.ru_utime + usage.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 2
 
 
 def test_python_m_version() -> None:

@@ -11,7 +11,6 @@ from hashlib import blake2b
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from visionattn.data.sources import Images
 from visionattn.errors import UserError
@@ -87,6 +86,8 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     Args:
         labels: class per sample `[N]`, or zeros and ones `[N, classes]`, of which each combination counts as a class.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes long to import, and few runs hold out
+
     classes = labels if labels.ndim == 1 else np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
     group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     most = min(int(np.bincount(np.unique(classes, return_inverse=True)[1]).max()), len(np.unique(group_of)))
