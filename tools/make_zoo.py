@@ -1,4 +1,4 @@
-"""The tables of README and docs/zoo.md, and the counts the package ships, from the registry and the records of weights.
+"""The tables of README and docs/zoo.md, and the facts the package ships, from the registry and the records of weights.
 
 With --check nothing is written; the exit code is 1 if a file is not what it would become.
 """
@@ -9,14 +9,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from visionattn.backbones import list_models
 from visionattn.backbones.registry import get_variant
-from visionattn.models.factory import count
+from visionattn.models.factory import computed_facts
 from visionattn.models.weights.records import Record, records, records_of, segmenter_records
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = ROOT / "visionattn" / "models" / "weights" / "records" / "counts.json"
+FACTS = ROOT / "visionattn" / "models" / "weights" / "records" / "facts.json"
 HEADS = {"upernet": "UPerNet", "semantic_fpn": "SemanticFPN"}
 
 # Section of the table -> modules of backbones, paper, repository of the authors.
@@ -33,16 +34,16 @@ FAMILIES = {
 }
 
 
-def counts() -> dict[str, dict[str, float]]:
-    """Parameters and GMACs of every model, counted now."""
-    return {name: count(name) for name in list_models()}
+def all_facts() -> dict[str, dict[str, Any]]:
+    """Facts of every model, computed now."""
+    return {name: computed_facts(name) for name in list_models()}
 
 
-def counts_text(counted: dict[str, dict[str, float]]) -> str:
+def facts_text(counted: dict[str, dict[str, Any]]) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(facts)}" for name, facts in counted.items()) + "\n}\n"
 
 
-def zoo_table(counted: dict[str, dict[str, float]]) -> str:
+def zoo_table(counted: dict[str, dict[str, Any]]) -> str:
     """All models, one line each, with the best top-1 on ImageNet-1k that the authors report."""
     lines = ["| model | parameters | GMACs | px | top-1, authors | weights, from | their licence |", "|---|---:|---:|---:|---:|---|---|"]
     shown: set[str] = set()
@@ -121,10 +122,10 @@ def main() -> int:
     )
     args = parser.parse_args()
     readme, page = ROOT / "README.md", ROOT / "docs" / "zoo.md"
-    counted = counts() if args.count else json.loads(COUNTS.read_text(encoding="utf-8"))
+    counted = all_facts() if args.count else json.loads(FACTS.read_text(encoding="utf-8"))
     weights = between_markers(page.read_text(encoding="utf-8"), f"{licences(records())}\n\n{weights_table()}")
     wanted = {
-        COUNTS: counts_text(counted),
+        FACTS: facts_text(counted),
         readme: between_markers(readme.read_text(encoding="utf-8"), zoo_table(counted)),
         page: between_markers(weights, segmentation_table(), "segmentation"),
     }

@@ -25,7 +25,7 @@ FAMILIES = {"swin", "swinv2", "nat", "dinat_s", "nat_isotropic", "biformer", "da
 
 def test_every_family_has_its_file() -> None:
     folder = files("visionattn") / "models" / "weights" / "records"
-    assert {path.name for path in folder.iterdir()} - {"counts.json", "segmentation.yaml"} == {f"{family}.yaml" for family in FAMILIES}
+    assert {path.name for path in folder.iterdir()} - {"facts.json", "segmentation.yaml"} == {f"{family}.yaml" for family in FAMILIES}
     assert len(RECORDS) == 91
 
 

@@ -10,23 +10,23 @@ import pytest
 
 import visionattn as va
 from visionattn.backbones.registry import get_variant
-from visionattn.models.factory import count, shipped_counts
-from visionattn.models.weights.records import records
+from visionattn.models.factory import computed_facts
+from visionattn.models.weights.records import records, shipped_facts
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted({get_variant(name).family for name in va.list_models()}))
-def test_shipped_counts_are_those_of_the_models(family: str) -> None:
+def test_shipped_facts_are_those_of_the_models(family: str) -> None:
     names = va.list_models(family=family)
-    assert {name: count(name) for name in names} == {name: shipped_counts()[name] for name in names}
+    assert {name: computed_facts(name) for name in names} == {name: shipped_facts()[name] for name in names}
 
 
 def test_counts_agree_with_the_published_figures() -> None:
     """Parameters exactly; operations within 6 percent, because authors count different things."""
     for record in records():
-        counted = shipped_counts()[record.model]
+        counted = shipped_facts()[record.model]
         if record.params is not None and record.num_classes == 1000:
             assert counted["params"] == record.params, record.name
         if record.gflops is not None and record.input_size == get_variant(record.model).cfg["input_size"]:

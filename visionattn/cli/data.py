@@ -31,10 +31,10 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Decode every file once and report what training would stumble over."""
+    config = _config(root, overrides, task, classes)
     from visionattn.jobs.check import check
 
-    console = console_for(as_json)
-    report = check(_config(root, overrides, task, classes), console=console, strict=strict)
+    report = check(config, console=console_for(as_json), strict=strict)
     if as_json:
         print_json(report.as_dict())
 
@@ -49,10 +49,11 @@ def data_preview(
     count: Annotated[int, typer.Option(min=1, max=200, help="Images.")] = 24,
 ) -> None:
     """A picture of training images as the network would see them, augmented."""
+    config = _config(root, overrides, task, classes)
     from visionattn.jobs.check import preview_data
 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    preview_data(_config(root, overrides, task, classes), Path(out), count)
+    preview_data(config, Path(out), count)
     typer.echo(out)
 
 
@@ -86,7 +87,7 @@ def masks_convert(
 
 
 def _config(root: str, overrides: list[str] | None, task: str | None, classes: str | None) -> Any:
-    from visionattn.tasks import load_config
+    from visionattn.tasks import load_config, task_of
 
     settings = [key_value("data.root", root)]
     if task is not None:
@@ -94,4 +95,6 @@ def _config(root: str, overrides: list[str] | None, task: str | None, classes: s
     if classes is not None:
         several = [name.strip() for name in classes.split(",")]
         settings.append(key_value("data.classes", int(classes) if classes.isdigit() else several if len(several) > 1 else classes))
-    return load_config(None, with_task(root, [*settings, *(overrides or [])]))
+    config = load_config(None, with_task(root, [*settings, *(overrides or [])]))
+    task_of(config).check_source(config)
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from typing import Annotated
 
 import typer
@@ -20,26 +21,30 @@ def models_list(
     as_json: Json = False,
 ) -> None:
     """Names, parameters and cost of all models."""
-    from visionattn.models import model_info
-    from visionattn.models.weights.records import list_models, records_of
+    from visionattn.models.weights.records import list_records, records_of, shipped_facts
 
-    names = list_models(pattern, pretrained=pretrained, license=license)
+    facts = shipped_facts()  # of all families, none of which is imported for it
+    if pretrained or license is not None:
+        names = [name for name in dict.fromkeys(record.model for record in list_records(pattern, license=license)) if name in facts]
+    else:
+        names = [name for name in facts if fnmatch(name, pattern)]
     if not names:
         raise UserError("VA-M001", f'no model matches "{pattern}"', fix="visionattn models list")
-    facts = [model_info(name) for name in dict.fromkeys(name.partition(".")[0] for name in names)]
     if as_json:
-        print_json(facts)
+        from visionattn.models import model_info
+
+        print_json([model_info(name) for name in names])
         return
     rows = []
-    for fact in facts:
-        published = records_of(fact["name"])
+    for name in names:
+        published, fact = records_of(name), facts[name]
         top1 = published[0].top1 if published else None
         tags = ", ".join(record.tag for record in published) or "-"
-        row = [fact["name"], f"{fact['params'] / 1e6:.1f}M", f"{fact['gmacs']:.1f}", fact["cfg"]["input_size"][1]]
+        row = [name, f"{fact['params'] / 1e6:.1f}M", f"{fact['gmacs']:.1f}", fact["input_size"][1]]
         rows.append([*row, "-" if top1 is None else top1, tags])
     console = console_for()
     console.table(["name", "params", "GMACs", "px", "top-1 (publisher)", "weights"], rows)
-    console.line(f"{len(facts)} models. `visionattn models info {facts[0]['name']}` for details.")
+    console.line(f"{len(names)} models. `visionattn models info {names[0]}` for details.")
 
 
 @app.command("info", epilog="Example: visionattn models info swin_tiny")

@@ -35,9 +35,11 @@ def train(
     source = config if config is not None or resume is None else Path(resume) / "config.yaml"
     if resume is not None and not Path(resume, "config.yaml").is_file():
         source = None  # the job reports what is wrong with the run
-    from visionattn.tasks import load_config
+    from visionattn.tasks import load_config, task_of
 
     given = load_config(source, settings)  # before torch is loaded: a mistake is reported at once
+    if resume is None:
+        task_of(given).check_source(given)
     from visionattn.jobs.train import train as run_training
 
     result = run_training(given, resume=resume, dry_run=dry_run, strict=strict, console=console_for(as_json))

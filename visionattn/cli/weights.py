@@ -21,10 +21,9 @@ def weights_list(
 ) -> None:
     """Published weights: metrics, sources, licences, and whether they are in the cache."""
     from visionattn.models.weights.download import cached_path
-    from visionattn.models.weights.records import Weights, find_record, list_models, list_segmenters
+    from visionattn.models.weights.records import list_records, list_segmenters
 
-    found: list[Weights] = [find_record(name) for name in list_models(pattern, pretrained=True, license=license)]
-    found += list_segmenters(pattern, license=license)
+    found = [*list_records(pattern, license=license), *list_segmenters(pattern, license=license)]
     if not found:
         raise UserError("VA-W007", f'no weights match "{pattern}"', fix="visionattn weights list")
     paths = [cached_path(record) for record in found]

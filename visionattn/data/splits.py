@@ -11,7 +11,6 @@ from hashlib import blake2b
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from visionattn.data.sources import Images
 from visionattn.errors import UserError
@@ -88,6 +87,8 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     Args:
         labels: class per sample `[N]`, or zeros and ones `[N, classes]`.
     """
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes long to import, and few runs hold out
+
     group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
     strata = _strata(labels)
     most = min(int(np.bincount(strata).max()), len(np.unique(group_of)))

@@ -15,8 +15,8 @@ from visionattn.engine.devices import fast_bf16
 from visionattn.files import cache_folder
 from visionattn.kernels.selftest import list_backends, selftest
 from visionattn.models import create_model
-from visionattn.models.factory import shipped_counts
 from visionattn.models.weights.download import SUFFIXES, offline, weights_folder
+from visionattn.models.weights.records import shipped_facts
 from visionattn.runs.folder import environment
 
 OPTIONAL = ("triton", "onnx", "monai", "mmseg")
@@ -94,9 +94,9 @@ def _kernel_checks(compare: bool) -> tuple[dict[str, str], list[str]]:
 def _forward_checks() -> dict[str, str]:
     """One forward pass of the smallest model of each family: ok, or what went wrong."""
     checks = {}
-    counted = shipped_counts()
+    facts = shipped_facts()
     for family in sorted({get_variant(name).family for name in list_models()}):
-        name = min(list_models(family=family), key=lambda name: counted.get(name, {"params": 0})["params"])
+        name = min(list_models(family=family), key=lambda name: facts.get(name, {"params": 0})["params"])
         try:
             with torch.no_grad():
                 finite = bool(torch.isfinite(create_model(name).eval()(torch.zeros(1, 3, 64, 64))).all())

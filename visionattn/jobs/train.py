@@ -26,10 +26,9 @@ from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.weights import load_initial_weights
-from visionattn.models import load_checkpoint
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
-from visionattn.runs.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta
 from visionattn.runs.folder import RunFolder, environment
 from visionattn.runs.state import running
 from visionattn.tasks import load_config, task_of
@@ -282,7 +281,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     best = trainer.best or {"metric": trainer.monitor, "value": None, "epoch": trainer.epochs}
     folder = run.checkpoints / ("best" if (run.checkpoints / "best").is_dir() else "last")
     model: Any = task.build_model(config, target)
-    load_checkpoint(model, read_weights(folder), allow=())
+    load_weights(model, folder)
     model.to(trainer.accelerator.device)
     loader = eval_loader(setup.val_set, task.eval_batch_size(config), worker_count(config.data))
     device, autocast = trainer.accelerator.device, trainer.accelerator.autocast

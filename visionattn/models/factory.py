@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import math
 import sys
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -22,7 +19,7 @@ from visionattn.kernels.dispatch import use_backend
 from visionattn.models.classifier import Classifier
 from visionattn.models.weights.download import CachedFile, fetch
 from visionattn.models.weights.load import load_checkpoint
-from visionattn.models.weights.records import Record, find_record, records_of, split_name
+from visionattn.models.weights.records import Record, find_record, records_of, shipped_facts, split_name
 
 
 @overload
@@ -117,14 +114,10 @@ def model_info(name: str) -> dict[str, Any]:
         UserError: VA-M001 unknown name.
     """
     variant = get_variant(name)
-    with torch.device("meta"):
-        backbone = variant.cls(**variant.args)
+    facts = shipped_facts().get(name) or computed_facts(name)
     return {
         "name": name,
-        "family": variant.family,
-        **(shipped_counts().get(name) or count(name)),
-        "channels": list(backbone.channels),
-        "strides": list(backbone.strides),
+        **{key: facts[key] for key in ("family", "params", "gmacs", "channels", "strides")},
         "args": dict(variant.args),
         "cfg": dict(variant.cfg),
         "weights": [record.name for record in records_of(name)],
@@ -132,23 +125,29 @@ def model_info(name: str) -> dict[str, Any]:
     }
 
 
-def count(name: str) -> dict[str, Any]:
-    """Count parameters with 1000 classes and GMACs of one image at the published size: `params`, `gmacs`."""
+def computed_facts(name: str) -> dict[str, Any]:
+    """Compute the facts of a model that only its network tells, as plain values.
+
+    `params` of the classifier with 1000 classes, `gmacs` of one image at the published `input_size`, `channels` and `strides` of
+    the maps, and the `family`.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
+    variant = get_variant(name)
     with torch.device("meta"):
         model = create_model(name).eval()
-        image = torch.empty(1, *get_variant(name).cfg["input_size"])
+        image = torch.empty(1, *variant.cfg["input_size"])
     # Count the reference kernels: fast ones may compute more than needed, or out of the counter's sight.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):
         model(image)
-    return {"params": sum(parameter.numel() for parameter in model.parameters()), "gmacs": round(counter.get_total_flops() / 2e9, 3)}
-
-
-@cache
-def shipped_counts() -> dict[str, dict[str, Any]]:
-    """Load the stored `count` of every model in the package; counting all takes a minute."""
-    return json.loads((files("visionattn.models.weights") / "records" / "counts.json").read_text(encoding="utf-8"))
+    return {
+        "family": variant.family,
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "gmacs": round(counter.get_total_flops() / 2e9, 3),
+        "channels": list(model.backbone.channels),
+        "strides": list(model.backbone.strides),
+        "input_size": list(variant.cfg["input_size"]),
+    }
 
 
 def pretrained_cfg(

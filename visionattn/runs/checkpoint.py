@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, disk_full, require_space, sha256_of, sweep_temporary
@@ -110,6 +111,24 @@ def read_weights(checkpoint: Path, name: str | None = None) -> State:
         )
     _verify(checkpoint / name, hashes[name])
     return load_file(checkpoint / name)
+
+
+def load_weights(model: nn.Module, checkpoint: Path, name: str | None = None) -> None:
+    """Load the weights to evaluate (see `read_weights`) into the model of the checkpoint's config; every tensor has to fit.
+
+    Raises:
+        UserError: VA-W003, the model differs from the one that was saved; VA-W005, VA-W006.
+    """
+    try:
+        model.load_state_dict(read_weights(checkpoint, name))
+    except RuntimeError as error:
+        raise UserError(
+            "VA-W003",
+            "the weights of the checkpoint do not fit the model of its config",
+            where=str(checkpoint),
+            why="\n".join(line.strip() for line in str(error).splitlines()[:4]),
+            fix="the code of the model changed since they were saved: use the version in env.txt of the run",
+        ) from error
 
 
 def read_checkpoint(checkpoint: Path) -> tuple[State, State | None, dict[str, Any]]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
-from visionattn.models import load_checkpoint
 from visionattn.models.weights.download import Report
-from visionattn.runs.checkpoint import latest_checkpoint, read_meta, read_weights
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import TASKS, config_from_dict, task_of
 from visionattn.tasks.base import Target, Task
@@ -64,7 +63,7 @@ def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
     config = config_from_dict(meta["config"])
     task, target = task_of(config), target_of(meta)
     model: Any = task.build_model(config, target)
-    load_checkpoint(model, read_weights(checkpoint, name), allow=())
+    load_weights(model, checkpoint, name)
     folder = checkpoint.resolve().parent.parent
     return LoadedModel(task, config, model.eval(), target, RunFolder(folder) if (folder / "config.yaml").is_file() else None)
 

@@ -312,6 +312,13 @@ class Task(ABC):
         """Whether a folder is laid out for this task and no other."""
         return False
 
+    def check_source(self, config: Any) -> None:  # noqa: B027
+        """Stop where there are no data, loading no library for it: the command line asks before it loads torch.
+
+        Raises:
+            UserError: VA-D001.
+        """
+
     @abstractmethod
     def read_data(self, config: Any) -> Data[Any]:
         """List the splits; nothing is decoded.

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
 from visionattn.data.readers import IMAGE_SUFFIXES
+from visionattn.data.root import find_root
 from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
 from visionattn.data.splits import Note, histogram
 from visionattn.errors import UserError, did_you_mean
@@ -57,13 +57,9 @@ def find_layout(settings: LabelDataConfig) -> Layout:
     """
     if settings.format == "digits":
         return Layout("digits", Path(), {}, False)
-    if not settings.root:
-        raise UserError("VA-D001", "data.root is empty", fix="data.root=FOLDER (or --data FOLDER); data.format=digits needs no files")
-    root = Path(settings.root).expanduser()
-    if settings.format == "torchvision":
-        return Layout("torchvision", root, {}, False)
-    if not root.exists():
-        raise not_found(settings.root, root)
+    if settings.format == "torchvision" and settings.root:
+        return Layout("torchvision", Path(settings.root).expanduser(), {}, False)
+    root = find_root(settings, otherwise="data.format=digits needs no files")
     form = settings.format if settings.format != "auto" else _guess(root, settings)
     if form == "npz" and root.is_file():
         return Layout("npz", root, {"train": root}, False)
@@ -139,18 +135,6 @@ def data_name(settings: LabelDataConfig) -> str:
 def folder_name(settings: ImageDataConfig) -> str:
     """The last part of data.root."""
     return Path(settings.root).expanduser().resolve().stem
-
-
-def not_found(given: str, root: Path) -> UserError:
-    parent = root.absolute().parent
-    near = get_close_matches(root.name, [path.name for path in parent.iterdir()], 1) if parent.is_dir() else []
-    place = "this folder" if parent == Path.cwd() else str(parent)
-    return UserError(
-        "VA-D001",
-        f'data.root "{given}" not found',
-        where=f"looked in {parent}" if parent.is_dir() else f"{parent} does not exist either",
-        fix=f'Did you mean "{near[0]}" (in {place})?' if near else "data.root=FOLDER",
-    )
 
 
 def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:

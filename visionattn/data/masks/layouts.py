@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from visionattn.data.images.layouts import SPLITS, class_folders, csv_header, excluded, image_files, not_found, split_names, tree
+from visionattn.data.images.layouts import SPLITS, class_folders, csv_header, excluded, image_files, split_names, tree
 from visionattn.data.masks.settings import MaskDataConfig
+from visionattn.data.root import find_root
 from visionattn.data.splits import Note
 from visionattn.errors import UserError
 
@@ -95,11 +96,7 @@ def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
     Raises:
         UserError: VA-D001, root missing; VA-D002, none of the accepted layouts; VA-C002, half of the patterns.
     """
-    if not settings.root:
-        raise UserError("VA-D001", "data.root is empty", fix="data.root=FOLDER (or --data FOLDER)")
-    root = Path(settings.root).expanduser()
-    if not root.exists():
-        raise not_found(settings.root, root)
+    root = find_root(settings)
     names = split_names(settings)
     if bool(settings.images) != bool(settings.masks):
         raise UserError("VA-C002", "data.images and data.masks belong together", fix="data.images=images/{split} data.masks=masks/{split}")

@@ -3,6 +3,8 @@
 A record is named `model.tag`, for example `swin_tiny.in22k` or `swin_tiny.upernet_ade20k`; the first classifier
 of a model is its default. Unpublished facts are omitted, not guessed: where a source has no full sha256, the
 downloader pins the hash of the first download.
+
+Reading records loads no torch; only what asks the registry of models does.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from visionattn.backbones import list_models as registered_models
-from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, cache_folder, locked
 
@@ -203,6 +203,8 @@ def named_weights(model: str, tag: str) -> Record | None:
 
 def split_name(name: str) -> tuple[str, str | None]:
     """Split `swin_tiny.in1k` into model and tag; the tag of a bare model name is None."""
+    from visionattn.backbones import list_models as registered_models
+
     model, _, tag = name.partition(".")
     return (name, None) if name in registered_models() else (model, tag or None)
 
@@ -213,6 +215,8 @@ def find_record(name: str, tag: str | None = None) -> Record:
     Raises:
         UserError: VA-M001 unknown model, VA-W001 no published weights, VA-W007 unknown tag.
     """
+    from visionattn.backbones.registry import get_variant
+
     model, own = split_name(name)
     get_variant(model)
     if tag is not None and own is not None and tag != own:
@@ -259,12 +263,27 @@ def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bo
         pretrained: list `model.tag` for all published weights instead, a model's default first.
         license: only weights under this licence (SPDX, any case), or without `pretrained` the models with such weights.
     """
+    from visionattn.backbones import list_models as registered_models
+
     models = registered_models(family=family)
     if not pretrained and license is None:
         return registered_models(pattern, family=family)
-    chosen = [record for record in (*records(), *local_records()) if record.model in models and _chosen(record, pattern, license)]
-    chosen.sort(key=lambda record: record.model)
+    chosen = [record for record in list_records(pattern, license=license) if record.model in models]
     return list(dict.fromkeys(record.name if pretrained else record.model for record in chosen))
+
+
+def list_records(pattern: str = "*", *, license: str | None = None) -> list[Record]:
+    """Classifiers and backbones with published or imported weights, sorted by model; `pattern` and `license` as in `list_models`."""
+    chosen = [record for record in (*records(), *local_records()) if _chosen(record, pattern, license)]
+    return sorted(chosen, key=lambda record: record.model)
+
+
+@lru_cache
+def shipped_facts() -> dict[str, dict[str, Any]]:
+    """`computed_facts` (models/factory.py) of every model of the package, made beforehand: computing them takes a minute and torch."""
+    path = files("visionattn") / "models" / "weights" / "records" / "facts.json"
+    facts: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
 
 
 def _chosen(record: Weights, pattern: str, license: str | None) -> bool:

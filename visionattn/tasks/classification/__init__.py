@@ -37,6 +37,12 @@ class Classification(Task):
 
     # data
 
+    def check_source(self, config: ClassifyConfig) -> None:
+        from visionattn.data.root import find_root
+
+        if config.data.format in ("auto", "folders", "csv", "npz"):
+            find_root(config.data, otherwise="data.format=digits needs no files")
+
     def read_data(self, config: ClassifyConfig) -> LabelledData:
         from visionattn.data.images.labels import load_data
 

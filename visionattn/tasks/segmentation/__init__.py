@@ -76,6 +76,11 @@ class Segmentation(Task):
 
         return holds_masks(root)
 
+    def check_source(self, config: SegmentConfig) -> None:
+        from visionattn.data.root import find_root
+
+        find_root(config.data)
+
     def read_data(self, config: SegmentConfig) -> MaskData:
         from visionattn.data.masks.sets import load_mask_data
 

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,24 +16,24 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
 from typer.testing import CliRunner, Result
-from visionattn.training import inference
-from visionattn.training.build import build_model, build_task
-from visionattn.training.console import Console
-from visionattn.training.inference import CHANGEABLE, load_model
-from visionattn.training.trainer import Trainer, with_synchronised_norms
 
 import visionattn as va
 from visionattn.cli import app
-from visionattn.config import SegmentConfig, change_config, load_config
-from visionattn.errors import UserError
-from visionattn.heads.unet import CrossContextual
-from visionattn.models import Segmenter, records
-from visionattn.models.segmenter_factory import IMAGENET, PRESETS
+from visionattn.console import Console
+from visionattn.engine.trainer import Trainer
+from visionattn.models.segmenter_factory import IMAGENET
+from visionattn.models.weights import records
 from visionattn.models.weights.download import store
+from visionattn.runs.load import CHANGEABLE, load_model
+from visionattn.tasks import change_config, load_config
+from visionattn.tasks.batch import Batch
+from visionattn.tasks.segmentation import Segmentation
+from visionattn.tasks.segmentation.settings import SegmentConfig
 
 CLASSES = ["background", "polyp"]
+
+
 TINY = (
     "task=segment",
     "data.classes=[background,polyp]",
@@ -43,10 +42,13 @@ TINY = (
     "model.args={width: 8}",
     "model.img_size=32",
     "train.batch_size=2",
+    "train.precision=fp32",
     "train.steps=4",
     "log.tensorboard=false",
     "log.every_steps=1",
 )
+
+
 UNET = ("model.head.name=unet", "model.head.args={stem_channels: [4, 6], max_channels: 8, dropout: 0.2}")
 
 
@@ -98,14 +100,11 @@ def left(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-# ---------------------------------------------------------------- training
-
-
 def test_goes_on_after_an_interruption_to_the_same_bits(trained: Path, polyps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = config(polyps, "output.dir=runs", "eval.per_case=true", "log.tensorboard=true", "train.save_every=1")
     take = Trainer.train_step
 
-    def stop_before_the_third(self: Trainer, batch: dict[str, Any]) -> tuple[float, float]:
+    def stop_before_the_third(self: Trainer, batch: Batch) -> tuple[float, float, bool]:
         if self.step == 2:
             raise KeyboardInterrupt
         return take(self, batch)
@@ -212,12 +211,13 @@ def test_settings_that_differ_from_the_run(trained: Path, polyps: Path, monkeypa
     assert isinstance(config, SegmentConfig) and config.eval.tile == 32 and config.model == loaded.config.model
     image = polyps / "images/test/0.png"
     used: list[Any] = []
-    monkeypatch.setattr(inference, "build_task", lambda config, *rest: (used.append(config), build_task(config, *rest))[1])
+    build = Segmentation.file_predictor
+    monkeypatch.setattr(Segmentation, "file_predictor", lambda self, config, *rest: (used.append(config), build(self, config, *rest))[1])
     va.predict(trained, [image], settings=["eval.flips=both"])
     assert command("predict", trained, "eval.flips=horizontal", "--source", image).exit_code == 0
     assert [config.eval.flips for config in used] == ["both", "horizontal"]
     for name in ("eval", "predict --source x"):
-        for setting, text in (("model.img_size=64", "model.img_size: a trained model keeps its own"), ("eval.flip=both", "eval.flips")):
+        for setting, text in (("model.img_size=64", "model.img_size: fixed by the trained model"), ("eval.flip=both", "eval.flips")):
             refused = command(*name.split()[:1], trained, *name.split()[1:], setting)
             assert refused.exit_code == 2 and text in refused.stderr
 
@@ -273,9 +273,6 @@ def test_grey_images_of_16_bits(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "4 of 4 images are 16-bit: scaled by the maximum of their type (data.range)" in result.stdout
     assert load_model("runs/scans-eca_resnet18/001").model.in_chans == 1
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 def _without_mask(root: Path) -> None:
@@ -344,7 +341,7 @@ def test_the_session_of_several_faults(polyps: Path, tmp_path: Path) -> None:
     _stray(tmp_path / "d")
     (tmp_path / "d/masks/train/0.png").unlink()
     result = command("data", "check", "d", "--task", "segment", "--classes", "2")
-    assert result.exit_code == 3 and "the check of the data found 2 errors" in result.stderr
+    assert result.exit_code == 3 and "the data check found 2 errors" in result.stderr
     text = " ".join(result.stderr.split())
     assert "128 in 1 file has no class" in text and "visionattn data masks convert d --map 128:" in text
     assert "255 in 1 file looks like an ignore label -> data.ignore_index=255" in text
@@ -393,57 +390,7 @@ def test_a_damaged_mask_is_left_out_and_said(polyps: Path, tmp_path: Path) -> No
     assert "train 4 images" in result.stdout and "VA-D011" in result.stdout and "VA-D010" in result.stdout
 
 
-# ---------------------------------------------------------------- presets and losses
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets(name: str) -> None:
-    preset = PRESETS[name]
-    with torch.device("meta"):
-        model: Any = va.create_segmenter(name, num_classes=2)
-        assert model.head == "unet" and model(torch.empty(2, 3, 64, 64)).logits.shape == (2, 2, 64, 64)
-        assert any(isinstance(part, CrossContextual) for part in model.modules()) == (name == "att_swin_unet")
-        assert va.create_segmenter(name, "fcn", num_classes=2, width=8).head == "fcn"
-        again: Any = va.create_segmenter(name, num_classes=2, skip="none")
-        assert not any(isinstance(part, CrossContextual) for part in again.modules())
-        built = build_model(load_config(None, ["task=segment", f"model.name={name}"]), CLASSES)
-    shapes = {key: value.shape for key, value in model.state_dict().items()}
-    assert {key: value.shape for key, value in built.state_dict().items()} == shapes
-    assert va.create_model(preset.backbone, features_only=True).channels == model.backbone.channels
-
-
 def test_a_preset_trains(polyps: Path) -> None:
     settings = ["model.name=resunet_eca_aspp", "model.head.args={max_channels: 8}", f"data.root={polyps}"]
     result = command("train", *TINY, *settings, "--dry-run")
     assert result.exit_code == 0 and "segment (2 classes)" in result.stdout, result.output
-
-
-def test_batch_norm_of_several_gpus_sees_the_images_of_all() -> None:
-    """Nothing but the class of the norms changes, and only there: torch has no such norm on the CPU."""
-    model = va.create_segmenter("eca_resnet18", "fcn", 3, width=8, backbone_args={"width": 8})
-    assert isinstance(model, Segmenter)
-    state, parameters = {key: value.clone() for key, value in model.state_dict().items()}, list(model.parameters())
-    place = {name: SimpleNamespace(num_processes=count, device=torch.device(name)) for name, count in (("cuda", 2), ("cpu", 2))}
-    assert with_synchronised_norms(model, place["cpu"]) is model  # type: ignore[arg-type]
-    assert not any(isinstance(part, nn.SyncBatchNorm) for part in model.modules())
-    norms = sum(isinstance(part, nn.BatchNorm2d) for part in model.modules())
-    model = with_synchronised_norms(model, place["cuda"])  # type: ignore[arg-type]
-    assert sum(isinstance(part, nn.SyncBatchNorm) for part in model.modules()) == norms > 0
-    assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
-    assert state.keys() == model.state_dict().keys() and all((value == state[key]).all() for key, value in model.state_dict().items())
-    image = torch.randn(1, 3, 64, 64)
-    again = va.create_segmenter("eca_resnet18", "fcn", 3, width=8, backbone_args={"width": 8})
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(model.eval()(image), again.eval()(image))
-
-
-def test_the_head_of_a_config_gets_its_settings() -> None:
-    settings = ["model.head.aux.weight=0.7", "model.head.name=fcn", "model.head.args={width: 4}", "eval.mode=slide", "eval.tile=[40, 48]"]
-    given = load_config(None, [*TINY, *settings, "eval.stride=20", "eval.flips=horizontal", "model.head.aux.enabled=true"])
-    model: Any = build_model(given, CLASSES)
-    assert model.train()(torch.randn(2, 3, 32, 32)).aux[0].weight == 0.7
-    task: Any = build_task(given, CLASSES, np.array([3, 1]))
-    assert task.window == {"window": (40, 48), "stride": (20, 20), "overlap": 0.33, "blend": "constant", "batch": 1}
-    assert task.flips == (-1,) and task.monitor == "miou"
-    with pytest.raises(UserError, match="VA-M002"):
-        build_model(load_config(None, [*TINY, *UNET, "model.args={depth: 3}"]), CLASSES)

@@ -1,0 +1,70 @@
+"""`visionattn train --resume`: what may change, and runs that are in use."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.commands import Trained, done, lockable, refused
+from visionattn.tasks import load_config
+
+
+def test_r003_no_run_folder(trained: Trained, tmp_path: Path) -> None:
+    for command in (("eval", tmp_path), ("predict", tmp_path, "--source", trained.data), ("train", "--resume", tmp_path / "gone")):
+        assert "is not a run folder" in refused(tmp_path, "VA-R003", 2, *command)
+    assert f"Did you mean {trained.run}?" in refused(trained.run, "VA-R003", 2, "eval", trained.run.parent)
+
+
+def test_c010_resume_with_other_settings(trained: Trained, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path)
+    text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "optim.lr=0.5", "model.args.width=16", "train.epochs=3")
+    assert "optim.lr: 0.001 -> 0.5" in text and "model.args.width: 8 -> 16" in text and "train.epochs: " not in text
+    assert "train.epochs" in text.partition("these may change")[2]
+    refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "--model", "swin_tiny")
+
+
+def test_resume_for_more_epochs(trained: Trained, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path)
+    result = done("train", "--resume", run, "train.epochs=3", "data.workers=0", "--json")
+    assert json.loads(result.stdout)["run"] == str(run) and "resume      last: epoch 3 step 0/3" in result.stderr
+    assert [row["epoch"] for row in csv.DictReader((run / "metrics.csv").open())] == ["1", "2", "3"]
+    assert load_config(run / "config.yaml").train.epochs == 3 and lockable(run)
+
+
+def test_c010_resume_with_other_data(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.data, tmp_path / "flowers")
+    run = trained.copy(tmp_path)
+    for name in ("config.yaml", "config.changed.yaml"):
+        (run / name).write_text((run / name).read_text().replace(str(trained.data), str(tmp_path / "flowers")))
+    (tmp_path / "flowers/train/rose/0.png").unlink()
+    text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run)
+    assert "the data changed since the run started" in text and "manifest" in text
+
+
+def test_r005_a_run_in_use(trained: Trained, tmp_path: Path) -> None:
+    """The system holds the lock: it ends with the process that has it, however that ends, and a file left behind locks nothing."""
+    run = trained.copy(tmp_path)
+    code = (
+        "import sys, time; from pathlib import Path; from visionattn.runs.folder import RunFolder, process_facts\n"
+        "run = RunFolder(Path(sys.argv[1]))\n"
+        "with run.locked():\n"
+        "    run.write_state('running', **process_facts())\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        text = refused(tmp_path, "VA-R005", 7, "train", "--resume", run)
+        assert f"in use by process {holder.pid} on {socket.gethostname()}" in text and str(run) in text
+    finally:
+        holder.kill()
+        holder.wait()
+    (run / ".lock").write_text("left behind")
+    done("train", "--resume", run)
+    assert lockable(run) and json.loads((run / "run.json").read_text())["state"] == "done"
