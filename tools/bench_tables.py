@@ -1,7 +1,7 @@
-"""Writes the tables of docs/kernels.md, docs/kernels/*.md and docs/speed.md from the result files in docs/benchmarks/.
+"""Write the tables of docs/kernels.md, docs/kernels/*.md and docs/speed.md from the result files in docs/benchmarks/.
 
-Between `<!-- table NAME -->` and `<!-- end of table -->`. With --check nothing is written; the exit code is 1 if a file
-is not what it would become.
+Tables are written between `<!-- table NAME -->` and `<!-- end of table -->`. With --check nothing is written; the exit code is 1 if a
+file is out of date.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from measure import RESULTS, read
 
 DOCS = RESULTS.parent
 REGION = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-FACTS = ("device", "torch", "timm", "date", "threads", "clock", "bf16", "batch")
+FACTS = ("torch", "timm", "threads", "clock", "bf16", "batch")
 PLAIN = {"FlexAttention, compiled": "FlexAttention"}
 
 Record = Mapping[str, str]
@@ -26,7 +26,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def digits(text: str) -> str:
-    """Three digits."""
+    """Format a number with three significant digits."""
     value = float(text)
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
@@ -37,49 +37,43 @@ def ratio(row: Record) -> str:
 
 
 def facts(rows: Sequence[Record]) -> str:
-    """What was measured on what; a line per run."""
-    runs = dict.fromkeys(", ".join(f"{name} {row[name]}" for name in FACTS) for row in rows)
-    return "\n" + "\n".join(f"Measured with {run}.  " for run in runs) + "\n"
+    """Describe the machine and the settings, one line per kind of run."""
+    runs = dict.fromkeys(", ".join([row["device"], *(f"{name} {row[name]}" for name in FACTS)]) for row in rows)
+    return "\n" + "\n".join(f"Measured on {run}.  " for run in runs) + "\n"
 
 
-def goals(device: str) -> str:
-    """The rows with a goal, of operations and then of models."""
-    rows = load(f"kernels_{device}")
+def operations(device: str) -> str:
+    """Summarise the operations: the rows that have a threshold in the result file, against other implementations."""
+    rows = [row for row in load(f"kernels_{device}") if row["goal"]]
     lines = []
     for row in rows:
-        if row["goal"]:
-            met = float(row["theirs/ours"]) >= float(row["goal"])
+        if not row["case"].startswith("exponent") and not row["opponent"].startswith("best candidate"):
             floor = f"{float(row['theirs']) / float(row['floor']):.0f}" if row["floor"] else ""
-            exponent = row["case"].startswith("exponent")  # of these not the ratio is of interest
-            against, goal = ("", row["opponent"]) if exponent else (row["opponent"], f"{float(row['goal']):.3g}")
-            measured = digits(row["ours"]) if exponent else ratio(row)
-            start = [row["op"], row["case"], f"{row['precision']} {row['mode']}", against, goal]
-            lines.append([*start, measured if met else f"**{measured}**", floor, "yes" if met else "**no**"])
+            lines.append([row["op"], row["case"], f"{row['precision']} {row['mode']}", row["opponent"], ratio(row), floor])
     if not lines:
         return "Not measured yet.\n"
-    return table(["operation", "case", "", "against", "goal", "measured", "at the floor", "met"], lines) + facts(rows)
+    return table(["operation", "case", "", "against", "theirs / ours", "at the floor"], lines) + facts(rows)
 
 
 def models(device: str) -> str:
+    """Compare whole models: both times and their ratio."""
     rows = load(f"models_{device}")
     lines = []
     for row in rows:
         sides = [f"{digits(row[name])} ({digits(row[f'{name}_min'])}-{digits(row[f'{name}_max'])})" for name in ("ours_ms", "theirs_ms")]
-        met = float(row["theirs/ours"]) >= float(row["goal"])
         times = f"{float(row['theirs/ours']):.2f} ({float(row['theirs/ours_min']):.2f}-{float(row['theirs/ours_max']):.2f})"
-        start = [row["model"], row["opponent"], f"{row['precision']} {row['mode']}", *sides, row["goal"]]
-        lines.append([*start, times if met else f"**{times}**", "yes" if met else "**no**"])
+        lines.append([row["model"], row["opponent"], f"{row['precision']} {row['mode']}", *sides, times])
     if not lines:
         return "Not measured yet.\n"
-    return table(["model", "against", "", "ours, ms", "theirs, ms", "goal", "theirs / ours", "met"], lines) + facts(rows)
+    return table(["model", "against", "", "ours, ms", "theirs, ms", "theirs / ours"], lines) + facts(rows)
 
 
 def operation(name: str) -> str:
-    """Per case our time and, of each opponent, how many times as long it takes."""
+    """Compare one operation with its opponents: our time per case, and each opponent's time as a multiple of it."""
     rows = [row for row in load("kernels_cpu") if row["op"] == name]
     if not rows:
         return "Not measured yet.\n"
-    # The best candidates carry their name: they share a column.
+    # The best candidates share a column, whatever their names.
     opponents = dict.fromkeys(row["opponent"].partition(":")[0] for row in rows if not row["case"].startswith("exponent"))
     cases: dict[tuple[str, str, str], dict[str, Record]] = {}
     exponents = []
@@ -104,22 +98,22 @@ def load(name: str) -> list[dict[str, str]]:
 
 
 def render(name: str) -> str:
-    """The table of this name: goals-DEVICE, models-DEVICE, or an operation's."""
-    kinds: dict[str, Callable[[str], str]] = {"goals": goals, "models": models}
+    """Render a table by name: operations-DEVICE, models-DEVICE, or the name of an operation."""
+    kinds: dict[str, Callable[[str], str]] = {"operations": operations, "models": models}
     kind, _, device = name.partition("-")
     return kinds[kind](device) if kind in kinds else operation(name)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a table is old")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is out of date")
     args = parser.parse_args()
     code = 0
     for path in [DOCS / "kernels.md", DOCS / "speed.md", *sorted((DOCS / "kernels").glob("*.md"))]:
         old = path.read_text(encoding="utf-8")
         new = REGION.sub(lambda found: found[1] + render(found["name"]) + found[3], old)
         if new != old and args.check:
-            print(f"{path}: tables are old; run python tools/bench_tables.py")
+            print(f"{path}: tables are out of date; run python tools/bench_tables.py")
             code = 1
         elif new != old:
             path.write_text(new, encoding="utf-8")

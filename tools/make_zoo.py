@@ -1,6 +1,6 @@
-"""The tables of README and docs/zoo.md, and the facts the package ships, from the registry and the records of weights.
+"""Write the tables of README.md and docs/zoo.md and the shipped model facts, from the registry and the weight records.
 
-With --check nothing is written; the exit code is 1 if a file is not what it would become.
+With --check nothing is written; the exit code is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "visionattn" / "models" / "weights" / "records" / "facts.json"
 HEADS = {"upernet": "UPerNet", "semantic_fpn": "SemanticFPN"}
 
-# Section of the table -> modules of backbones, paper, repository of the authors.
+# Section of the table -> backbone modules, paper, authors' repository.
 FAMILIES = {
     "Swin": (("swin",), "2103.14030", "microsoft/Swin-Transformer"),
     "Swin V2": (("swinv2",), "2111.09883", "microsoft/Swin-Transformer"),
@@ -35,7 +35,7 @@ FAMILIES = {
 
 
 def all_facts() -> dict[str, dict[str, Any]]:
-    """Facts of every model, computed now."""
+    """Compute the facts of every model."""
     return {name: computed_facts(name) for name in list_models()}
 
 
@@ -44,7 +44,7 @@ def facts_text(counted: dict[str, dict[str, Any]]) -> str:
 
 
 def zoo_table(counted: dict[str, dict[str, Any]]) -> str:
-    """All models, one line each, with the best top-1 on ImageNet-1k that the authors report."""
+    """List all models, each with the best top-1 on ImageNet-1k reported by its authors."""
     lines = ["| model | parameters | GMACs | px | top-1, authors | weights, from | their licence |", "|---|---:|---:|---:|---:|---|---|"]
     shown: set[str] = set()
     for family, (modules, paper, repository) in FAMILIES.items():
@@ -68,9 +68,9 @@ def zoo_table(counted: dict[str, dict[str, Any]]) -> str:
 
 
 def weights_table() -> str:
-    """All published weights: figures, licences and where they come from."""
+    """List all published weights with figures, licences and sources."""
     lines = [
-        "| weights | px | top-1 | classes | licence: weights, code | sources, the first is tried first |",
+        "| weights | px | top-1 | classes | licence: weights, code | sources, in the order they are tried |",
         "|---|---:|---:|---:|---|---|",
     ]
     for record in records():
@@ -82,7 +82,7 @@ def weights_table() -> str:
 
 
 def segmentation_table() -> str:
-    """All segmentation models with published figures, and the recipe of each."""
+    """List all segmentation models that have published figures, with their recipes."""
     lines = [
         "| weights | head | mIoU | multi-scale | crop | parameters | recipe | sources |",
         "|---|---|---:|---:|---:|---:|---|---|",
@@ -96,11 +96,11 @@ def segmentation_table() -> str:
 
 
 def _state(status: str) -> str:
-    return {"page_only": " (page for a browser)", "reported_broken": " (reported broken)"}.get(status, "")
+    return {"page_only": " (needs a browser)", "reported_broken": " (reported broken)"}.get(status, "")
 
 
 def between_markers(text: str, table: str, name: str = "zoo") -> str:
-    """A document with the table in place of the old one."""
+    """Replace the table between the markers of a document."""
     opening, closing = f"<!-- {name} -->", f"<!-- end of {name} -->"
     head, _, rest = text.partition(opening)
     _, end, tail = rest.partition(closing)
@@ -111,14 +111,14 @@ def between_markers(text: str, table: str, name: str = "zoo") -> str:
 
 def licences(entries: tuple[Record, ...]) -> str:
     stated = sum(record.weights_license is not None for record in entries)
-    return f"{len(entries)} files of weights, {stated} with a stated licence."
+    return f"{len(entries)} weight files, {stated} with a stated licence."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing, say what is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing, report files that are out of date")
     parser.add_argument(
-        "--count", action="store_true", help="count parameters and operations anew (a minute); else the shipped counts are used"
+        "--count", action="store_true", help="recount parameters and operations (a minute); by default the shipped counts are used"
     )
     args = parser.parse_args()
     readme, page = ROOT / "README.md", ROOT / "docs" / "zoo.md"

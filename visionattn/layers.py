@@ -1,4 +1,4 @@
-"""What two or more families share, and no more."""
+"""Layers and functions shared by at least two families."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
-    """Zeros below and to the right of `[B, H, W, ...]`, until `size` divides both sides."""
+    """Pad `[B, H, W, ...]` with zeros at the bottom and right until `size` divides both sides."""
     bottom, right = -x.shape[1] % size, -x.shape[2] % size
     if not bottom and not right:
-        return x  # padding by nothing would copy
+        return x  # F.pad copies even without padding
     return F.pad(x, (0, 0) * (x.dim() - 3) + (0, right, 0, bottom))
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, projected and normed."""
+    """Non-overlapping patches, projected and normalised."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -41,15 +41,15 @@ class PatchEmbed(nn.Module):
 
 
 def concat_2x2(x: torch.Tensor) -> torch.Tensor:
-    """Neighbourhoods of 2 x 2 side by side in the channels, zeros beyond odd borders: B H W C -> B H/2 W/2 4C."""
+    """Concatenate 2 x 2 neighbourhoods along the channels, with zeros beyond odd borders: B H W C -> B H/2 W/2 4C."""
     x = pad_to_multiple(x, 2)
     batch, height, width, dim = x.shape
     x = x.view(batch, height // 2, 2, width // 2, 2, dim)
-    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # the column in the pair before the row: Swin's order
+    return x.permute(0, 1, 3, 4, 2, 5).flatten(3)  # Swin's order: column before row
 
 
 def window_and_shift(height: int, width: int, window_size: int, shift: int, dense: bool) -> tuple[int, int]:
-    """Swin's window and shift for a map: as in the classifier where it takes the size, else as in the segmentation code (`dense`)."""
+    """Swin's window and shift for a map, as in the classifier if it accepts the size, otherwise as in the segmentation code (`dense`)."""
     side = min(height, width)
     if not dense and side <= window_size and height % side == 0 and width % side == 0:
         return side, 0
@@ -57,19 +57,19 @@ def window_and_shift(height: int, width: int, window_size: int, shift: int, dens
 
 
 def relative_position_bias(table: torch.Tensor, window: int) -> torch.Tensor:
-    """Bias between the positions of a window, `[heads, N, N]`, query before key.
+    """Expand a table to the bias between the positions of a window, `[heads, N, N]`, query before key.
 
-    `table` is `[2R - 1, 2R - 1, heads]`, by the rows and columns from key to query, offset 0 in the middle; R >= `window`.
+    `table` is `[2R - 1, 2R - 1, heads]`, indexed by row and column offset from key to query, offset 0 in the middle; R >= `window`.
     """
     side = table.shape[0]
     position = torch.arange(window, device=table.device)
     offset = position[:, None] - position[None, :] + side // 2  # query - key, from 0
-    index = offset[:, None, :, None] * side + offset[None, :, None, :]  # row, column of query; of key
+    index = offset[:, None, :, None] * side + offset[None, :, None, :]  # row, column of query and key
     return table.flatten(0, 1)[index.reshape(-1)].view(window**2, window**2, -1).permute(2, 0, 1)
 
 
 class PatchMerging(nn.Module):
-    """Neighbourhoods of 2 x 2 concatenated, normed and projected: half the size, twice the channels."""
+    """Concatenate, normalise and project 2 x 2 neighbourhoods: half the size, twice the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class PatchMerging(nn.Module):
 class NeighborhoodAttention(nn.Module):
     """Multi-head neighborhood attention with a learned bias per relative position and head.
 
-    A map smaller than kernel size x dilation is padded with zeros below and to the right, as in NATTEN
+    A map smaller than kernel size x dilation is padded with zeros at the bottom and right, as in NATTEN
     0.14 and 0.15: the zeros become keys and values (the projection's bias) and are attended to.
     """
 
@@ -106,14 +106,14 @@ class NeighborhoodAttention(nn.Module):
 
 
 def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[int]) -> list[list[int]]:
-    """Dilation per block of each stage.
+    """Expand dilations to one number per block of each stage.
 
     Args:
-        dilations: per stage a number d, which stands for 1, d, 1, d, ..., or one number per block.
+        dilations: per stage a number d, which means 1, d, 1, d, ..., or one number per block.
         depths: blocks per stage.
 
     Raises:
-        ValueError: the lists do not fit `depths`.
+        ValueError: the lists do not match `depths`.
     """
     if len(dilations) != len(depths):
         raise ValueError(f"dilations: expected one entry for each of the {len(depths)} stages, got {len(dilations)}")
@@ -127,10 +127,10 @@ def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[i
 
 
 def init_convolutions(module: nn.Module, name: str = "") -> None:
-    """Initialise a convolutional network, or the part `name` of one.
+    """Initialise a convolutional network, or its part `name`.
 
-    2D convolutions are normal, scaled by the fan out for a ReLU (a classifier `conv_seg`: std 0.01), with zero
-    biases. Any other module with `reset_parameters` resets itself and all it contains.
+    2D convolutions are drawn from a normal distribution scaled by the fan out for a ReLU (a classifier `conv_seg`: std 0.01), with zero
+    biases. Any other module with `reset_parameters` resets itself and its submodules.
     """
     reset = getattr(module, "reset_parameters", None)
     if isinstance(module, nn.Conv2d):

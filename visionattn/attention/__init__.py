@@ -1,4 +1,4 @@
-"""Attention modules that plug into CNN blocks, U-Net skips and bottlenecks: a map `[B, C, H, W]` in, one of the same shape out."""
+"""Attention modules for CNN blocks, U-Net skips and bottlenecks: they map `[B, C, H, W]` to the same shape."""
 
 from visionattn.attention.eca import ECA
 from visionattn.attention.ela import ELA

@@ -23,7 +23,7 @@ class ELA(nn.Module):
     """Scale each position by a gate of its row and a gate of its column; both share one convolution and one norm.
 
     Args:
-        channels: channels of the map. Where a group count of the paper does not divide them, the greatest
+        channels: channels of the map. If a group count of the paper does not divide them, the greatest
             common divisor is used.
         gate: variant of the paper: "t", "b", "s" or "l".
     """

@@ -1,4 +1,4 @@
-"""Names of attention modules: name -> builder."""
+"""Registry of attention modules: name -> builder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from visionattn.attention.eca import ECA
 from visionattn.attention.ela import ELA
 from visionattn.errors import UserError, did_you_mean
 
-# A builder takes the channels of the map and keyword numbers of its own.
+# A builder takes the channels of the map and its own keyword arguments.
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "eca": ECA,
     "ela_t": partial(ELA, gate="t"),
@@ -23,9 +23,9 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
 
 
 def register_attention(name: str, builder: Callable[..., nn.Module]) -> None:
-    """Add an attention module, usually a class.
+    """Register an attention module, usually a class.
 
-    The network initialises it: a submodule with `reset_parameters` resets itself and all it contains, a
+    The network initialises it: a submodule with `reset_parameters` resets itself and its submodules, a
     `Conv2d` is initialised like the other convolutions of the network.
 
     Args:
@@ -41,7 +41,7 @@ def register_attention(name: str, builder: Callable[..., nn.Module]) -> None:
 
 
 def build_attention(name: str, channels: int, **args: Any) -> nn.Module:
-    """Build the attention module of a name for a number of channels.
+    """Build an attention module by name for a number of channels.
 
     Raises:
         UserError: VA-M002 with close names.
@@ -52,7 +52,7 @@ def build_attention(name: str, channels: int, **args: Any) -> nn.Module:
 
 
 def unknown_attention(argument: str, name: str, others: Sequence[str] = ()) -> UserError:
-    """The error for a name that is neither in the table nor among the `others` that an argument takes."""
+    """Create the error for a name that is neither in the table nor in `others`, the further choices of an argument."""
     known = [*others, *ATTENTION]
     fix = f"{did_you_mean(str(name), known)} Expected one of: {', '.join(known)}".strip()
     return UserError("VA-M002", f'unknown {argument} "{name}"', fix=fix)

@@ -1,4 +1,4 @@
-"""The families; importing this package registers them all."""
+"""Backbone families; importing this package registers all of them."""
 
 from visionattn.backbones import biformer, davit, dinat_s, eca, ela, nat, nat_isotropic, swin, swinv2, transnext, van
 from visionattn.backbones.base import Backbone

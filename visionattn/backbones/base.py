@@ -1,4 +1,4 @@
-"""What every backbone has besides its network."""
+"""Base of all backbones: everything except the network itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def rename_keys(state: dict[str, torch.Tensor], rules: Sequence[tuple[str, str]], drop: str = "") -> dict[str, torch.Tensor]:
-    """Apply to each key the first rule (regular expression, replacement) that matches it; leave out keys in which `drop` is found."""
+    """Apply the first matching rule (regular expression, replacement) to each key; remove keys that contain `drop`."""
     renamed = {}
     for key, value in state.items():
         if drop and re.search(drop, key):
@@ -24,11 +24,11 @@ def rename_keys(state: dict[str, torch.Tensor], rules: Sequence[tuple[str, str]]
 
 
 class Backbone(nn.Module):
-    """A pyramid: an image `[B, in_chans, H, W]` in, one NCHW map per stage out, finest first.
+    """Feature pyramid: maps an image `[B, in_chans, H, W]` to one NCHW map per stage, finest first.
 
     A family's class builds `self.stages` (an `nn.ModuleList`, one module per stage). The default `forward` also
-    uses `self.patch_embed` and each stage's `downsample` and `blocks`, with channels last; families of another
-    structure define their own, which returns the maps of `self.out_indices`. A map is `ceil(size / stride)`.
+    uses `self.patch_embed` and each stage's `downsample` and `blocks`, with channels last; families with a different
+    structure define their own, which returns the maps of `self.out_indices`. The size of a map is `ceil(size / stride)`.
 
     Attributes:
         channels: channels of the returned maps.
@@ -36,11 +36,11 @@ class Backbone(nn.Module):
         out_norm: whether the maps are normalised for dense prediction.
     """
 
-    cnn = False  # whether channels_last memory pays
+    cnn = False  # whether channels_last memory is faster
     pool_first = False  # whether the classifier pools before the final norm
-    first_conv = ""  # name of the convolution that sees the image
-    patch_embed: Any  # where the default forward is used: an image to a map B H W C
-    stages: Any  # nn.ModuleList; Any, because torch types what is in it as plain modules
+    first_conv = ""  # name of the convolution on the image
+    patch_embed: Any  # for the default forward: image to map B H W C
+    stages: Any  # nn.ModuleList; Any, because torch types its items as plain modules
 
     def __init__(self, *, in_chans: int, channels: Sequence[int], strides: Sequence[int], out_norm: bool = False) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
         self.stage_channels, self.stage_strides = tuple(channels), tuple(strides)
         self.out_indices = tuple(range(len(self.stage_channels)))
         self.out_norm = out_norm
-        self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, where out_norm asks for it
+        self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, with out_norm
         self.grad_checkpointing = False
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -72,7 +72,7 @@ class Backbone(nn.Module):
 
     @property
     def feature_info(self) -> FeatureInfo:
-        """The maps in timm's terms."""
+        """Description of the maps in timm's format."""
         return FeatureInfo(self.feature_dicts(), self.out_indices)
 
     def feature_dicts(self) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         ]
 
     def select_stages(self, out_indices: Iterable[int]) -> None:
-        """Return only these stages and drop the parameters behind the last of them.
+        """Return only the maps of these stages and drop all stages after the last of them.
 
         Raises:
             ValueError: an index is out of range.
@@ -98,31 +98,31 @@ class Backbone(nn.Module):
             del self.out_norms[index]
 
     def run_block(self, block: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """`block(x)`, its activations recomputed in the backward pass if checkpointing is on."""
+        """Run `block(x)`, recomputing activations in the backward pass if checkpointing is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
         return block(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training."""
+        """Recompute activations in the backward pass: less memory, more time."""
         self.grad_checkpointing = enable
 
     def init_weights(self) -> None:
-        """Draw all parameters anew; also completes a model that was built on the meta device."""
+        """Initialise all parameters; also completes a model that was built on the meta device."""
         raise NotImplementedError
 
     def final_norm(self) -> nn.Module | None:
-        """The normalisation that the classifier applies to the last map, or with `pool_first` to its average, over NCHW."""
+        """Return the norm that the classifier applies over NCHW to the last map, or with `pool_first` to its average."""
         return None
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters beyond norms and biases that are not decayed."""
+        """Names of parameters without weight decay, besides norms and biases."""
         return set()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put parameters into layers, from the input on (timm's layer decay).
+        """Patterns that group parameters into layers, starting at the input (timm's layer decay).
 
-        Here: the stem, for each stage its downsampling and its blocks, the norms of the outputs.
+        By default: the stem, downsampling and blocks of each stage, the norms of the outputs.
         """
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^out_norms", (99999,))]
         return {"stem": r"^(?:stem|patch_embed)", "blocks": r"^stages\.(\d+)" if coarse else blocks}
@@ -131,19 +131,19 @@ class Backbone(nn.Module):
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Rename the keys of a file to `backbone.*` and `head.*`.
 
-        Known layouts: the authors' classifier and dense backbone, timm's, and those of torchvision and
-        mmpretrain where they publish the model. `backbone.` in front of a file's keys is removed before. By default there are none.
+        Supported layouts: the authors' classifier and dense backbone, timm's, and those of torchvision and
+        mmpretrain if they publish the model. The prefix `backbone.` is already removed. The default renames nothing.
         """
         return state
 
     @staticmethod
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Infer arguments of the class from the tensors of a file, under whatever keys; for example a window."""
+        """Infer arguments of the class, for example a window, from the tensors of a file, whatever their keys."""
         return {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
-        """Make the model and its weights agree where the file decides or a rule is published.
+        """Adapt the model to a file, or its weights to the model, where the file determines it or a published rule exists.
 
-        `state` has the keys of this backbone; it is changed in place. Returns one line per kind of change.
+        `state` has the keys of this backbone and is changed in place. Returns one line per kind of change.
         """
         return []

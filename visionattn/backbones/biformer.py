@@ -1,20 +1,20 @@
-"""BiFormer: each region of a map attends to the few regions that fit it best.
+"""BiFormer: each region of a map attends to the few most relevant regions.
 
 Paper: Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", arXiv 2303.08810.
 Upstream: github rayleizhu/BiFormer, commit 1697bbb (MIT).
 
-What differs from upstream, and why:
+Differences from upstream:
 
 * Any input size. A map that the grid of `n_win` x `n_win` regions does not divide is padded with
-  zeros after the norm, and the padded positions are routed to and attended to, as upstream's
-  `auto_pad` does; there it is an option of BiFormer only, here it holds for BiFormer-STL too. Where
-  the grid divides the map it is the same network. The channels-first rewrite of BiFormer-STL rounds
-  the region down, pads q, k and v instead and cannot run on maps smaller than the grid: on sizes
-  that do not divide ours differs from it.
+  zeros after the norm, and the padded positions are routed to and attended to, as with upstream's
+  `auto_pad`, which is an option of BiFormer only; here BiFormer-STL does so too. If the grid
+  divides the map, the network is the same. The channels-first rewrite of BiFormer-STL rounds
+  the region down, pads q, k and v instead and cannot run on maps smaller than the grid: on other
+  sizes ours differs from it.
 * BiFormer-STL pads the image and its maps with zeros to whole patches, where upstream drops the rest.
-* Plain attention (stage 4) is `topks[3] = None` instead of -2 or -1, and its number of heads stands
-  with the others; upstream has 8 whatever the width.
-* The options that no released model uses (soft routing, pooled keys, layer scale) are left out.
+* Plain attention (stage 4) is `topks[3] = None` instead of -2 or -1, and its number of heads is given
+  with the others; upstream uses 8 for every width.
+* Options that no released model uses (soft routing, pooled keys, layer scale) are omitted.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class PatchConv(nn.Conv2d):
 
 
 class RoutedAttention(nn.Module):
-    """Attention to the `topk` regions whose mean keys fit the mean query of a region best."""
+    """Attention to the `topk` regions whose mean keys best match the mean query of a region."""
 
     def __init__(self, dim: int, num_heads: int, n_win: int, topk: int) -> None:
         super().__init__()
         self.num_heads, self.n_win, self.topk = num_heads, n_win, topk
-        self.scale = dim**-0.5  # of the whole width, not of a head
+        self.scale = dim**-0.5  # from the full width, not the head dim
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.lepe = DepthwiseConv(dim, 5)
@@ -78,8 +78,8 @@ class RoutedAttention(nn.Module):
 class FullAttention(nn.Module):
     """Attention among all positions of the map.
 
-    The position convolution reads the input, or v in the channels-first rewrite. It has two names,
-    because files of the two kinds have equal shapes and must not be taken for each other.
+    The position convolution is applied to the input, or to v in the channels-first rewrite. It has two names,
+    because files of both kinds have equal shapes and must not be confused.
     """
 
     def __init__(self, dim: int, num_heads: int, lepe_of: Literal["input", "value"]) -> None:
@@ -102,7 +102,7 @@ class FullAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolutional position embedding where asked for, then attention and MLP, each on a normed residual branch."""
+    """Optional convolutional position embedding, then attention and MLP, each on a pre-normalised residual branch."""
 
     def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float, position: bool) -> None:
         super().__init__()
@@ -150,14 +150,14 @@ class BiFormer(Backbone):
         embed_dim: channels of the first stage; each further stage doubles them.
         depths: blocks per stage.
         num_heads: attention heads per stage.
-        n_win: regions per side of the map, whatever its size (upstream's dense models have 8 or 16).
+        n_win: regions per side of the map, at any size (8 or 16 in upstream's dense models).
         topks: regions that a region attends to, per stage; None is plain attention.
         mlp_ratio: hidden width of the MLP relative to the channels.
         layout: "conv" has overlapping convolutions between the stages and a convolutional position
             embedding in each block; "swin" has patches as in Swin and no position embedding (BiFormer-STL).
-        lepe_of: what the position convolution of plain attention reads.
+        lepe_of: input of the position convolution of plain attention.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: norm each map for dense prediction.
+        out_norm: normalise each map for dense prediction.
     """
 
     first_conv = "stem.0"
@@ -223,10 +223,10 @@ class BiFormer(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifiers (BiFormer, BiFormer-STL and its channels-first rewrite) and dense backbone."""
+        """Rename keys of the official classifiers (BiFormer, BiFormer-STL and its channels-first rewrite) and dense backbone."""
         theirs, ours = r"\.(?:blocks\.)?(\d+)\.", r"backbone.stages.\1.blocks.\2."
         block = r"^stages\.(\d+)" + theirs
-        # Plain attention of linear layers adds a convolution of its input; the rewrite, of 1x1 convolutions, one of v.
+        # Plain attention with linear layers adds a convolution of its input; the rewrite, with 1x1 convolutions, one of v.
         plain = sorted({key.split(".")[1] for key, value in state.items() if key.endswith(".attn.proj.weight") and value.dim() == 2})
         rules = [
             *[(rf"^stages\.({index})" + theirs + r"attn\.lepe\.", ours + "attn.input_lepe.") for index in plain],

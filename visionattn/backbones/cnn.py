@@ -1,4 +1,4 @@
-"""ResNet and MobileNetV2 trunks whose blocks hold a gate; the families (eca.py, ela.py) say which gate and where.
+"""ResNet and MobileNetV2 trunks with gates in their blocks; the families (eca.py, ela.py) define which gate and where.
 
 Papers: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, with the stride in
 the 3x3 convolution; Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
@@ -22,13 +22,13 @@ from visionattn.layers import drop_path_rates, init_convolutions
 
 @dataclass(frozen=True)
 class Gate:
-    """The gate of the blocks of a stage.
+    """Gate of the blocks of a stage.
 
     Attributes:
-        name: what it is called in a residual block.
-        build: makes it for a number of channels.
-        inner: it gates the output of the 3x3 convolution of bottlenecks and of inverted residuals that
-            expand (those that do not have no gate), instead of the output of the branch.
+        name: name of the module in a residual block.
+        build: builds the gate for a number of channels.
+        inner: gate the output of the 3x3 convolution of bottlenecks and expanding inverted residuals
+            (others have no gate) instead of the output of the branch.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Gate:
 
 
 def attention_gate(attn: str, *, name: str = "attn", inner: bool = False) -> Gate:
-    """The gate of an argument `attn`: a name in `visionattn.attention.ATTENTION`, or "none".
+    """Create the gate for an argument `attn`: a name in `visionattn.attention.ATTENTION`, or "none".
 
     Raises:
         UserError: VA-M002 with close names.
@@ -51,7 +51,7 @@ def attention_gate(attn: str, *, name: str = "attn", inner: bool = False) -> Gat
 
 @dataclass(frozen=True)
 class Trunk:
-    """A network without its classifier: the stem, the blocks of each stage, and what their maps are."""
+    """A network without its classifier: the stem, the blocks of each stage, and channels and strides of their maps."""
 
     stem: nn.Sequential
     stages: nn.ModuleList
@@ -60,7 +60,7 @@ class Trunk:
 
 
 class GatedCNN(Backbone):
-    """Stem and stages in turn."""
+    """CNN that runs stem and stages in sequence."""
 
     cnn = True
 
@@ -110,7 +110,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a gate on a residual branch; the 3x3 has the stride."""
+    """1x1, 3x3 (with the stride) and 1x1 convolutions and a gate on a residual branch."""
 
     expansion = 4
 
@@ -150,7 +150,7 @@ def resnet(
     gates: Sequence[Gate],
     drop_path_rate: float,
 ) -> Trunk:
-    """A ResNet with one kind of gate per stage; `width` is that of the stem, each further stage doubles it."""
+    """Build a ResNet with one kind of gate per stage; `width` is the width of the stem, doubled by each further stage."""
     cls: type[BasicBlock] | type[Bottleneck] = Bottleneck if block == "bottleneck" else BasicBlock
     widths = [width * 2**index for index in range(len(depths))]
     channels = [cls.expansion * stage_width for stage_width in widths]
@@ -169,7 +169,7 @@ def resnet(
 
 
 def resnet_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """torchvision's names, which the authors of gates keep, to ours."""
+    """Rename torchvision's keys, which the authors of the gates keep, to ours."""
     moved = [(rf"^layer{index + 1}\.", f"backbone.stages.{index}.") for index in range(4)]
     return rename_keys(state, [*moved, (r"^conv1\.", "backbone.stem.0."), (r"^bn1\.", "backbone.stem.1."), (r"^fc\.", "head.fc.")])
 
@@ -212,7 +212,7 @@ _SETTINGS = (
 
 
 def mobilenetv2(in_chans: int, gate: Gate, drop_path_rate: float) -> Trunk:
-    """MobileNetV2; the last map is the 1280-channel one that the classifier pools."""
+    """Build a MobileNetV2; the last map is the 1280-channel map that the classifier pools."""
     depths = [sum(depth for _, _, depth, _ in groups) for groups in _SETTINGS]
     chans, parts = 32, []
     for groups, rates in zip(_SETTINGS, drop_path_rates(drop_path_rate, depths), strict=True):
@@ -228,7 +228,7 @@ def mobilenetv2(in_chans: int, gate: Gate, drop_path_rate: float) -> Trunk:
 
 
 def mobilenetv2_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """torchvision's names to ours; its `features.N` counts the stem, all blocks and the last convolution."""
+    """Rename torchvision's keys to ours; its `features.N` numbers the stem, all blocks and the last convolution."""
     rules = [(r"^features\.([01])\.", r"backbone.stem.\1.")]
     number = 2
     for stage, depth in enumerate((2, 3, 7, 5)):

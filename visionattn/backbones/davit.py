@@ -1,19 +1,19 @@
-"""DaViT: attention among the positions of a window and attention among channels in turn.
+"""DaViT: alternating attention among the positions of a window and among channels.
 
 Paper: Ding et al., "DaViT: Dual Attention Vision Transformers", arXiv 2204.03645.
 Upstream: github dingmyu/davit, commit fc79470 (MIT); dense mode follows the segmentation backbone in the same repository.
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* A stage's output is taken as it is: its last block's map, normed only with `out_norm=True`, as in
-  the segmentation backbone. Any input size, as upstream's own padding allows.
-* davit_large, davit_huge and davit_giant with window 7 have timm's sizes; of these upstream's code has
-  the large one only, with window 12 at 384 px (`davit_large_384`).
-* The options that no released model uses are left out: overlapping patches, an activation after the
+* A stage's output is its last block's map, normalised only with `out_norm=True`, as in
+  the segmentation backbone. Any input size is supported, as upstream's padding allows.
+* davit_large, davit_huge and davit_giant with window 7 have timm's sizes; upstream's code has only
+  the large one, with window 12 at 384 px (`davit_large_384`).
+* Options that no released model uses are omitted: overlapping patches, an activation after the
   position convolutions, blocks without MLP, other orders of the two attentions.
-* OpenMMLab's copies of the weights are read into the network of the authors, who trained them.
-  OpenMMLab's own network pads the first convolution otherwise, shrinks windows on small maps and
-  norms before pooling.
+* OpenMMLab's copies of the weights are loaded into the network of the authors, who trained them.
+  OpenMMLab's own network pads the first convolution differently, shrinks windows on small maps and
+  normalises before pooling.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from visionattn.layers import drop_path_rates, pad_to_multiple
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention in windows; nothing tells positions apart, and padding is attended to."""
+    """Multi-head attention in windows, without position encoding; padding is attended to."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ConvPosEnc(nn.Module):
 
 
 class Block(nn.Module):
-    """An attention and an MLP, each on a normed residual branch and after a position encoding."""
+    """Attention and MLP, each after a position encoding and on a pre-normalised residual branch."""
 
     def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class DualBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches, projected and normed."""
+    """Overlapping patches, projected and normalised."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class PatchEmbed(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Neighbourhoods of 2 x 2 normed, then projected: half the size, twice the channels."""
+    """Normalise, then project 2 x 2 neighbourhoods: half the size, twice the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -151,11 +151,11 @@ class DaViT(Backbone):
         in_chans: input channels.
         embed_dim: channels of the first stage; each further stage doubles them.
         depths: pairs of a window and a channel attention block per stage.
-        num_heads: attention heads per stage, of both attentions.
+        num_heads: heads of both attentions per stage.
         window_size: side of a window, in positions of the map.
         mlp_ratio: hidden width of the MLP relative to the channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0 over all blocks of all pairs.
-        out_norm: norm each map for dense prediction.
+        out_norm: normalise each map for dense prediction.
     """
 
     pool_first = True
@@ -198,8 +198,8 @@ class DaViT(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, the official segmentation backbone, timm, and mmpretrain's classifier."""
-        # In mmpretrain stage i ends with the downsampling that opens our stage i + 1, and the final norm is numbered.
+        """Rename keys of the official classifier, the official segmentation backbone, timm, and mmpretrain's classifier."""
+        # In mmpretrain stage i ends with the downsampling that starts our stage i + 1, and the final norm is numbered.
         mmpretrain = any(key.startswith("patch_embed.projection.") for key in state)
         moved = [(rf"^stages\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(3)] if mmpretrain else []
         places = [

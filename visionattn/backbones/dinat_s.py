@@ -1,10 +1,10 @@
-"""DiNAT_s: Swin with (dilated) neighborhood attention in place of (shifted) windows.
+"""DiNAT_s: Swin with (dilated) neighborhood attention instead of (shifted) windows.
 
 Paper: Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001.
 Upstream: github SHI-Labs/Neighborhood-Attention-Transformer, commit d334f5b (MIT), with NATTEN 0.14.
 
-What differs from upstream: what differs in `nat.py`, except that position tables of another kernel size are refused
-(no rule was published for this family).
+Differences from upstream: those of `nat.py`, except that position tables for another kernel size are rejected
+(no rule is published for this family).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from visionattn.layers import NeighborhoodAttention, PatchEmbed, PatchMerging, b
 
 
 class Block(nn.Module):
-    """Neighborhood attention and MLP, each on a normed residual branch."""
+    """Neighborhood attention and MLP, each on a pre-normalised residual branch."""
 
     def __init__(self, dim: int, num_heads: int, kernel_size: int, dilation: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -66,10 +66,10 @@ class DiNATS(Backbone):
         depths: blocks per stage.
         num_heads: attention heads per stage.
         kernel_size: side of a neighborhood, in positions of the map, odd.
-        dilations: per stage a number d, for dilations 1, d, 1, d, ... of its blocks, or one number per block.
+        dilations: per stage a number d, which means 1, d, 1, d, ... for its blocks, or one number per block.
         mlp_ratio: hidden width of the MLP relative to the channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: norm each map for dense prediction.
+        out_norm: normalise each map for dense prediction.
     """
 
     first_conv = "patch_embed.proj"
@@ -118,8 +118,8 @@ class DiNATS(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier and the official dense backbone."""
-        # Upstream's stage i ends with the merging that opens our stage i + 1.
+        """Rename keys of the official classifier and the official dense backbone."""
+        # Upstream's stage i ends with the merging that starts our stage i + 1.
         moved = [(rf"^layers\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(8)]
         rules = [
             *moved,

@@ -1,14 +1,14 @@
-"""ECA-Net: ResNet and MobileNetV2 whose blocks end in a gate per channel.
+"""ECA-Net: ResNet and MobileNetV2 with a channel gate at the end of each block.
 
 Paper: Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks", arXiv 1910.03151.
 Upstream: github BangguWu/ECANet, commit b332f6b (MIT).
 
-What differs from upstream, and why:
+Differences from upstream:
 
 * The default kernel sizes are those of the released files (k3577 for ResNet-18, k3357 for 34, 101
-  and 152, k3557 for 50), not the 3 everywhere of the code. A checkpoint's own sizes win: they are
-  read from its shapes.
-* Stochastic depth can be switched on; upstream has none.
+  and 152, k3557 for 50), not the code's 3 everywhere. The sizes of a checkpoint take precedence: they are
+  inferred from its shapes.
+* Stochastic depth is available; upstream has none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _gate(attn: str, kernel_size: int) -> Gate:
 
 
 def _set_kernel_sizes(backbone: GatedCNN, state: dict[str, torch.Tensor]) -> list[str]:
-    """Give the gates the kernel sizes of a file; what changed, in words."""
+    """Set the gates to the kernel sizes of a file; returns a description of the change."""
     sizes = []
     for name, module in backbone.named_modules():
         given = state.get(f"{name}.conv.weight")
@@ -53,7 +53,7 @@ class ECAResNet(GatedCNN):
         kernel_sizes: taps of the ECA gates per stage, odd.
         width: channels of the stem; each further stage doubles them (times 4 in bottlenecks).
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        attn: gate in the place of ECA, by its name in `visionattn.attention.ATTENTION`, or "none".
+        attn: gate instead of ECA, by its name in `visionattn.attention.ATTENTION`, or "none".
     """
 
     first_conv = "stem.0"
@@ -74,23 +74,23 @@ class ECAResNet(GatedCNN):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier."""
+        """Rename keys of the official classifier."""
         return resnet_keys(state)
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
-        """The gate's kernel sizes are those of the file."""
+        """Adopt the gate's kernel sizes of the file."""
         return _set_kernel_sizes(self, state)
 
 
 class ECAMobileNetV2(GatedCNN):
     """MobileNetV2 with an ECA gate after each linear projection.
 
-    The maps have strides 4, 8, 16 and 32; the last one is the 1280-channel map the classifier pools.
+    The maps have strides 4, 8, 16 and 32; the last is the 1280-channel map that the classifier pools.
 
     Args:
         in_chans: input channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        attn: gate in the place of ECA, by its name in `visionattn.attention.ATTENTION`, or "none".
+        attn: gate instead of ECA, by its name in `visionattn.attention.ATTENTION`, or "none".
     """
 
     first_conv = "stem.0.0"
@@ -103,11 +103,11 @@ class ECAMobileNetV2(GatedCNN):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier."""
+        """Rename keys of the official classifier."""
         return mobilenetv2_keys(state)
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
-        """The gate's kernel sizes are those of the file."""
+        """Adopt the gate's kernel sizes of the file."""
         return _set_kernel_sizes(self, state)
 
 

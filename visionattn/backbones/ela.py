@@ -1,19 +1,19 @@
-"""ELA: ResNet and MobileNetV2 whose blocks hold a gate per channel, row and column.
+"""ELA: ResNet and MobileNetV2 with a gate per channel, row and column in each block.
 
 Paper: Xu and Wan, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", arXiv 2403.01123.
 Upstream: github Xuwei86/ELA_Code, commit cd4594d, experiments of the first author; its folder MbV2
-(Apache-2.0) has the MobileNetV2 for ImageNet, with the L gate. There is no ResNet for classification,
+(Apache-2.0) contains the MobileNetV2 for ImageNet, with the L gate. There is no ResNet for classification,
 and no weights are published for either.
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* The ResNets have the gate where upstream's ResNet for segmentation has it: after the 3x3
-  convolution of a bottleneck, at the end of the branch of a basic block. That backbone's further
-  gates between the stages and its sums around each gate are left out: they go beyond the gate of the paper.
-* The paper's 32 or 16 groups of the norm, and a group of the convolution per 8 channels, do not
-  divide all widths: there the greatest common divisor of the two is taken (T in the 144-channel
-  blocks of MobileNetV2: 16 groups instead of 32). Upstream fails there.
-* Stochastic depth can be switched on; upstream has none.
+* The ResNets have the gate in the same place as upstream's ResNet for segmentation: after the 3x3
+  convolution of a bottleneck, at the end of the branch of a basic block. That backbone's additional
+  gates between the stages and sums around each gate are omitted, since they are not part of the paper's gate.
+* The paper's 32 or 16 groups of the norm, and one group of the convolution per 8 channels, do not
+  divide all widths; the greatest common divisor of the two is then used (T in the 144-channel
+  blocks of MobileNetV2: 16 groups instead of 32). Upstream fails in these cases.
+* Stochastic depth is available; upstream has none.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class ELAResNet(GatedCNN):
         depths: blocks per stage.
         width: channels of the stem; each further stage doubles them (times 4 in bottlenecks).
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        attn: the gate. "ela_t" and "ela_b" convolve each channel by itself, over 5 and 7 positions; "ela_s" and "ela_l"
-            mix 8 channels, over 5 and 7. Or another name in `visionattn.attention.ATTENTION`, or "none".
+        attn: the gate. "ela_t" and "ela_b" convolve each channel separately, over 5 and 7 positions; "ela_s" and "ela_l"
+            mix 8 channels, over 5 and 7 positions. Or another name in `visionattn.attention.ATTENTION`, or "none".
     """
 
     first_conv = "stem.0"
@@ -63,14 +63,14 @@ class ELAResNet(GatedCNN):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """torchvision's keys, with the gates as `layerN.M.ela`; no file of the authors is known."""
+        """Rename torchvision's keys, with the gates as `layerN.M.ela`; the authors published no file."""
         return resnet_keys(state)
 
 
 class ELAMobileNetV2(GatedCNN):
-    """MobileNetV2 with an ELA gate between the depthwise convolution and the linear projection, in all blocks that expand.
+    """MobileNetV2 with an ELA gate between the depthwise convolution and the linear projection of all expanding blocks.
 
-    The maps have strides 4, 8, 16 and 32; the last one is the 1280-channel map the classifier pools.
+    The maps have strides 4, 8, 16 and 32; the last is the 1280-channel map that the classifier pools.
 
     Args:
         in_chans: input channels.
@@ -85,10 +85,10 @@ class ELAMobileNetV2(GatedCNN):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, whose blocks are flat: convolution, norm, activation, convolution, ..."""
+        """Rename keys of the official classifier, whose blocks are flat: convolution, norm, activation, convolution, ..."""
         block = r"^features\.(\d+)\.conv\."
         rules = [
-            (r"^features\.1\.conv\.([01])\.", r"features.1.conv.0.\1."),  # the block that does not expand
+            (r"^features\.1\.conv\.([01])\.", r"features.1.conv.0.\1."),  # the block without expansion
             (r"^features\.1\.conv\.3\.", "features.1.conv.1."),
             (r"^features\.1\.conv\.4\.", "features.1.conv.2."),
             (rf"{block}([01])\.", r"features.\1.conv.0.\2."),

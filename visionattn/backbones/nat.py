@@ -1,16 +1,16 @@
-"""NAT and DiNAT: each position attends to its neighborhood, in DiNAT with gaps in every second block.
+"""NAT and DiNAT: each position attends to its neighborhood, dilated in every second block of DiNAT.
 
 Papers: Hassani et al., "Neighborhood Attention Transformer", arXiv 2204.07143; Hassani and Shi, "Dilated Neighborhood
 Attention Transformer", arXiv 2209.15001.
 Upstream: github SHI-Labs/Neighborhood-Attention-Transformer, commit d334f5b (MIT), with NATTEN 0.14.
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* The attention is ours: NATTEN dropped relative position bias with 0.20 and cannot run the released weights.
-  It keeps the rules of NATTEN 0.14: windows slide inward at the border, small maps are padded.
-* Downsampling opens a stage instead of closing the one before, so that a stage's output is its map.
-* `dilations` takes one number per stage for the published pattern 1, d, 1, d, ...; lists of one number
-  per block are taken too. Dense models use others than classifiers, on the same weights.
+* The attention is our own: NATTEN removed relative position bias in 0.20 and cannot run the released weights.
+  It follows NATTEN 0.14: windows shift inward at the border, small maps are padded.
+* Downsampling starts a stage instead of ending the previous one, so that a stage's output is its map.
+* `dilations` accepts one number per stage for the published pattern 1, d, 1, d, ..., or lists of one number
+  per block. Dense models and classifiers use different dilations with the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from visionattn.layers import NeighborhoodAttention, block_dilations, drop_path_
 
 
 class Block(nn.Module):
-    """Neighborhood attention and MLP, each on a normed residual branch, scaled per channel where `layer_scale` starts it."""
+    """Neighborhood attention and MLP, each on a pre-normalised residual branch, scaled per channel if `layer_scale` is set."""
 
     def __init__(
         self, dim: int, num_heads: int, kernel_size: int, dilation: int, mlp_ratio: float, drop_path: float, layer_scale: float | None
@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class ConvEmbed(nn.Module):
-    """Two 3x3 convolutions of stride 2 with nothing between them, then a norm."""
+    """Two consecutive 3x3 convolutions of stride 2, then a norm."""
 
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
@@ -107,11 +107,11 @@ class NAT(Backbone):
         depths: blocks per stage.
         num_heads: attention heads per stage.
         kernel_size: side of a neighborhood, in positions of the map, odd.
-        dilations: per stage a number d, for dilations 1, d, 1, d, ... of its blocks, or one number per block.
+        dilations: per stage a number d, which means 1, d, 1, d, ... for its blocks, or one number per block.
         mlp_ratio: hidden width of the MLP relative to the channels.
-        layer_scale: initial factor on the residual branches; None for no such parameters.
+        layer_scale: initial scale of the residual branches; None disables layer scale.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: norm each map for dense prediction.
+        out_norm: normalise each map for dense prediction.
     """
 
     first_conv = "patch_embed.proj.0"
@@ -163,10 +163,10 @@ class NAT(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, the official dense backbone, and transformers (Nat, Dinat)."""
+        """Rename keys of the official classifier, the official dense backbone, and transformers (Nat, Dinat)."""
         if any("encoder.levels." in key for key in state):
             state = _from_transformers(state)
-        # Upstream's stage i ends with the downsampling that opens our stage i + 1.
+        # Upstream's stage i ends with the downsampling that starts our stage i + 1.
         moved = [(rf"^levels\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(8)]
         rules = [
             *moved,
@@ -184,14 +184,14 @@ class NAT(Backbone):
         return {"kernel_size": (sides[0] + 1) // 2} if sides else {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
-        """Bias tables of another kernel size are resized bicubically, as the authors made their 11x11 model from the 7x7 one."""
+        """Resize bias tables of another kernel size bicubically, as the authors did for their 11x11 model from the 7x7 one."""
         notes: dict[str, int] = {}
         for name, table in self.named_parameters():
             given = state.get(name)
             if not name.endswith(".rpb") or given is None or given.shape == table.shape:
                 continue
             if given.dim() != 3 or given.shape[0] != table.shape[0] or given.shape[1] != given.shape[2]:
-                continue  # another width: the strict load reports it
+                continue  # different width: the strict load reports it
             state[name] = F.interpolate(given[None].float(), size=table.shape[1:], mode="bicubic")[0].to(given.dtype)
             line = f"relative position tables {given.shape[1]}x{given.shape[1]} -> {table.shape[1]}x{table.shape[1]}, bicubic"
             notes[line] = notes.get(line, 0) + 1
@@ -199,7 +199,7 @@ class NAT(Backbone):
 
 
 def _from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The authors' keys for those of transformers, which splits qkv and stacks the two layer scales."""
+    """Rename keys of transformers, which splits qkv and stacks the two layer scales, to the authors'."""
     model = r"^(?:(?:di)?nat\.)?"
     block = model + r"encoder\.levels\.(\d+)\.layers\.(\d+)\."
     parts = {
@@ -238,7 +238,7 @@ def _variant(
 
 
 _MINI, _DEEP = (3, 4, 6, 5), (3, 4, 18, 5)
-_224, _384 = (8, 4, 2, 1), (13, 6, 3, 1)  # a dilated neighborhood just fits the map of a stage at this size
+_224, _384 = (8, 4, 2, 1), (13, 6, 3, 1)  # the largest dilations that fit the maps at this size
 _CFG_384 = {"input_size": (3, 384, 384), "crop_pct": 1.0}
 
 register_backbone(

@@ -1,13 +1,13 @@
-"""Isotropic NAT and DiNAT: a ViT of 16-pixel patches with neighborhood attention; ViT-rpb: its twin with global attention.
+"""Isotropic NAT and DiNAT: a ViT on 16-pixel patches with neighborhood attention; ViT-rpb: the same with global attention.
 
 Paper: Hassani and Shi, "Dilated Neighborhood Attention Transformer", arXiv 2209.15001.
 Upstream: github SHI-Labs/Neighborhood-Attention-Transformer, commit d334f5b (MIT), with NATTEN 0.14.
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* Any input size; upstream takes 224 only. Small maps of the neighborhood models are padded as in `nat.py`. ViT-rpb resizes its
-  position tables bicubically when the grid of patches is not the one they were made for.
-* The twelve blocks are four stages of three, whose outputs are the maps; all have stride 16.
+* Any input size; upstream accepts only 224. Small maps of the neighborhood models are padded as in `nat.py`. ViT-rpb resizes its
+  position tables bicubically if the grid of patches differs from the trained one.
+* The twelve blocks form four stages of three, whose outputs are the maps; all have stride 16.
 * The index of relative positions is computed, not stored.
 """
 
@@ -30,8 +30,8 @@ from visionattn.layers import NeighborhoodAttention, PatchEmbed, block_dilations
 class GlobalAttention(nn.Module):
     """Multi-head attention among all positions with a learned bias per relative position and head.
 
-    The table belongs to a square grid of `grid_size`; for any other grid it is resized, so that an offset
-    keeps its meaning relative to the image.
+    The table is made for a square grid of `grid_size`; for any other grid it is resized, so that offsets
+    keep their meaning relative to the image.
     """
 
     def __init__(self, dim: int, num_heads: int, grid_size: int) -> None:
@@ -42,17 +42,17 @@ class GlobalAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def bias(self, height: int, width: int) -> torch.Tensor:
-        """Bias between the positions of a grid, `[heads, N, N]`."""
+        """Compute the bias between the positions of a grid, `[heads, N, N]`."""
         table: torch.Tensor = self.rpb
         shape = (2 * height - 1, 2 * width - 1)
         if table.shape[1:] != shape:
             table = F.interpolate(table[None], size=shape, mode="bicubic")[0]
 
-        def offsets(side: int) -> torch.Tensor:  # of query and key, from 0
+        def offsets(side: int) -> torch.Tensor:  # offset of query and key, from 0
             position = torch.arange(side, device=table.device)
             return position[None, :] - position[:, None] + side - 1  # key - query
 
-        index = offsets(height)[:, None, :, None] * shape[1] + offsets(width)[None, :, None, :]  # row, col of query; of key
+        index = offsets(height)[:, None, :, None] * shape[1] + offsets(width)[None, :, None, :]  # row, column of query and key
         return table.flatten(1)[:, index.reshape(height * width, height * width)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
@@ -63,7 +63,7 @@ class GlobalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normed residual branch."""
+    """Attention and MLP, each on a pre-normalised residual branch."""
 
     def __init__(self, dim: int, attn: nn.Module, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 
 class _Isotropic(Backbone):
-    """What both models share: everything but the attention, which comes as one module per block."""
+    """Shared part of both models: everything except the attention, which is passed as one module per block."""
 
     first_conv = "patch_embed.proj"
 
@@ -131,7 +131,7 @@ class _Isotropic(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, whose twelve blocks are one list."""
+        """Rename keys of the official classifier, whose twelve blocks form one list."""
         rules = [
             *((rf"^layers\.{block}\.", f"backbone.stages.{block // 3}.{block % 3}.") for block in range(12)),
             (r"^patch_embed\.", "backbone.patch_embed."),
@@ -147,10 +147,10 @@ class NATIsotropic(_Isotropic):
     Args:
         in_chans: input channels.
         embed_dim: channels.
-        depths: blocks per stage; a stage ends where a map is taken.
+        depths: blocks per stage; each stage ends with a map.
         num_heads: attention heads.
         kernel_size: side of a neighborhood, in positions of the map, odd.
-        dilations: a number d, for dilations 1, d, 1, d, ... through all blocks, or one number per block.
+        dilations: a number d, which means 1, d, 1, d, ... over all blocks, or one number per block.
         mlp_ratio: hidden width of the MLP relative to the channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
     """
@@ -178,9 +178,9 @@ class ViTRPB(_Isotropic):
     Args:
         in_chans: input channels.
         embed_dim: channels.
-        depths: blocks per stage; a stage ends where a map is taken.
+        depths: blocks per stage; each stage ends with a map.
         num_heads: attention heads.
-        grid_size: side of the grid of patches that the position tables are made for; 14 for images of 224.
+        grid_size: side of the grid of patches of the position tables; 14 for 224 px.
         mlp_ratio: hidden width of the MLP relative to the channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
     """

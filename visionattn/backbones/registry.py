@@ -1,6 +1,6 @@
-"""Names of backbones: name -> (class, arguments, how its images are prepared).
+"""Registry of backbones: name -> (class, arguments, preprocessing).
 
-It stands beside the backbones, not above them, because they register themselves on import.
+It is a sibling of the backbones, because they register themselves on import.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Variant:
     Attributes:
         name: registered name.
         cls: the family's class.
-        args: arguments of the class that make this variant.
+        args: arguments of the class for this variant.
         cfg: preprocessing of its published classifier, in timm's keys.
     """
 
@@ -53,13 +53,13 @@ _DEFAULT_CFG: dict[str, Any] = {
 
 
 def register_backbone(cls: type[Backbone], variants: Mapping[str, Mapping[str, Any]], cfgs: Mapping[str, Any] | None = None) -> None:
-    """Add the variants of a family.
+    """Register the variants of a family.
 
     Args:
-        cls: a `Backbone`.
+        cls: subclass of `Backbone`.
         variants: name -> arguments of `cls`.
         cfgs: preprocessing that differs from the ImageNet default, in timm's keys; entries under
-            "*" hold for all variants, those under a name for that one.
+            "*" apply to all variants, those under a name only to that variant.
 
     Raises:
         ValueError: a name is taken.
@@ -72,7 +72,7 @@ def register_backbone(cls: type[Backbone], variants: Mapping[str, Mapping[str, A
 
 
 def get_variant(name: str) -> Variant:
-    """The variant of a name.
+    """Look up a variant by name.
 
     Raises:
         UserError: VA-M001 with close names.
@@ -84,12 +84,12 @@ def get_variant(name: str) -> Variant:
 
 
 def list_models(pattern: str = "*", *, family: str | None = None) -> list[str]:
-    """Registered names that match a glob, sorted; `family` keeps those of one module, for example `swin`."""
+    """List registered names that match a glob, sorted; `family` selects those of one module, for example `swin`."""
     return sorted(name for name, variant in _VARIANTS.items() if fnmatch(name, pattern) and family in (None, variant.family))
 
 
 def check_arguments(variant: Variant, args: Mapping[str, Any]) -> None:
-    """Refuse arguments that the family's class does not take.
+    """Reject arguments that the family's class does not accept.
 
     Raises:
         ArgumentError: VA-M002 with the closest argument.

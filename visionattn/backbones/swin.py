@@ -1,19 +1,19 @@
-"""Swin Transformer: attention in windows that shift by half a window from block to block.
+"""Swin Transformer: attention in windows that are shifted by half a window in every second block.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", arXiv 2103.14030.
 Upstream: github microsoft/Swin-Transformer, commit f82860b (MIT); dense mode follows
 SwinTransformer/Swin-Transformer-Semantic-Segmentation, commit 87e6f90 (Apache-2.0).
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* Any input size. Where one window covers the shorter side of a map and the classifier accepts the
-  size, window and shift shrink as in the classifier. Elsewhere, and throughout with `out_norm=True`,
+* Any input size. If one window covers the shorter side of a map and the classifier accepts the
+  size, window and shift shrink as in the classifier. Otherwise, and always with `out_norm=True`,
   the map is padded after the norm, then rolled, and shifted blocks are always masked, as in the
-  segmentation code. A shrunken window reads the middle of its bias table, that is the same bias for
+  segmentation code. A shrunken window uses the middle of its bias table, which gives the same bias for
   the same offset.
-* Patch merging opens a stage instead of closing the one before, so that a stage's output is its map.
+* Patch merging starts a stage instead of ending the previous one, so that a stage's output is its map.
 * The index of relative positions and the shift mask are computed, not stored.
-* Absolute position embedding (`ape`, off in all released models) is left out.
+* Absolute position embedding (`ape`, off in all released models) is omitted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Window attention and MLP, each on a normed residual branch."""
+    """Window attention and MLP, each on a pre-normalised residual branch."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, drop_path: float, dense: bool) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch merging (except in the first stage), then blocks whose windows are shifted every second time."""
+    """Patch merging (except in the first stage), then blocks, every second one with shifted windows."""
 
     def __init__(
         self, dim: int, num_heads: int, window_size: int, mlp_ratio: float, drop_path: Sequence[float], dense: bool, merge: bool
@@ -85,7 +85,7 @@ class Stage(nn.Module):
 
 
 def rename_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename the keys of all layouts in which Swin, V1 or V2, is published."""
+    """Rename keys from all published layouts of Swin V1 and V2."""
     inside = [
         (r"(.*)\.attn\.w_msa\.", r"\1.attn."),  # OpenMMLab
         (r"(.*)\.ffn\.layers\.0\.0\.", r"\1.mlp.fc1."),
@@ -93,14 +93,14 @@ def rename_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         (r"(.*)\.mlp\.0\.", r"\1.mlp.fc1."),  # torchvision
         (r"(.*)\.mlp\.3\.", r"\1.mlp.fc2."),
     ]
-    # Stage i of the authors and of OpenMMLab ends with the merging that opens our stage i + 1; timm has it where we have it.
+    # Stage i of the authors and of OpenMMLab ends with the merging that starts our stage i + 1; timm's layout matches ours.
     merges_late = any(key.startswith(("layers.0.downsample.", "stages.0.downsample.")) for key in state)
     moved = [(rf"^(?:layers|stages)\.{i}\.downsample\.", f"backbone.stages.{i + 1}.downsample.") for i in range(8)] if merges_late else []
-    # torchvision counts the patches, each stage and each merging as one of `features`.
+    # torchvision numbers the patch embedding, each stage and each merging as one of `features`.
     for i in range(8):
         moved.append((rf"^features\.{2 * i + 1}\.", f"backbone.stages.{i}.blocks."))
         moved.append((rf"^features\.{2 * i + 2}\.", f"backbone.stages.{i + 1}.downsample."))
-    # OpenMMLab's classifier numbers its final norm by the stage, as dense backbones do theirs.
+    # OpenMMLab's classifier numbers its final norm by the stage, as dense backbones do.
     openmmlab_classifier = any(".w_msa." in key for key in state) and any(key.startswith("head.fc.") for key in state)
     outside = [
         *moved,
@@ -118,7 +118,7 @@ def rename_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def from_unfold(parameter: torch.Tensor) -> torch.Tensor:
-    """A merging's parameter of OpenMMLab in our order: nn.Unfold puts the channel before the row and the column."""
+    """Reorder a merging parameter of OpenMMLab: nn.Unfold puts the channel before row and column."""
     return parameter.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)  # ... C row col -> ... col row C
 
 
@@ -134,7 +134,7 @@ class Swin(Backbone):
         window_size: side of a window, in positions of the map.
         mlp_ratio: hidden width of the MLP relative to the channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: norm each map for dense prediction and pad as the segmentation code does.
+        out_norm: normalise each map for dense prediction and pad as in the segmentation code.
     """
 
     first_conv = "patch_embed.proj"
@@ -185,7 +185,7 @@ class Swin(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, the official segmentation backbone, timm, torchvision and OpenMMLab."""
+        """Rename keys of the official classifier, the official segmentation backbone, timm, torchvision and OpenMMLab."""
         renamed = rename_swin(state)
         if any(".w_msa." in key for key in state):
             for key in renamed:
@@ -199,7 +199,7 @@ class Swin(Backbone):
         return {"window_size": (math.isqrt(tables[0]) + 1) // 2} if tables else {}
 
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
-        """Bias tables of another window are resized bicubically, as upstream's fine-tuning does."""
+        """Resize bias tables of another window bicubically, as in upstream's fine-tuning."""
         notes: dict[str, int] = {}
         for name, table in self.named_parameters():
             given = state.get(name)
@@ -207,7 +207,7 @@ class Swin(Backbone):
                 continue
             old, new = (int(rows**0.5) for rows in (given.shape[0], table.shape[0]))
             if given.dim() != 2 or given.shape[1] != table.shape[1] or old**2 != given.shape[0]:
-                continue  # another width: the strict load reports it
+                continue  # different width: the strict load reports it
             grid = given.float().T.reshape(1, -1, old, old)
             state[name] = F.interpolate(grid, size=(new, new), mode="bicubic").view(-1, new * new).T.to(given.dtype)
             line = f"relative position tables {old}x{old} -> {new}x{new}, bicubic"

@@ -1,20 +1,20 @@
-"""Swin Transformer V2: cosine attention in shifted windows, position bias from coordinates, norms after the branches.
+"""Swin Transformer V2: cosine attention in shifted windows, position bias from coordinates, norms after the residual branches.
 
 Paper: Liu et al., "Swin Transformer V2: Scaling Up Capacity and Resolution", arXiv 2111.09883.
 Upstream: github microsoft/Swin-Transformer, commit f82860b (MIT).
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* Any input size, by the rules of our Swin V1: where upstream's classifier accepts the size, window and
-  shift shrink as there; elsewhere, and throughout with `out_norm=True`, maps are padded. A padded
-  position has a key of zeros and the value bias as its value, which is what zeros give.
-* Offsets are measured by the pretraining window as soon as `window_size` is another one. Upstream
-  leaves that to the config of each fine-tuning run; here it comes with the variant.
-* The norms that close the residual branches start at 1e-5, not at 0, so that the first step already
-  has a gradient for every parameter.
-* Patch merging opens a stage instead of closing the one before, so that a stage's output is its map.
+* Any input size, by the rules of our Swin V1: if upstream's classifier accepts the size, window and
+  shift shrink as there; otherwise, and always with `out_norm=True`, maps are padded. A padded
+  position has a key of zeros and the value bias as its value, the result of projecting zeros.
+* Offsets are scaled by the pretraining window if `window_size` differs from it. Upstream
+  leaves this to the config of each fine-tuning run; here it is part of the variant.
+* The norms at the end of the residual branches are initialised to 1e-5 instead of 0, so that every parameter
+  has a gradient in the first step.
+* Patch merging starts a stage instead of ending the previous one, so that a stage's output is its map.
 * Coordinates, the index of relative positions and the shift mask are computed, not stored.
-* Absolute position embedding (`ape`, off in all released models) is left out.
+* Absolute position embedding (`ape`, off in all released models) is omitted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from visionattn.layers import PatchEmbed, concat_2x2, drop_path_rates, pad_to_mu
 
 
 class WindowAttention(nn.Module):
-    """Multi-head cosine attention in windows; a small MLP gives the bias of a relative position (section 3.3)."""
+    """Multi-head cosine attention in windows; a small MLP computes the bias from relative positions (section 3.3)."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, pretrained_window_size: int, shift: int, dense: bool) -> None:
         super().__init__()
@@ -51,10 +51,10 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def bias(self, window: int) -> torch.Tensor:
-        """Bias between the positions of a window, `[heads, N, N]`, each from 0 to 16."""
+        """Compute the bias between the positions of a window, `[heads, N, N]`, with values from 0 to 16."""
         offset = torch.arange(1 - window, window, device=self.logit_scale.device, dtype=torch.float32)
         offset = 8 * offset / max((self.pretrained_window_size or window) - 1, 1)
-        offset = offset.sign() * (1 + offset.abs()).log2() / 3  # log-spaced; the largest is 1 at the pretraining window
+        offset = offset.sign() * (1 + offset.abs()).log2() / 3  # log-spaced; the maximum is 1 at the pretraining window
         table = torch.stack(torch.meshgrid(offset, offset, indexing="ij"), -1).to(self.logit_scale.dtype)  # rows columns 2
         return relative_position_bias(16 * self.cpb_mlp(table).sigmoid(), window)
 
@@ -66,16 +66,16 @@ class WindowAttention(nn.Module):
         scale = self.logit_scale.clamp(max=math.log(100)).exp().squeeze(-1)  # heads 1
         q = scale * F.normalize(q + self.q_bias.view(self.num_heads, -1), dim=-1)
         k = F.normalize(k, dim=-1)
-        # Padded here, not before: the gradient of normalising a key of zeros would overflow in half precision.
+        # Padded here, not earlier: the gradient of normalising a key of zeros would overflow in half precision.
         q, k, v = (pad_to_multiple(y, window) for y in (q, k, v))
         v = v + self.v_bias.view(self.num_heads, -1)
-        q, k, v = (y.to(qkv.dtype) for y in (q, k, v))  # under autocast norms and biases are float32
+        q, k, v = (y.to(qkv.dtype) for y in (q, k, v))  # under autocast, norms and biases are float32
         x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=self.bias(window), scale=1.0)
         return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Window attention and MLP, each normed before it joins the residual sum."""
+    """Window attention and MLP, each normalised before the residual sum."""
 
     def __init__(self, dim: int, attn: WindowAttention, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Neighbourhoods of 2 x 2 concatenated, projected and normed: half the size, twice the channels."""
+    """Concatenate, project and normalise 2 x 2 neighbourhoods: half the size, twice the channels."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    """Patch merging (except in the first stage), then blocks whose windows are shifted every second time."""
+    """Patch merging (except in the first stage), then blocks, every second one with shifted windows."""
 
     def __init__(
         self,
@@ -134,13 +134,13 @@ class SwinV2(Backbone):
         embed_dim: channels of the first stage; each further stage doubles them.
         depths: blocks per stage.
         num_heads: attention heads per stage.
-        window_size: side of a window, in positions of the map; any size reads the same weights.
-        pretrained_window_sizes: window of each stage in pretraining, by which offsets are measured if
-            `window_size` is not the first of them, and with `out_norm`. Otherwise, and where a size is
-            0, the window in use measures them.
+        window_size: side of a window, in positions of the map; all sizes use the same weights.
+        pretrained_window_sizes: window of each stage in pretraining, by which offsets are scaled if
+            `window_size` is not the first of them, and with `out_norm`. Otherwise, and if a size is
+            0, they are scaled by the current window.
         mlp_ratio: hidden width of the MLP relative to the channels.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: norm each map for dense prediction and pad as Swin V1 does.
+        out_norm: normalise each map for dense prediction and pad as in Swin V1.
     """
 
     first_conv = "patch_embed.proj"
@@ -200,7 +200,7 @@ class SwinV2(Backbone):
 
     @staticmethod
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Windows, from the tables of coordinates that the authors' files keep: their size, and what their values are scaled by."""
+        """Infer windows from the tables of coordinates in the authors' files: from their size and the scale of their values."""
         found = {re.search(r"layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table$", key): table for key, table in state.items()}
         tables = [table for match, table in sorted((int(match[1]), table) for match, table in found.items() if match)]
         if not tables:
@@ -214,7 +214,7 @@ class SwinV2(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, timm and torchvision."""
+        """Rename keys of the official classifier, timm and torchvision."""
         renamed = rename_swin(state)
         for key in [key for key in renamed if key.endswith(".attn.qkv.bias")]:  # torchvision's; it sets the part of k to zero
             size = len(renamed[key]) // 3
@@ -235,7 +235,7 @@ def _variant(size: str, window_size: int, pretrained_window_sizes: tuple[int, ..
     return {**_SIZES[size], "window_size": window_size, "pretrained_window_sizes": pretrained_window_sizes}
 
 
-# Windows of the stages in pretraining, at 256, 256 and 192 pixels: the last map is 8, 8 and 6 wide.
+# Windows per stage in pretraining, at 256, 256 and 192 px: the last map is 8, 8 and 6 wide.
 _8, _16, _12 = (8, 8, 8, 8), (16, 16, 16, 8), (12, 12, 12, 6)
 _22K = {"input_size": (3, 192, 192), "num_classes": 21841}
 _384 = {"input_size": (3, 384, 384), "crop_pct": 1.0}

@@ -2,20 +2,20 @@
 
 Paper: Shi, "TransNeXt: Robust Foveal Visual Perception for Vision Transformers", arXiv 2311.17132.
 Upstream: github DaiShiResearch/TransNeXt, commit c8a9974 (Apache-2.0): classification, and
-segmentation/upernet for `position_mode` and for sizes that are not square.
+segmentation/upernet for `position_mode` and non-square sizes.
 
-What differs from upstream, and why:
+Differences from upstream:
 
 * Any input size. Relative positions, pooled sizes and key counts follow the map, as in the
-  segmentation code with extrapolation; at `img_size` this is what the classification code computes.
-  Upstream's classifier takes no other size. A map smaller than the pooling ratio is pooled to one
+  segmentation code with extrapolation; at `img_size` this equals the classification code.
+  Upstream's classifier accepts no other size. A map smaller than the pooling ratio is pooled to one
   position, where upstream would pool it to none.
-* Tables are computed from shapes in forward, not kept as buffers, and no pair of positions has to be
-  searched for: distances to the centres of pooling bins are multiples of half a step.
+* Tables are computed from shapes in forward instead of being stored as buffers, without searching for pairs of
+  positions: distances to the centres of pooling bins are multiples of half a step.
 * `pretrain_size` below 64 px: the last map counts as two positions wide; upstream divides by zero.
-* Patch embedding opens a stage; the norm that closes it is part of its map, in classification too.
+* Patch embedding starts a stage; the norm at its end is part of its map, also in classification.
 * All four stages with a pooling ratio above 1 (AAAA) work in dense mode.
-* The mode with a fixed pooled size, for which nothing was released, is left out.
+* The mode with a fixed pooled size, for which nothing was released, is omitted.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import aggregated_attention, dense_attention
 from visionattn.layers import drop_path_rates
 
-KERNEL_SIZE = 3  # of the neighbourhood
+KERNEL_SIZE = 3  # side of the neighbourhood
 
 
 class Geometry(NamedTuple):
-    """What the attention of a stage takes from the size of its map.
+    """Size-dependent inputs of the attention of a stage.
 
     Attributes:
-        pool: height and width of the pooled map; those of the map itself in plain attention.
+        pool: height and width of the pooled map, or of the map itself in plain attention.
         log_keys: log of the number of keys each query sees, `[H, W, 1, 1]`.
-        coords: relative positions (rows, columns), each once, on a logarithmic scale, `[T, 2]`.
-        pairs: row of `coords` for each query and pooled key, `[H, W, Hp, Wp]` of the map, or of the
-            map of another size from which the bias is resized.
+        coords: unique relative positions (rows, columns) on a logarithmic scale, `[T, 2]`.
+        pairs: row of `coords` for each query and pooled key, `[H, W, Hp, Wp]`, of the map or of the
+            map at another size from which the bias is resized.
     """
 
     pool: tuple[int, int]
@@ -60,11 +60,11 @@ def shrunk(size: tuple[int, int], ratio: int) -> tuple[int, int]:
 
 
 def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Along an axis, distances from positions to the centres of the `keys` bins they are pooled to.
+    """Compute the distances along an axis from positions to the centres of the `keys` bins that they are pooled to.
 
     Returns:
-        The distances that occur, ascending (some do not occur where the bins differ in length), and
-        where that of each pair stands in them, `[queries, keys]`.
+        The possible distances, ascending (some are unused if the bins differ in length), and
+        the index of each pair's distance, `[queries, keys]`.
     """
     # Twice the distance is an integer. The bins are those of adaptive average pooling.
     cell = torch.arange(keys, device=device)
@@ -78,7 +78,7 @@ def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch
 def relative_positions(
     size: tuple[int, int], pool: tuple[int, int], pretrain_size: tuple[int, int], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`coords` and `pairs` of `Geometry`; `pretrain_size` is that of the map the weights were trained at."""
+    """Compute `coords` and `pairs` of `Geometry`; `pretrain_size` is the map size at which the weights were trained."""
     axes, indices = [], []
     for queries, keys, trained in zip(size, pool, pretrain_size, strict=True):
         distance, index = axis_distances(queries, keys, device)
@@ -91,7 +91,7 @@ def relative_positions(
 
 
 def log_key_count(size: tuple[int, int], pool: tuple[int, int], local: bool, device: torch.device) -> torch.Tensor:
-    """`log_keys` of `Geometry`: the pooled positions and, if `local`, the neighbours inside the map."""
+    """Compute `log_keys` of `Geometry`: the pooled positions and, if `local`, the neighbours inside the map."""
 
     def inside(length: int) -> torch.Tensor:
         position, radius = torch.arange(length, device=device), KERNEL_SIZE // 2
@@ -102,7 +102,7 @@ def log_key_count(size: tuple[int, int], pool: tuple[int, int], local: bool, dev
 
 
 class PositionBias(nn.Module):
-    """A bias per head from relative positions, by a small MLP."""
+    """Bias per head, computed from relative positions by a small MLP."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
@@ -118,12 +118,12 @@ class PositionBias(nn.Module):
 
 
 def _resize(x: torch.Tensor, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
-    """Rows of `[heads, N, h * w]` as maps of another size."""
+    """Resize each row of `[heads, N, h * w]` as a map."""
     return x if tuple(old) == tuple(new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
 
 
 class CosineAttention(nn.Module):
-    """What both attentions share: queries whose scale grows with the number of keys, and the position bias."""
+    """Shared part of both attentions: queries scaled by the number of keys, and the position bias."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class CosineAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def scaled(self, q: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        """Queries for the softmax from queries of length one, `[B, H, W, heads, dim]`."""
+        """Scale queries of unit length for the softmax, `[B, H, W, heads, dim]`."""
         scale = F.softplus(self.temperature[:, 0]) * geometry.log_keys.to(q.dtype)  # H W heads 1
         return (q + self.query_embedding[:, 0]) * scale
 
@@ -159,7 +159,7 @@ class Attention(CosineAttention):
 
 
 class AggregatedAttention(CosineAttention):
-    """Attention to the neighbours and to a pooled map, and a second weight of the neighbours from the query alone."""
+    """Attention to the neighbours and to a pooled map, with a second weight of the neighbours from the query alone."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
@@ -178,7 +178,7 @@ class AggregatedAttention(CosineAttention):
     def forward(self, x: torch.Tensor, geometry: Geometry) -> torch.Tensor:  # B H W C
         q = F.normalize(self.q(x).unflatten(-1, (self.num_heads, self.head_dim)), dim=-1)
         k, v = self.keys_values(x)
-        pooled = F.gelu(F.linear(x, self.sr.weight.flatten(1), self.sr.bias))  # a 1x1 convolution, faster where channels are last
+        pooled = F.gelu(F.linear(x, self.sr.weight.flatten(1), self.sr.bias))  # a 1x1 convolution, faster in channels-last layout
         pooled = F.adaptive_avg_pool2d(pooled.permute(0, 3, 1, 2), geometry.pool).permute(0, 2, 3, 1)
         k_pool, v_pool = self.keys_values(self.norm(pooled))
         out = aggregated_attention(
@@ -217,7 +217,7 @@ class ConvGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and gated MLP, each on a normed residual branch."""
+    """Attention and gated MLP, each on a pre-normalised residual branch."""
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -233,7 +233,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches, projected and normed."""
+    """Overlapping patches, projected and normalised."""
 
     def __init__(self, in_chans: int, dim: int, kernel_size: int, stride: int) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class PatchEmbed(nn.Module):
 
 
 class Positions(nn.Module):
-    """The geometry of a stage's maps. A module without parameters, so that torch.fx can see it as a whole."""
+    """Geometry of a stage's maps; a module without parameters, so that torch.fx treats it as one node."""
 
     def __init__(self, sr_ratio: int, trained: tuple[int, int], built: tuple[int, int] | None) -> None:
         super().__init__()
@@ -282,28 +282,28 @@ class Stage(nn.Module):
 class TransNeXt(Backbone):
     """TransNeXt.
 
-    The maps are normed, for dense prediction as well as for classification: `out_norm` changes nothing.
+    The maps are normalised for dense prediction and for classification, so `out_norm` has no effect.
 
     Args:
         in_chans: input channels.
         embed_dim: channels of the first stage; each further stage doubles them.
         depths: blocks per stage.
         num_heads: attention heads per stage.
-        sr_ratios: by how much the map is pooled for the distant keys, per stage; with 1 the stage
-            attends to all positions of the map itself.
+        sr_ratios: pooling ratio of the map for the distant keys, per stage; with 1 the stage
+            attends to all positions of the map.
         mlp_ratios: hidden width of the gated MLP relative to the channels, times 3/2, per stage.
-        img_size: side in px (or height and width) of the images in training. It sets the default of
-            `pretrain_size` and the map that is interpolated from; it does not bind the input.
-        pretrain_size: side in px (or height and width) of the images that the weights were first
-            trained at; relative positions are scaled by it. Default `img_size`. Keep 224 where
-            weights of 224 px are used or fine-tuned at another size.
-        position_mode: "extrapolation" computes the position bias for the map at hand,
-            "interpolation" for the map of `img_size` and resizes it.
+        img_size: side in px (or height and width) of the training images. It sets the default of
+            `pretrain_size` and the map for interpolation; inputs may have any size.
+        pretrain_size: side in px (or height and width) of the images at which the weights were first
+            trained; relative positions are scaled by it. Default `img_size`. Keep 224 if
+            weights trained at 224 px are used or fine-tuned at another size.
+        position_mode: "extrapolation" computes the position bias for the given map,
+            "interpolation" for the map at `img_size` and resizes it.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: for dense prediction, as in other families.
+        out_norm: no effect, see above.
 
     Raises:
-        ValueError: another `position_mode`.
+        ValueError: unknown `position_mode`.
     """
 
     first_conv = "stages.0.downsample.proj"
@@ -380,7 +380,7 @@ class TransNeXt(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier and of the backbone in the official dense models."""
+        """Rename keys of the official classifier and of the backbone in the official dense models."""
         rules = []
         for index in range(4):
             theirs, ours = rf"^block{index + 1}\.(\d+)\.", rf"backbone.stages.{index}.blocks.\1."

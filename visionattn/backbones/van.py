@@ -1,17 +1,17 @@
-"""VAN: a convolutional network whose attention is the output of large kernels, multiplied with their input.
+"""VAN: a convolutional network whose attention is the output of large kernels, multiplied by their input.
 
 Paper: Guo et al., "Visual Attention Network", arXiv 2202.09741.
 Upstream: github Visual-Attention-Network/VAN-Classification, commit e19779b (Apache-2.0, its README asks
-commercial users to contact the authors); the dense backbone is that of Visual-Attention-Network/VAN-Segmentation,
+commercial users to contact the authors); the dense backbone follows Visual-Attention-Network/VAN-Segmentation,
 commit 8285fc7 (Apache-2.0).
 
-What differs from upstream, and why:
+Differences from upstream:
 
-* The norm of a stage is part of its map, for classification as for dense prediction; so there is no
+* The norm of a stage is part of its map, for classification and dense prediction; there is no
   other norm before the classifier. Upstream's norms have an eps of 1e-6 in the classifier and 1e-5 in
-  the dense backbone: `out_norm=True` takes the latter.
-* A stage holds its patch embedding, so that it can be dropped as a whole.
-* Dropout inside the MLP (off in all released models) is left out.
+  the dense backbone: `out_norm=True` selects the latter.
+* A stage contains its patch embedding, so that it can be dropped as a whole.
+* Dropout inside the MLP (off in all released models) is omitted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from visionattn.layers import drop_path_rates
 
 
 class LargeKernelAttention(nn.Module):
-    """Weights for each position and channel from 23 x 23 positions around; they multiply the input, without a sigmoid."""
+    """Multiply the input by weights per position and channel, computed from the 23 x 23 surrounding positions, without a sigmoid."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class LargeKernelAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Large kernel attention between two projections, with a shortcut of its own."""
+    """Large kernel attention between two projections, with its own shortcut."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ConvMlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normed and scaled residual branch; the first scale reaches the attention's shortcut too."""
+    """Attention and MLP, each on a normalised and scaled residual branch; the first scale includes the attention's shortcut."""
 
     def __init__(self, dim: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class VAN(Backbone):
         depths: blocks per stage.
         mlp_ratios: hidden width of the MLP relative to the channels, per stage.
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-        out_norm: the stage norms are those of the dense backbone (eps 1e-5); their weights are the same.
+        out_norm: use the norms of the dense backbone (eps 1e-5), with the same weights.
     """
 
     first_conv = "stages.0.downsample.proj"
@@ -180,7 +180,7 @@ class VAN(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keys of the official classifier, the official dense backbone, mmpretrain and transformers."""
+        """Rename keys of the official classifier, the official dense backbone, mmpretrain and transformers."""
         outside = [(r"^head\.(fc\.)?|^classifier\.", "head.fc.")]
         for index in range(4):
             stage = f"backbone.stages.{index}."
@@ -190,11 +190,11 @@ class VAN(Backbone):
                 (rf"^(norm{index + 1}|van\.encoder\.stages\.{index}\.normalization)\.", f"{stage}norm."),
             ]
         inside = [(rf"^(backbone\..*\.)({theirs})(\.|$)", rf"\1{ours}\3") for theirs, ours in _MODULES.items()]
-        # The norm behind transformers' last stage takes no part in its forward pass.
+        # The norm after transformers' last stage is unused in its forward pass.
         return rename_keys(rename_keys(state, outside, drop=r"^van\.layernorm\."), inside)
 
 
-# Upstream's, mmpretrain's and transformers' names inside a stage that are not ours; the first that matches counts.
+# Names in a stage of upstream, mmpretrain and transformers that differ from ours; the first match is used.
 _MODULES = {
     r"projection|convolution": "proj",
     r"normalization": "norm",

@@ -1,1 +1,1 @@
-"""Images and labels: decoding, splits, augmentation, order, and the check before training."""
+"""Images and labels: decoding, splits, augmentation, sampling order, and the data check."""

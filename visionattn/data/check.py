@@ -1,4 +1,4 @@
-"""The data check: decode every file once, report what was found, leave out what is broken."""
+"""Check the data before training: decode every file once, report findings, exclude broken files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from visionattn.data.splits import Data, Note, content_hash
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 
-# Increased when the meaning of what is stored per file changes: older caches are then ignored.
+# Increase when the meaning of the stored records changes: older caches are then ignored.
 CACHE_VERSION = 1
 
 
@@ -32,9 +32,10 @@ class CheckReport:
     """Findings of the data check.
 
     Attributes:
-        notes: findings in sentences.
-        unreadable: reason by id; so is `too_large`.
-        counts: samples (or pixels of masks) per split and class.
+        notes: findings as messages.
+        unreadable: reason by id.
+        too_large: reason by id.
+        counts: samples (or mask pixels) per split and class.
         hashes: content hash by id.
     """
 
@@ -45,13 +46,13 @@ class CheckReport:
     hashes: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for check.json."""
+        """Convert to plain values for check.json."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One image: either facts, or why there are none."""
+    """Finding for one image: its facts, or the reason they are missing."""
 
     id: str
     hash16: str
@@ -66,9 +67,9 @@ def check_images(
     """Decode all images and compare their contents.
 
     Args:
-        in_chans: channels that images are read with.
-        cache_dir: where results are kept, per file by path, size and modification time.
-        progress: called with the number of images done.
+        in_chans: channels that images are loaded with.
+        cache_dir: folder of stored results, keyed by path, size and modification time of each file.
+        progress: called with the number of images checked.
     """
     findings: dict[str, list[Finding]] = {}
     done = 0
@@ -107,20 +108,20 @@ def check_images(
 
 
 def check_threads(settings: DataConfig) -> int:
-    """Threads that decode side by side."""
+    """Number of decoding threads."""
     return min(8, os.cpu_count() or 1) if settings.workers == "auto" else max(1, settings.workers)
 
 
 def too_many_unreadable(count: int, total: int, policy: str) -> bool:
-    """Whether a run stops: under `stop`, with more than 3 and more than 0.1 % of the images unreadable."""
+    """Whether a run stops: under `stop`, if more than 3 and more than 0.1 % of the images are unreadable."""
     return policy == "stop" and count > max(3, 0.001 * total)
 
 
 def exclude_unreadable(data: Data[Any], report: CheckReport, settings: DataConfig) -> Any:
-    """The data without the samples that cannot be decoded.
+    """Exclude the samples that cannot be decoded.
 
     Raises:
-        UserError: VA-D010, too many for data.on_error; VA-D005, a split has nothing left.
+        UserError: VA-D010, too many for data.on_error; VA-D005, a split becomes empty.
     """
     refuse_unreadable(report, sum(len(part) for part in data.sets), settings)
     if not report.unreadable:
@@ -133,10 +134,10 @@ def exclude_unreadable(data: Data[Any], report: CheckReport, settings: DataConfi
 
 
 def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> None:
-    """Stop if too much would have to be left out.
+    """Stop if too many samples would be excluded.
 
     Raises:
-        UserError: VA-D010, too many of `total` unreadable for data.on_error.
+        UserError: VA-D010, too many of `total` are unreadable for data.on_error.
     """
     broken = report.unreadable
     if too_many_unreadable(len(broken), total, settings.on_error):
@@ -153,7 +154,7 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
 
 
 def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tuple[Finding, str | None, dict[str, Any] | None]:
-    """Examine one image: the finding, the key of its file in the cache, and the record to store there."""
+    """Examine one image; return the finding, the cache key of its file, and the record to store."""
     path = images.path(index)
     key = None
     if path is not None:
@@ -183,23 +184,23 @@ def _record_pixels(record: dict[str, Any]) -> int:
 
 
 def cache_name(images: Sequence[Images], name: str) -> str:
-    """Name of the cache file of a data set: a hash of the folder that holds its files, or of its name."""
+    """Name the cache file of a dataset: a hash of the folder that contains its files, or of its name."""
     paths = [path for part in images for path in (part.path(0),) if path is not None]
     folder = os.path.commonpath([os.path.abspath(path) for path in paths]) if paths else name
     return blake2b(folder.encode(), digest_size=6).hexdigest()
 
 
 def read_cache(path: Path) -> dict[str, Any]:
-    """Load what earlier checks stored; empty if there is nothing usable."""
+    """Load the results of earlier checks; empty if there are none or they are unusable."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or damaged: the images are decoded again
+    except (OSError, ValueError):  # missing or damaged: the images are decoded again
         return {}
     return dict(stored["files"]) if isinstance(stored, dict) and stored.get("version") == CACHE_VERSION else {}
 
 
 def broken_notes(findings: list[Finding]) -> list[Note]:
-    """Files that cannot be used."""
+    """Report files that cannot be used."""
     level = {"VA-D010": "cannot be decoded", "VA-D011": "is not an image"}
     notes = [Note("warning", code, f"{f.id} {level[code]}: {f.reason}") for code in level for f in findings if f.code == code]
     hint = "-> remove it, or raise data.max_pixels if you trust it"
@@ -207,7 +208,7 @@ def broken_notes(findings: list[Finding]) -> list[Note]:
 
 
 def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
-    """Images of the training set that are in another split too."""
+    """Report training images that also appear in another split."""
     notes = []
     seen = {finding.hash16: finding.id for finding in findings["train"] if finding.facts is not None}
     for split in ("val", "test"):
@@ -220,7 +221,7 @@ def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
 
 
 def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: int) -> list[Note]:
-    """How unusual formats are converted: deep, transparent, CMYK, animated, rotated, grey."""
+    """Report how unusual formats are converted: deep, transparent, CMYK, animated, rotated, grey."""
 
     def count(chosen: list[ImageFacts]) -> str:
         return f"{len(chosen):,} of {len(facts):,} images"
@@ -259,7 +260,7 @@ def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: i
 
 
 def contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
-    """A PNG of tiles of one size, each above its caption."""
+    """Render tiles of equal size with captions below them as a PNG."""
     height, width = tiles[0][0].shape[:2]
     columns = max(1, round(len(tiles) ** 0.5))
     rows = -(-len(tiles) // columns)

@@ -1,4 +1,4 @@
-"""Loaders of samples: those of training resume anywhere, those of evaluation cover a split once."""
+"""Data loaders: training loaders can resume at any step, evaluation loaders cover a split exactly once."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from visionattn.data.sampling import TrainSampler, eval_indices
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
 
-# Below this many samples starting processes costs more than it saves.
+# Below this number of samples, starting processes costs more than it saves.
 FEW_SAMPLES = 64
 
 
 def train_loader(dataset: Any, sampler: TrainSampler, workers: int, *, pin_memory: bool) -> DataLoader[Any]:
-    """Batches of a training set in the sampler's order."""
+    """Create a loader of a training set in the sampler's order."""
     return DataLoader(
         typing.cast("Dataset[Any]", dataset),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=dataset.collate,
-        generator=torch.Generator(),  # its own: making an iterator would draw from the stream that dropout uses
+        generator=torch.Generator(),  # separate: creating an iterator would otherwise draw from the global stream that dropout uses
         persistent_workers=workers > 0,
         worker_init_fn=start_worker,
         pin_memory=pin_memory,
@@ -36,14 +36,14 @@ def train_loader(dataset: Any, sampler: TrainSampler, workers: int, *, pin_memor
 
 
 def eval_loader(dataset: Any, batch_size: int, workers: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
-    """Batches of this process' share of a split, in order; over all processes each sample comes exactly once."""
+    """Create a loader of this process' share of a split, in order; across processes each sample occurs exactly once."""
     return DataLoader(
         typing.cast("Dataset[Any]", dataset),
         batch_size=batch_size,
         sampler=list(eval_indices(len(dataset), rank, world)),
         num_workers=workers,
         collate_fn=dataset.collate,
-        generator=torch.Generator(),  # its own, so that evaluating leaves the training's random state alone
+        generator=torch.Generator(),  # separate, so that evaluation does not change the random state of training
         worker_init_fn=start_worker,
     )
 
@@ -51,8 +51,8 @@ def eval_loader(dataset: Any, batch_size: int, workers: int, rank: int = 0, worl
 def start_worker(worker: int) -> None:
     """Prepare a loader process.
 
-    Ctrl-C reaches all processes of a terminal: workers ignore it, so that the step and the save can finish. Workers are
-    parallel already, so OpenCV gets no threads of its own.
+    Ctrl-C reaches all processes of a terminal; workers ignore it, so that the step and the checkpoint can finish. Workers
+    already run in parallel, so OpenCV uses no extra threads.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -60,7 +60,7 @@ def start_worker(worker: int) -> None:
 
 
 def worker_count(settings: DataConfig) -> int:
-    """Loader processes: data.workers, or as many as there are cores, at most 8."""
+    """Number of loader processes: data.workers, or the number of cores, at most 8."""
     if settings.workers != "auto":
         return settings.workers
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,4 +1,4 @@
-"""Decoding: the one place where an image file becomes an array."""
+"""Decode image files into arrays; the only module that does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".
 
 Source = Path | bytes | Image.Image
 
-_PILLOW_LIMIT = Lock()  # Pillow's limit is a global: one thread at a time changes it, and puts it back
+_PILLOW_LIMIT = Lock()  # Pillow's limit is global: only one thread at a time may change and restore it
 
 _ORIENTATION = 0x0112  # EXIF tag
 _JPEG_END = b"\xff\xd9"  # missing from truncated files
@@ -34,7 +34,7 @@ class UnreadableFile(Exception):
     Args:
         path: the file, or `<bytes>`.
         reason: the decoder's message.
-        code: VA-D010, corrupt or truncated; VA-D011, empty or no image at all.
+        code: VA-D010, corrupt or truncated; VA-D011, empty or not an image.
     """
 
     def __init__(self, path: str, reason: str, code: str = "VA-D010") -> None:
@@ -47,10 +47,10 @@ class UnreadableFile(Exception):
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the check tells about one image.
+    """Properties of one image for the data check.
 
-    Width and height are those stored, before EXIF rotation; `low` and `high` are the measured
-    values of 16-bit and float images, None for 8 bits; `more_frames`: animated or several pages.
+    Width and height are as stored, before EXIF rotation; `low` and `high` are the extreme values
+    of 16-bit and float images, None for 8 bits; `more_frames` means animated or with several pages.
     """
 
     width: int
@@ -66,20 +66,20 @@ class ImageFacts:
 
 
 def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
-    """The first frame as height x width x in_chans: uint8, or float32 in 0..1 for 16-bit and float sources.
+    """Decode the first frame to height x width x in_chans: uint8, or float32 in 0..1 for 16-bit and float sources.
 
-    Upright by its EXIF tag, transparency laid on `settings.alpha_background`, grey copied to three channels.
+    The EXIF orientation is applied, transparency is composited on `settings.alpha_background`, grey is copied to three channels.
 
     Args:
         in_chans: 1 (colour becomes luminance) or 3.
 
     Raises:
-        UnreadableFile: no image, or a damaged one.
+        UnreadableFile: the file is not an image, or damaged.
         UserError: VA-D020, more than `settings.max_pixels`.
     """
     image, data = _open(source, settings.max_pixels)
     if in_chans == 3 and image.format == "JPEG" and image.mode == "RGB" and data.endswith(_JPEG_END):
-        # The pixels of Pillow's decoder in less time; what OpenCV refuses goes to Pillow for its message.
+        # Gives the same pixels as Pillow in less time; files that OpenCV rejects go to Pillow for its message.
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
         if array is not None:
             return _upright(array, _orientation(image))
@@ -90,22 +90,22 @@ def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> n
     else:
         try:
             array = _from_eight_bits(image, settings.alpha_background, in_chans)
-        except ValueError as error:  # a mode without conversion, such as LAB
+        except ValueError as error:  # a mode that cannot be converted, such as LAB
             raise UnreadableFile(_name(source), f"mode {image.mode}: {error}") from error
     return _upright(array, orientation)
 
 
 def read_array(array: np.ndarray, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
-    """`read_image` for height x width [x 1, 3 or 4] values: uint8, integers, or floats."""
+    """Convert an array as `read_image` does a file: height x width [x 1, 3 or 4], uint8, integers, or floats."""
     if array.dtype != np.uint8:
         return _from_samples(array, settings, in_chans, "<array>")
     return _from_eight_bits(Image.fromarray(_without_single_channel(array)), settings.alpha_background, in_chans)
 
 
 def image_facts(source: Source, *, max_pixels: int) -> ImageFacts:
-    """Decode and describe; raises as `read_image` does."""
+    """Decode an image and describe it; raises like `read_image`."""
     image, data = _open(source, max_pixels)
-    rotated = image.format == "TIFF" and _orientation(image) != 1  # before loading, which turns TIFF upright
+    rotated = image.format == "TIFF" and _orientation(image) != 1  # before loading, which rotates TIFF upright
     samples = _load(image, data, _name(source))
     rotated = rotated or _orientation(image) != 1
     try:
@@ -130,7 +130,7 @@ def image_facts(source: Source, *, max_pixels: int) -> ImageFacts:
 
 
 def array_facts(array: np.ndarray) -> ImageFacts:
-    """`image_facts` of height x width [x channels] values."""
+    """Describe an array of height x width [x channels] as `image_facts` does a file."""
     channels = array.shape[2] if array.ndim == 3 else 1
     deep = array.dtype != np.uint8
     return ImageFacts(
@@ -148,18 +148,18 @@ def array_facts(array: np.ndarray) -> ImageFacts:
 
 
 def upright_size(source: Source, *, max_pixels: int) -> tuple[int, int]:
-    """Height and width after EXIF rotation, from the header alone; raises as `read_image` does."""
+    """Read height and width after EXIF rotation from the header alone; raises like `read_image`."""
     image, _ = _open(source, max_pixels)
-    turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow gives the upright size of TIFF
+    turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow reports the upright size of TIFF
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @dataclass(frozen=True)
 class MaskPixels:
-    """A mask as it is stored, upright.
+    """The stored values of a mask, upright.
 
     `values` are (H, W) integers: palette indices, grey values, or, with `colour`, red * 65536 + green * 256 + blue.
-    `indexed`: the file has a palette; `lossy`: it is a JPEG; `rotated`: its EXIF tag asked for a rotation.
+    `indexed`: the file has a palette; `lossy`: it is a JPEG; `rotated`: its EXIF tag required a rotation.
     """
 
     values: np.ndarray
@@ -170,15 +170,15 @@ class MaskPixels:
 
 
 def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
-    """The numbers in a mask file, without any conversion of colours.
+    """Read the values stored in a mask file, without colour conversion.
 
     Raises:
-        UnreadableFile: no image, a damaged one, or one of fractions.
+        UnreadableFile: the file is not an image, is damaged, or contains fractions.
         UserError: VA-D020, more than `max_pixels`.
     """
     image, data = _open(source, max_pixels)
     lossy = image.format in ("JPEG", "MPO")
-    # Pillow spreads grey values of 2 and 4 bits over 0..255
+    # Pillow scales grey values of 2 and 4 bits to 0..255
     spread = next((step for tile in getattr(image, "tile", ()) for bits, step in (("L;2", 85), ("L;4", 17)) if tile[3] == bits), 1)
     samples = _load(image, data, _name(source))
     orientation = _orientation(image)
@@ -200,11 +200,11 @@ def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
 
 
 def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:
-    """16-bit, 32-bit and float samples as float32 in 0..1; what lies outside is clipped.
+    """Scale 16-bit, 32-bit and float samples to float32 in 0..1, with clipping.
 
     `dtype` divides by the maximum of the type: 65535 for 16 bits. 32-bit integers are mostly 16-bit values in a
-    wider type, so 65535 too, unless a sample is above it (then 2**31 - 1). Floats up to 1 stay as they are, and
-    are divided by the image's own maximum if that is above 1. `percentile` maps the image's 1st to 99th
+    wider type, so they are divided by 65535 too, unless a sample exceeds it (then by 2**31 - 1). Floats up to 1 are
+    unchanged; if the image's maximum is above 1, they are divided by it. `percentile` maps the image's 1st to 99th
     percentile to 0..1; a pair maps [low, high].
     """
     values = samples.astype(np.float32)
@@ -230,7 +230,7 @@ def _name(source: Source) -> str:
 
 
 def _open(source: Source, max_pixels: int) -> tuple[Image.Image, bytes]:
-    """The image with its header read, and the bytes of the file (none for a Pillow image)."""
+    """Open the image and parse its header; return it with the bytes of the file (empty for a Pillow image)."""
     name, data = _name(source), b""
     if isinstance(source, Image.Image):
         image = source
@@ -249,7 +249,7 @@ def _open(source: Source, max_pixels: int) -> tuple[Image.Image, bytes]:
             "VA-D020",
             f"image of {image.width} x {image.height} = {pixels:,} pixels, the limit is {max_pixels:,}",
             where=name,
-            why="a small file can unpack to more than the memory holds",
+            why="a small file can unpack to more than fits in memory",
             fix=f"remove it, or data.max_pixels={pixels} if you trust it",
         )
     return image, data
@@ -282,8 +282,8 @@ def _parse(data: bytes) -> Image.Image:
 
 
 def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
-    """Decode the first frame; the samples (H, W) or (H, W, C) where Pillow cannot hold or convert them."""
-    # the raw mode tells of 16 bits per channel in colour, of which Pillow keeps 8; loading forgets it
+    """Decode the first frame; return the samples (H, W) or (H, W, C) if Pillow cannot represent or convert them."""
+    # the raw mode shows 16 bits per colour channel, of which Pillow keeps 8; it is lost on loading
     deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     try:
         with _at_any_size(image):
@@ -302,7 +302,7 @@ def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
 
 
 def _unreadable(name: str, error: Exception) -> Exception:
-    """A damaged file can raise anything inside a decoder; only a lack of memory is no fault of the file."""
+    """Convert a decoder's error: a damaged file can raise anything, and only a lack of memory is not the file's fault."""
     if isinstance(error, MemoryError):
         return error
     return UnreadableFile(name, getattr(error, "strerror", None) or str(error) or type(error).__name__)
@@ -311,7 +311,7 @@ def _unreadable(name: str, error: Exception) -> Exception:
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF, fine pixels
+    except Exception:  # damaged EXIF, intact pixels
         return 1
     return value if value in range(1, 9) else 1
 
@@ -319,7 +319,7 @@ def _orientation(image: Image.Image) -> int:
 def _sixteen_bit_colour(data: bytes, name: str) -> np.ndarray:
     samples: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16:
-        raise UnreadableFile(name, "16 bits per channel in a form that OpenCV does not decode")
+        raise UnreadableFile(name, "16 bits per channel in a format that OpenCV cannot decode")
     if samples.ndim == 3:
         samples = samples[:, :, [2, 1, 0, 3][: samples.shape[2]]]  # OpenCV orders blue, green, red
     return samples
@@ -357,7 +357,7 @@ def _without_single_channel(array: np.ndarray) -> np.ndarray:
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
     if orientation == 1:
         return array
-    if orientation >= 5:  # stored with rows and columns exchanged
+    if orientation >= 5:  # stored with rows and columns swapped
         array = array.swapaxes(0, 1)
     flip_rows = orientation in (3, 4, 7, 8)
     flip_columns = orientation in (2, 3, 6, 7)

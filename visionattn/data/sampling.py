@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of the seed, the epoch, the step and the process."""
+"""Order of samples: a pure function of seed, epoch, step and process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _MASK = 2**64 - 1
 def derive_seed(*numbers: int) -> int:
     """Hash integers, in order, to a seed in 0..2**32 - 1 (splitmix64, Steele et al. 2014).
 
-    Not numpy's SeedSequence: its streams would change the order and the augmentation of every published figure, and a run
-    could no longer be resumed bit for bit.
+    numpy's SeedSequence would change the order and augmentation behind every published figure, and runs could no longer be
+    resumed bit for bit.
     """
     state = 0
     for number in numbers:
@@ -33,7 +33,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     Args:
         size: samples in the training set.
         batch_size: samples per batch and process.
-        rank: this process, which gets its own part of each global batch of `batch_size * world`.
+        rank: number of this process, which receives its part of each global batch of `batch_size * world`.
     """
 
     def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -57,7 +57,7 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
 
 
 def require_batches(size: int, batch_size: int, world: int = 1) -> None:
-    """Stop if an epoch would have no batch.
+    """Stop if an epoch would have no batches.
 
     Raises:
         UserError: VA-C011.
@@ -74,5 +74,5 @@ def require_batches(size: int, batch_size: int, world: int = 1) -> None:
 
 
 def eval_indices(size: int, rank: int, world: int) -> range:
-    """The samples that one process evaluates; over all processes each sample comes exactly once."""
+    """The samples that one process evaluates; across processes each sample occurs exactly once."""
     return range(rank, size, world)

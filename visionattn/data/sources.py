@@ -1,4 +1,4 @@
-"""Images by position: in files, in an array, in a torchvision data set."""
+"""Images by position: from files, from an array, from a torchvision dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, ima
 
 
 class Images(Protocol):
-    """Images by position: small and picklable, so that loader processes receive it cheaply."""
+    """Images by position; small and picklable, so that it is cheap to send to loader processes."""
 
     @property
     def settings(self) -> ImageDataConfig: ...
@@ -25,10 +25,10 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Height x width x in_chans; raises UnreadableFile."""
+        """Load an image as height x width x in_chans; raises UnreadableFile."""
 
     def content(self, index: int) -> bytes:
-        """The bytes that identify the image; raises UnreadableFile."""
+        """Return the bytes that identify the image; raises UnreadableFile."""
 
     def facts(self, index: int) -> ImageFacts: ...
 
@@ -103,7 +103,7 @@ class ArrayImages:
 
 @dataclass(frozen=True)
 class TorchvisionImages:
-    """Images of a torchvision data set, at the given positions of it."""
+    """Images at the given positions of a torchvision dataset."""
 
     source: Any
     indices: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Splits of a data set: what they hold, how some of the training set is held out, and the manifest that pins them."""
+"""Splits of a dataset: their contents, holding out part of the training set, and the manifest that pins them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from visionattn.errors import UserError
 
 @dataclass(frozen=True)
 class Note:
-    """One line of the data check; `code` is empty for plain information."""
+    """One message of the data check; `code` is empty for plain information."""
 
     level: Literal["info", "warning", "error"]
     code: str
@@ -40,7 +40,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: Sequence[int], name: str | None = None) -> Any:
-        """The samples at these positions."""
+        """Select the samples at these positions."""
 
 
 S = TypeVar("S", bound=Split)
@@ -48,7 +48,7 @@ S = TypeVar("S", bound=Split)
 
 @dataclass(frozen=True)
 class Data(Generic[S]):
-    """Everything a run reads: its splits and what was noticed while listing them."""
+    """All data of a run: its splits, and notes from listing them."""
 
     name: str
     train: S
@@ -62,16 +62,16 @@ class Data(Generic[S]):
         return [part for part in (self.train, self.val, self.test) if part is not None]
 
     def with_sets(self, sets: Mapping[str, S]) -> Any:
-        """The same data with other splits, by name."""
+        """Replace the splits, given by name."""
         return replace(self, train=sets["train"], val=sets["val"], test=sets.get("test"))
 
     def label_text(self, part: S, index: int) -> str:
-        """The label of a sample in the manifest."""
+        """Label of a sample in the manifest."""
         labels = getattr(part, "labels", None)
         return "" if labels is None else str(labels[index])
 
     def class_counts(self, part: S) -> dict[str, int]:
-        """Samples per class; empty where there are no classes."""
+        """Count samples per class; empty if there are no classes."""
         return {}
 
 
@@ -79,10 +79,10 @@ class Data(Generic[S]):
 
 
 def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions that stay in training, and that are held out: about `fraction` of each class, whole groups.
+    """Split positions into training and held-out ones: about `fraction` of each class, in whole groups.
 
-    The samples are cut into q stratified folds, of which p are held out, with p / q near `fraction`. Every class keeps a
-    group in training.
+    The samples are divided into q stratified folds; p of them are held out, with p / q close to `fraction`. Every class keeps
+    a group in training.
 
     Args:
         labels: class per sample `[N]`, or zeros and ones `[N, classes]`.
@@ -134,7 +134,7 @@ def _strata(labels: np.ndarray) -> np.ndarray:
 
 
 def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int) -> tuple[S, S]:
-    """Training and validation samples of a training set.
+    """Split a training set into training and validation samples.
 
     Raises:
         UserError: VA-D003, nothing can be held out.
@@ -144,8 +144,8 @@ def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: 
         raise UserError(
             "VA-D003",
             f"data.val_fraction={fraction} leaves no validation images of {len(train):,}",
-            why="every class keeps a training image, and groups stay whole",
-            fix="data.val_fraction=0.5, or a validation split of your own",
+            why="every class keeps a training image, and groups are not split",
+            fix="data.val_fraction=0.5, or provide a validation split",
         )
     return train.take(kept), train.take(held, "val")
 
@@ -154,7 +154,7 @@ def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: 
 
 
 class ManifestRow(NamedTuple):
-    """One sample of a run: the columns of manifest.csv."""
+    """One row of manifest.csv."""
 
     path: str
     label: str
@@ -164,15 +164,15 @@ class ManifestRow(NamedTuple):
 
 
 def content_hash(content: bytes) -> str:
-    """The first 16 hexadecimal digits of BLAKE2b."""
+    """Return the first 16 hexadecimal digits of BLAKE2b."""
     return blake2b(content).hexdigest()[:16]
 
 
 def image_manifest(data: Data[Any], hashes: Mapping[str, str]) -> list[ManifestRow]:
-    """All images with their labels and content hashes.
+    """List all images with their labels and content hashes.
 
     Args:
-        hashes: by id, from the data check; files that it lacks are read.
+        hashes: by id, from the data check; missing ones are computed from the files.
     """
     rows = []
     for part in data.sets:
@@ -188,11 +188,11 @@ def image_manifest(data: Data[Any], hashes: Mapping[str, str]) -> list[ManifestR
 
 
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
-    """16 hexadecimal digits that change with any sample, label, split or order."""
+    """Return 16 hexadecimal digits that change with any sample, label, split or order."""
     return content_hash("\n".join("\t".join(map(str, row)) for row in rows).encode())
 
 
 def histogram(counts: Mapping[str, int]) -> str:
-    """`{daisy: 3 images, rose: 1 image, ... 5 more}`."""
+    """Format counts as `{daisy: 3 images, rose: 1 image, ... 5 more}`."""
     items = [f"{name or '(empty)'}: {count:,} image{'s' * (count != 1)}" for name, count in list(counts.items())[:8]]
     return "{" + ", ".join([*items, *([f"... {len(counts) - 8} more"] if len(counts) > 8 else [])]) + "}"

@@ -1,4 +1,4 @@
-"""Heads take the list of maps and return logits."""
+"""Segmentation and classification heads: map the list of feature maps to logits."""
 
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
 from visionattn.heads.ccnet import CCNet
@@ -27,7 +27,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def register_head(name: str, cls: type[Head]) -> None:
-    """Add a segmentation head of your own: `cls(channels, strides, num_classes, *, ...)`.
+    """Register a segmentation head: `cls(channels, strides, num_classes, *, ...)`.
 
     Raises:
         ValueError: the name is taken.

@@ -1,7 +1,7 @@
-"""What every segmentation head has: maps in, raw logits out.
+"""Base of all segmentation heads: maps in, raw logits out.
 
-Modules have the names of mmsegmentation (open-mmlab/mmsegmentation 1.2.2, Apache-2.0), so that the
-state dicts of published files fit; their initial values are mmcv's.
+Modules are named as in mmsegmentation (open-mmlab/mmsegmentation 1.2.2, Apache-2.0), so that state
+dicts of published files load; initial values follow mmcv.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visionattn.layers import init_convolutions
 
 
 class Aux(NamedTuple):
-    """A further output that is trained on: logits of their own size, and the weight of their loss."""
+    """Auxiliary output in training: logits at their own size, and the weight of their loss."""
 
     name: str
     logits: torch.Tensor
@@ -25,20 +25,20 @@ class Aux(NamedTuple):
 
 
 class HeadOutput(NamedTuple):
-    """Raw logits `[B, K, h, w]` at the resolution the head works in; `aux` in training only."""
+    """Raw logits `[B, K, h, w]` at the resolution of the head; `aux` only in training."""
 
     logits: torch.Tensor
     aux: tuple[Aux, ...] = ()
 
 
 class Head(nn.Module):
-    """Logits from the maps of a backbone.
+    """Compute logits from the maps of a backbone.
 
-    A head is built from `channels` and `strides` of the maps (finest first), `num_classes` and numbers of
-    its own, given by keyword. It resizes maps to each other's sizes, never by a factor.
+    A head is built from `channels` and `strides` of the maps (finest first), `num_classes` and its own keyword
+    arguments. It resizes maps to each other's sizes, never by a factor.
 
     Attributes:
-        uses_image: whether the image comes before the maps (then `channels` and `strides` begin with those of the image).
+        uses_image: whether the image is passed before the maps (then `channels` and `strides` start with those of the image).
         auxiliary: whether published recipes train it with an auxiliary head.
     """
 
@@ -49,22 +49,22 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def init_weights(self) -> None:
-        """Draw all parameters anew; also completes a head that was built on the meta device."""
+        """Initialise all parameters; also completes a head that was built on the meta device."""
         init_convolutions(self)
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Rename keys of published files that are not ours; both are given without `decode_head.`."""
+        """Rename keys of published files to ours; both without the prefix `decode_head.`."""
         return state
 
     @staticmethod
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-        """Infer arguments of the class from the tensors of a head, under our keys; None if they are another head's."""
+        """Infer arguments of the class from the tensors of a head, under our keys; None if they belong to another head."""
         return None
 
 
 class ConvModule(nn.Module):
-    """Convolution without bias that keeps the size, batch norm, ReLU."""
+    """Size-preserving convolution without bias, batch norm, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class ConvModule(nn.Module):
 
 
 class Scale(nn.Module):
-    """A learned factor, 0 at first."""
+    """Learned factor, initially 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Scale(nn.Module):
 
 
 def resize_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """`x` [B, C, h, w] at another height and width: bilinear, corners not aligned."""
+    """Resize `x` [B, C, h, w] to another height and width: bilinear, corners not aligned."""
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,7 +1,7 @@
 """CCNet (arXiv:1811.11721): recurrent criss-cross attention, https://github.com/speedinghzl/CCNet at 1fae6c67, MIT.
 
-Names are those of mmsegmentation 1.2.2, whose function is the authors' (written as a sum over column
-and row, agreeing to rounding). The authors' file has the residual factor as `gamma` [1] for `gamma.scale` [].
+Names follow mmsegmentation 1.2.2, which computes the same function as the authors (written as a sum over column
+and row, equal up to rounding). In the authors' files the residual factor is `gamma` [1] instead of `gamma.scale` [].
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from visionattn.kernels import keep_weights
 
 
 class CrissCrossAttention(nn.Module):
-    """Each position attends to those of its column and its row, to itself once.
+    """Attention of each position to its column and row, to itself once.
 
-    The scores are not divided by the root of the width; one softmax goes over both lines.
+    The scores are not divided by the square root of the width; one softmax covers column and row.
     """
 
     def __init__(self, channels: int) -> None:
@@ -33,10 +33,10 @@ class CrissCrossAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B C H W
         q, k, v = self.query_conv(x), self.key_conv(x), self.value_conv(x)
         height = x.shape[2]
-        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # H 1 H, left to the row
+        itself = torch.eye(height, dtype=torch.bool, device=x.device)[:, None, :]  # H 1 H, counted in the row instead
         column = torch.einsum("bchw,bcgw->bhwg", q, k).masked_fill(itself, -torch.inf)
         row = torch.einsum("bchw,bchv->bhwv", q, k)
-        # Not `kernels.dense_attention`, which would need all H * W keys and a mask. Only CCNet uses it, in this form alone.
+        # Not `kernels.dense_attention`, which would need all H * W keys and a mask. Only CCNet uses this form.
         weights = torch.cat([column, row], -1).softmax(-1).to(v.dtype)
         keep_weights("criss_cross_attention", weights, size=tuple(x.shape[2:]))
         column, row = weights[..., :height], weights[..., height:]
@@ -45,15 +45,15 @@ class CrissCrossAttention(nn.Module):
 
 
 class CCNet(Head):
-    """Criss-cross attention on the last map, repeated with the same weights so that every position reaches every other.
+    """Criss-cross attention on the last map, repeated with shared weights so that every position reaches every other.
 
     Args:
         channels: channels of the maps, finest first.
         strides: strides of the maps.
         num_classes: logits per position.
         width: channels inside the head.
-        recurrence: how often the attention is applied.
-        dropout: of whole channels, before the classifier.
+        recurrence: number of times the attention is applied.
+        dropout: dropout rate of whole channels before the classifier.
     """
 
     auxiliary = True
@@ -90,7 +90,7 @@ class CCNet(Head):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`gamma` [1] of the authors becomes `gamma.scale` []."""
+        """Rename the authors' `gamma` [1] to `gamma.scale` []."""
         return {
             f"{key}.scale" if key.rpartition(".")[2] == "gamma" else key: value.reshape(()) if key.endswith("gamma") else value
             for key, value in state.items()

@@ -1,7 +1,7 @@
-"""Dual attention: positions attend to positions, channels to channels.
+"""Dual attention: position attention and channel attention.
 
 Paper: Fu et al., "Dual Attention Network for Scene Segmentation", arXiv 1809.02983.
-Upstream: open-mmlab/mmsegmentation 1.2.2 (Apache-2.0), `mmseg/models/decode_heads/da_head.py`: names and numbers are its.
+Upstream: open-mmlab/mmsegmentation 1.2.2 (Apache-2.0), `mmseg/models/decode_heads/da_head.py`; same names and results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from visionattn.kernels import dense_attention, keep_weights
 
 
 class PositionAttention(nn.Module):
-    """Each position adds an average of all positions, weighted by their likeness (section 3.2). The cost grows with the square of the map.
+    """Add to each position an average of all positions weighted by similarity (section 3.2), at quadratic cost in the map size.
 
     Args:
-        channels: of the map.
-        reduced: of queries and keys.
+        channels: channels of the map.
+        reduced: channels of queries and keys.
     """
 
     def __init__(self, channels: int, reduced: int) -> None:
@@ -38,7 +38,7 @@ class PositionAttention(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """Each channel adds an average of all channels, those most unlike it weighted most (section 3.3, as in the authors' code)."""
+    """Add to each channel an average of all channels, the least similar weighted most (section 3.3, as in the authors' code)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,21 +47,22 @@ class ChannelAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.flatten(2)
         energy = flat @ flat.transpose(1, 2)  # B C C
-        # Not `kernels.channel_attention`: the scores are negated, q takes no part, and this form is the only one.
+        # Not `kernels.channel_attention`: the scores are negated, and there is no q.
         weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
         keep_weights("danet_channel_attention", weights, size=tuple(x.shape[2:]))
         return self.gamma((weights @ flat).view_as(x)) + x  # type: ignore[no-any-return]
 
 
 class DANet(Head):
-    """Logits of the sum of both attentions over the last map; in training also those of each alone.
+    """Logits of the sum of both attentions on the last map; in training also the logits of each.
 
     Args:
-        channels, strides: of the maps, finest first; the last is used.
-        num_classes: of the logits, which have the stride of the last map.
-        width: channels inside.
+        channels: channels of the maps, finest first; the last is used.
+        strides: strides of the maps.
+        num_classes: logits per position, at the stride of the last map.
+        width: channels inside the head.
         reduced: channels of the queries and keys of position attention.
-        dropout: on the features of each classifier.
+        dropout: dropout rate on the features of each classifier.
     """
 
     def __init__(

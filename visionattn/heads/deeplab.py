@@ -1,7 +1,7 @@
 """DeepLabV3+ (arXiv:1802.02611) and DeepLabV3 (arXiv:1706.05587), as in mmsegmentation 1.2.2.
 
-They were made for convolutional networks dilated to stride 8 or 16. The last map of our backbones has
-stride 32 as a rule and no published rates; there the rates shrink so that they reach as many pixels
+They were designed for convolutional networks dilated to stride 8 or 16. The last map of our backbones usually has
+stride 32, for which no rates are published; the rates then shrink to span as many pixels
 of the image as (6, 12, 18) do at stride 16.
 """
 
@@ -17,7 +17,7 @@ from visionattn.heads.base import ConvModule, Head, HeadOutput, resize_to
 
 
 class Separable(nn.Module):
-    """A 3x3 convolution per channel, then a 1x1 convolution over all."""
+    """Depthwise separable 3x3 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
         super().__init__()
@@ -29,11 +29,11 @@ class Separable(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the map at several rates of dilation and its average, in one.
+    """Atrous spatial pyramid pooling: concatenated dilated convolutions of the map and its average.
 
     Args:
-        in_channels: of the map.
-        width: channels of each branch and of the result.
+        in_channels: channels of the map.
+        width: channels of each branch and of the output.
         rates: dilation of each branch; rate 1 is a 1x1 convolution.
         separable: depthwise separable convolutions at the other rates.
     """
@@ -57,10 +57,10 @@ class DeepLabV3Plus(Head):
         strides: strides of the maps.
         num_classes: logits per position.
         width: channels inside the head.
-        dilations: rate of each branch; rate 1 is a 1x1 convolution. None takes 1 and (6, 12, 18) * 16 / stride.
-        low_width: channels of the first map's part; 0 leaves it out (DeepLabV3) and ends at the last map's resolution.
+        dilations: rate of each branch; rate 1 is a 1x1 convolution. None uses 1 and (6, 12, 18) * 16 / stride.
+        low_width: channels of the projected first map; 0 omits it (DeepLabV3) and ends at the last map's resolution.
         separable: depthwise separable convolutions at the other rates (V3+), or full ones (V3).
-        dropout: of whole channels, before the classifier.
+        dropout: dropout rate of whole channels before the classifier.
     """
 
     auxiliary = True
@@ -95,7 +95,7 @@ class DeepLabV3Plus(Head):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """There the parts of the pyramid stand in the head itself."""
+        """Move the parts of the pyramid from the head to `aspp`."""
         pyramid = ("image_pool.", "aspp_modules.", "bottleneck.")
         return {f"aspp.{key}" if key.startswith(pyramid) else key: value for key, value in state.items()}
 
@@ -112,7 +112,7 @@ class DeepLabV3Plus(Head):
 
 
 def usual_rates(stride: int) -> tuple[int, ...]:
-    """(1, 6, 12, 18) at stride 16, the same reach in pixels at others."""
+    """Rates (1, 6, 12, 18) at stride 16, scaled to the same span in pixels at other strides."""
     return (1, *(max(1, rate * 16 // stride) for rate in (6, 12, 18)))
 
 

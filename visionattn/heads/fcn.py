@@ -19,11 +19,11 @@ class FCN(Head):
         strides: strides of the maps.
         num_classes: logits per position.
         width: channels of the convolutions.
-        num_convs: how many of them.
-        concat_input: put the map beside their output and convolve once more.
-        dilation: of the convolutions.
-        level: which map.
-        dropout: of whole channels, before the classifier.
+        num_convs: number of convolutions.
+        concat_input: concatenate the map with their output and convolve once more.
+        dilation: dilation of the convolutions.
+        level: index of the map.
+        dropout: dropout rate of whole channels before the classifier.
     """
 
     auxiliary = True

@@ -1,4 +1,4 @@
-"""The classification head: norm and global average pooling in the order of the family, dropout, linear."""
+"""Classification head: norm and global average pooling in the family's order, dropout, linear layer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch import nn
 
 
 class LinearHead(nn.Module):
-    """Logits from the last map.
+    """Compute logits from the last map.
 
     Args:
         channels: channels of the maps; the last map is used.
-        num_classes: 0 returns the pooled features.
+        num_classes: number of classes; 0 returns the pooled features.
         norm: normalisation over NCHW, of the map or of its average.
-        pool_first: pool, then norm; otherwise the map is normed, then pooled.
-        global_pool: "avg", or "" for features and logits at each position, `[B, C, H, W]`.
+        pool_first: pool before the norm instead of after it.
+        global_pool: "avg", or "" for features and logits per position, `[B, C, H, W]`.
         drop_rate: dropout before the linear layer.
 
     Raises:
-        ValueError: another `global_pool`.
+        ValueError: unknown `global_pool`.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class LinearHead(nn.Module):
         self.reset(num_classes, global_pool)
 
     def reset(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new linear layer, drawn anew; None keeps the pooling."""
+        """Replace the linear layer; `global_pool=None` keeps the pooling."""
         if global_pool is not None:
             if global_pool not in ("avg", ""):
                 raise ValueError(f'global_pool: expected "avg" or "", got {global_pool!r}')
@@ -62,4 +62,4 @@ class LinearHead(nn.Module):
             x = self.norm(x)
             x = x.mean((2, 3)) if self.global_pool else x
         x = self.drop(x)
-        return x if pre_logits else self.fc(x.movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]  # pooled: nothing moves
+        return x if pre_logits else self.fc(x.movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]  # no-op if pooled

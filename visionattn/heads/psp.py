@@ -12,15 +12,15 @@ from visionattn.heads.base import ConvModule, Head, HeadOutput, resize_to
 
 
 class PSP(Head):
-    """The last map beside its averages over grids of several sizes.
+    """Concatenate the last map with its averages over grids of several sizes.
 
     Args:
         channels: channels of the maps, finest first.
         strides: strides of the maps.
         num_classes: logits per position.
-        width: channels of each average and of what the classifier sees.
-        pool_sizes: cells per side of the grids; they are laid over the map that arrives, whatever its size.
-        dropout: of whole channels, before the classifier.
+        width: channels of each average and of the classifier's input.
+        pool_sizes: cells per side of the grids, for maps of any size.
+        dropout: dropout rate of whole channels before the classifier.
     """
 
     auxiliary = True
@@ -54,10 +54,10 @@ class PSP(Head):
 
 
 def pyramid_pooling(channels: int, width: int, pool_sizes: Sequence[int]) -> nn.ModuleList:
-    """Per size an average over a grid and a 1x1 convolution."""
+    """Build, for each size, averaging over a grid and a 1x1 convolution."""
     return nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvModule(channels, width)) for size in pool_sizes)
 
 
 def with_averages(x: torch.Tensor, pools: nn.ModuleList) -> torch.Tensor:
-    """The map and what each of `pools` makes of it, resized to it, as one: [B, C + pools * width, H, W]."""
+    """Concatenate the map with the resized outputs of `pools`: [B, C + pools * width, H, W]."""
     return torch.cat([x, *(resize_to(pool(x), x.shape[2:]) for pool in pools)], 1)

@@ -1,7 +1,7 @@
-"""The head of SegFormer (arXiv:2105.15203): all maps brought to one width and one size, concatenated, mixed.
+"""SegFormer head (arXiv:2105.15203): project all maps to one width and size, concatenate, and fuse.
 
-Two functions go by that name. mmsegmentation 1.2.2 has batch norm and ReLU at every map and begins
-with the finest one; the authors (NVlabs/SegFormer) have a linear layer only and begin with the coarsest.
+There are two versions. mmsegmentation 1.2.2 applies batch norm and ReLU to every map and starts
+with the finest one; the authors (NVlabs/SegFormer) use only a linear layer and start with the coarsest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from visionattn.heads.base import ConvModule, Head, HeadOutput, resize_to
 
 
 class Linear(nn.Module):
-    """The authors' linear layer, at each position."""
+    """The authors' linear layer, applied per position."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Linear(nn.Module):
 
 
 class SegFormer(Head):
-    """Logits at the first map's resolution from all maps.
+    """Compute logits at the resolution of the first map from all maps.
 
     Args:
         channels: channels of the maps, finest first.
@@ -36,10 +36,10 @@ class SegFormer(Head):
         num_classes: logits per position.
         width: channels inside the head; 256 for small, 768 for large models.
         style: "mmseg" or "original".
-        dropout: of whole channels, before the classifier.
+        dropout: dropout rate of whole channels before the classifier.
 
     Raises:
-        ValueError: another style.
+        ValueError: unknown style.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SegFormer(Head):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The authors' `linear_c1` to `linear_c4`, `linear_fuse` and `linear_pred` under mmsegmentation's names."""
+        """Rename the authors' `linear_c1` to `linear_c4`, `linear_fuse` and `linear_pred` to mmsegmentation's names."""
 
         def ours(key: str) -> str:
             key = re.sub(r"^linear_c(\d+)\.", lambda found: f"convs.{int(found[1]) - 1}.", key)

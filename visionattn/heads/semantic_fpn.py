@@ -1,6 +1,6 @@
-"""Semantic FPN (arXiv:1901.02446), as in mmsegmentation 1.2.2: its neck FPN and its FPNHead in one head.
+"""Semantic FPN (arXiv:1901.02446), as in mmsegmentation 1.2.2: FPN and FPNHead combined in one head.
 
-In published files the neck stands beside the head (`neck.*`); here it is a part of it.
+In published files the neck (`neck.*`) is separate from the head; here it is part of it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from visionattn.heads.base import ConvModule, Head, HeadOutput, resize_to
 
 
 class FeaturePyramid(nn.Module):
-    """Maps of one width, each with the coarser ones added to it.
+    """Project all maps to one width and add the coarser ones to each.
 
-    Convolutions have a bias, and neither norm nor activation; coarse maps are enlarged by repeating.
+    Convolutions have a bias, but no norm or activation; coarse maps are upsampled to the nearest pixels.
     """
 
     def __init__(self, channels: Sequence[int], width: int) -> None:
@@ -36,7 +36,7 @@ class FeaturePyramid(nn.Module):
 
 
 class SemanticFPN(Head):
-    """The sum of all levels of a feature pyramid, each convolved and doubled in size until it has the finest one's.
+    """Sum all levels of a feature pyramid, each convolved and upsampled by 2 until it has the size of the finest.
 
     Args:
         channels: channels of the maps, finest first.
@@ -44,7 +44,7 @@ class SemanticFPN(Head):
         num_classes: logits per position.
         neck_width: channels of the pyramid.
         width: channels of the sum.
-        dropout: of whole channels, before the classifier.
+        dropout: dropout rate of whole channels before the classifier.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SemanticFPN(Head):
         levels = [head(x) for head, x in zip(self.scale_heads, self.neck(maps), strict=True)]
         total = levels[0]
         for level in levels[1:]:
-            total = total + resize_to(level, total.shape[2:])  # one position too many where a side is odd
+            total = total + resize_to(level, total.shape[2:])  # doubling odd sides gives one position too many
         return HeadOutput(self.conv_seg(self.dropout(total)))
 
     @staticmethod
@@ -88,12 +88,12 @@ class SemanticFPN(Head):
 
 
 class Double(nn.Module):
-    """Twice the height and width."""
+    """Double height and width."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return resize_to(x, (2 * x.shape[2], 2 * x.shape[3]))
 
 
 def _plain(conv: nn.Conv2d) -> nn.Module:
-    """A convolution under the name that a ConvModule has for it."""
+    """Name a convolution as in a ConvModule."""
     return nn.Sequential(OrderedDict(conv=conv))

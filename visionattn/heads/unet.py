@@ -1,22 +1,22 @@
 """Attention U-Net: a decoder over the pyramid of any backbone, up to the size of the image.
 
-From the coarsest map up, each level is enlarged, joined with the map of that size from the backbone (the skip, treated by
-an attention of choice) and convolved twice. No backbone has maps at strides 1 and 2: a small stem of the
-head's own makes them from the image.
+Starting from the coarsest map, each level is upsampled, concatenated with the map of that size from the backbone (the skip,
+with optional attention) and convolved twice. Backbones have no maps at strides 1 and 2; the head computes them from the
+image with a small stem.
 
-The skips and where they come from:
+Attention of the skips:
 
 * "none": U-Net (Ronneberger et al., arXiv 1505.04597).
 * "gate": the additive gate of Attention U-Net (Oktay et al., arXiv 1804.03999, eq. 1 and 2), with batch norm in
-  each projection as in its later descendants.
-* "dual": position and channel attention, one after the other (arXiv 1809.02983), as in DAU-Net and
-  multi-scale dual guided attention. The cost of the former grows with the square of the positions, so that levels
-  finer than stride 8 have the latter alone.
+  each projection as in later variants.
+* "dual": position attention, then channel attention (arXiv 1809.02983), as in DAU-Net and
+  multi-scale dual guided attention. The cost of position attention grows with the square of the number of positions, so levels
+  finer than stride 8 use only channel attention.
 * "cross_contextual": a summary of each side attends to the positions of the other (Att-SwinU-Net, arXiv 2210.16898).
-  In the published code the summary replaces the first position, whose content is lost; here it is
+  The published code replaces the first position with the summary and loses its content; here the summary is
   added to all positions.
 
-A skip or a bottleneck may also be any attention module of `visionattn.attention.ATTENTION`, by its name.
+Skips and the bottleneck also accept any attention module of `visionattn.attention.ATTENTION` by name.
 """
 
 from __future__ import annotations
@@ -36,26 +36,27 @@ from visionattn.heads.danet import ChannelAttention, PositionAttention
 from visionattn.heads.deeplab import ASPP, usual_rates
 from visionattn.kernels import dense_attention
 
-# What skips and bottlenecks take beside the attention modules of the table.
+# Choices of skips and bottlenecks besides the attention modules of the table.
 SKIPS = ("none", "gate", "dual", "cross_contextual")
 BOTTLENECKS = ("none", "aspp", "dual")
-_COARSE = 8  # least stride of position attention
+_COARSE = 8  # smallest stride with position attention
 
 
 class UNet(Head):
-    """Logits at the size of the image.
+    """Compute logits at the size of the image.
 
     Args:
-        channels, strides: of the image and the maps, finest first.
-        num_classes: of the logits.
-        stem_channels: of the head's own maps at strides 1 and 2.
-        max_channels: of the decoder; a level has as many as its skip, but no more than these.
+        channels: channels of the image and the maps, finest first.
+        strides: strides of the image and the maps.
+        num_classes: logits per position.
+        stem_channels: channels of the stem's maps at strides 1 and 2.
+        max_channels: upper limit of the decoder's channels; below it, a level has as many as its skip.
         skip: attention of the skips, one of `SKIPS` or a name in `visionattn.attention.ATTENTION`. The skips at strides
-            1 and 2, which the head's stem makes, have none.
-        bottleneck: what the coarsest map goes through first: a convolution ("none"), one with dual attention or an
-            attention module of the table behind it, or atrous pyramid pooling ("aspp").
-        deep_supervision: in training also logits of each level but the coarsest, weight halved from level to level.
-        dropout: of the features of the classifier.
+            1 and 2, which come from the stem, have none.
+        bottleneck: first layers on the coarsest map: a convolution ("none"), a convolution followed by dual attention or an
+            attention module of the table, or atrous pyramid pooling ("aspp").
+        deep_supervision: in training, also return logits of each level except the coarsest, weights halved from level to level.
+        dropout: dropout rate on the features of the classifier.
 
     Raises:
         UserError: VA-M002, an unknown skip or bottleneck.
@@ -101,7 +102,7 @@ class UNet(Head):
         logits = self.conv_seg(self.dropout(x))
         if not self.training:
             return HeadOutput(logits)
-        coarser = zip(self.aux, reversed(outputs[:-1]), strict=False)  # without aux none
+        coarser = zip(self.aux, reversed(outputs[:-1]), strict=False)  # empty without aux
         return HeadOutput(logits, tuple(Aux(f"level{index}", conv(part), 0.5**index) for index, (conv, part) in enumerate(coarser, 1)))
 
     @staticmethod
@@ -120,14 +121,14 @@ class UNet(Head):
 
 
 class Level(nn.Module):
-    """Enlarge, join with the skip, convolve twice.
+    """Upsample, concatenate with the skip, convolve twice.
 
     Args:
         below: channels of the coarser level.
         skip: channels of the skip.
-        width: channels of the result.
+        width: channels of the output.
         attention: attention of the skip, see `UNet`.
-        stride: of the skip.
+        stride: stride of the skip.
     """
 
     def __init__(self, below: int, skip: int, width: int, attention: str, stride: int) -> None:
@@ -137,14 +138,14 @@ class Level(nn.Module):
         self.convs = nn.Sequential(ConvModule(skip + width, width, 3), ConvModule(width, width, 3))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        x = resize_to(self.up(x), skip.shape[2:])  # projected first: the smaller map
+        x = resize_to(self.up(x), skip.shape[2:])  # projected first, while the map is smaller
         if self.attention is not None:
             skip, x = self.attention(skip, x)
         return self.convs(torch.cat([skip, x], 1))  # type: ignore[no-any-return]
 
 
 class AdditiveGate(nn.Module):
-    """The skip scaled, per position, by what skip and decoder say together: `skip * sigmoid(psi(relu(Wx skip + Wg x)))`.
+    """Scale the skip per position by a gate from skip and decoder: `skip * sigmoid(psi(relu(Wx skip + Wg x)))`.
 
     The decoder's map may be smaller; its projection is resized.
     """
@@ -161,10 +162,10 @@ class AdditiveGate(nn.Module):
 
 
 class CrossContextual(nn.Module):
-    """The mean of each side attends to the positions of the other, twice, and is added to its own side.
+    """Let the mean of each side attend to the positions of the other, twice, and add it to its own side.
 
     Args:
-        skip: channels of the skip, which both sides have here; the decoder's map is projected to them and back.
+        skip: channels of the skip; the decoder's map is projected to them and back.
         width: channels of the decoder's map.
     """
 
@@ -183,7 +184,7 @@ class CrossContextual(nn.Module):
         return skip + a.transpose(1, 2).unsqueeze(-1), x + self.project_back(b).transpose(1, 2).unsqueeze(-1)
 
     def exchange(self, a: torch.Tensor, ours: torch.Tensor, b: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """New summaries `[B, 1, C]` from the old ones and the positions `[B, N, C]` of both sides."""
+        """Update the summaries `[B, 1, C]` from the positions `[B, N, C]` of both sides."""
         for layer in self.layers:
             first, second = layer.children()
             a = a + first(a, theirs)
@@ -192,7 +193,7 @@ class CrossContextual(nn.Module):
 
 
 class SummaryAttention(nn.Module):
-    """Attention of one token to others and to itself; only the token is normed."""
+    """Attention of one token to others and to itself; only the token is normalised."""
 
     def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -210,7 +211,7 @@ class SummaryAttention(nn.Module):
 
 
 class SkipOnly(nn.Module):
-    """A module for the skip alone."""
+    """Apply a module to the skip only."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -251,7 +252,7 @@ def _dual(channels: int) -> nn.Sequential:
 
 
 def _infer_skip(state: dict[str, torch.Tensor], level: int) -> str:
-    """Find the skip with the tensors of the coarsest level; "none" where no name has them, or where there are none."""
+    """Find the skip by the tensors of the coarsest level; "none" if there are none or no name matches."""
     attention = _shapes(state, f"levels.{level}.attention.")
     width, joined = state[f"levels.{level}.convs.0.conv.weight"].shape[:2]
     candidates = [name for name in (*SKIPS, *ATTENTION) if name != "none"]
@@ -264,7 +265,7 @@ def _infer_skip(state: dict[str, torch.Tensor], level: int) -> str:
 
 
 def _infer_bottleneck(state: dict[str, torch.Tensor], width: int) -> str:
-    """Find the bottleneck with these tensors; "none" where no name has them, or where there are none."""
+    """Find the bottleneck by its tensors; "none" if there are none or no name matches."""
     if "bottleneck.image_pool.1.conv.weight" in state:
         return "aspp"
     attention = _shapes(state, "bottleneck.1.")
@@ -277,6 +278,6 @@ def _infer_bottleneck(state: dict[str, torch.Tensor], width: int) -> str:
 
 
 def _shapes(state: dict[str, torch.Tensor], prefix: str = "") -> dict[str, torch.Size]:
-    """Map the names under a prefix, without it, to shapes; the counters of batch norms are left out."""
+    """Map the names under a prefix, without it, to shapes, ignoring the counters of batch norms."""
     own = {key.removeprefix(prefix): value.shape for key, value in state.items() if key.startswith(prefix)}
     return {key: shape for key, shape in own.items() if not key.endswith("num_batches_tracked")}

@@ -13,15 +13,15 @@ from visionattn.heads.psp import pyramid_pooling, with_averages
 
 
 class UPerNet(Head):
-    """Logits at the first map's resolution from all maps.
+    """Compute logits at the resolution of the first map from all maps.
 
     Args:
         channels: channels of the maps, finest first.
         strides: strides of the maps.
         num_classes: logits per position.
         width: channels inside the head.
-        pool_sizes: cells per side of the grids that the last map is averaged over.
-        dropout: of whole channels, before the classifier.
+        pool_sizes: cells per side of the grids for averages of the last map.
+        dropout: dropout rate of whole channels before the classifier.
     """
 
     auxiliary = True
@@ -51,7 +51,7 @@ class UPerNet(Head):
         levels.append(self.bottleneck(with_averages(maps[-1], self.psp_modules)))
         for fine in range(len(levels) - 2, -1, -1):
             levels[fine] = levels[fine] + resize_to(levels[fine + 1], levels[fine].shape[2:])
-        smooth = [conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)]  # the last is smooth already
+        smooth = [conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)]  # the last is already convolved
         size = levels[0].shape[2:]
         x = self.fpn_bottleneck(torch.cat([resize_to(x, size) for x in [*smooth, levels[-1]]], 1))
         return HeadOutput(self.conv_seg(self.dropout(x)))

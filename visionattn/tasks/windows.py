@@ -1,13 +1,13 @@
-"""Prediction in windows, with flips and at several scales, in bounded memory.
+"""Predict in windows, with flips and at several scales, in bounded memory.
 
-Everything here takes a `model`: a network in evaluation mode, or any function, from images `[B, C, *size]` to logits `[B, K, *size]`.
-The functions compose: `with_flips(model)` is such a function again; inside of a sliding window it flips each window, around one the image.
+All functions take a `model`: a network in evaluation mode, or any function from images `[B, C, *size]` to logits `[B, K, *size]`.
+They compose: `with_flips(model)` is such a function too; inside a sliding window it flips each window, outside the whole image.
 
-The grid of windows and the average over them are those of mmsegmentation 1.2.2 (`slide_inference`) and MONAI 1.6.1
-(`sliding_window_inference`), which agree; the Gaussian weights are MONAI's. `blend="nnunet"` takes grid and weights of nnU-Net 2
-(`compute_steps_for_sliding_window`, `compute_gaussian`). All are Apache-2.0; nothing is taken from them. What differs: an image smaller
-than the window is padded with zeros on both sides, as in MONAI and nnU-Net, also for `blend="constant"`, where mmsegmentation hands the
-network the smaller image.
+The grid of windows and the average over them match mmsegmentation 1.2.2 (`slide_inference`) and MONAI 1.6.1
+(`sliding_window_inference`), which agree; the Gaussian weights are MONAI's. `blend="nnunet"` uses grid and weights of nnU-Net 2
+(`compute_steps_for_sliding_window`, `compute_gaussian`). All are Apache-2.0; no code is copied. One difference: an image smaller
+than the window is padded with zeros on both sides, as in MONAI and nnU-Net, also for `blend="constant"`, where mmsegmentation passes the
+smaller image to the network.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from visionattn.heads.base import resize_to
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Blend = Literal["constant", "gaussian", "nnunet"]
-Place = tuple[slice, ...]  # of a window in B C *size
+Place = tuple[slice, ...]  # slices of a window in B C *size
 
-ALL = (slice(None), slice(None))  # of images and channels
+ALL = (slice(None), slice(None))  # slices of images and channels
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """Starts along one axis: every `stride`, the last one moved inward to end with the image."""
+    """Window starts along one axis: every `stride`, the last one moved inward to end at the image border."""
     last = max(size - window, 0)
     return [*range(0, last, stride), last]
 
 
 def spread_starts(size: int, window: int, stride: float) -> list[int]:
-    """Starts along one axis: as few as keep to `stride`, at equal distances, which are rounded (nnU-Net)."""
+    """Window starts along one axis: the fewest with steps of at most `stride`, evenly spaced and rounded (nnU-Net)."""
     last = max(size - window, 0)
     gaps = math.ceil(last / stride)
     return [0, *(round(last / gaps * index) for index in range(1, gaps + 1))]
 
 
 def importance_map(window: tuple[int, ...], *, nnunet: bool = False) -> torch.Tensor:
-    """Gaussian weights of the pixels of a window, sigma an eighth of each side.
+    """Gaussian weights of the pixels of a window, with sigma an eighth of each side.
 
-    MONAI's are centred between the middle pixels of an even side, none below 0.001; nnU-Net's on the latter of them, without a floor.
+    MONAI centres them between the middle pixels of an even side, with a floor of 0.001; nnU-Net on the second of them, without a floor.
     """
     weight = torch.ones(())
     for side in window:
@@ -67,21 +67,21 @@ def sliding_logits(
     prepare: Predict | None = None,
     stitch_device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """Logits `[B, K, *size]`, float32: the weighted average over all windows that cover a pixel.
+    """Compute logits `[B, K, *size]`, float32, as the weighted average over all windows that cover a pixel.
 
     Args:
-        model: gives logits of the size of its images.
+        model: returns logits of the size of its images.
         image: `[B, C, *size]`.
         window: sides of the window.
-        stride: steps from window to window; from `overlap` if None.
+        stride: steps between windows; None derives them from `overlap`.
         overlap: share of a side that neighbouring windows have in common, from 0 to below 1.
         blend: weights within a window: "constant", all one; "gaussian", MONAI's; "nnunet", nnU-Net's, with its grid (`spread_starts`).
         batch: windows per call of the model.
-        prepare: from a cut-out of the image to the model's input (normalise, move to the device); as it is if None.
-        stitch_device: where the logits of the whole image are.
+        prepare: converts a crop of the image to the model's input (normalise, move to the device); None leaves it unchanged.
+        stitch_device: device of the logits of the whole image.
 
     Raises:
-        ValueError: windows that would leave gaps, or another `blend`.
+        ValueError: windows would leave gaps, or `blend` is unknown.
     """
     size = tuple(image.shape[2:])
     sides, starts = _grid(size, window, stride, overlap, blend)
@@ -112,21 +112,21 @@ def class_map(
     prepare: Predict | None = None,
     held_bytes: int = 2**28,
 ) -> torch.Tensor:
-    """The most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+    """Predict the most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
 
-    The same as `sliding_logits(...).argmax(1)`, but the logits of the whole image never exist: a band of one window's height is filled, and
-    the rows that no further window touches become classes. If the band of the whole width is larger than `held_bytes` (150 classes in
-    windows of 512 rows: above 873 columns), the image is done in strips of columns, and the windows over a cut run twice.
+    Equal to `sliding_logits(...).argmax(1)` without storing the logits of the whole image: a band of one window's height is filled, and
+    rows that no further window covers are converted to classes. If a band of the full width is larger than `held_bytes` (150 classes in
+    windows of 512 rows: above 873 columns), the image is processed in strips of columns, and the windows across a cut run twice.
 
     Args:
         model: as in `sliding_logits`.
-        image: `[1, C, H, W]`, of any type that `prepare` takes: a large image may stay uint8 on the CPU.
-        num_classes: K of the logits; with 1, the map is 1 where the logit is positive.
-        window: as in `sliding_logits`, and `stride`, `overlap`, `blend`, `batch` and `prepare` too.
+        image: `[1, C, H, W]`, of any type that `prepare` accepts: a large image may stay uint8 on the CPU.
+        num_classes: K of the logits; with 1, the map is 1 if the logit is positive.
+        window, stride, overlap, blend, batch, prepare: as in `sliding_logits`.
         held_bytes: size of the band of logits. A strip is at least one stride wide.
 
     Raises:
-        ValueError: windows that would leave gaps, another `blend`, or not one image.
+        ValueError: windows would leave gaps, `blend` is unknown, or there is not exactly one image.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ValueError(f"image: expected one image [1, C, H, W], got {list(image.shape)}")
@@ -136,7 +136,7 @@ def class_map(
     classes = torch.empty(size, dtype=_class_dtype(num_classes))
     tall = min(sides[0], height)
     strips = list(_strips(columns, width, held_bytes // (4 * num_classes * tall)))
-    held = torch.empty(num_classes * tall * max(right - left for left, right in strips))  # one for all strips
+    held = torch.empty(num_classes * tall * max(right - left for left, right in strips))  # shared by all strips
     for left, right in strips:
         band = held[: num_classes * tall * (right - left)].view(num_classes, tall, -1).zero_()
         inside = [column for column in columns if column < right and column + sides[1] > left]
@@ -146,25 +146,25 @@ def class_map(
                 start, stop = max(across.start, left), min(across.stop, right)
                 cut = slice(start - across.start, stop - across.start)
                 band[..., start - left : stop - left].addcmul_(logits[0, ..., cut].to("cpu", torch.float32), weight[:, cut])
-                del logits  # of one window can be as large as the activations of the next one
+                del logits  # the logits of one window can be as large as the activations of the next
             done = following - row
-            # Dividing by the sum of weights changes neither the largest logit nor a sign.
+            # Dividing by the sum of weights changes neither the argmax nor the sign.
             classes[row:following, left:right] = _classes(band[:, :done], dim=0)
-            for plane in band:  # plane by plane, for a copy of the band would be as large as the band
+            for plane in band:  # plane by plane, because a copy of the band would double its memory
                 plane[: tall - done] = plane[done:].clone()
                 plane[tall - done :] = 0
     return classes
 
 
 def predict_whole(model: Predict, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Logits of the image in one piece, float32, resized to `size` if it is given."""
+    """Predict the logits of the whole image, float32, resized to `size` if given."""
     with torch.no_grad():
         logits = model(image).float()
     return logits if size is None else resize_to(logits, size)
 
 
 def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28) -> torch.Tensor:
-    """`F.interpolate(logits, size).argmax(1)` of one image in bands of rows, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+    """Compute `F.interpolate(logits, size).argmax(1)` of one image in bands of rows: `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
 
     Args:
         logits: `[1, K, h, w]`.
@@ -187,11 +187,11 @@ def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int
 
 
 def with_flips(model: Predict, axes: tuple[int, ...] = (-1,)) -> Predict:
-    """The mean of the model's logits over all flips of the image along `axes`.
+    """Average the outputs of the model over all flips of the image along `axes`.
 
     Args:
-        model: as in `sliding_logits`. The mean is of what it gives: of probabilities, if it ends in a softmax, which is the rule of
-            mmsegmentation's multi-scale figures; of logits otherwise, which is nnU-Net's.
+        model: as in `sliding_logits`. If it ends in a softmax, probabilities are averaged, as in mmsegmentation's multi-scale
+            figures; otherwise logits, as in nnU-Net.
         axes: -1 mirrors left and right, -2 top and bottom; both give four passes.
     """
 
@@ -206,11 +206,11 @@ def with_flips(model: Predict, axes: tuple[int, ...] = (-1,)) -> Predict:
 
 
 def with_scales(model: Predict, scales: tuple[float, ...]) -> Predict:
-    """The mean of the model's logits over resized copies of the image, each resized back to the image.
+    """Average the outputs of the model over resized copies of the image, each resized back.
 
     Args:
-        model: as in `with_flips`; a sliding window is set around the network first, so that it runs over the resized image.
-        scales: sides of the copies in sides of the image.
+        model: as in `with_flips`; wrap the network in a sliding window first, so that it runs over the resized image.
+        scales: factors of the image size.
     """
 
     def predict(image: torch.Tensor) -> torch.Tensor:
@@ -232,7 +232,7 @@ def _classes(logits: torch.Tensor, dim: int) -> torch.Tensor:
 def _grid(
     size: tuple[int, ...], window: int | tuple[int, ...], stride: int | tuple[int, ...] | None, overlap: float, blend: Blend
 ) -> tuple[tuple[int, ...], list[list[int]]]:
-    """Sides of the window and its starts along each axis."""
+    """Compute the sides of the window and its starts along each axis."""
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap: expected a share from 0 to below 1, got {overlap}")
     sides = _per_axis(window, len(size))
@@ -250,7 +250,7 @@ def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 
 def _weights(sides: tuple[int, ...], size: tuple[int, ...], blend: Blend) -> torch.Tensor:
-    """Weights of a window without what lies outside of a smaller image."""
+    """Weights of a window, cropped to the image if that is smaller."""
     if blend not in typing.get_args(Blend):
         raise ValueError(f"blend: expected {' or '.join(typing.get_args(Blend))}, got {blend!r}")
     weight = torch.ones(sides) if blend == "constant" else importance_map(sides, nnunet=blend == "nnunet")
@@ -258,7 +258,7 @@ def _weights(sides: tuple[int, ...], size: tuple[int, ...], blend: Blend) -> tor
 
 
 def _inside(sides: tuple[int, ...], size: tuple[int, ...]) -> Place:
-    """Where a padded window holds the image; all of it, if the image is not smaller."""
+    """Slices of the image in a padded window; the full window if the image is not smaller."""
     margins = [max(side - length, 0) // 2 for side, length in zip(sides, size, strict=True)]
     axes = zip(margins, sides, size, strict=True)
     return (*ALL, *(slice(margin, margin + min(side, length)) for margin, side, length in axes))
@@ -270,7 +270,7 @@ def _place(corner: tuple[int, ...], sides: tuple[int, ...], size: tuple[int, ...
 
 
 def _strips(columns: list[int], width: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Strips of at most `limit` columns, cut where a window starts: there the fewest windows are cut."""
+    """Strips of at most `limit` columns, cut at window starts, which cuts the fewest windows."""
     left = 0
     edges = [*columns[1:], width]
     for edge, following in zip(edges, [*edges[1:], None], strict=True):
@@ -282,10 +282,10 @@ def _strips(columns: list[int], width: int, limit: int) -> Iterator[tuple[int, i
 def _windows(
     model: Predict, image: torch.Tensor, places: list[Place], sides: tuple[int, ...], batch: int, prepare: Predict | None
 ) -> Iterator[tuple[Place, torch.Tensor]]:
-    """Logits of each window, one after the other, without the padding."""
+    """Yield the logits of each window without the padding."""
     inside = _inside(sides, tuple(image.shape[2:]))
     padding: list[int] = []
-    for part, side in zip(reversed(inside[2:]), reversed(sides), strict=True):  # of the last axis first
+    for part, side in zip(reversed(inside[2:]), reversed(sides), strict=True):  # last axis first
         padding += [part.start, side - part.stop]
     for first in range(0, len(places), batch):
         chosen = places[first : first + batch]

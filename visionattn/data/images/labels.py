@@ -1,4 +1,4 @@
-"""From data.root to numbered classes and labelled splits."""
+"""Load numbered classes and labelled splits from data.root."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from visionattn.errors import UserError
 
 
 def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> LabelledData:
-    """List and label the images; none is decoded.
+    """List and label the images without decoding them.
 
     Args:
-        seed: of the hold-out by data.val_fraction.
-        in_chans: channels that the images are read with, 1 or 3.
+        seed: seed of the hold-out by data.val_fraction.
+        in_chans: channels that the images are loaded with, 1 or 3.
 
     Raises:
         UserError: VA-D001 to VA-D005, VA-D012, VA-C002.
@@ -56,13 +56,13 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
 
 
 def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> ImageSet:
-    """One split, labelled with the classes of a run, for evaluation.
+    """Load one split, labelled with the classes of a run, for evaluation.
 
-    A root without splits is taken whole, unless data.val_fraction is set and `split` is train or val: then the
+    A root without splits is used as a whole, unless data.val_fraction is set and `split` is train or val: then the
     images held out with `seed` are selected again.
 
     Raises:
-        UserError: VA-M003 for classes that the run does not know; VA-D001, VA-D002 as in load_data.
+        UserError: VA-M003 for classes that are unknown to the run; VA-D001, VA-D002 as in load_data.
     """
     check_settings(settings, in_chans)
     layout = find_layout(settings)
@@ -82,7 +82,7 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
 
 
 def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | None:
-    """Names from data.classes or classes.txt in a folder that is the root."""
+    """Class names from data.classes, or from classes.txt in the root folder."""
     if isinstance(settings.classes, list):
         names = settings.classes
     elif settings.classes != "auto":
@@ -120,7 +120,7 @@ def _class_names(train: Table, layout: Layout, settings: LabelDataConfig) -> lis
 
 
 def _outside(table: Table, classes: Sequence[str]) -> dict[str, int]:
-    """Count the images per label that is not among the classes."""
+    """Count the images of each label that is not a class."""
     if isinstance(table.labels, np.ndarray):
         if table.labels.ndim == 2:
             extra = table.labels[:, len(classes) :].sum(0)
@@ -132,7 +132,7 @@ def _outside(table: Table, classes: Sequence[str]) -> dict[str, int]:
 
 
 def _check_classes(tables: dict[str, Table], classes: Sequence[str], *, given: bool) -> list[Note]:
-    """Stop at labels without a class and at empty class folders in train; warn of empty ones elsewhere."""
+    """Stop at labels that are not classes and at empty class folders in train; warn about empty ones elsewhere."""
     notes = []
     for split, table in tables.items():
         outside = _outside(table, classes)
@@ -176,7 +176,7 @@ def _known_only(table: Table, classes: Sequence[str], root: Path) -> Table:
     if outside:
         raise UserError(
             "VA-M003",
-            f"the data has classes that the run does not know: {histogram(outside)}",
+            f"the data has classes that the run does not have: {histogram(outside)}",
             where=str(root),
             why=f"the run has {len(classes)} classes: {', '.join(classes[:8])}{', ...' * (len(classes) > 8)}",
             exit_code=4,
@@ -185,7 +185,7 @@ def _known_only(table: Table, classes: Sequence[str], root: Path) -> Table:
 
 
 def _encode(split: str, table: Table, classes: Sequence[str]) -> ImageSet:
-    """Number the labels, all of which are classes."""
+    """Replace labels by class numbers; all labels must be classes."""
     if isinstance(table.labels, np.ndarray) and table.labels.ndim == 1:
         labels = table.labels
     elif isinstance(table.labels, np.ndarray):

@@ -1,4 +1,4 @@
-"""The accepted layouts of data.root, each read into tables of images with the labels as written."""
+"""Read the accepted layouts of data.root into tables of images with their original labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from visionattn.data.splits import Note, histogram
 from visionattn.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
-# Names a validation split goes by, where data.val is left at its default.
+# Names of a validation split if data.val has its default.
 _VAL_NAMES = ("val", "valid", "validation")
 
 _ACCEPTED = """accepted layouts:
@@ -40,7 +40,7 @@ _ACCEPTED = """accepted layouts:
 class Layout:
     """A recognised layout.
 
-    `parts` gives folder or file per split; `unsplit`: it holds one set of images without splits.
+    `parts` gives the folder or file of each split; `unsplit` means one set of images without splits.
     """
 
     format: Literal["folders", "csv", "npz", "digits", "torchvision"]
@@ -50,7 +50,7 @@ class Layout:
 
 
 def find_layout(settings: LabelDataConfig) -> Layout:
-    """Recognise the format of data.root, from its settings or from its files.
+    """Identify the format of data.root from its settings or its files.
 
     Raises:
         UserError: VA-D001, root missing; VA-D002, none of the accepted layouts.
@@ -82,7 +82,7 @@ def find_layout(settings: LabelDataConfig) -> Layout:
 
 
 def _archive_folders(root: Path, settings: LabelDataConfig) -> list[Path]:
-    """Folders in root with splits in them: archives often unpack into a folder of their own."""
+    """Folders in root that contain splits: archives often unpack into a folder inside it."""
     return [path for path in class_folders(root, settings) if "train" in _parts(path, settings, "")] if root.is_dir() else []
 
 
@@ -98,7 +98,7 @@ def split_names(settings: ImageDataConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _parts(root: Path, settings: LabelDataConfig, suffix: str) -> dict[str, Path]:
-    """Folders (suffix empty) or files of the splits that exist."""
+    """Find the folders (empty suffix) or files of the existing splits."""
     found = {}
     for split, names in split_names(settings).items():
         for name in names:
@@ -114,7 +114,7 @@ def class_folders(folder: Path, settings: ImageDataConfig) -> list[Path]:
 
 
 def _has_class_folders(root: Path, settings: LabelDataConfig) -> bool:
-    """Whether a folder in root holds images directly: otherwise these may be splits under other names."""
+    """Whether a folder in root contains images directly; otherwise the folders may be splits under other names."""
     return any(is_image(path.name, settings) for folder in class_folders(root, settings) for path in folder.iterdir())
 
 
@@ -133,7 +133,7 @@ def data_name(settings: LabelDataConfig) -> str:
 
 
 def folder_name(settings: ImageDataConfig) -> str:
-    """The last part of data.root."""
+    """Last part of data.root."""
     return Path(settings.root).expanduser().resolve().stem
 
 
@@ -151,7 +151,7 @@ def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
 
 
 def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
-    """The contents of root in a few lines."""
+    """Summarise the contents of root in a few lines."""
     if root.is_file():
         return [f"{root.name} ({root.stat().st_size:,} bytes)"]
     entries = sorted((path for path in root.iterdir() if not excluded(path.name, settings)), key=lambda path: (path.is_file(), path.name))
@@ -171,27 +171,27 @@ def no_validation_split(settings: ImageDataConfig) -> UserError:
     return UserError(
         "VA-D003",
         f'no validation split in data.root "{settings.root}"',
-        why=f"looked for {names}; images are held out of the training set only when asked",
+        why=f"looked for {names}; images are held out of the training set only on request",
         fix="visionattn train --val-fraction 0.2 ... (or data.val_fraction=0.2)",
     )
 
 
 def check_settings(settings: ImageDataConfig, in_chans: int) -> None:
     if in_chans not in (1, 3):
-        raise UserError("VA-C002", f"model.in_chans: images are read with 1 or 3 channels, got {in_chans}", fix="model.in_chans=3")
+        raise UserError("VA-C002", f"model.in_chans: expected 1 or 3, got {in_chans}", fix="model.in_chans=3")
     if isinstance(settings.range, tuple) and settings.range[0] >= settings.range[1]:
         raise UserError("VA-C002", f"data.range: expected [low, high] with low < high, got {list(settings.range)}")
 
 
-# ---------------------------------------------------------------- tables: images with the labels as written
+# ---------------------------------------------------------------- tables: images with their original labels
 
 
 @dataclass(frozen=True)
 class Table:
     """A split before its labels are numbered.
 
-    `labels` are names per image, or what an .npz holds: numbers (N,), or zeros and ones (N, K). `classes` are
-    the names a data set brings, in order. `empty` are class folders without images.
+    `labels` are names per image, or the contents of an .npz: numbers (N,), or zeros and ones (N, K). `classes` are
+    the class names of the dataset, in order. `empty` are class folders without images.
     """
 
     images: Images
@@ -251,9 +251,9 @@ def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> t
         notes.append(Note("info", "", f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"))
     if others:
         examples = ", ".join(suffix for suffix, _ in others.most_common(4))
-        notes.append(Note("info", "", f"{sum(others.values()):,} files that are no images left out ({examples})"))
+        notes.append(Note("info", "", f"{sum(others.values()):,} files left out that are not images ({examples})"))
     if loose:
-        notes.append(Note("warning", "", f"{loose:,} images left out that lie outside the class folders"))
+        notes.append(Note("warning", "", f"{loose:,} images outside the class folders left out"))
     return tables, notes
 
 
@@ -262,7 +262,7 @@ def _count_skipped(names: Sequence[str], settings: ImageDataConfig, skipped: Cou
 
 
 def image_files(folder: Path, settings: ImageDataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
-    """Images below folder, sorted; counts what is left out."""
+    """List the images below a folder, sorted; counts excluded and other files."""
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
         _count_skipped([*folders, *names], settings, skipped)
@@ -287,7 +287,7 @@ def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | 
         raise UserError(
             "VA-C002", f'data.group_by: "{settings.group_by}" is found in none of the paths', where=ids[0], fix="Example: (patient\\d+)"
         )
-    # a path without a match is a group of its own
+    # a path without a match forms its own group
     wanted = 1 if pattern.groups else 0
     return [text if match is None else match[wanted] or text for text, match in zip(ids, matches, strict=True)]
 
@@ -341,7 +341,7 @@ def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> dict[
 def _csv_groups(rows: list[dict[str, str]], ids: list[str], settings: LabelDataConfig) -> list[str] | None:
     if settings.group_by in rows[0]:
         return [row[settings.group_by] for row in rows]
-    if settings.group_by.isidentifier():  # a word, so meant as a column
+    if settings.group_by.isidentifier():  # a plain word means a column
         raise UserError(
             "VA-C002", f'data.group_by: no column "{settings.group_by}"', fix=did_you_mean(settings.group_by, rows[0]) or ", ".join(rows[0])
         )
@@ -355,7 +355,7 @@ def _require_files(paths: Sequence[str], ids: list[str], layout: Layout) -> None
             "VA-D001",
             f"{len(missing):,} of {len(ids):,} listed images do not exist",
             where="\n".join(missing[:5]),
-            why=f"paths are taken relative to the folder of the CSV file, {layout.root}",
+            why=f"paths are relative to the folder of the CSV file, {layout.root}",
         )
 
 
@@ -393,7 +393,7 @@ def _npz_images(images: np.ndarray, name: str, path: Path) -> np.ndarray:
 
 
 def _npz_labels(labels: np.ndarray, name: str, path: Path, settings: LabelDataConfig) -> np.ndarray:
-    """(N,) int64, or (N, K) float32."""
+    """Check labels and convert them to int64 (N,), or float32 (N, K)."""
     if settings.multi_label:
         if labels.ndim != 2:
             raise UserError("VA-D002", f"data.multi_label: {name}_labels has shape {labels.shape}, expected (N, classes)", where=str(path))
@@ -415,7 +415,7 @@ def _npz_labels(labels: np.ndarray, name: str, path: Path, settings: LabelDataCo
 
 
 def _read_digits(settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:
-    """The 1,797 digits of scikit-learn, 8 x 8 grey: per class 60 % train, 20 % val, 20 % test, the same in every run."""
+    """Load the 1,797 digits of scikit-learn, 8 x 8 grey: per class 60 % train, 20 % val, 20 % test, the same in every run."""
     from sklearn.datasets import load_digits
 
     source = load_digits()
@@ -452,17 +452,17 @@ def _read_torchvision(root: Path, settings: LabelDataConfig, in_chans: int) -> d
     tables = {}
     for split, names in split_names(settings).items():
         if "split" not in accepted and split == "val":
-            continue  # train=True and train=False are all there is
+            continue  # such datasets have only train=True and train=False
         try:
             source = _torchvision_split(kind, root, accepted, split, names)
             if source is not None:
                 tables[split] = _torchvision_table(source, split, settings, in_chans)
-        except Exception as error:  # each of these classes fails in its own way
+        except Exception as error:  # these classes raise different errors
             raise UserError(
                 "VA-D001",
-                f"torchvision data set {settings.dataset} could not be prepared: {str(error) or type(error).__name__}",
+                f"torchvision dataset {settings.dataset} could not be prepared: {str(error) or type(error).__name__}",
                 where=str(root),
-                why="the first time it is downloaded, which needs internet",
+                why="the first use downloads it, which needs internet access",
             ) from error
     return tables
 
@@ -474,7 +474,7 @@ def _torchvision_split(kind: Any, root: Path, accepted: Mapping[str, Any], split
     for name in names:
         try:
             return kind(str(root), split=name, **arguments)
-        except ValueError:  # torchvision's answer to a split the data set does not have
+        except ValueError:  # raised by torchvision for a split that the dataset lacks
             if split == "train":
                 raise
     return None

@@ -1,4 +1,4 @@
-"""Images with labels: splits, classes, and the picture of a split."""
+"""Images with labels: splits and classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ImageSet:
     """One split.
 
     Labels are int64 (N,), or float32 (N, classes) of zeros and ones for several classes per image. Ids are paths
-    relative to data.root, or `train[7]` where there are no files. Groups are what data.group_by gives, or None.
+    relative to data.root, or `train[7]` if there are no files. Groups come from data.group_by, or are None.
     """
 
     name: str
@@ -29,13 +29,13 @@ class ImageSet:
         return len(self.ids)
 
     def take(self, indices: Sequence[int], name: str | None = None) -> ImageSet:
-        """The images at these positions."""
+        """Select the images at these positions."""
         groups = None if self.groups is None else [self.groups[index] for index in indices]
         positions = np.asarray(indices, dtype=np.int64)
         return ImageSet(name or self.name, self.images.take(indices), self.labels[positions], [self.ids[i] for i in indices], groups)
 
     def class_counts(self, num_classes: int) -> list[int]:
-        """Images per class."""
+        """Count images per class."""
         if self.labels.ndim == 2:
             return [int(count) for count in self.labels.sum(0)]
         return [int(count) for count in np.bincount(self.labels, minlength=num_classes)]
@@ -48,11 +48,11 @@ class LabelledData(Data[ImageSet]):
     classes: list[str]
 
     def label_text(self, part: ImageSet, index: int) -> str:
-        """Class names, joined by ';'."""
+        """Join the class names by ';'."""
         label = part.labels[index]
         names = [self.classes[label]] if part.labels.ndim == 1 else [self.classes[number] for number in np.flatnonzero(label)]
         return ";".join(names)
 
     def class_counts(self, part: ImageSet) -> dict[str, int]:
-        """Images per class name."""
+        """Count images per class name."""
         return dict(zip(self.classes, part.class_counts(len(self.classes)), strict=True))

@@ -1,4 +1,4 @@
-"""Settings of images: how they are read, labelled and augmented."""
+"""Settings of images: loading, labels and augmentation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visionattn.config.schema import DataConfig, Section, setting
 
 
 class ImageDataConfig(DataConfig):
-    """The `data` section of tasks whose samples are images: how a file becomes an array."""
+    """The `data` section of tasks on images: how a file is decoded."""
 
     alpha_background: Literal["black", "white"] = setting("black", "Background under transparent pixels.")
     range: Literal["dtype", "percentile"] | tuple[float, float] = setting(
@@ -25,7 +25,7 @@ class LabelDataConfig(ImageDataConfig):
 
     root: str = setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
     format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = setting(
-        "auto", "Layout of data.root; auto recognises it from the files."
+        "auto", "Layout of data.root; auto detects it from the files."
     )
     dataset: str = setting("", "Class in torchvision.datasets, for format torchvision.")
     classes: Literal["auto"] | list[str] | str = setting(
@@ -39,7 +39,7 @@ class LabelDataConfig(ImageDataConfig):
         return bool(self.root) or self.format == "digits"
 
     def at(self, root: str) -> Self:
-        """The same settings for another folder; a data set of torchvision stays what it is."""
+        """Settings for another folder; torchvision datasets keep their format."""
         form = "torchvision" if self.format == "torchvision" else "auto"
         return super().at(root).model_copy(update={"format": form})
 

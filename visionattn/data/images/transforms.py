@@ -1,4 +1,4 @@
-"""From a decoded image to the normalised tensor a model takes."""
+"""Transform decoded images into normalised input tensors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PIL_INTERPOLATION = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Res
 
 
 class Normalize:
-    """Height x width x channels, uint8 or float32 in 0..1, to a normalised float32 tensor C x H x W."""
+    """Convert height x width x channels, uint8 or float32 in 0..1, to a normalised float32 tensor C x H x W."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        # One look-up per pixel gives the very numbers of the three operations, in a third of the time.
+        # One table look-up per value gives exactly the results of the three operations in a third of the time.
         levels = torch.arange(256, dtype=torch.float32).div(255)
         self.table = levels.sub(self.mean.flatten(1)).div(self.std.flatten(1)).numpy()
 
@@ -42,13 +42,13 @@ class Normalize:
         return torch.from_numpy(result)
 
     def undo(self, tensor: Tensor) -> np.ndarray:
-        """C x H x W back to uint8 H x W x C, for pictures."""
+        """Convert C x H x W back to uint8 H x W x C, for display."""
         pixels = (tensor * self.std + self.mean).clamp(0, 1).mul(255).round()
         return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 class TrainTransform:
-    """Bilinear crop, then augmentation by albumentations; the same image and seed give the same tensor, wherever it is called."""
+    """Bilinear crop, then augmentation by albumentations; the tensor depends only on the image and the seed."""
 
     def __init__(self, augment: AugmentConfig, size: tuple[int, int], normalize: Normalize) -> None:
         self.crop, self.size = augment.random_resized_crop, size
@@ -64,10 +64,10 @@ class TrainTransform:
 
 
 class RandAugmentTransform:
-    """timm's training recipe on PIL: bicubic crop, flips, RandAugment, erasing after normalisation.
+    """timm's training augmentation on PIL: bicubic crop, flips, RandAugment, erasing after normalisation.
 
-    Takes RGB only; float images are reduced to uint8 first. The global generators of `random`, numpy and torch,
-    which these transforms use, are seeded for the call and put back after it.
+    RGB only; float images are converted to uint8 first. These transforms use the global generators of `random`, numpy and
+    torch, which are seeded for the call and restored afterwards.
     """
 
     def __init__(self, augment: AugmentConfig, size: tuple[int, int], normalize: Normalize) -> None:
@@ -83,7 +83,7 @@ class RandAugmentTransform:
 
 
 class EvalTransform:
-    """Resize with antialiasing, then the centre crop, as in the published evaluations."""
+    """Antialiased resize, then centre crop, as in the published evaluations."""
 
     def __init__(self, size: tuple[int, int], normalize: Normalize, interpolation: str, crop_pct: float) -> None:
         self.size, self.normalize = size, normalize
@@ -94,7 +94,7 @@ class EvalTransform:
         return self.normalize(self._crop(self._resize(image)))
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
-        """So that both sides cover `self.cover`, one of them exactly."""
+        """Resize so that the image covers `self.cover`, one side exactly."""
         height, width = image.shape[:2]
         tall, wide = self.cover
         new = (int(tall * width / height), tall) if tall * width >= wide * height else (wide, int(wide * height / width))
@@ -114,11 +114,12 @@ class EvalTransform:
 def train_transform(
     augment: AugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> TrainTransform | RandAugmentTransform:
-    """The augmentation of a recipe: `transform(image, seed)` gives float32 C x H x W.
+    """Create the training augmentation: `transform(image, seed)` returns float32 C x H x W.
 
     Args:
         size: height and width of the result in pixels.
-        mean: one number per channel, of values in 0..1; so is `std`.
+        mean: per channel, for values in 0..1.
+        std: per channel, for values in 0..1.
 
     Raises:
         UserError: VA-C002, settings that exclude each other.
@@ -126,7 +127,7 @@ def train_transform(
     if augment.random_resized_crop is not None and augment.pad_crop:
         raise UserError(
             "VA-C002",
-            "augment.pad_crop and augment.random_resized_crop are two ways to crop",
+            "augment.pad_crop and augment.random_resized_crop exclude each other",
             fix="augment.random_resized_crop=null, or augment.pad_crop=0",
         )
     normalize = Normalize(mean, std)
@@ -136,11 +137,11 @@ def train_transform(
     if others:
         raise UserError(
             "VA-C002",
-            f"augment.rand_augment chooses its own {', '.join(others)}",
+            f"augment.rand_augment already includes {', '.join(others)}",
             fix=" ".join(f"augment.{name}=0" for name in others),
         )
     if len(mean) != 3:
-        raise UserError("VA-C002", "augment.rand_augment works on colour images only", fix='augment.rand_augment="" or model.in_chans=3')
+        raise UserError("VA-C002", "augment.rand_augment needs colour images", fix='augment.rand_augment="" or model.in_chans=3')
     return RandAugmentTransform(augment, size, normalize)
 
 
@@ -152,7 +153,7 @@ def eval_transform(
     interpolation: Literal["bicubic", "bilinear"],
     crop_pct: float,
 ) -> EvalTransform:
-    """The published evaluation: `transform(image)` gives float32 C x H x W.
+    """Create the published evaluation transform: `transform(image)` returns float32 C x H x W.
 
     Args:
         size: height and width of the result in pixels.
@@ -162,7 +163,7 @@ def eval_transform(
 
 
 def _random_crop(image: np.ndarray, crop: CropConfig, generator: random.Random) -> np.ndarray:
-    """A part of random area and width / height (Szegedy et al. 2015); the largest central one where ten draws do not fit."""
+    """Crop a random area and aspect ratio (Szegedy et al. 2015), or the largest central crop if ten draws do not fit."""
     height, width = image.shape[:2]
     low, high = crop.ratio
     for _ in range(10):
@@ -178,7 +179,7 @@ def _random_crop(image: np.ndarray, crop: CropConfig, generator: random.Random) 
 
 
 def _resize_fast(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear; averaging where a side shrinks to half or less, as bilinear would skip pixels there."""
+    """Resize bilinearly, or by averaging if a side shrinks to half or less, where bilinear would skip pixels."""
     height, width = size
     shrinks = image.shape[0] >= 2 * height or image.shape[1] >= 2 * width
     resized: np.ndarray = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -199,7 +200,7 @@ def import_albumentations() -> Any:
 
 
 def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
-    """What follows the crop."""
+    """Build the steps after the crop."""
     A = import_albumentations()
     linear, reflect = cv2.INTER_LINEAR, cv2.BORDER_REFLECT_101
     steps: list[Any] = []
@@ -224,7 +225,7 @@ def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
     if augment.color_jitter:
         strength = augment.color_jitter
         around = (max(0.0, 1 - strength), 1 + strength)
-        hue = min(strength / 4, 0.5)  # half the colour circle either way is all of it
+        hue = min(strength / 4, 0.5)  # half the colour circle in either direction covers it
         steps.append(A.ColorJitter(around, around, around, (-hue, hue), p=1))
     if augment.random_erasing:
         steps.append(A.Erasing(fill="random", p=augment.random_erasing))
@@ -262,7 +263,7 @@ def _global_seed(seed: int) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would move the GPU's generator too
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the GPU's generator too
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""The check of images and masks before training: every fault of every pair, reported together."""
+"""Check images and masks before training and report all faults of all pairs together."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from visionattn.data.splits import Note, content_hash
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 
-_TINY = 0.005  # share of the labelled pixels below which a class is called small
-_VALUES_KEPT = 1024  # per mask; one with more values is no mask
+_TINY = 0.005  # share of the labelled pixels below which a class is reported as small
+_VALUES_KEPT = 1024  # per mask; a file with more values is not a mask
 _SHOWN = 8
 
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """What the check keeps of one mask: `counts` are pixels per value, the most frequent ones; sizes are height and width."""
+    """Properties of one mask: `counts` are pixels per value, for the most frequent values; sizes are (height, width)."""
 
     size: tuple[int, int]
     image_size: tuple[int, int]
@@ -54,7 +54,7 @@ class MaskFacts:
 
 @dataclass(frozen=True)
 class MaskFinding:
-    """A pair: either the facts of its mask, or why there are none."""
+    """Finding for one pair: the facts of its mask, or the reason they are missing."""
 
     split: str
     image_id: str
@@ -66,14 +66,14 @@ class MaskFinding:
 
 
 def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, progress: Callable[[int], None] | None = None) -> CheckReport:
-    """Decode all images and masks; nothing is written but the cache.
+    """Decode all images and masks; only the cache is written.
 
-    In the report, `counts` are pixels per split and class, `hashes` those of images and of masks by id, and
-    `unreadable` names images that cannot be used, be it for their mask.
+    In the report, `counts` are pixels per split and class, `hashes` are those of images and masks by id, and
+    `unreadable` lists images that cannot be used, because of the image or its mask.
 
     Args:
-        cache_dir: where results are kept, per file by path, size and modification time.
-        progress: called with the number of pairs done.
+        cache_dir: folder of stored results, keyed by path, size and modification time of each file.
+        progress: called with the number of pairs checked.
     """
     cache_file = cache_dir / f"pairs-{cache_name([part.images for part in data.sets], data.name)}.json"
     cache = read_cache(cache_file)
@@ -123,7 +123,7 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
 
 
 def _examine_pair(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Finding, MaskFinding, dict[str, Any]]:
-    """Both findings, and what to keep of them in the cache."""
+    """Examine image and mask; return both findings and the records for the cache."""
     finding, key, record = examine(part.ids[index], part.images, index, cache)
     records = {key: record} if key and record is not None else {}
     mask, mask_key, mask_record = _examine_mask(part, index, cache)
@@ -149,9 +149,9 @@ def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Mas
             facts = _facts(Path(path), Path(image_path), limit)
         except UnreadableFile as error:
             code, reason = error.code, error.reason
-        except UserError as error:  # VA-D020: depends on a setting, so it is not kept
+        except UserError as error:  # VA-D020: depends on a setting, so it is not stored
             return MaskFinding(*names, digest, None, error.code, error.what), None, None
-        plain = None if facts is None else json.loads(json.dumps(asdict(facts)))  # as it comes back from the cache
+        plain = None if facts is None else json.loads(json.dumps(asdict(facts)))  # in the form that the cache returns
         record = {"hash16": digest, "facts": plain, "code": code, "reason": reason}
     return MaskFinding(*names, record["hash16"], _restored(record["facts"]), record["code"], record["reason"]), key, record
 
@@ -167,7 +167,7 @@ def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
     pixels = read_mask(path, max_pixels=limit)
     try:
         image_size = upright_size(image_path, max_pixels=limit)
-    except (UnreadableFile, UserError):  # told of the image itself
+    except (UnreadableFile, UserError):  # reported for the image itself
         image_size = (pixels.values.shape[0], pixels.values.shape[1])
     values, counts = np.unique(pixels.values, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:_VALUES_KEPT]
@@ -216,15 +216,15 @@ def _size_notes(masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
         return []
     mask, facts = wrong[0]
     (tall, wide), (high, broad) = facts.image_size, facts.size
-    text = f"{_count(len(wrong), 'mask')} of another size than the image, {mask.mask_id}: image {wide}x{tall}, mask {broad}x{high}"
+    text = f"{_count(len(wrong), 'mask')} with a size different from the image, {mask.mask_id}: image {wide}x{tall}, mask {broad}x{high}"
     if tall * broad == wide * high:
         text += f" (ratio {tall / high:.3g})"
     if rule.resize:
-        return [Note("info", "VA-D013", f"{text}: the nearest pixels are taken (data.mask_resize)")]
+        return [Note("info", "VA-D013", f"{text}: resized to the nearest pixels (data.mask_resize)")]
     turned = sum(facts.size == facts.image_size[::-1] for _, facts in wrong)
     if turned:
         text += f"\n{turned:,} match before the rotation that EXIF asks of the image -> save image or mask upright"
-    text += f"\n-> data.mask_resize=nearest resizes them while reading: {_examples([mask.mask_id for mask, _ in wrong])}"
+    text += f"\n-> data.mask_resize=nearest resizes them on loading: {_examples([mask.mask_id for mask, _ in wrong])}"
     return [Note("error", "VA-D013", text)]
 
 
@@ -238,14 +238,14 @@ def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> li
             seen.update(facts.counts)
         listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common(_SHOWN)))
         examples = _examples([mask.mask_id for mask, _ in coloured])
-        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette says what the colours mean: {examples}"
-        fix = f"-> data.palette=[{listed}], put in the order of the classes, or a classes.txt of `index name R G B`"
+        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette assigns the colours to classes: {examples}"
+        fix = f"-> data.palette=[{listed}], in the order of the classes, or a classes.txt of `index name R G B`"
         notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
     elif coloured:
-        notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: read by the palette"))
+        notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: mapped by the palette"))
     indexed = sum(facts.indexed for _, facts in known)
     if indexed:
-        notes.append(Note("info", "VA-D014", f"{_count(indexed, 'mask')} with a palette of their own: its indices are the classes"))
+        notes.append(Note("info", "VA-D014", f"{_count(indexed, 'mask')} with a stored palette: its indices are the classes"))
     lossy = [(mask, facts) for mask, facts in known if facts.lossy]
     if lossy:
         worst = max(facts.distinct for _, facts in lossy)
@@ -258,14 +258,14 @@ def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> li
 
 
 def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
-    """Values without a class, what they probably are, and the command that repairs them."""
+    """Report values that are not classes, with their probable meaning and the command that repairs them."""
     notes = []
     for colour in (False, True):
         if colour and not rule.colours:
             continue
         table = rule.table(colour=colour)
         known = [mask.facts for mask in masks if mask.facts is not None and mask.facts.colour == colour]
-        # a JPEG with more values than classes is told as such
+        # a JPEG with more values than classes is reported as such
         known = [facts for facts in known if not (facts.lossy and facts.distinct > len(table))]
         files: Counter[int] = Counter(value for facts in known for value in facts.counts if value not in table)
         if not files:
@@ -292,14 +292,14 @@ def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table
     if value == IGNORE and not (len(data.classes) == 2 and unused == [1]):
         return f"{where} looks like an ignore label  -> data.ignore_index=255"
     if len(files) == 1 and unused == [0] and value == len(data.classes):
-        return f"{where}, and no 0: the classes begin at 1  -> data.reduce_zero_label=true"
+        return f"{where}, and no 0: the classes start at 1  -> data.reduce_zero_label=true"
     target = by_label[unused[0]] if unused else IGNORE
     meaning = f'perhaps "{data.classes[unused[0]]}"' if unused else f"{IGNORE} ignores it"
     return f"{where} has no class ({meaning})  {repair}{target}"
 
 
 def _pixels(data: MaskData, masks: list[MaskFinding]) -> dict[str, np.ndarray]:
-    """Per split the pixels of each class, and last those that are ignored."""
+    """Count the pixels of each class per split; the last entry counts ignored pixels."""
     totals = {part.name: np.zeros(len(data.classes) + 1, np.int64) for part in data.sets}
     tables = {colour: data.train.rule.table(colour=colour) for colour in (False, True)}
     for mask in masks:

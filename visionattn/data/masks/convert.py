@@ -1,4 +1,4 @@
-"""Repairing masks: new files with other values, as palette PNGs, beside the old ones."""
+"""Repair masks: write files with other values, as palette PNGs, beside the old ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from visionattn.files import atomic_folder, atomic_write
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written: the folder, the number of files, pixels changed by `old -> new`, and pixels per value after it."""
+    """Result of a conversion: the folder, the number of files, pixels changed per `old -> new`, and pixels per new value."""
 
     out: str
     files: int
@@ -32,7 +32,7 @@ class Conversion:
 
 
 def parse_map(texts: Sequence[str]) -> dict[int, int]:
-    """`128:1` and `128-255:1`, several separated by commas.
+    """Parse `128:1` and `128-255:1`, separated by commas.
 
     Raises:
         UserError: VA-C002.
@@ -55,28 +55,28 @@ def convert_masks(
     in_place: bool = False,
     settings: MaskDataConfig | None = None,
 ) -> Conversion:
-    """Write the masks of a data set (or all images below a folder of masks) with other values; names stay, as .png.
+    """Write the masks of a dataset (or all images below a folder of masks) with other values, as .png with the same names.
 
     Args:
-        map: new value by old one; other values stay.
+        map: new value by old value; other values are unchanged.
         palette: colours of RGB masks in order of their values, or a list of classes with colours.
-        out: new folder; default `<root>-masks` beside root. Paths inside it are those relative to root.
+        out: new folder, by default `<root>-masks` beside root. Paths inside it are relative to root.
         in_place: replace the files instead.
-        settings: where masks lie below root, if that is not one of the known layouts.
+        settings: location of the masks below root, if it is not one of the known layouts.
 
     Raises:
-        UserError: VA-D001, no masks; VA-D010, a file that cannot be read; VA-D014, colours that the palette lacks, or
-            no palette; VA-R007, `out` exists. Nothing is written then.
+        UserError: VA-D001, no masks; VA-D010, an unreadable file; VA-D014, colours missing from the palette, or
+            no palette; VA-R007, `out` exists. Nothing is written in these cases.
     """
     root = root.expanduser().resolve()
     if not root.is_dir():
-        raise UserError("VA-D001", f'"{root}" is no folder')
+        raise UserError("VA-D001", f'"{root}" is not a folder')
     paths = _mask_files(root, settings or MaskDataConfig())
     if not paths:
-        raise UserError("VA-D001", f"no masks below {root}", fix="name the folder of the masks")
+        raise UserError("VA-D001", f"no masks below {root}", fix="pass the folder of the masks")
     target = root.with_name(f"{root.name}-masks") if out is None else out.expanduser().resolve()
     if not in_place and target.exists():
-        raise UserError("VA-R007", f"{target} exists already", fix="--out FOLDER that does not exist, or --in-place")
+        raise UserError("VA-R007", f"{target} exists already", fix="--out with a new folder, or --in-place")
     names = [Path(os.path.relpath(path, root)).with_suffix(".png") for path in paths]
     twice = [name.as_posix() for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -97,7 +97,7 @@ def convert_masks(
             write(folder)
         return Conversion(str(target), len(paths), dict(changed), dict(sorted(values.items())))
     staged = root.with_name(f"{root.name}-converted")
-    with atomic_folder(staged) as folder:  # all of them first: an unreadable one stops before any is replaced
+    with atomic_folder(staged) as folder:  # convert all first: an unreadable file stops before any is replaced
         write(folder)
     for path, name in zip(paths, names, strict=True):
         atomic_write(root / name, (staged / name).read_bytes())
@@ -121,7 +121,7 @@ def _mask_files(root: Path, settings: MaskDataConfig) -> list[str]:
 
 
 def _colours(palette: str | Path | Sequence[Colour] | None) -> dict[int, int]:
-    """Values by packed colour."""
+    """Map packed colours to values."""
     if palette is None:
         return {}
     if isinstance(palette, (str, Path)):
@@ -154,7 +154,7 @@ def _convert(path: str, changes: Mapping[int, int], colours: Mapping[int, int], 
     new = [changes.get(value, value) for value in old]
     if any(not 0 <= value <= 65535 for value in new):
         what = "values outside 0..65535 cannot be written"
-        raise UserError("VA-D012", what, where=path, why="nothing was written", fix="name them in --map")
+        raise UserError("VA-D012", what, where=path, why="nothing was written", fix="map them with --map")
     for before, after, count in zip(old, new, counts.tolist(), strict=True):
         values[after] += count
         if before != after:

@@ -1,4 +1,4 @@
-"""Where the images and masks of a segmentation data set lie: the accepted layouts, each read into pairs of files."""
+"""Find the images and masks of a segmentation dataset: the accepted layouts, each read into pairs of files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ACCEPTED = """accepted layouts:
 
 @dataclass(frozen=True)
 class MaskLayout:
-    """Where images and masks lie below `root`; `{split}` in a pattern stands for the names in `names`.
+    """Location of images and masks below `root`; `{split}` in a pattern is replaced by the names in `names`.
 
-    An image `a` + image_suffix has the mask `a` + mask_suffix; empty suffixes are any image type. `lists` is the
-    pattern of text files with the stems of a split. `classes` names the class list that belongs to the layout.
+    An image `a` + image_suffix has the mask `a` + mask_suffix; empty suffixes match any image type. `lists` is the
+    pattern of text files with the stems of a split. `classes` is the class list of the layout.
     """
 
     format: str
@@ -43,11 +43,11 @@ class MaskLayout:
 
     @property
     def unsplit(self) -> bool:
-        """Whether the folders do not tell the split."""
+        """Whether the folders do not determine the split."""
         return "{split}" not in self.images and not self.lists
 
     def part(self, pattern: str, split: str) -> Path | None:
-        """The folder or file of a split, if it is there."""
+        """Return the folder or file of a split, if it exists."""
         paths = [self.root / pattern.format(split=name) for name in self.names[split]]
         return next((path for path in paths if path.exists()), None)
 
@@ -79,7 +79,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What a layout holds: pairs by split (`all` where it has no splits), and the files without a partner."""
+    """Contents of a layout: pairs by split (`all` if it has no splits), and files without a partner."""
 
     parts: dict[str, list[Pair]]
     without_mask: list[str]
@@ -88,13 +88,13 @@ class Pairs:
 
 
 def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
-    """The layout of data.root, from the settings or from what lies there.
+    """Identify the layout of data.root from the settings or its contents.
 
     Args:
-        depth: how many folders deep it may lie inside: archives often unpack into a folder of their own.
+        depth: number of nested folders to search: archives often unpack into a folder inside root.
 
     Raises:
-        UserError: VA-D001, root missing; VA-D002, none of the accepted layouts; VA-C002, half of the patterns.
+        UserError: VA-D001, root missing; VA-D002, none of the accepted layouts; VA-C002, only one of the patterns is given.
     """
     root = find_root(settings)
     names = split_names(settings)
@@ -127,7 +127,7 @@ def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
 
 
 def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
-    """All images with their masks; nothing is decoded."""
+    """List all images with their masks, without decoding them."""
     if layout.format == "csv":
         return _read_csv(layout)
     skipped: Counter[str] = Counter()
@@ -148,7 +148,7 @@ def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
             if found is None:
                 continue
             if annotated is None and split == "test":
-                pairs.notes.append(Note("info", "", "test has no masks: left out"))
+                pairs.notes.append(Note("info", "", "test has no masks and is left out"))
                 continue
             images, masks = found, annotated or layout.root / layout.masks.format(split=layout.names[split][0])
         image_paths = image_files(images, settings, skipped, others)
@@ -164,7 +164,7 @@ def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
 
 
 def near_suffix(layout: MaskLayout, without_mask: list[str], without_image: list[str]) -> str:
-    """What the names of masks without images have more than those of images without masks, if it is the same everywhere."""
+    """Find the suffix that separates names of unmatched masks from those of unmatched images, if it is always the same."""
     stems = {Path(name).stem for name in without_mask}
     ends = {
         Path(name).name[len(stem) :]
@@ -185,7 +185,7 @@ def _has(layout: MaskLayout) -> bool:
 
 
 def _fitted(layout: MaskLayout, settings: MaskDataConfig) -> MaskLayout:
-    """With data.mask_suffix, and with Cityscapes' training ids where only they are there."""
+    """Apply data.mask_suffix, or use Cityscapes' training ids if there are no others."""
     if settings.mask_suffix:
         return replace(layout, mask_suffix=settings.mask_suffix)
     if layout.format == "cityscapes":
@@ -200,7 +200,7 @@ def _match(
 ) -> None:
     images = [(key, path) for path in paths[0] if (key := _key(path, folders[0], layout.image_suffix)) is not None]
     masks: dict[str, str] = {}
-    # where a mask is there twice, not the JPEG
+    # of two masks for one image, the JPEG is not used
     for path in sorted(paths[1], key=lambda path: path.lower().endswith((".jpg", ".jpeg"))):
         key = _key(path, folders[1], layout.mask_suffix)
         if key is not None:
@@ -219,7 +219,7 @@ def _match(
 
 
 def _key(path: str, folder: Path, suffix: str) -> str | None:
-    """What image and mask have in common: the path inside the folder without its ending."""
+    """Key shared by image and mask: the path inside the folder without its suffix."""
     inside = Path(os.path.relpath(path, folder))
     if not suffix:
         return inside.with_suffix("").as_posix()
@@ -232,7 +232,7 @@ def _id(path: str, root: Path) -> str:
 
 
 def _deal_out(pairs: Pairs, layout: MaskLayout) -> None:
-    """Splits from split.csv, if it is there."""
+    """Assign pairs to splits by split.csv, if it exists."""
     path = next((path for name in ("split.csv", "splits.csv") if (path := layout.root / name).is_file()), None)
     everything = pairs.parts.get("all", [])
     if path is None or not everything:
@@ -246,9 +246,7 @@ def _deal_out(pairs: Pairs, layout: MaskLayout) -> None:
     _require_known(split_of.values(), by_name, path)
     missing = [pair.id for pair in everything if Path(pair.id).stem not in split_of]
     if missing:
-        pairs.notes.append(
-            Note("warning", "", f"{len(missing):,} images left out that {path.name} does not name: {', '.join(missing[:3])}")
-        )
+        pairs.notes.append(Note("warning", "", f"{len(missing):,} images missing from {path.name} left out: {', '.join(missing[:3])}"))
     del pairs.parts["all"]
     for pair in everything:
         if Path(pair.id).stem in split_of:
@@ -289,7 +287,7 @@ def _read_csv(layout: MaskLayout) -> Pairs:
             _require_known((row["split"] for row in rows), by_name, path)
         absent = [row["image"] for row in rows if not (path.parent / row["image"]).is_file()]
         if absent:
-            why = f"paths are taken relative to the folder of the CSV file, {path.parent}"
+            why = f"paths are relative to the folder of the CSV file, {path.parent}"
             raise UserError("VA-D001", f"{len(absent):,} of {len(rows):,} listed images do not exist", where="\n".join(absent[:5]), why=why)
         for row in rows:
             split = file_split or (by_name[row["split"]] if "split" in header else "all")

@@ -1,4 +1,4 @@
-"""Colours of classes: lists of classes with their mask values, pictures of class maps, palette PNGs."""
+"""Colours of classes: class lists with mask values, overlays of class maps, palette PNGs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Colour = tuple[int, int, int]
 
 _SHIPPED = files("visionattn") / "data" / "masks" / "classes"
 _IGNORED_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored"})
-# of a line in a list of classes; the first that fits all lines
+# forms of a line in a class list; the first that matches all lines is used
 _FORMS = tuple(
     re.compile(pattern, re.ASCII)
     for pattern in (
@@ -34,7 +34,7 @@ _FORMS = tuple(
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """A class of a data set: the value that stands for it in masks, and its colour if it has one."""
+    """A class of a dataset: its value in masks, and its colour if it has one."""
 
     value: int
     name: str
@@ -42,20 +42,20 @@ class ClassEntry:
 
     @property
     def ignored(self) -> bool:
-        """Whether the name says that these pixels are no class."""
+        """Whether the name marks pixels without a class."""
         return self.name.lower() in _IGNORED_NAMES
 
 
 def shipped_class_lists() -> list[str]:
-    """Names of the class lists inside the package."""
+    """Names of the class lists in the package."""
     return sorted(path.name.removesuffix(".txt") for path in _SHIPPED.iterdir() if path.name.endswith(".txt"))
 
 
 def read_classes(source: str | Path) -> list[ClassEntry]:
-    """A shipped list by its name, or a file: a class per line, `name`, `index name` or `index name R G B`.
+    """Read a shipped list by name, or a file with one class per line: `name`, `index name` or `index name R G B`.
 
     Raises:
-        UserError: VA-D001, no such file; VA-C002, lines of different forms, or an index twice.
+        UserError: VA-D001, no such file; VA-C002, a duplicate index or an invalid colour.
     """
     if str(source) in shipped_class_lists():
         return _parse_classes((_SHIPPED / f"{source}.txt").read_text(encoding="utf-8"), str(source))
@@ -70,7 +70,7 @@ def read_classes(source: str | Path) -> list[ClassEntry]:
 def _parse_classes(text: str, where: str) -> list[ClassEntry]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise UserError("VA-C002", "the list of classes is empty", where=where, fix="a class per line: index name R G B")
+        raise UserError("VA-C002", "the list of classes is empty", where=where, fix="one class per line: index name R G B")
     form = next(form for form in _FORMS if all(form.fullmatch(line) for line in lines))
     entries = []
     for position, line in enumerate(lines):
@@ -78,17 +78,17 @@ def _parse_classes(text: str, where: str) -> list[ClassEntry]:
         found = match.groupdict() if match else {}
         colour = (int(found["red"]), int(found["green"]), int(found["blue"])) if "red" in found else None
         if colour is not None and max(colour) > 255:
-            raise UserError("VA-C002", f"a colour has numbers from 0 to 255, got {colour}", where=f"{where}: {line}")
+            raise UserError("VA-C002", f"expected colour values from 0 to 255, got {colour}", where=f"{where}: {line}")
         entries.append(ClassEntry(int(found.get("value", position)), found["name"], colour))
     values = Counter(entry.value for entry in entries)
     twice = [value for value, count in values.items() if count > 1]
     if twice:
-        raise UserError("VA-C002", f"index {twice[0]} stands for two classes", where=where)
+        raise UserError("VA-C002", f"index {twice[0]} is used for two classes", where=where)
     return entries
 
 
 def default_palette(count: int) -> list[Colour]:
-    """Colours that differ well, black first: bits of the number dealt out to red, green and blue, as in Pascal VOC."""
+    """Return distinct colours, black first: the bits of the index distributed over red, green and blue, as in Pascal VOC."""
     palette = []
     for number in range(count):
         colour = [0, 0, 0]
@@ -99,13 +99,13 @@ def default_palette(count: int) -> list[Colour]:
 
 
 def overlay(image: np.ndarray, class_map: np.ndarray, palette: Sequence[Colour], opacity: float = 0.5) -> np.ndarray:
-    """uint8 (H, W, 3): the classes in their colours over the image; ignored pixels and classes in black show the image alone.
+    """Blend the colours of the classes over the image; ignored pixels and black classes show only the image.
 
-    It is made in bands of rows, so that a large image takes no more memory than the picture.
+    The result is uint8 (H, W, 3), computed in bands of rows to save memory on large images.
 
     Args:
         image: uint8 (H, W, 1 or 3).
-        class_map: (H, W), IGNORE where there is no class.
+        class_map: (H, W), IGNORE for pixels without a class.
     """
     table = np.zeros((256, 3), np.float32)
     table[: len(palette)] = palette
@@ -121,7 +121,7 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Sequence[Colour],
 
 
 def mask_png(class_map: np.ndarray, palette: Sequence[Colour]) -> bytes:
-    """A PNG whose pixels are the numbers of the map, shown in colours; 16 bits and grey where a number is above 255."""
+    """Encode a class map as a palette PNG, or as 16-bit grey if a value is above 255."""
     buffer = BytesIO()
     if int(class_map.max(initial=0)) > 255:
         Image.fromarray(class_map.astype(np.uint16)).save(buffer, "PNG")

@@ -1,10 +1,10 @@
-"""Recognise a folder of images with masks by the names in it; needs no other library, so that a wrong setting is reported at once."""
+"""Detect a folder of images with masks by its names, with the standard library alone, so that wrong settings are reported fast."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-# Folders of images and of their masks, side by side.
+# Sibling folders of images and masks.
 _PAIRS = (
     {"images", "masks"},
     {"images", "annotations"},
@@ -15,16 +15,16 @@ _PAIRS = (
 
 
 def holds_masks(root: Path) -> bool:
-    """Whether images have masks beside them or a CSV file pairs them; also in a single folder inside."""
+    """Whether folders of images and masks or a CSV file of pairs exist, in root or in its only folder."""
     lists = [root] if root.is_file() else [root / "train.csv"]
     if any(path.suffix == ".csv" and path.is_file() and _pairs_masks(path) for path in lists):
         return True
     inside = _folders(root)
-    if len(inside) == 1 and inside != {"train"}:  # archives often unpack into a folder of their own
+    if len(inside) == 1 and inside != {"train"}:  # archives often unpack into a folder inside root
         root = root / inside.pop()
         inside = _folders(root)
     split = _folders(root / "train")
-    # A class may be called masks: only with nothing but images beside it is it not one.
+    # A class may be called masks: it is only a mask folder if `images` is its only sibling.
     return split == {"images", "masks"} or any(pair <= inside for pair in _PAIRS)
 
 

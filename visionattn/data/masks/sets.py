@@ -1,4 +1,4 @@
-"""Images with masks: from data.root to classes, splits and the samples of a loader."""
+"""Load images with masks: classes, splits and samples from data.root."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from visionattn.data.sources import FileImages
 from visionattn.data.splits import Data, ManifestRow, Note, content_hash, split_off
 from visionattn.errors import UserError
 
-_STRAY = 254  # a value that is no class, before it is refused
+_STRAY = 254  # marks a value that is not a class, until it is rejected
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How the values of a mask file become labels.
+    """Map the values of a mask file to labels.
 
     `numbers` gives the label (a class or IGNORE) of each value; `colours` the value of each colour as
-    red * 65536 + green * 256 + blue, empty without a palette; `resize`: masks of another size are resized.
+    red * 65536 + green * 256 + blue, empty without a palette; `resize`: masks whose size differs from the image are resized.
     """
 
     num_classes: int
@@ -35,13 +35,13 @@ class LabelRule:
     resize: bool = False
 
     def table(self, *, colour: bool) -> dict[int, int]:
-        """Labels by what `read_mask` gives, of colour masks or of others."""
+        """Return labels by the values that `read_mask` returns, for colour masks or others."""
         if not colour:
             return dict(self.numbers)
         return {packed: self.numbers[value] for packed, value in self.colours.items() if value in self.numbers}
 
     def encode(self, pixels: MaskPixels) -> tuple[np.ndarray, list[int]]:
-        """uint8 labels, and what values have none."""
+        """Return uint8 labels, and the values that have none."""
         table = self.table(colour=pixels.colour)
         if pixels.values.dtype == np.uint8:
             levels = np.full(256, _STRAY, np.uint8)
@@ -60,7 +60,7 @@ class LabelRule:
 
 @dataclass(frozen=True)
 class MaskSet:
-    """One split: images, the files of their masks, and how these are read. Ids are paths relative to data.root."""
+    """One split: images, mask files, and the rule for mask values. Ids are paths relative to data.root."""
 
     name: str
     images: FileImages
@@ -74,7 +74,7 @@ class MaskSet:
         return len(self.ids)
 
     def take(self, indices: Sequence[int], name: str | None = None) -> MaskSet:
-        """The pairs at these positions."""
+        """Select the pairs at these positions."""
         return MaskSet(
             name or self.name,
             self.images.take(indices),
@@ -86,13 +86,13 @@ class MaskSet:
         )
 
     def label(self, index: int, size: tuple[int, int]) -> np.ndarray:
-        """uint8 (H, W): classes and IGNORE.
+        """Load the labels of a mask: uint8 (H, W), classes and IGNORE.
 
         Args:
             size: height and width of the image.
 
         Raises:
-            UnreadableFile: a damaged file, or one that the check would have stopped at.
+            UnreadableFile: a damaged file, or one that the data check rejects.
         """
         path = self.mask_paths[index]
         labels, stray = self.rule.encode(read_mask(Path(path), max_pixels=self.images.settings.max_pixels))
@@ -110,7 +110,7 @@ class MaskData(Data[MaskSet]):
     """Splits of images with masks; classes are in the order of the model's outputs, each with its colour.
 
     Attributes:
-        without_mask: ids of images that have none.
+        without_mask: ids of images without a mask.
         root: folder of the data.
     """
 
@@ -121,14 +121,14 @@ class MaskData(Data[MaskSet]):
 
 
 def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> MaskData:
-    """Find the pairs and the classes; nothing is decoded.
+    """List the pairs and the classes, without decoding the images.
 
     Args:
-        seed: of the hold-out by data.val_fraction.
-        in_chans: channels that the images are read with, 1 or 3.
+        seed: seed of the hold-out by data.val_fraction.
+        in_chans: channels that the images are loaded with, 1 or 3.
 
     Raises:
-        UserError: VA-D001 to VA-D003, VA-D021 where no pair is found, VA-C002.
+        UserError: VA-D001 to VA-D003, VA-D021 if no pair is found, VA-C002.
     """
     check_settings(settings, in_chans)
     layout = find_mask_layout(settings)
@@ -145,10 +145,10 @@ def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> Mas
 
 
 def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> MaskSet:
-    """One split with the classes of a run, for evaluation; a root without splits is taken whole.
+    """Load one split with the classes of a run, for evaluation; a root without splits is used as a whole.
 
     Raises:
-        UserError: VA-M003 where the data names other classes; VA-D001, VA-D002, VA-D021 as in load_mask_data.
+        UserError: VA-M003 if the data has other classes; VA-D001, VA-D002, VA-D021 as in load_mask_data.
     """
     check_settings(settings, in_chans)
     layout = find_mask_layout(settings)
@@ -177,10 +177,10 @@ def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str]
 
 
 def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow]:
-    """All images with the path of the mask as label and the hash of both contents.
+    """List all images with the path of the mask as label and one hash of both contents.
 
     Args:
-        hashes: by id of images and masks, from the check; files that it lacks are read.
+        hashes: by id of images and masks, from the check; missing ones are computed from the files.
     """
 
     def digest(name: str, path: str) -> str:
@@ -196,7 +196,7 @@ def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow
 
 
 def count_pixels(masks: MaskSet, num_classes: int) -> np.ndarray:
-    """Pixels of each class, `[classes]`; masks that cannot be read are left out."""
+    """Count the pixels of each class, `[classes]`; unreadable masks are skipped."""
     counts = np.zeros(num_classes, np.int64)
     for index in range(len(masks)):
         try:
@@ -208,7 +208,7 @@ def count_pixels(masks: MaskSet, num_classes: int) -> np.ndarray:
 
 
 def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The nearest pixel, with pixel centres where a bilinear resize of the image has them."""
+    """Resize to the nearest pixels, with the pixel centres of a bilinear resize of the image."""
     resized: np.ndarray = cv2.resize(labels, (size[1], size[0]), interpolation=cv2.INTER_NEAREST_EXACT)
     return resized
 
@@ -237,8 +237,8 @@ def _splits(
             "VA-D021",
             f"no image of the split {settings.train} has a mask",
             where=", ".join([*pairs.without_mask[:2], *pairs.without_image[:2]]) or str(layout.root),
-            why="a mask has the name of its image and lies at the same place in its folder",
-            fix=f"data.mask_suffix={suffix}" if suffix else "data.images, data.masks and data.mask_suffix say where masks lie",
+            why="a mask needs the name of its image and the same place in its folder",
+            fix=f"data.mask_suffix={suffix}" if suffix else "set data.images, data.masks and data.mask_suffix",
         )
     parts = {split: _mask_set(split, found[split], settings, rule, in_chans) for split in SPLITS if found.get(split)}
     if "val" in parts:
@@ -281,7 +281,7 @@ def _entries(settings: MaskDataConfig, layout: MaskLayout) -> list[ClassEntry] |
 def _classes(
     settings: MaskDataConfig, layout: MaskLayout, pairs: Pairs, known: Sequence[str] | None
 ) -> tuple[list[str], list[Colour], LabelRule, list[Note]]:
-    """Names, colours and the reading of masks; `known` are the classes of a run, where the data does not name any."""
+    """Determine names, colours and mask rule; `known` are the classes of a run, used if the data does not name any."""
     entries = _entries(settings, layout)
     if entries is None and known is not None:
         entries = [ClassEntry(number, name, None) for number, name in enumerate(known)]
@@ -291,7 +291,7 @@ def _classes(
     notes = []
     if ignored and not layout.classes:
         names = ", ".join(f"{entry.value} ({entry.name})" for entry in entries if entry.value in ignored)
-        notes.append(Note("info", "", f"mask value {names} is ignored by its name; data.ignore_index=none makes it a class"))
+        notes.append(Note("info", "", f"mask value {names} is ignored because of its name; data.ignore_index=none makes it a class"))
     if isinstance(settings.ignore_index, int):
         ignored.add(settings.ignore_index)
     if settings.reduce_zero_label:
@@ -313,7 +313,7 @@ def _shifted(entries: list[ClassEntry]) -> list[ClassEntry]:
     if entries[0].name.lower() in ("background", "bg"):
         raise UserError(
             "VA-C002",
-            f'data.reduce_zero_label ignores value 0, but data.classes begins with "{entries[0].name}"',
+            f'data.reduce_zero_label ignores value 0, but data.classes starts with "{entries[0].name}"',
             fix="leave it out of data.classes, or data.reduce_zero_label=false",
         )
     return [ClassEntry(entry.value + 1, entry.name, entry.colour) for entry in entries]
@@ -330,7 +330,7 @@ def _mapped(numbers: dict[int, int], changes: Mapping[int, int]) -> dict[int, in
 
 
 def _colours(settings: MaskDataConfig, entries: list[ClassEntry]) -> dict[int, int]:
-    """Mask values by colour; where two share a colour, the first."""
+    """Map colours to mask values; if two share a colour, the first is used."""
     if isinstance(settings.palette, list):
         pairs = [(packed_colour(colour), value) for value, colour in enumerate(settings.palette)]
     else:
@@ -343,7 +343,7 @@ def _colours(settings: MaskDataConfig, entries: list[ClassEntry]) -> dict[int, i
 
 
 def packed_colour(colour: Colour) -> int:
-    """red * 65536 + green * 256 + blue."""
+    """Pack a colour as red * 65536 + green * 256 + blue."""
     return colour[0] << 16 | colour[1] << 8 | colour[2]
 
 
@@ -352,7 +352,7 @@ def _unpacked(packed: int) -> Colour:
 
 
 def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
-    """Says what the first masks hold, for the user to name."""
+    """Report the values in the first masks, so that the user can name them."""
     paths = [pair.mask_path for part in pairs.parts.values() for pair in part][:20]
     values: set[int] = set()
     for path in paths:
@@ -366,7 +366,7 @@ def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
     names = ["background", *(["object"] if count == 2 else [f"class{number}" for number in range(1, count)])]
     return UserError(
         "VA-C002",
-        "the classes are not known: there is no classes.txt in data.root",
-        why=f"the first {len(paths)} masks hold the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
+        "unknown classes: there is no classes.txt in data.root",
+        why=f"the first {len(paths)} masks contain the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
         fix=f"name them in order of their values: data.classes=[{','.join(names)}]",
     )

@@ -1,4 +1,4 @@
-"""Settings of images with masks: where they are, what their values mean, how they are augmented."""
+"""Settings of images with masks: location, mask values and augmentation."""
 
 from __future__ import annotations
 
@@ -9,43 +9,47 @@ from typing_extensions import Self
 from visionattn.config.schema import Section, setting
 from visionattn.data.images.settings import ImageDataConfig
 
-# The label of pixels that neither loss nor metrics count; every ignored value of a mask becomes this one when it is read.
+# Label of pixels excluded from loss and metrics; all ignored mask values are mapped to it on loading.
 IGNORE = 255
 
 
 class MaskDataConfig(ImageDataConfig):
     root: str = setting("", "Folder of images and masks, or a CSV file of pairs.")
     format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid"] = setting(
-        "auto", "Layout of data.root; auto recognises it from the files."
+        "auto", "Layout of data.root; auto detects it from the files."
     )
-    images: str = setting("", "Folder of images, {split} standing for the split; empty: as the layout has it, for example images/{split}.")
-    masks: str = setting("", "Folder of masks, for example masks/{split}; empty: as the layout has it.")
-    mask_suffix: str = setting("", "End of a mask's name after the image's, for example _mask.png; empty: the same name, any image type.")
+    images: str = setting("", "Folder of images, with {split} for the split; empty: the layout's, for example images/{split}.")
+    masks: str = setting("", "Folder of masks, for example masks/{split}; empty: the layout's.")
+    mask_suffix: str = setting(
+        "", "Suffix of a mask's name after the image's, for example _mask.png; empty: the same name, any image type."
+    )
     classes: Literal["auto"] | int | list[str] | str = setting(
         "auto",
-        "Class names in order of the mask values: auto (classes.txt, or the layout's own), a list, how many, "
+        "Class names in order of the mask values: auto (classes.txt, or the layout's), a list, a count, "
         "a text file, or one of ade20k, cityscapes, voc, camvid.",
     )
     ignore_index: int | Literal["auto", "none"] = setting(
-        "auto", "Mask value that is left out of loss and metrics; auto: classes called void or unlabelled, or none."
+        "auto", "Mask value excluded from loss and metrics; auto: classes named void or unlabelled, or none."
     )
-    map: dict[int, int] = setting({}, "Mask values to read as others, for example {128: 1}; 255 ignores.")
+    map: dict[int, int] = setting({}, "Mask values to replace, for example {128: 1}; 255 means ignored.")
     palette: Literal["auto"] | list[tuple[int, int, int]] | str = setting(
         "auto",
         "Colours of RGB masks and pictures, in order of the values: auto (from the classes), a list, or a file of `index name R G B`.",
     )
-    mask_resize: Literal["error", "nearest"] = setting("error", "Masks of another size than their image: stop, or take the nearest pixels.")
+    mask_resize: Literal["error", "nearest"] = setting(
+        "error", "Masks whose size differs from their image: stop, or resize to the nearest pixels."
+    )
     reduce_zero_label: bool = setting(False, "Ignore mask value 0; classes start at 1.")
 
     def at(self, root: str) -> Self:
-        """The same settings for another folder."""
+        """Settings for another folder."""
         return super().at(root).model_copy(update={"format": "auto"})
 
 
 class MaskAugmentConfig(Section):
     resize: Literal["none", "fixed"] | int | tuple[int, int] = setting(
         "none",
-        "Size before all else, in training and evaluation: none (as it is), fixed (img_size, not keeping the ratio), "
+        "Resize before other transforms, in training and evaluation: none, fixed (to img_size, changing the ratio), "
         "a number for the short side, or [long, short] to fit into.",
     )
     scale: tuple[float, float] = setting((0.5, 2.0), "Range of random scaling in training, before a random crop of img_size.")

@@ -1,8 +1,8 @@
-"""From an image and its labels to what a segmentation model trains on and is evaluated on.
+"""Transform images and labels for training and evaluation of segmentation models.
 
-The order and the numbers of the photometric distortion, of scaling and of the crop are those of the published
-recipes (MMSegmentation 1.2.2, Apache-2.0). Different from there: distortion comes before the flip, which changes
-nothing, and before padding, which leaves the padding at the mean.
+Order and parameters of photometric distortion, scaling and crop follow the published recipes (MMSegmentation 1.2.2,
+Apache-2.0), with one difference: distortion comes before the flip, which does not change the result, and before padding,
+so that the padding keeps the mean.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Resize = Literal["none", "fixed"] | int | tuple[int, int]
 
 
 class MaskTrainTransform:
-    """Scaling, crop, distortion, padding, then flips and deformation by albumentations; a seed gives one result, anywhere."""
+    """Scaling, crop, distortion, padding, then flips and deformation by albumentations; depends only on the sample and the seed."""
 
     def __init__(self, augment: MaskAugmentConfig, size: tuple[int, int], normalize: Normalize) -> None:
         self.augment, self.size, self.normalize = augment, size, normalize
         self.fill = [float(value) for value in normalize.mean.flatten()]
-        # albumentations takes the border's colour in the units of the image
+        # albumentations expects the border colour in the units of the image
         self.compose = _deformation(augment, [255 * value for value in self.fill])
         self.compose_float = _deformation(augment, self.fill)
 
     def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
-        """Float32 C x H x W and uint8 H x W, padded with the mean and IGNORE."""
+        """Return float32 C x H x W and uint8 H x W, padded with the mean and IGNORE."""
         generator = random.Random(seed)
         height, width = resized_shape(label.shape, self.augment.resize, self.size)
         factor = generator.uniform(*self.augment.scale)
@@ -52,7 +52,7 @@ class MaskTrainTransform:
 
 
 class MaskEvalTransform:
-    """The image at evaluation size, float32 C x H x W."""
+    """Resize to evaluation size; returns float32 C x H x W."""
 
     def __init__(self, resize: Resize, size: tuple[int, int], normalize: Normalize) -> None:
         self.resize, self.size, self.normalize = resize, size, normalize
@@ -65,11 +65,12 @@ class MaskEvalTransform:
 def mask_train_transform(
     augment: MaskAugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> MaskTrainTransform:
-    """The augmentation of a recipe: `transform(image, label, seed)` gives float32 C x H x W and uint8 H x W.
+    """Create the training augmentation: `transform(image, label, seed)` returns float32 C x H x W and uint8 H x W.
 
     Args:
         size: height and width of the crop in pixels.
-        mean: one number per channel, of values in 0..1; so is `std`.
+        mean: per channel, for values in 0..1.
+        std: per channel, for values in 0..1.
 
     Raises:
         UserError: VA-C002, settings that exclude each other.
@@ -84,12 +85,12 @@ def mask_train_transform(
 def mask_eval_transform(
     augment: MaskAugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> MaskEvalTransform:
-    """The evaluation size of a recipe: `transform(image)` gives float32 C x H x W; the label stays as it is."""
+    """Create the evaluation transform: `transform(image)` returns float32 C x H x W; the label is unchanged."""
     return MaskEvalTransform(augment.resize, size, Normalize(mean, std))
 
 
 def resized_shape(shape: Sequence[int], resize: Resize, size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width by augment.resize; `size` is what "fixed" means."""
+    """Height and width after augment.resize; `size` is used by "fixed"."""
     height, width = shape[0], shape[1]
     if resize == "none":
         return height, width
@@ -104,10 +105,10 @@ def resized_shape(shape: Sequence[int], resize: Resize, size: tuple[int, int]) -
 
 
 def distort(image: np.ndarray, generator: random.Random) -> np.ndarray:
-    """Brightness, contrast, saturation and hue, each with probability one half; contrast before or after the colours.
+    """Change brightness, contrast, saturation and hue, each with probability 0.5; contrast before or after the colours.
 
     Args:
-        image: uint8, or float32 in 0..1; one or three channels, of which one has brightness and contrast only.
+        image: uint8, or float32 in 0..1, with one or three channels; saturation and hue need three.
     """
 
     def chance() -> bool:
@@ -146,7 +147,7 @@ def _shift_colours(image: np.ndarray, saturation: float, hue: float) -> np.ndarr
 
 
 def _resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Bilinear without antialiasing, as published."""
+    """Resize bilinearly without antialiasing, as published."""
     if image.shape[:2] == shape:
         return image
     resized: np.ndarray = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
@@ -158,7 +159,7 @@ def _resize(image: np.ndarray, label: np.ndarray, shape: tuple[int, int]) -> tup
 
 
 def _crop_corner(label: np.ndarray, size: tuple[int, int], cat_max_ratio: float, generator: random.Random) -> tuple[int, int]:
-    """Top and left of a crop in which no class has more than that share, if ten draws find one; else the last draw."""
+    """Draw top and left of a crop in which no class exceeds `cat_max_ratio`, or use the last of ten draws."""
     top = left = 0
     for _ in range(10):
         top = generator.randint(0, max(0, label.shape[0] - size[0]))
@@ -172,7 +173,7 @@ def _crop_corner(label: np.ndarray, size: tuple[int, int], cat_max_ratio: float,
 
 
 def _pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """At the bottom and on the right."""
+    """Pad at the bottom and right."""
     height, width = label.shape
     if (height, width) == size:
         return image, label
@@ -184,7 +185,7 @@ def _pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: Sequ
 
 
 def _deformation(augment: MaskAugmentConfig, fill: Sequence[float]) -> Any:
-    """What keeps the size: flips, rotation, elastic deformation; uncovered parts are ignored."""
+    """Build the transforms that keep the size: flips, rotation, elastic deformation; uncovered pixels are ignored."""
     A = import_albumentations()
     steps: list[Any] = []
     if augment.hflip:

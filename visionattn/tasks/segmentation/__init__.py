@@ -1,4 +1,4 @@
-"""Segmentation of images: a class for each pixel."""
+"""Image segmentation: a class for each pixel."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Segmentation(Task):
-    """The target holds `classes` in the order of the outputs and the `palette`, a colour for each."""
+    """Segmentation task; the target contains `classes` in the order of the outputs, and the `palette` with a colour for each."""
 
     name = "segment"
     config = SegmentConfig
@@ -66,8 +66,8 @@ class Segmentation(Task):
         hidden_metrics=frozenset({"n_defined", "n_missed"}),
         hidden_columns=frozenset({"hd95_unit", "hd95_variant"}),
     )
-    leaves_unused = True  # heads leave maps out, and so the norms of these maps
-    synchronises_norms = True  # published recipes do: a GPU holds few images
+    leaves_unused = True  # some heads skip maps, which leaves the norms of these maps unused
+    synchronises_norms = True  # as in published recipes, since a GPU fits few images
 
     # data
 
@@ -125,7 +125,7 @@ class Segmentation(Task):
 
         from visionattn.tasks.images import image_files
 
-        return image_files(config, files, torch.tensor)  # as they are: large images are normalised window by window
+        return image_files(config, files, torch.tensor)  # unchanged: large images are normalised window by window
 
     def preview(
         self, config: SegmentConfig, model: nn.Module, data: MaskData, split: MaskSet, count: int, path: Path, *, augmented: bool
@@ -219,7 +219,7 @@ class Segmentation(Task):
 
 
 def palette_of(target: Target) -> list[Colour]:
-    """The colour of each class."""
+    """Colour of each class."""
     from visionattn.data.masks.palettes import default_palette
 
     if not target.get("palette"):

@@ -1,4 +1,4 @@
-"""Samples of segmentation: images with masks and their augmentation, and a preview."""
+"""Segmentation samples: images with masks, their augmentation, and a preview."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TILE = 384  # largest side of a picture in the preview
 
 
 class MaskedImages(SampleDataset):
-    """Samples `image` `[C, H, W]` and `label` `[H, W]`, int64; in evaluation the label keeps the size of the original image.
+    """Samples with `image` `[C, H, W]` and `label` `[H, W]`, int64; in evaluation the label keeps the size of the original image.
 
     Args:
-        transform: `transform(image, label, seed)` for training gives both; `transform(image)` without a seed.
-        counts: pixels of each class, where they are known.
+        transform: with a seed, `transform(image, label, seed)` returns both; without, `transform(image)`.
+        counts: pixels of each class, if known.
     """
 
     def __init__(self, mask_set: MaskSet, transform: Callable[..., Any], seed: int | None = None, counts: np.ndarray | None = None) -> None:
@@ -44,18 +44,18 @@ class MaskedImages(SampleDataset):
         return {"image": tensor, "label": label.astype(np.int64)}
 
     def pixel_counts(self, num_classes: int) -> np.ndarray:
-        """Pixels of each class, `[num_classes]`; reads all masks unless the counts are known."""
+        """Count the pixels of each class, `[num_classes]`; loads all masks unless the counts are known."""
         return count_pixels(self.mask_set, num_classes) if self.counts is None else self.counts
 
 
 def augmentation(config: SegmentConfig, model: Any) -> MaskTrainTransform:
-    """Augmentation of images with masks, and normalisation for a model."""
+    """Build the augmentation of images with masks, normalised for a model."""
     cfg = model.pretrained_cfg
     return mask_train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
 
 
 def preprocessing(config: SegmentConfig, model: Any) -> MaskEvalTransform:
-    """Images at the size of evaluation."""
+    """Build the transform to evaluation size, normalised for a model."""
     cfg = model.pretrained_cfg
     return mask_eval_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
 
@@ -68,10 +68,10 @@ def preview(
     count: int,
     path: Path,
 ) -> None:
-    """Write a PNG of images as the network sees them under the colours of their classes, named by class, the largest first.
+    """Write a PNG of transformed images overlaid with the colours of their classes, captioned by class, the largest first.
 
     Raises:
-        UserError: VA-D010, none could be read.
+        UserError: VA-D010, no pair could be loaded.
     """
     tiles: list[tuple[np.ndarray, str]] = []
     for index in range(len(part)):
@@ -91,12 +91,12 @@ def preview(
         names = [classes[number] for number in np.argsort(-present, kind="stable") if present[number]]
         tiles.append((overlay(transform.normalize.undo(tensor), label, palette), ", ".join(names)))
     if not tiles:
-        raise UserError("VA-D010", f"no pair of {part.name} could be read for the preview")
+        raise UserError("VA-D010", f"no pair of {part.name} could be loaded for the preview")
     atomic_write(path, contact_sheet(_same_size(tiles)))
 
 
 def _same_size(tiles: list[tuple[np.ndarray, str]]) -> list[tuple[np.ndarray, str]]:
-    """Shrink large tiles, then pad with white at the bottom and on the right."""
+    """Shrink large tiles, then pad with white at the bottom and right."""
     small = []
     for tile, name in tiles:
         picture = Image.fromarray(tile)

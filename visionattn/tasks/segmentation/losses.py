@@ -1,9 +1,9 @@
-"""Losses of segmentation, as functions of raw logits and labels.
+"""Segmentation losses as functions of raw logits and labels.
 
-Logits are `[B, K, ...]`, or `[B, 1, ...]` for a foreground against a background (its sigmoid equals the
-softmax over zero and the logit, so every loss here takes both forms); labels are `[B, ...]` int64 at the
-same size. Pixels labelled `IGNORE` count nowhere. All work in float32 at least, and give zero with zero
-gradients where nothing is labelled.
+Logits are `[B, K, ...]`, or `[B, 1, ...]` for foreground against background (the sigmoid equals the
+softmax over zero and the logit, so every loss supports both forms); labels are `[B, ...]` int64 of the
+same size. Pixels labelled `IGNORE` are excluded. All losses are computed in at least float32, and are zero with zero
+gradients if nothing is labelled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from visionattn.data.masks.settings import IGNORE
 
-Average = Literal["valid", "all"]  # over labelled pixels, or as if ignored pixels were there with a loss of zero
+Average = Literal["valid", "all"]  # over labelled pixels, or with ignored pixels counted as a loss of zero
 
 
 def cross_entropy(
@@ -34,8 +34,8 @@ def cross_entropy(
         logits, label: see the module.
         class_weights: `[K]`, or `[2]` for one channel.
         label_smoothing: share of the target spread over all classes.
-        avg: "valid", as torch does; "all" counts ignored pixels in the average, as mmsegmentation does
-            unless told otherwise (`avg_non_ignore`): the rule behind its published results.
+        avg: "valid" averages over labelled pixels, as torch does; "all" also counts ignored pixels, the default of
+            mmsegmentation (`avg_non_ignore=False`) and the rule behind its published results.
     """
     pixels = _pixel_losses(logits, label, class_weights, label_smoothing)
     valid = label != IGNORE
@@ -48,7 +48,7 @@ def cross_entropy(
 
 
 def binary_cross_entropy(logits: torch.Tensor, label: torch.Tensor, *, pos_weight: float = 1.0) -> torch.Tensor:
-    """Each channel on its own against all other classes; `pos_weight` multiplies the loss where the channel's class is."""
+    """Binary cross-entropy of each channel against all other classes; `pos_weight` scales the loss of the channel's own class."""
     logits = _wide(logits)
     valid = (label != IGNORE).unsqueeze(1)
     target = _one_hot(label, 2)[:, 1:] if logits.shape[1] == 1 else _one_hot(label, logits.shape[1])
@@ -60,7 +60,7 @@ def binary_cross_entropy(logits: torch.Tensor, label: torch.Tensor, *, pos_weigh
 def focal(logits: torch.Tensor, label: torch.Tensor, *, gamma: float = 2.0, class_weights: torch.Tensor | None = None) -> torch.Tensor:
     """Cross-entropy times (1 - probability of the label) ** gamma, averaged over pixels (Lin et al., arXiv 1708.02002, with softmax)."""
     pixels = _pixel_losses(logits, label)
-    # The floor keeps the gradient of the power finite where the probability is 1.
+    # The floor keeps the gradient of the power finite at a probability of 1.
     pixels = (-torch.expm1(-pixels)).clamp_min(1e-8) ** gamma * pixels
     valid = label != IGNORE
     if class_weights is not None:
@@ -76,13 +76,13 @@ def ohem_cross_entropy(
     min_kept: int = 100_000,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy over the hard pixels of the batch only (online hard example mining).
+    """Cross-entropy over only the hard pixels of the batch (online hard example mining).
 
     Args:
         logits, label: see the module.
         threshold: pixels whose label has a lower probability are hard.
-        min_kept: at least as many pixels per image, the hardest, are kept.
-        class_weights: `[K]`; hardness does not see them.
+        min_kept: at least this number of pixels per image, the hardest, are kept.
+        class_weights: `[K]`; they do not affect hardness.
     """
     pixels = _pixel_losses(logits, label)
     valid = label != IGNORE
@@ -108,18 +108,18 @@ def dice(
 ) -> torch.Tensor:
     """1 - soft Dice coefficient (Milletari et al., arXiv 1606.04797), averaged over images and classes.
 
-    A class that is absent asks for probabilities of zero. Several published definitions are combinations of the arguments:
-    MONAI and nnU-Net (`include_background=False`; nnU-Net adds a constant 1) by default, with `batch` if so configured;
+    The target probabilities of an absent class are zero. Several published definitions are combinations of the arguments:
+    MONAI and nnU-Net (`include_background=False`; nnU-Net adds a constant 1) by default, with `batch` if configured;
     TransUNet and DAE-Former `squared=True, batch=True`; mmsegmentation `per_class=False, squared=True, smooth=(0, 2e-3), avg="all"`.
 
     Args:
-        logits, label: see the module. Of one channel the foreground is the only class.
-        per_class: a coefficient per class; else one over all of them.
-        squared: probabilities are squared in the denominator.
-        batch: a coefficient over all images; else one per image.
+        logits, label: see the module. With one channel the foreground is the only class.
+        per_class: one coefficient per class; otherwise one over all classes.
+        squared: square the probabilities in the denominator.
+        batch: one coefficient over all images; otherwise one per image.
         include_background: whether class 0 counts.
-        smooth: added to numerator and denominator, or to each its own; keeps absent classes defined.
-        avg: "all" leaves the probabilities of ignored pixels in the denominator.
+        smooth: added to numerator and denominator, or one number for each; keeps absent classes defined.
+        avg: "all" keeps the probabilities of ignored pixels in the denominator.
     """
     overlap, predicted, present = _areas(logits, label, squared=squared, avg=avg, include_background=include_background)
     if batch:
@@ -131,7 +131,7 @@ def dice(
 
 
 def generalised_dice(logits: torch.Tensor, label: torch.Tensor, *, smooth: float = 1e-5) -> torch.Tensor:
-    """Dice with classes weighted by 1 / (their pixels in the image)^2 (Sudre et al., arXiv 1707.03237); absent classes as the rarest."""
+    """Dice with class weights 1 / (pixels in the image)^2 (Sudre et al., arXiv 1707.03237); absent classes weigh as much as the rarest."""
     overlap, predicted, present = _areas(logits, label)
     rarest = present.where(present > 0, math.inf).amin(1, keepdim=True)
     weights = present.where(present > 0, rarest) ** -2  # 0 where nothing is labelled
@@ -155,7 +155,7 @@ def tversky(
         logits, label: see the module.
         alpha: weight of false positives. With `beta`: 0.5 and 0.5 is Dice, 1 and 1 is Jaccard (IoU).
         beta: weight of false negatives.
-        batch, include_background, smooth: as of `dice`.
+        batch, include_background, smooth: see `dice`.
     """
     overlap, predicted, present = _areas(logits, label, include_background=include_background)
     if batch:
@@ -168,8 +168,8 @@ def lovasz(logits: torch.Tensor, label: torch.Tensor, *, per_image: bool = False
     """Lovasz-softmax: a convex surrogate of 1 - IoU (Berman et al., arXiv 1705.08790), averaged over the classes that are present.
 
     Args:
-        logits, label: see the module. Of one channel the foreground is the only class, and counts even if absent.
-        per_image: the IoU of each image, averaged; else of the batch as a whole.
+        logits, label: see the module. With one channel the foreground is the only class, and counts even if absent.
+        per_image: average over images; otherwise use the batch as a whole.
     """
     one_channel = logits.shape[1] == 1
     probabilities = _classes(logits).softmax(1).movedim(1, -1)  # B ... K
@@ -186,11 +186,11 @@ def lovasz(logits: torch.Tensor, label: torch.Tensor, *, per_image: bool = False
 
 
 def _lovasz_class(probability: torch.Tensor, foreground: torch.Tensor) -> torch.Tensor:
-    """Errors, worst first, each times what it adds to the Jaccard loss (algorithm 1); differences written out, which float32 would lose."""
+    """Weight the sorted errors by their contribution to the Jaccard loss (algorithm 1), in closed form: float32 loses the differences."""
     errors, order = (foreground.to(probability) - probability).abs().sort(descending=True)
     truth = foreground[order]
     if not truth.any():
-        return errors[0]  # any pixel too many takes the loss from 0 to 1
+        return errors[0]  # a single false positive raises the loss from 0 to 1
     intersection = (truth.sum() - truth.cumsum(0)).to(errors)
     union = (truth.sum() + (~truth).cumsum(0)).to(errors)
     return errors @ ((intersection / (union - 1).clamp_min(1)).where(~truth, 1) / union)
@@ -201,7 +201,7 @@ def _wide(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _classes(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of classes: those of background and foreground where there is one channel."""
+    """Return logits per class; a single channel becomes background and foreground."""
     logits = _wide(logits)
     return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
@@ -209,14 +209,14 @@ def _classes(logits: torch.Tensor) -> torch.Tensor:
 def _pixel_losses(
     logits: torch.Tensor, label: torch.Tensor, class_weights: torch.Tensor | None = None, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross-entropy of each pixel, 0 where ignored. Not reduced by torch: on CUDA its sum over pixels is not deterministic."""
+    """Cross-entropy of each pixel, 0 if ignored. Not reduced by torch: its sum over pixels is not deterministic on CUDA."""
     logits = _classes(logits)
     weight = None if class_weights is None else class_weights.to(logits)
     return F.cross_entropy(logits, label, weight=weight, ignore_index=IGNORE, label_smoothing=label_smoothing, reduction="none")
 
 
 def _one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
-    """`[B, classes, ...]` bool; all False where ignored."""
+    """Encode labels as bool `[B, classes, ...]`; ignored pixels are all False."""
     index = torch.arange(classes, device=label.device)
     return label.unsqueeze(1) == index.view(-1, *[1] * (label.ndim - 1))
 
@@ -224,7 +224,7 @@ def _one_hot(label: torch.Tensor, classes: int) -> torch.Tensor:
 def _areas(
     logits: torch.Tensor, label: torch.Tensor, *, squared: bool = False, avg: Average = "valid", include_background: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`[B, K]` sums over pixels: of probabilities at their class, of all probabilities, of the class."""
+    """Sum over pixels, each `[B, K]`: probabilities of the true class, all probabilities, and pixels of the class."""
     first = 1 if logits.shape[1] == 1 or not include_background else 0
     probabilities = _classes(logits).softmax(1)
     truth = _one_hot(label, probabilities.shape[1])[:, first:].flatten(2)
@@ -238,12 +238,12 @@ def _areas(
 
 
 def _labelled(losses: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """The mean of `losses`, zero where no pixel is labelled."""
+    """Average `losses`; zero if no pixel is labelled."""
     return losses.mean() * (label != IGNORE).any()
 
 
 def _ratio(total: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """Zero, not NaN, where nothing counts."""
+    """Divide; zero instead of NaN if the count is zero."""
     return total / count.to(total).clamp_min(torch.finfo(total.dtype).tiny)
 
 

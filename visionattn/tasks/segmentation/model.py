@@ -1,4 +1,4 @@
-"""The segmentation model of a config, and published ones by name or file."""
+"""Build the segmentation model of a config, and load published ones by name or file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from visionattn.tasks.segmentation.settings import HeadConfig, SegmentConfig, Se
 
 
 def parts_of(config: SegmentConfig) -> Preset:
-    """Backbone, head and the head's arguments, those of a preset filled in."""
+    """Resolve backbone, head and head arguments, filling in those of a preset."""
     head = config.model.head
     return with_preset(config.model.name, None if head.name == "auto" else head.name, head.args)
 
 
 def check_names(config: SegmentConfig) -> None:
-    """Stop at an unknown backbone or head.
+    """Check that backbone and head are known.
 
     Raises:
         UserError: VA-M001, VA-M002.
@@ -35,20 +35,20 @@ def check_names(config: SegmentConfig) -> None:
 
 
 def published_weights(config: SegmentConfig) -> Weights | None:
-    """The record that model.weights names: of the backbone, or of a model with its head."""
+    """Find the record of model.weights: weights of the backbone, or of a model with its head."""
     name, tag = parts_of(config).backbone, config.model.weights
     return named_weights(name, tag) or find_segmenter(f"{name}.{tag}")
 
 
 def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
-    """The model with initial weights.
+    """Build the model with initial weights.
 
     Raises:
         UserError: VA-M001, VA-M002.
     """
     settings, aux, parts = config.model, config.model.head.aux, parts_of(config)
     record = published_weights(config)
-    whole = record if isinstance(record, SegmenterRecord) else None  # weights of the head too
+    whole = record if isinstance(record, SegmenterRecord) else None  # includes weights of the head
     try:
         model = create_segmenter(
             parts.backbone if record is None or whole else record.name,
@@ -73,9 +73,9 @@ def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
 
 
 def open_published(source: str | Path, report: Report | None) -> PublishedModel | None:
-    """The model of published weights by name, or of a segmentation file, with the preprocessing of the published recipes.
+    """Open a published model by name, or a segmentation file, with the preprocessing of the published recipes.
 
-    150 classes without names are ADE20K's.
+    150 classes without names are taken to be those of ADE20K.
 
     Raises:
         UserError: VA-W001 to VA-W007.
@@ -92,7 +92,7 @@ def open_published(source: str | Path, report: Report | None) -> PublishedModel 
     settings = SegmenterConfig(
         name=model.pretrained_cfg["architecture"], weights=str(source), in_chans=model.in_chans, head=HeadConfig(name=model.head)
     )
-    # The published test on ADE20K: the image fits into 2048 x 512 and is predicted in one piece.
+    # The published test on ADE20K: the image is resized to fit into 2048 x 512 and predicted as a whole.
     augment = MaskAugmentConfig(resize=(2048, 512)) if ade20k else MaskAugmentConfig()
     names = list(classes)
     if model.num_classes == 1:  # one logit separates a class from the background

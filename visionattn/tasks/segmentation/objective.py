@@ -1,4 +1,4 @@
-"""The loss of segmentation: weighted terms over all outputs of a model."""
+"""Segmentation loss: weighted terms over all outputs of a model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from visionattn.tasks.segmentation.settings import SegmentConfig
 DeepSupervision = Literal["upsample_logits", "downsample_label"]
 ClassWeights = Literal["none", "balanced"] | Sequence[float]
 
-# Logits (classes x pixels) of an image above which the loss of an evaluation uses fewer pixels: 256 MiB, several times over.
+# Logits (classes x pixels) per image above which the evaluation loss uses fewer pixels: 256 MiB, of which several copies exist.
 LOSS_VALUES = 2**26
 
 
 class SegmentationObjective(Objective):
-    """Losses of all outputs, weighted and added.
+    """Weighted sum of the losses of all outputs.
 
     Two classes may share one logit, that of the second class.
 
@@ -34,7 +34,7 @@ class SegmentationObjective(Objective):
         num_classes: classes of the labels.
         losses: name (see `LOSSES`), weight and arguments of each term. `class_weights` may be "none", "balanced" or numbers.
         pixel_counts: pixels of each class in the training set, `[classes]`, for balanced class weights.
-        deep_supervision: the size at which auxiliary outputs meet the label. "upsample_logits" resizes them to it and adds their
+        deep_supervision: rule for auxiliary outputs. "upsample_logits" resizes them to the label and adds their
             losses to that of the main output (mmsegmentation); "downsample_label" takes the nearest labels and divides the
             weights of all outputs by their sum (nnU-Net).
 
@@ -58,10 +58,10 @@ class SegmentationObjective(Objective):
             raise UserError("VA-C002", f"a loss is given twice: {', '.join(name for name, _, _ in losses)}")
 
     def loss(self, outputs: HeadOutput | torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """`loss`, and the losses of the main output by name, unweighted; `aux` is the part of the auxiliary outputs in `loss`.
+        """Compute `loss` and the unweighted losses of the main output by name; `aux` is the share of auxiliary outputs in `loss`.
 
-        Losses are computed at the label's size. In evaluation (logits, not a `HeadOutput`) with more than `LOSS_VALUES` logits at
-        that size they are computed on a smaller label, taken by the nearest pixel, so that memory stays bounded.
+        Losses are computed at the label's size. In evaluation (logits, not a `HeadOutput`), with more than `LOSS_VALUES` logits at
+        that size, they are computed on a smaller nearest-pixel label to bound memory.
         """
         output = outputs if isinstance(outputs, HeadOutput) else HeadOutput(outputs)
         label: torch.Tensor = batch["label"].to(output.logits.device)
@@ -88,13 +88,13 @@ class SegmentationObjective(Objective):
 
 
 def build_objective(config: SegmentConfig, num_classes: int, dataset: Any) -> SegmentationObjective:
-    """The objective of a config.
+    """Build the objective of a config.
 
     Args:
         dataset: masked images, whose pixels are counted for balanced class weights.
 
     Raises:
-        UserError: VA-C002, also for a value that a loss cannot be computed with.
+        UserError: VA-C002, also for argument values that a loss cannot be computed with.
     """
     balanced = any(term.args.get("class_weights") == "balanced" for term in config.loss)
     objective = SegmentationObjective(
@@ -103,7 +103,7 @@ def build_objective(config: SegmentConfig, num_classes: int, dataset: Any) -> Se
         pixel_counts=dataset.pixel_counts(num_classes) if balanced else None,
         deep_supervision=config.model.head.aux.rule,
     )
-    try:  # report a wrong value before the run begins
+    try:  # report wrong values before the run starts
         objective.loss(torch.zeros(1, num_classes, 2, 2), Batch({"label": torch.zeros(1, 2, 2, dtype=torch.int64)}, [0], [""], [""]))
     except (TypeError, ValueError, RuntimeError) as error:
         given = ", ".join(f"{term.name} {term.args}" for term in config.loss)
@@ -112,31 +112,31 @@ def build_objective(config: SegmentConfig, num_classes: int, dataset: Any) -> Se
 
 
 def output_weights(aux: Sequence[float], rule: DeepSupervision) -> list[float]:
-    """Weights of the main and the auxiliary outputs: 1 and their own, divided by the sum for nnU-Net's rule."""
+    """Weights of main and auxiliary outputs: 1 and the given ones, divided by their sum for nnU-Net's rule."""
     weights = [1.0, *aux]
     return weights if rule == "upsample_logits" else [weight / sum(weights) for weight in weights]
 
 
 def _bounded_label(label: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """The labels, or fewer of them where they need more than `LOSS_VALUES` logits."""
+    """Subsample labels that need more than `LOSS_VALUES` logits."""
     excess = num_classes * label[0].numel() / LOSS_VALUES
     return label if excess <= 1 else nearest_label(label, [max(1, int(side / excess**0.5)) for side in label.shape[1:]])
 
 
 def nearest_label(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Labels `[B, H, W]` at the centres of the pixels of another size."""
+    """Sample labels `[B, H, W]` at the pixel centres of another size."""
     return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
 
 
 def balanced_weights(pixel_counts: np.ndarray) -> list[float]:
-    """Weights with which every class has the same share of the loss; 1 for a class without pixels."""
+    """Weights that give every class the same share of the loss; 1 for a class without pixels."""
     counts = np.asarray(pixel_counts, float)
     present = counts > 0
     return np.where(present, counts.sum() / (present.sum() * np.where(present, counts, 1)), 1.0).tolist()
 
 
 def _bound(name: str, arguments: Mapping[str, Any], num_classes: int, pixel_counts: np.ndarray | None) -> Callable[..., torch.Tensor]:
-    """A loss with its arguments."""
+    """Bind the arguments of a loss."""
     if name not in LOSSES:
         raise UserError("VA-C002", f'there is no loss "{name}"', fix=f"choose one of {', '.join(LOSSES)}")
     known = [key for key in inspect.signature(LOSSES[name]).parameters if key not in ("logits", "label")]

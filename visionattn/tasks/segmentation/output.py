@@ -1,4 +1,4 @@
-"""What `predict` writes of segmentation: masks of the image's size, overlays, and the share of each class."""
+"""Output of `predict`: masks at the image's size, overlays, and the share of each class."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _OVERLAY_SIDE = 4096  # longest side of an overlay
 
 @dataclass(frozen=True)
 class MaskPrediction(Prediction):
-    """One image: the share of each class, and its class map.
+    """Prediction for one image: the share of each class, and its class map.
 
     Attributes:
-        path: of the image.
-        height: of the image, upright; so is `width`.
-        shares: share of the pixels by class name; classes without pixels are left out.
-        mask: palette PNG of the class map: the file, or the PNG itself where nothing is saved; None where only other things are.
-        overlay: file of the picture, if it was saved.
+        path: path of the image.
+        height: height of the upright image.
+        width: width of the upright image.
+        shares: share of the pixels by class name, without absent classes.
+        mask: palette PNG of the class map: the file, or the PNG itself if nothing is saved; None if only other formats are saved.
+        overlay: file of the overlay, if saved.
     """
 
     path: str
@@ -44,7 +45,7 @@ class MaskPrediction(Prediction):
     overlay: Path | None = None
 
     def class_map(self) -> np.ndarray:
-        """The class of each pixel, `[height, width]`, decoded at each call.
+        """Decode the class of each pixel, `[height, width]`.
 
         Raises:
             ValueError: predictions were saved, but not their masks.
@@ -54,27 +55,27 @@ class MaskPrediction(Prediction):
         return np.asarray(Image.open(BytesIO(self.mask) if isinstance(self.mask, bytes) else self.mask))
 
     def display_row(self) -> dict[str, str]:
-        """A row of the table on the terminal."""
+        """Row of the table on the terminal."""
         largest = sorted(self.shares.items(), key=lambda item: -item[1])
         text = "  ".join(f"{name} {100 * share:.1f} %" for name, share in largest[:4])
         return {"image": self.path, "size": f"{self.width} x {self.height}", "pixels": text + ("  ..." if len(largest) > 4 else "")}
 
     def as_dict(self) -> dict[str, Any]:
-        """The entry of `predictions.json`."""
+        """Entry in `predictions.json`."""
         files = {"mask": self.mask if isinstance(self.mask, Path) else None, "overlay": self.overlay}
         facts = {"path": self.path, "height": self.height, "width": self.width, "shares": self.shares}
         return facts | {name: str(path) for name, path in files.items() if path is not None}
 
 
 class MaskWriter(Writer):
-    """Saves the class map of each image before the next one is read.
+    """Save the class map of each image before the next one is loaded.
 
     Args:
-        classes: names.
+        classes: class names.
         palette: colour of each class.
 
     Raises:
-        UserError: VA-C002, two images would be saved under one name.
+        UserError: VA-C002, two images would be saved under the same name.
     """
 
     def __init__(self, classes: Sequence[str], palette: Sequence[Colour], request: WriterRequest) -> None:
@@ -89,12 +90,12 @@ class MaskWriter(Writer):
         return [file(self.out, name) for kind, file in files.items() if kind in self.formats for name in self.names]
 
     def write(self, predictions: list[np.ndarray], batch: Batch) -> list[MaskPrediction]:
-        """Results of class maps `[H, W]` for images `[H, W, C]`."""
+        """Write the class maps `[H, W]` of images `[H, W, C]`."""
         triples = zip(batch["image"], predictions, range(len(batch)), strict=True)
         return [self._write(image.numpy(), found, batch.indices[row], batch.ids[row]) for image, found, row in triples]
 
     def table(self, predictions: Sequence[MaskPrediction]) -> tuple[list[str], list[list[Any]]]:
-        """The size of each image and the share of each class."""
+        """Tabulate the size of each image and the share of each class."""
         columns = ["path", "height", "width", *self.classes]
         rows = [[item.path, item.height, item.width, *(f"{item.shares.get(name, 0):.6f}" for name in self.classes)] for item in predictions]
         return columns, rows
@@ -127,20 +128,20 @@ class MaskWriter(Writer):
 
 
 def mask_file(out: Path, name: Path) -> Path:
-    """File of the mask of an image."""
+    """Path of the mask of an image."""
     return out / "masks" / name.with_name(f"{name.name}.png")
 
 
 def overlay_file(out: Path, name: Path) -> Path:
-    """File of the overlay of an image."""
+    """Path of the overlay of an image."""
     return out / "overlays" / name.with_name(f"{name.name}.jpg")
 
 
 def output_names(files: dict[Path, Path]) -> list[Path]:
-    """Names of the results: the place of each image in its source, without suffix unless two would then be the same.
+    """Name the results by the path of each image in its source, without suffix unless two would then be equal.
 
     Args:
-        files: place within its source by file.
+        files: path within its source, by file.
 
     Raises:
         UserError: VA-C002, sources with images of the same name.

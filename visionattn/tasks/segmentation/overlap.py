@@ -1,11 +1,11 @@
-"""Scores of segmentations: confusion matrix over a data set; overlap and surface distances of single cases.
+"""Segmentation scores: confusion matrix over a dataset; overlap and surface distances of single cases.
 
 Definitions: IoU and accuracy as in `mmseg.evaluation.IoUMetric` 1.2.2; boundary IoU of Cheng et al. (arXiv 2103.16562); Hausdorff distance
-(95th percentile) and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface pixels, as MONAI 1.6.1 counts them.
-Libraries differ in the last two (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weighs each piece of surface by its
+(95th percentile) and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface pixels, as in MONAI 1.6.1.
+Libraries differ in the last two (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weights each surface element by its
 area, medpy takes the percentile of both directions together. Results therefore name the variant.
 
-A value that is not defined is None and left out of means, and what is left out is counted.
+Undefined values are None; they are excluded from means and counted.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ HausdorffVariant = Literal["max_directed", "pooled"]
 
 
 class ConfusionMatrix:
-    """Pixels of each pair of true and predicted class, summed over a data set.
+    """Pixels of each pair of true and predicted class, summed over a dataset.
 
     Args:
-        num_classes: classes, the background included if it is one.
-        boundary: width of the inner boundary of boundary IoU, in diagonals of the image; 0 leaves boundary IoU out.
+        num_classes: classes, including the background if it is one.
+        boundary: width of the inner boundary of boundary IoU, as a fraction of the image diagonal; 0 disables boundary IoU.
     """
 
     def __init__(self, num_classes: int, *, boundary: float = 0.02) -> None:
@@ -44,10 +44,10 @@ class ConfusionMatrix:
 
         Args:
             pred: `[H, W]` classes.
-            label: `[H, W]` classes; pixels of 255 are left out, whatever was predicted there.
+            label: `[H, W]` classes; pixels of 255 are excluded, whatever the prediction.
 
         Raises:
-            ValueError: sizes differ, or a class that does not exist.
+            ValueError: sizes differ, or a class is out of range.
         """
         valid = _checked(pred, label, self.num_classes)
         truth, guess = label[valid].astype(np.int64), pred[valid].astype(np.int64)
@@ -57,7 +57,7 @@ class ConfusionMatrix:
         if self.boundary:
             width = max(1, round(self.boundary * float(np.hypot(*label.shape))))
             true_edge = inner_boundary(label, width)[valid]
-            # Ignored pixels are outside of every class in both, so that their rim is a boundary in both.
+            # Ignored pixels belong to no class in either map, so that their rim is a boundary in both.
             guessed_edge = inner_boundary(np.where(valid, pred, IGNORE), width)[valid]
             hits = np.bincount(truth[true_edge & guessed_edge & (truth == guess)], minlength=size)
             self.boundary_hits += hits
@@ -71,14 +71,14 @@ class ConfusionMatrix:
         self.boundary_union += other.boundary_union
 
     def scores(self, classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
-        """Metrics and a row per class (`class`, `iou`, `acc`, `dice`, `boundary_iou`, `pixel_share`), fractions from 0 to 1.
+        """Compute metrics and a row per class (`class`, `iou`, `acc`, `dice`, `boundary_iou`, `pixel_share`), fractions from 0 to 1.
 
-        A class in neither prediction nor truth has None; one that is predicted but not in the truth has IoU and Dice 0 and no accuracy.
-        Means are over the classes that have a value. `ignored` is the share of ignored pixels, `pixel_share` that of the class in the
-        others. Without `boundary`, there is no `boundary_iou`.
+        Values of a class in neither prediction nor truth are None; a class that is only predicted has IoU and Dice 0 and no accuracy.
+        Means are over the classes with a value. `ignored` is the share of ignored pixels, `pixel_share` the share of the class in the
+        others. `boundary_iou` is missing without `boundary`.
 
         Args:
-            classes: names of the classes; their numbers if None.
+            classes: names of the classes; None uses their numbers.
         """
         names = [str(index) for index in range(self.num_classes)] if classes is None else classes
         hits, truth, guess = self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0)
@@ -113,13 +113,13 @@ class CaseScore:
         iou: TP / (TP + FP + FN), likewise.
         hd95: 95th percentile of the distances between the surfaces; None if the class is in neither, infinite if in one only.
         nsd: share of both surfaces within the tolerance of the other; None if the class is in neither, 0 if in one only.
-        true_positives: pixels.
-        false_positives: pixels.
-        false_negatives: pixels.
-        missed: whether the class is in one only, so that there is no distance.
-        diagonal: of the image, in units of `hd95`.
-        variant: of `hd95`.
-        unit: of `hd95`: "mm", or "px" where no spacing was given.
+        true_positives: number of pixels.
+        false_positives: number of pixels.
+        false_negatives: number of pixels.
+        missed: whether the class is in one only, so that no distance is defined.
+        diagonal: diagonal of the image, in the unit of `hd95`.
+        variant: variant of `hd95`.
+        unit: unit of `hd95`: "mm", or "px" without a spacing.
     """
 
     label: int
@@ -145,19 +145,19 @@ def case_scores(
     variant: HausdorffVariant = "max_directed",
     tolerance: float = 1.0,
 ) -> list[CaseScore]:
-    """Scores of one case, for each class from 1 on; class 0 is the background.
+    """Score one case for each class from 1 on; class 0 is the background.
 
     Args:
         pred: classes of any shape.
         label: classes; pixels of 255 become background in both.
-        num_classes: classes with the background: 2 for one structure.
+        num_classes: classes including the background: 2 for one structure.
         spacing: size of a pixel in mm along each axis of the arrays; None measures in pixels.
         variant: "max_directed" takes the larger of the percentiles of the two directions (as MONAI), "pooled" the percentile of the
             distances of both together (as medpy).
-        tolerance: of `nsd`, in mm, or pixels without a spacing.
+        tolerance: tolerance of `nsd` in mm, or in pixels without a spacing.
 
     Raises:
-        ValueError: shapes differ, a class that does not exist, or another variant.
+        ValueError: shapes differ, a class is out of range, or the variant is unknown.
     """
     if variant not in ("max_directed", "pooled"):
         raise ValueError(f'variant: expected "max_directed" or "pooled", got {variant!r}')
@@ -198,16 +198,16 @@ def case_scores(
 
 
 def summarise(cases: Sequence[Sequence[CaseScore]], classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
-    """Means over cases, then over classes, and a row per class.
+    """Average over cases, then over classes; returns metrics and a row per class.
 
-    `dice`, `iou`, `hd95` and `nsd` of a class are means over the cases where they are defined, which are all but those with the class in
-    neither prediction nor truth. A missed case (the class in one only) counts with Dice, IoU and NSD 0 and with the diagonal of its image
-    as distance. `dice_pooled` is the Dice of the pixels of all cases together. `n_defined` and `n_missed` count pairs of case and class.
-    Rows also have `hd95_variant` and `hd95_unit`.
+    `dice`, `iou`, `hd95` and `nsd` of a class are means over the cases where they are defined: all except those with the class in
+    neither prediction nor truth. A missed case (the class in one only) counts as Dice, IoU and NSD 0, with the diagonal of its image
+    as distance. `dice_pooled` is the Dice over the pixels of all cases. `n_defined` and `n_missed` count pairs of case and class.
+    Rows also contain `hd95_variant` and `hd95_unit`.
 
     Args:
         cases: `case_scores` of each case.
-        classes: names of all classes, the background first; their numbers if None.
+        classes: names of all classes, the background first; None uses their numbers.
 
     Raises:
         ValueError: variants or units are mixed.
@@ -240,9 +240,9 @@ def summarise(cases: Sequence[Sequence[CaseScore]], classes: Sequence[str] | Non
 
 
 def inner_boundary(labels: np.ndarray, width: int) -> np.ndarray:
-    """Pixels with another class, or the outside of the image, at most `width` rows and columns away.
+    """Find pixels at most `width` rows and columns away from another class or the outside of the image.
 
-    For each class this is the mask minus its erosion by `width` steps of a 3 x 3 square, for all classes at once.
+    For each class this is the mask minus its erosion by `width` steps of a 3 x 3 square, computed for all classes at once.
     """
     low = high = labels.astype(np.int16)
     for axis in range(labels.ndim):
@@ -252,7 +252,7 @@ def inner_boundary(labels: np.ndarray, width: int) -> np.ndarray:
 
 
 def _checked(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Which pixels count."""
+    """Check both maps and return the labelled pixels."""
     if pred.shape != label.shape:
         raise ValueError(f"prediction and label differ in size: {list(pred.shape)} and {list(label.shape)}")
     valid: np.ndarray = label != IGNORE
@@ -266,7 +266,7 @@ def _checked(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarra
 def _surface_scores(
     guess: np.ndarray, truth: np.ndarray, pixel: np.ndarray, variant: HausdorffVariant, tolerance: float
 ) -> tuple[float, float]:
-    """HD95 and NSD of two masks, neither empty."""
+    """HD95 and NSD of two non-empty masks."""
     box = _bounding_box(guess | truth)
     guess_points, truth_points = (_surface(mask[box]) * pixel for mask in (guess, truth))
     outward, inward = KDTree(truth_points).query(guess_points)[0], KDTree(guess_points).query(truth_points)[0]
@@ -276,7 +276,7 @@ def _surface_scores(
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """Indices of the pixels of a mask with a neighbour (across a side) outside of it or of the image, `[N, axes]`."""
+    """Indices `[N, axes]` of the pixels of a mask that share a side with the outside of the mask or image."""
     return np.argwhere(mask & ~binary_erosion(mask))
 
 

@@ -1,6 +1,6 @@
-"""Pictures of segmentation.
+"""Pictures of segmentation results.
 
-An image is shown as a strip: itself, its true classes, the predicted ones, and the names of the colours.
+Each image is shown as a strip: the image, its true classes, the predicted ones, and a legend.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from visionattn.tasks.images import unnormalise
 from visionattn.tasks.segmentation.data import MaskedImages
 from visionattn.tasks.segmentation.scores import Maps
 
-# Name and colour of a class in a legend; no colour for the entry that counts the classes left out.
+# Name and colour of a class in a legend; None is the colour of the entry that counts omitted classes.
 Entry = tuple[str, Colour | None]
 
-_SIDE = 256  # of a picture in a strip, in pixels
-_NAMED = 12  # classes in a legend, the largest ones
+_SIDE = 256  # longer side of a picture in a strip, in pixels
+_NAMED = 12  # most classes in a legend; the largest are shown
 
 
 class SegmentationPictures(Pictures):
-    """Pictures with these classes and colours."""
+    """Pictures with the given classes and colours."""
 
     worst_caption = "image, truth and prediction, with the score of the image"
     worst_columns = 2
@@ -43,7 +43,7 @@ class SegmentationPictures(Pictures):
         self.classes, self.palette = classes, palette
 
     def batch_figure(self, model: Any, batch: Batch, count: int) -> Figure | None:
-        """Augmented images under the colours of their masks; None if none could be read."""
+        """Draw augmented images with the colours of their masks; None if there are none."""
         if not len(batch) or not count:
             return None
         pictures, seen = [], np.zeros(len(self.classes), np.int64)
@@ -65,7 +65,7 @@ class SegmentationPictures(Pictures):
         return figure
 
     def predictions_figure(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> Figure | None:
-        """The same images each time, spread over the split, then the worst ones, up to half of `count` each."""
+        """Draw fixed images spread over the split, then the worst ones, up to half of `count` each."""
         rows = evaluation.scores.per_case
         spread = np.unique(np.linspace(0, len(rows) - 1, min(-(-count // 2), len(rows))).astype(int)).tolist()
         worst_rows = [row for row in _worst_rows(evaluation) if row not in spread][: count // 2]
@@ -78,14 +78,14 @@ class SegmentationPictures(Pictures):
         return picture_grid(pictures, titles, columns=self.worst_columns) if pictures else None
 
     def panels(self, evaluation: Evaluation) -> list[Panel]:
-        """Scores per class, and the confusion matrix."""
+        """Draw scores per class and the confusion matrix."""
         return [
             Panel("per_class", "IoU per class", _class_figure(evaluation, self.palette)),
             Panel("confusion", "Confusion matrix", _confusion(evaluation, self.classes)),
         ]
 
     def worst(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> list[WorstCase]:
-        """Images by their Dice, if cases are scored, or mean IoU."""
+        """Rank images by Dice if cases are scored, otherwise by mean IoU."""
         cases = []
         for rank, row in enumerate(_worst_rows(evaluation)[:count]):
             strip = self._strip(evaluation, dataset, row)
@@ -95,7 +95,7 @@ class SegmentationPictures(Pictures):
         return cases
 
     def _strip(self, evaluation: Evaluation, dataset: MaskedImages, row: int) -> np.ndarray | None:
-        """Image, truth and prediction of a row of the evaluation; None if a file cannot be read any more."""
+        """Draw image, truth and prediction of a row of the evaluation; None if a file is no longer readable."""
         maps: Maps = evaluation.scores.details
         index = evaluation.scores.per_case[row]["index"]
         try:
@@ -116,7 +116,7 @@ class SegmentationPictures(Pictures):
 
 
 def legend_entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence[Colour], limit: int = _NAMED) -> list[Entry]:
-    """Names and colours of the classes that have pixels, in the order of the classes; the largest ones if there are more than `limit`.
+    """List names and colours of the classes with pixels, in class order; only the largest if there are more than `limit`.
 
     Args:
         counts: pixels of each class.
@@ -128,12 +128,12 @@ def legend_entries(counts: np.ndarray, classes: Sequence[str], palette: Sequence
 
 
 def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -> np.ndarray:
-    """The picture above the names of its colours, in rows as wide as the picture but at least 240 pixels.
+    """Add a legend below the picture, in rows as wide as the picture but at least 240 pixels.
 
-    Black stands for no colour, as in overlays.
+    Black means no colour, as in overlays.
 
     Args:
-        size: of the letters in pixels.
+        size: size of the letters in pixels.
     """
     font, gap, width = _font(size), size // 2, max(picture.shape[1], 240)
     places, left, top = [], gap, gap
@@ -157,14 +157,14 @@ def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # comes with matplotlib
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # shipped with matplotlib
 
 
 # ---------------------------------------------------------------- strips
 
 
 def _side_by_side(parts: dict[str, np.ndarray]) -> np.ndarray:
-    """Pictures of one size, each under its name."""
+    """Join pictures of equal size, each below its name."""
     height, width = next(iter(parts.values())).shape[:2]
     cell, top, gap = max(width, 96), 20, 6
     canvas = Image.new("RGB", (len(parts) * (cell + gap) - gap, top + height), "white")
@@ -177,13 +177,13 @@ def _side_by_side(parts: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) of an image as it was read, which may be grey, or float32 in 0..1."""
+    """Convert a loaded image, which may be grey or float32 in 0..1, to uint8 (H, W, 3)."""
     pixels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
 def _resized(picture: np.ndarray) -> np.ndarray:
-    """The picture with a longer side of _SIDE."""
+    """Resize so that the longer side is _SIDE."""
     factor = _SIDE / max(picture.shape[:2])
     size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
     resized: np.ndarray = cv2.resize(np.ascontiguousarray(picture), size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
@@ -195,7 +195,7 @@ def _score(row: dict[str, Any]) -> tuple[str, float | None]:
 
 
 def _worst_rows(evaluation: Evaluation) -> list[int]:
-    """Rows of the evaluation by score, worst first; without the perfect ones."""
+    """Sort rows of the evaluation by score, worst first, without perfect ones."""
     scores = [(score, row) for row, facts in enumerate(evaluation.scores.per_case) if (score := _score(facts)[1]) is not None]
     return [row for score, row in sorted(scores) if score < 1]
 
@@ -210,7 +210,7 @@ def _title(evaluation: Evaluation, row: int) -> str:
 
 
 def _class_figure(evaluation: Evaluation, palette: Sequence[Colour]) -> Figure:
-    """A bar per class in its colour."""
+    """Draw a bar per class in its colour."""
     rows = evaluation.scores.per_class
     figure = Figure(figsize=(7.5, 1.2 + 0.24 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
@@ -229,7 +229,7 @@ def _class_figure(evaluation: Evaluation, palette: Sequence[Colour]) -> Figure:
 
 
 def _confusion(evaluation: Evaluation, classes: list[str]) -> Figure:
-    """Percent of the pixels of each true class."""
+    """Draw the confusion matrix in percent of the pixels of each true class."""
     maps: Maps = evaluation.scores.details
     counts = np.array(maps.confusion)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -1,4 +1,4 @@
-"""Inference of segmentation: logits for evaluation, class maps of files in bounded memory."""
+"""Segmentation inference: logits for evaluation, class maps of files in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.settings import SegmentConfig
 from visionattn.tasks.windows import Blend, Predict, class_map, resized_classes, sliding_logits, with_flips, with_scales
 
-# Images above one of these are predicted in windows whatever eval.mode is: pixels, and bytes of their logits.
+# Images above either limit (pixels, bytes of logits) are predicted in windows, whatever eval.mode is.
 LARGE_PIXELS = 2**22
 LARGE_LOGITS = 2**30
 
 
 class LogitPredictor:
-    """Logits `[B, K, H, W]`, float32, in one piece or in windows, averaged over flips and scales.
+    """Predict logits `[B, K, H, W]`, float32, at once or in windows, averaged over flips and scales.
 
     Args:
-        model: in evaluation mode, on `device`.
-        num_classes: classes; K, or K + 1 where one logit separates two classes.
-        window: sides of a sliding window (height, width); None predicts images in one piece.
-        stride: steps of the window; from `overlap` if None.
+        model: model in evaluation mode, on `device`.
+        num_classes: number of classes: K, or K + 1 if one logit separates two classes.
+        window: height and width of a sliding window; None predicts whole images.
+        stride: steps of the window; None derives them from `overlap`.
         overlap: share of a side that neighbouring windows have in common.
         blend: weights within a window.
         window_batch: windows per call of the model.
-        stitch_device: where windows are put together.
-        flips: axes along which images are flipped too: -1 left and right, -2 top and bottom.
-        scales: sizes at which images are predicted, as factors; () is the size as it is.
-        average: what flips and scales are averaged over: "logits" (nnU-Net), or "probabilities" (mmsegmentation).
+        stitch_device: device on which windows are combined.
+        flips: axes along which images are also flipped: -1 left and right, -2 top and bottom.
+        scales: factors of the image size; () uses only the original size.
+        average: averages "logits" (nnU-Net) or "probabilities" (mmsegmentation) over flips and scales.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LogitPredictor:
         return self.logits(batch["image"].to(self.device))
 
     def logits(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits of images `[B, C, H, W]`."""
+        """Predict the logits of images `[B, C, H, W]`."""
         run: Predict = self.model
         if self.window is not None:
             run = partial(sliding_logits, self.model, stitch_device=self.stitch_device, **self.window)
@@ -83,16 +83,16 @@ class LogitPredictor:
         return _logits(run(image)) if as_probabilities else run(image).float()
 
     def class_map(self, image: torch.Tensor, prepare: Predict | None = None) -> torch.Tensor:
-        """The class of each pixel of one image, `[H, W]` uint8 on the CPU, without ever holding its logits.
+        """Predict the class of each pixel of one image, `[H, W]` uint8 on the CPU, without storing its logits.
 
-        Equal to the classes of `logits`, except that each window is flipped by itself.
+        Equal to the classes of `logits`, except that each window is flipped separately.
 
         Args:
-            image: `[1, C, H, W]`, of any type that `prepare` takes.
-            prepare: turns a cut-out of the image into the input of the model.
+            image: `[1, C, H, W]`, of any type that `prepare` accepts.
+            prepare: converts a crop of the image into the input of the model.
 
         Raises:
-            ValueError: there is no window, or there are scales, which need the whole image.
+            ValueError: no window is set, or scales are, which need the whole image.
         """
         if self.window is None or self.scales:
             raise ValueError("class_map works in windows of the image at its own size")
@@ -103,16 +103,16 @@ class LogitPredictor:
 
 
 class MapPredictor:
-    """Class maps `[H, W]` of images at their own size, one image per batch.
+    """Predict class maps `[H, W]` of images at their original size, one image per batch.
 
-    Images whose logits would be too large as a whole are predicted in windows of eval.tile, or else model.img_size, at scale 1:
-    the map then differs a little from that of the whole image, as a window sees less context.
+    Images whose logits would be too large are predicted in windows of eval.tile, or model.img_size if unset, at scale 1:
+    the map then differs slightly from that of the whole image, since a window sees less context.
 
     Args:
         whole: inference as configured.
         tiled: inference in windows, without scales.
-        transform: of evaluation.
-        warn: takes a line once if an image is too large.
+        transform: evaluation transform.
+        warn: called once with a message if an image is too large.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class MapPredictor:
         return [self.class_map(image.numpy()) for image in batch["image"]]
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Class numbers `[H, W]` of an image `[H, W, C]`, uint8 or float32 in 0..1."""
+        """Predict class numbers `[H, W]` of an image `[H, W, C]`, uint8 or float32 in 0..1."""
         whole, size = self.whole, (image.shape[0], image.shape[1])
         height, width = resized_shape(size, self.transform.resize, self.transform.size)
         large = height * width > LARGE_PIXELS or 4 * height * width * whole.num_classes > LARGE_LOGITS
@@ -139,7 +139,7 @@ class MapPredictor:
             return resized_classes(logits, size).numpy()
 
     def _in_windows(self, image: np.ndarray, shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-        """Normalise the image window by window; its logits never exist as a whole."""
+        """Normalise and predict the image window by window, without storing its logits."""
         if image.shape[:2] != shape:
             resized: np.ndarray = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
             image = resized if resized.ndim == 3 else resized[:, :, None]
@@ -156,7 +156,7 @@ class MapPredictor:
 def build_predictor(
     config: SegmentConfig, num_classes: int, model: nn.Module, device: torch.device, *, tiled: bool = False
 ) -> LogitPredictor:
-    """The inference of a config; `tiled` is that in windows without scales, whatever the config says."""
+    """Build the inference of a config; `tiled` uses windows without scales, whatever the config."""
     settings = config.eval
     windows = tiled or settings.mode == "slide"
     tile = config.model.size if settings.tile is None else to_2tuple(settings.tile)
@@ -185,6 +185,6 @@ def _probabilities(model: Predict, image: torch.Tensor) -> torch.Tensor:
 
 
 def _logits(probabilities: torch.Tensor) -> torch.Tensor:
-    """Logits that have these probabilities."""
+    """Convert probabilities to logits."""
     tiny = torch.finfo(probabilities.dtype).eps
     return probabilities.clamp_min(tiny).log() if probabilities.shape[1] > 1 else probabilities.logit(tiny)

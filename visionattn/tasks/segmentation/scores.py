@@ -1,4 +1,4 @@
-"""Scores of segmentation: one confusion matrix per split, a row per image and, if asked for, scores per case."""
+"""Segmentation scores: one confusion matrix per split, a row per image and, optionally, scores per case."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.overlap import CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
 from visionattn.tasks.windows import resized_classes
 
-# With fewer images than this, resampling them says too little about the spread.
+# With fewer images, resampling does not estimate the spread.
 LEAST_RESAMPLED = 10
 
-# Columns of classes for cases, and their names in a summary of cases.
+# Per-class columns of case scores, and their names in a summary of cases.
 CASE_COLUMNS = {"case_dice": "dice", "case_iou": "iou"} | {
     key: key for key in ("hd95", "nsd", "n_defined", "n_missed", "hd95_variant", "hd95_unit")
 }
 
-# Longest side of the small class maps kept for pictures of an evaluation.
+# Longest side of the small class maps kept for the pictures of an evaluation.
 SMALL_SIDE = 256
 
 
 class SmallMap(NamedTuple):
-    """A class map at most SMALL_SIDE pixels per side, compressed: a few kilobytes per image."""
+    """A compressed class map with at most SMALL_SIDE pixels per side: a few kilobytes per image."""
 
     height: int
     width: int
@@ -35,24 +35,24 @@ class SmallMap(NamedTuple):
 
     @classmethod
     def of(cls, class_map: np.ndarray) -> SmallMap:
-        """The nearest pixels of a class map of at most 255 classes."""
+        """Subsample the nearest pixels of a class map with at most 255 classes."""
         factor = max(1.0, max(class_map.shape) / SMALL_SIDE)
         rows, columns = (((np.arange(max(1, int(side / factor))) + 0.5) * factor).astype(int) for side in class_map.shape)
         small = class_map[rows][:, columns].astype(np.uint8)
         return cls(small.shape[0], small.shape[1], zlib.compress(small.tobytes()))
 
     def array(self) -> np.ndarray:
-        """uint8 (height, width)."""
+        """Decompress to uint8 (height, width)."""
         return np.frombuffer(zlib.decompress(self.data), np.uint8).reshape(self.height, self.width)
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What pictures of an evaluation use.
+    """Data for the pictures of an evaluation.
 
     Attributes:
-        confusion: pixels, true class x predicted class.
-        small: the prediction of each image by its position in the split.
+        confusion: pixel counts, true class x predicted class.
+        small: prediction of each image by its position in the split.
     """
 
     confusion: list[list[int]]
@@ -60,7 +60,7 @@ class Maps:
 
 
 class ImageScores(NamedTuple):
-    """One image: its row of scores, its scores as a case, per class the pixels that are right, true and guessed, and the guess."""
+    """Scores of one image: its row, its case scores, the correct, true and predicted pixels per class, and the predicted map."""
 
     row: dict[str, Any]
     case: list[CaseScore]
@@ -69,14 +69,14 @@ class ImageScores(NamedTuple):
 
 
 class SegmentationMeter:
-    """Counts pixels over the split and scores each image; predictions are resized to the label.
+    """Count pixels over the split and score each image; predictions are resized to the label.
 
     Args:
-        classes: names; the first is the background if there is one.
-        per_case: whether each image is a case with scores of its own.
+        classes: class names; the background, if there is one, comes first.
+        per_case: score each image as a case.
         spacing: pixel size in mm (rows, columns) for distances; None measures in pixels.
         hausdorff: variant of the Hausdorff distance.
-        tolerance: of the surface Dice, in mm or pixels.
+        tolerance: tolerance of the surface Dice, in mm or pixels.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class SegmentationMeter:
             self.images += images
 
     def result(self) -> Scores:
-        """Metrics of pixels and cases; in rows of classes, means over cases are `case_dice`, `case_iou`, `hd95` and so on.
+        """Compute metrics of pixels and cases; in rows of classes, means over cases are `case_dice`, `case_iou`, `hd95` and so on.
 
         Intervals (of `miou`, and of `dice` over cases) are the 2.5th to 97.5th percentile over images drawn with replacement.
         """
@@ -130,7 +130,7 @@ class SegmentationMeter:
         if self.per_case:
             case_metrics, case_rows = summarise([image.case for image in images], self.classes)
             metrics |= case_metrics
-            for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background is not scored; without cases nothing is
+            for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background has no case scores; without cases no class has
                 row |= {name: case.get(key) for name, key in CASE_COLUMNS.items()}
         maps = Maps(self.matrix.counts.tolist(), {image.row["index"]: image.small for image in images})
         remarks = _distance_remarks(rows, len(images), metrics)
@@ -138,7 +138,7 @@ class SegmentationMeter:
 
 
 def _distance_remarks(rows: list[dict[str, Any]], images: int, metrics: dict[str, float | None]) -> list[str]:
-    """What HD95 averages: its unit and rule, the pairs of case and class where it is defined, and those missed."""
+    """Describe the mean HD95: unit, variant, and the number of defined and missed pairs of case and class."""
     row = next((row for row in rows if row.get("hd95_unit")), None)
     if row is None:
         return []
@@ -164,7 +164,7 @@ def _intervals(images: list[ImageScores], per_case: bool) -> dict[str, tuple[flo
 
 
 def _percentiles(parts: np.ndarray, wholes: np.ndarray) -> tuple[float, float] | None:
-    """Of the mean over classes of parts / wholes `[draws, classes]`; classes with nothing in a draw are left out of its mean."""
+    """Percentiles of the mean over classes of parts / wholes `[draws, classes]`; classes empty in a draw are excluded from its mean."""
     defined = wholes > 0
     ratios = np.divide(parts, wholes, out=np.zeros_like(parts), where=defined)
     drawn = defined.any(1)

@@ -1,4 +1,4 @@
-"""Settings of segmentation."""
+"""Settings of the segmentation task."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
 
 class AuxConfig(Section):
     enabled: bool | Literal["auto"] = setting(
-        "auto", "Train an auxiliary FCN head on the last but one map; auto: where the head's published recipes do."
+        "auto", "Train an auxiliary FCN head on the second-to-last map; auto: if the head's published recipes do."
     )
     weight: float = setting(0.4, "Weight of the auxiliary head's loss.", ge=0)
     rule: Literal["upsample_logits", "downsample_label"] = setting(
-        "upsample_logits", "At which size auxiliary outputs meet the label; downsample_label is nnU-Net's deep supervision."
+        "upsample_logits", "Size at which auxiliary outputs are compared with the label; downsample_label is nnU-Net's deep supervision."
     )
 
 
 class HeadConfig(Section):
     name: str = setting("auto", "Segmentation head or decoder, see visionattn.heads.HEADS; auto: that of a preset, or upernet.")
-    args: dict[str, Any] = setting({}, "Arguments of the head's class, for example width or dropout; they go before a preset's.")
+    args: dict[str, Any] = setting({}, "Arguments of the head's class, for example width or dropout; they override a preset's.")
     aux: AuxConfig = AuxConfig()
 
 
@@ -44,34 +44,34 @@ class LossTermConfig(Section):
 
 class SegmentEvalConfig(EvalConfig):
     best: Literal["auto", "miou", "macc", "aacc", "mdice", "dice", "iou", "nsd"] = setting(
-        "auto", "Metric that chooses the best checkpoint; auto: miou, or dice with eval.per_case. The last three need eval.per_case."
+        "auto", "Metric that selects the best checkpoint; auto: miou, or dice with eval.per_case. The last three need eval.per_case."
     )
     mode: Literal["whole", "slide"] = setting("whole", "The whole image at once, or windows of eval.tile.")
     tile: int | tuple[int, int] | None = setting(None, "Window of slide in pixels: one number, or [height, width]; null: model.img_size.")
-    stride: int | tuple[int, int] | None = setting(None, "Steps of the window in pixels; null: by eval.overlap.")
-    overlap: float = setting(0.33, "Share of a window that the next one covers again.", ge=0, lt=1)
+    stride: int | tuple[int, int] | None = setting(None, "Steps of the window in pixels; null: from eval.overlap.")
+    overlap: float = setting(0.33, "Share of a window that the next one overlaps.", ge=0, lt=1)
     blend: Literal["constant", "gaussian", "nnunet"] = setting(
         "constant", "Weights of overlapping windows: constant is mmsegmentation's rule, gaussian MONAI's, nnunet nnU-Net's with its grid."
     )
     flips: Literal["none", "horizontal", "both"] = setting("none", "Average over flips of the image: none, left-right, or up-down too.")
-    scales: list[float] = setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: as it is.")
+    scales: list[float] = setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: only the original size.")
     average: Literal["logits", "probabilities"] = setting(
-        "logits", "What flips and scales are averaged over; probabilities is mmsegmentation's rule."
+        "logits", "Quantity averaged over flips and scales; probabilities is mmsegmentation's rule."
     )
-    per_case: bool = setting(False, "Dice, IoU and surface distances per image, averaged over images, as in medicine.")
+    per_case: bool = setting(False, "Dice, IoU and surface distances per image, averaged over images, as usual in medical imaging.")
     spacing: tuple[float, float] | None = setting(None, "Pixel size in mm, [rows, columns], for distances; null measures in pixels.")
     hausdorff: Literal["max_directed", "pooled"] = setting("max_directed", "Definition of hd95.")
-    tolerance: float = setting(1.0, "Distance within which a surface is right in nsd, in mm or pixels.", gt=0)
+    tolerance: float = setting(1.0, "Distance within which nsd accepts a surface, in mm or pixels.", gt=0)
 
 
 class SegmentConfig(RunConfig):
-    """All settings of a run that segments."""
+    """All settings of a segmentation run."""
 
     task: Literal["segment"] = setting("segment", "Kind of job.")
     model: SegmenterConfig = SegmenterConfig()
     data: MaskDataConfig = MaskDataConfig()
     augment: MaskAugmentConfig = MaskAugmentConfig()
-    loss: list[LossTermConfig] = setting([LossTermConfig()], "Terms of the loss, added up.", min_length=1)
+    loss: list[LossTermConfig] = setting([LossTermConfig()], "Terms of the loss, summed.", min_length=1)
     eval: SegmentEvalConfig = SegmentEvalConfig()
 
     @model_validator(mode="after")
