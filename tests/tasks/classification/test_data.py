@@ -16,7 +16,8 @@ from visionattn.data.images.settings import AugmentConfig
 from visionattn.data.images.transforms import eval_transform, train_transform
 from visionattn.data.sampling import TrainSampler
 from visionattn.tasks.batch import Batch, collate
-from visionattn.tasks.classification.data import LabelledImages, preview
+from visionattn.tasks.classification.data import preview
+from visionattn.tasks.images import LabelledImages
 
 
 def batches(data: LabelledData, workers: int, epoch: int, step: int = 0) -> list[Batch]:
