@@ -147,3 +147,9 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
 def test_an_import_that_fails_inside(tmp_path: Path) -> None:
     path = write(tmp_path / "my_broken.py", "import no_such_module_anywhere\n")
     assert "no_such_module_anywhere" in refused("VA-C002", None, f"plugins=[{path}]").why
+
+
+def test_a_file_that_is_not_valid_python(tmp_path: Path) -> None:
+    path = write(tmp_path / "my_typo.py", "def mine(:\n")
+    error = refused("VA-C002", None, f"plugins=[{path}]")
+    assert "failed while it was imported" in error.what and error.why.startswith("SyntaxError: ")

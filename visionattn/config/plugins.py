@@ -25,6 +25,11 @@ def import_plugins(names: Iterable[str]) -> None:
         except ImportError as error:
             fix = "give the path of the file (plugins=[my_module.py]), or install the module, or put its folder on PYTHONPATH"
             raise UserError("VA-C002", f'plugins: "{name}" cannot be imported', why=str(error), fix=fix) from error
+        except Exception as error:  # a fault in the user's code, which `-v` shows
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(
+                "VA-C002", f'plugins: "{name}" failed while it was imported', why=why, fix="visionattn -v ... shows where"
+            ) from error
 
 
 def absolute_plugins(names: Iterable[str]) -> list[str]:
