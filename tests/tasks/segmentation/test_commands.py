@@ -311,7 +311,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "missing": (_without_mask, "VA-D021", "1 image has no mask: images/train/1.png"),
     "stray": (_stray, "VA-D012", "mask values outside 0..1: {"),
     "size": (_smaller, "VA-D013", "masks/val/0.png: image 48x40, mask 24x20 (ratio 2)"),
-    "colours": (_coloured, "VA-D014", "1 mask in RGB, and no palette says what the colours mean"),
+    "colours": (_coloured, "VA-D014", "1 mask in RGB, and no palette assigns the colours to classes"),
     "jpeg": (_lossy, "VA-D017", "lossy masks are not labels -> re-export as PNG"),
     "large": (_large, "VA-D020", "data.max_pixels"),
 }
