@@ -17,10 +17,10 @@ from measure import add_common, csv_path, finish, interleave, machine, paired, s
 from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
-from visionattn.data.transforms import train_transform
 
-from visionattn.config import AugmentConfig, DataConfig
-from visionattn.data.images import read_image
+from visionattn.data.images.settings import AugmentConfig, ImageDataConfig
+from visionattn.data.images.transforms import train_transform
+from visionattn.data.readers import read_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224
@@ -53,7 +53,7 @@ def write_images(folder: Path, number: int) -> list[Path]:
 def ours(color_jitter: float) -> Callable[[Path], torch.Tensor]:
     """File to tensor with visionattn; crop and flip are on by default."""
     transform = train_transform(AugmentConfig(color_jitter=color_jitter), (SIZE, SIZE), MEAN, STD)
-    settings, seeds = DataConfig(), count()
+    settings, seeds = ImageDataConfig(), count()
     return lambda path: transform(read_image(path, settings=settings, in_chans=3), next(seeds))
 
 

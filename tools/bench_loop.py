@@ -16,20 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from measure import add_common, csv_path, finish, interleave, machine, paired, summary
 from rich.console import Console as RichConsole
 from torch import nn
 from torch.utils.data import DataLoader
-from visionattn.data.sets import ArrayImages, Data, ImageSet, collate
-from visionattn.training.build import build_model, build_task, make_accelerator
-from visionattn.training.console import Console
-from visionattn.training.datasets import training_sets
-from visionattn.training.run import RunFolder
-from visionattn.training.trainer import Trainer
 
-from visionattn.config import Config, load_config
+from visionattn.config import RunConfig
+from visionattn.console import Console
+from visionattn.data.check import CheckReport
+from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.sampling import TrainSampler
+from visionattn.data.sources import ArrayImages
+from visionattn.engine.devices import open_accelerator
+from visionattn.engine.processes import Processes
+from visionattn.engine.trainer import Setup, Trainer
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks import load_config, task_of
+from visionattn.tasks.batch import collate
 
 GOAL = 0.03
 CLASSES = 100
@@ -53,7 +58,7 @@ class BareLoop:
     """
 
     def __init__(
-        self, config: Config, model: nn.Module, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool
+        self, config: RunConfig, model: nn.Module, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool
     ) -> None:
         self.loader, self.device, self.channels_last, self.autocast = loader, device, channels_last, autocast
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -87,7 +92,7 @@ class BareLoop:
         return float(np.mean(losses))
 
 
-def synthetic_data(config: Config, number: int) -> Data:
+def synthetic_data(config: RunConfig, number: int) -> LabelledData:
     """Arrays a quarter larger than the model's input: no decoding, which would hide the loop's share."""
     generator = np.random.default_rng(config.seed)
     height, width = (side * 5 // 4 for side in config.model.size)
@@ -98,23 +103,25 @@ def synthetic_data(config: Config, number: int) -> Data:
         labels = generator.integers(0, CLASSES, count, dtype=np.int64)
         return ImageSet(name, images, labels, [f"{name}[{index}]" for index in range(count)], None)
 
-    return Data("synthetic", [str(index) for index in range(CLASSES)], split("train", number), split("val", 8), None, [])
+    return LabelledData("synthetic", split("train", number), split("val", 8), None, [], [str(index) for index in range(CLASSES)])
 
 
-def build(config: Config, steps: int, folder: Path) -> tuple[LoopTrainer, BareLoop]:
+def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator) -> tuple[LoopTrainer, BareLoop]:
     """Both sides with the same weights, data, augmentation and loader settings."""
-    accelerator = make_accelerator(config)
     data = synthetic_data(config, steps * config.train.batch_size)
     set_seed(config.seed)
-    model = build_model(config, data.classes)
+    task = task_of(config)
+    target = task.target(config, data)
+    model: Any = task.build_model(config, target)
     twin = copy.deepcopy(model)
-    task = build_task(config, data.classes, data.train.labels)
-    train_set, val_set = training_sets(config, model, data)
+    train_set: Any = task.train_dataset(config, model, data, CheckReport([], {}, {}, {}, {}))
+    val_set = task.eval_dataset(config, model, data.val)
     console = Console()
     # The bar does all its work, as on a terminal, but draws into a file.
     console.rich = RichConsole(file=(folder / "terminal.txt").open("w"), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     console.log_to(folder / "log.txt")
-    trainer = LoopTrainer(config, model, task, train_set, val_set, RunFolder(folder), accelerator, console)
+    setup = Setup(config, task, target, model, task.objective(config, target, train_set), train_set, val_set)
+    trainer = LoopTrainer(setup, RunFolder(folder), accelerator, Processes(accelerator), console)
     workers = config.data.workers
     loader: DataLoader[Any] = DataLoader(
         train_set,
@@ -124,7 +131,7 @@ def build(config: Config, steps: int, folder: Path) -> tuple[LoopTrainer, BareLo
         persistent_workers=int(workers) > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
-    return trainer, BareLoop(config, twin, loader, accelerator.device, trainer.channels_last, accelerator.mixed_precision == "bf16")
+    return trainer, BareLoop(config, twin, loader, accelerator.device, model.backbone.cnn, accelerator.mixed_precision == "bf16")
 
 
 def timed(epoch: Callable[[], Any], steps: int, device: torch.device) -> float:
@@ -185,8 +192,8 @@ def main() -> int:
             "log.tensorboard=false",
         ],
     )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        trainer, bare = build(config, steps, Path(folder))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open_accelerator(config.train) as accelerator:
+        trainer, bare = build(config, steps, Path(folder), accelerator)
         device = trainer.accelerator.device
         # Warm-up, and the proof that both do the same work.
         bare_loss = bare.epoch()

@@ -19,11 +19,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from visionattn.training.checkpoint import save_checkpoint
-from visionattn.training.console import Console
 
 import visionattn
-from visionattn.config import load_config
+from visionattn.console import Console
+from visionattn.runs.checkpoint import save_checkpoint
+from visionattn.tasks import load_config
 
 
 def peak_gib() -> float:
@@ -64,7 +64,7 @@ def main() -> None:
     config = load_config(None, ["task=segment", "train.precision=fp32", *settings])
     model = visionattn.create_segmenter(args.backbone, args.head, args.classes, img_size=args.window)
     with tempfile.TemporaryDirectory() as folder:
-        meta = {"step": 0, "epoch": 0, "best": None, "classes": names, "config": config.model_dump(mode="json")}
+        meta = {"step": 0, "epoch": 0, "best": None, "target": {"classes": names}, "config": config.model_dump(mode="json")}
         save_checkpoint(Path(folder), model=model.state_dict(), ema=None, state={}, meta=meta)
         del model
         image = Path(folder, "image.jpg")

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from visionattn.training.build import fast_bf16
+
+from visionattn.engine.devices import fast_bf16
 
 Row = dict[str, Any]
 
