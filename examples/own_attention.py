@@ -1,4 +1,4 @@
-"""An attention module of one's own: squeeze-and-excitation (Hu et al., arXiv 1709.01507).
+"""A custom attention module: squeeze-and-excitation (Hu et al., arXiv 1709.01507).
 
 In the blocks of a CNN:
 
@@ -24,7 +24,7 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: channels of the map `[B, C, H, W]`.
-        reduction: factor by which the hidden layer is narrower.
+        reduction: ratio of channels to hidden width.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:
@@ -35,7 +35,7 @@ class SqueezeExcite(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the weights; the network calls this too, so that initial values of one's own belong here."""
+        """Initialise the weights; the network calls this too, so custom initial values belong here."""
         self.fc1.reset_parameters()
         self.fc2.reset_parameters()
         nn.init.constant_(self.fc2.bias, 2.0)  # gates start at about 0.9
