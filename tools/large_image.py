@@ -74,7 +74,7 @@ def main() -> None:
         seconds, peak = time.perf_counter() - start, peak_gib()
         classes = len(np.unique(found[0].class_map()))
     print(f"{args.width} x {args.height}, {args.classes} classes, {args.backbone} + {args.head}, windows of {args.window}, {args.device}")
-    print(f"classes found {classes}, {seconds:.1f} s, peak {peak:.2f} GiB, of which before the prediction {before:.2f} GiB")
+    print(f"classes found {classes}, {seconds:.1f} s, peak {peak:.2f} GiB, before the prediction {before:.2f} GiB")
     if args.limit is not None and peak > args.limit:
         sys.exit(f"above the limit of {args.limit} GiB")
 

@@ -44,7 +44,7 @@ def _locate(index, heads, count, T: tl.constexpr):
 
 @triton.jit
 def _neighbor(token, exists, number, sign, height, width, KERNEL: tl.constexpr):
-    """Neighbours with an index, row by row from the upper left; with sign -1, the positions of which they are this neighbour."""
+    """Neighbours with an index, row by row from the upper left; with sign -1, the positions whose neighbour with this index is `token`."""
     offset_y = (number // KERNEL - KERNEL // 2) * sign
     offset_x = (number % KERNEL - KERNEL // 2) * sign
     y = token // width + offset_y
