@@ -1,4 +1,4 @@
-"""Time per training step: the trainer against a bare PyTorch loop of the same model, data and settings."""
+"""Measure the time per training step: the trainer against a bare PyTorch loop with the same model, data and settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CLASSES = 100
 
 
 class LoopTrainer(Trainer):
-    """The trainer without what comes after an epoch (evaluation, checkpoint); keeps the epoch's mean loss."""
+    """The trainer without evaluation and checkpoints after an epoch; keeps the epoch's mean loss."""
 
     mean_loss = math.nan
 
@@ -50,11 +50,11 @@ class LoopTrainer(Trainer):
 
 
 class BareLoop:
-    """What one would write by hand: loader, model, AdamW, and nothing else.
+    """A hand-written loop with only loader, model and AdamW.
 
     Args:
-        loader: gives the batches of the trainer's loader.
-        channels_last: memory layout, as the trainer chose it.
+        loader: returns the batches of the trainer's loader.
+        channels_last: memory layout chosen by the trainer.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BareLoop:
         self.passes = 0
 
     def epoch(self) -> float:
-        """All batches of the loader once; returns the mean loss."""
+        """Train on all batches of the loader once and return the mean loss."""
         self.loader.batch_sampler.set_position(self.passes, 0)  # type: ignore[union-attr]
         self.passes += 1
         losses = []
@@ -93,7 +93,7 @@ class BareLoop:
 
 
 def synthetic_data(config: RunConfig, number: int) -> LabelledData:
-    """Arrays a quarter larger than the model's input: no decoding, which would hide the loop's share."""
+    """Create arrays a quarter larger than the model's input: decoding would hide the overhead of the loop."""
     generator = np.random.default_rng(config.seed)
     height, width = (side * 5 // 4 for side in config.model.size)
 
@@ -107,7 +107,7 @@ def synthetic_data(config: RunConfig, number: int) -> LabelledData:
 
 
 def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator) -> tuple[LoopTrainer, BareLoop]:
-    """Both sides with the same weights, data, augmentation and loader settings."""
+    """Build both sides with the same weights, data, augmentation and loader settings."""
     data = synthetic_data(config, steps * config.train.batch_size)
     set_seed(config.seed)
     task = task_of(config)
@@ -117,7 +117,7 @@ def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator)
     train_set: Any = task.train_dataset(config, model, data, CheckReport([], {}, {}, {}, {}))
     val_set = task.eval_dataset(config, model, data.val)
     console = Console()
-    # The bar does all its work, as on a terminal, but draws into a file.
+    # The progress bar does all its work, as on a terminal, but draws to a file.
     console.rich = RichConsole(file=(folder / "terminal.txt").open("w"), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     console.log_to(folder / "log.txt")
     setup = Setup(config, task, target, model, task.objective(config, target, train_set), train_set, val_set)
@@ -135,7 +135,7 @@ def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator)
 
 
 def timed(epoch: Callable[[], Any], steps: int, device: torch.device) -> float:
-    """Milliseconds per step of one epoch."""
+    """Measure the milliseconds per step of one epoch."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -146,7 +146,7 @@ def timed(epoch: Callable[[], Any], steps: int, device: torch.device) -> float:
 
 
 def without_bar(trainer: LoopTrainer, steps: int) -> float:
-    """The trainer as it runs where no terminal is attached."""
+    """Run the trainer as without a terminal."""
     terminal = trainer.console.rich
     trainer.console.rich = RichConsole(file=terminal.file, force_terminal=False, width=120, highlight=False, soft_wrap=True)
     milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
@@ -155,7 +155,7 @@ def without_bar(trainer: LoopTrainer, steps: int) -> float:
 
 
 def deterministic(trainer: LoopTrainer, steps: int) -> float:
-    """The trainer with torch's deterministic operations, which `visionattn train` turns on unless told otherwise."""
+    """Run the trainer with torch's deterministic operations, the default of `visionattn train`."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
     torch.use_deterministic_algorithms(False)
@@ -177,7 +177,7 @@ def main() -> int:
     rounds, steps, batch = (2, 2, 4) if args.quick else (args.rounds, args.steps, args.batch)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set on both sides
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set for both sides
     config = load_config(
         None,
         [
@@ -188,14 +188,14 @@ def main() -> int:
             f"train.epochs={3 * rounds + 1}",
             f"train.precision={args.precision}",
             f"train.device={args.device}",
-            "schedule.name=constant",  # the schedule is computed at each step, and the bare loop needs none
+            "schedule.name=constant",  # computed at each step, and not needed by the bare loop
             "log.tensorboard=false",
         ],
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open_accelerator(config.train) as accelerator:
         trainer, bare = build(config, steps, Path(folder), accelerator)
         device = trainer.accelerator.device
-        # Warm-up, and the proof that both do the same work.
+        # Warm-up, and a check that both do the same work.
         bare_loss = bare.epoch()
         trainer._epoch()
         if not math.isclose(bare_loss, trainer.mean_loss, rel_tol=1e-4):
@@ -217,7 +217,7 @@ def main() -> int:
     for side, times in values.items():
         overheads = [100 * (ratio - 1) for ratio in paired(times, values["bare loop"])]
         rows.append({"side": side, **summary("ms_per_step", times), **summary("overhead_percent", overheads)})
-    overhead = rows[1]["overhead_percent"]  # the trainer with its bar; the rows after it are for information
+    overhead = rows[1]["overhead_percent"]  # the trainer with its progress bar; the rows after it have no goal
     missed = [] if overhead <= 100 * GOAL else [f"overhead {overhead:.2f} %, goal at most {100 * GOAL:.0f} %"]
     setting = {"model": args.model, "size": args.size, "batch": batch, "precision": args.precision, "workers": args.workers}
     facts = {**machine(device), **setting, "rounds": rounds, "steps per block": steps}
