@@ -16,7 +16,7 @@ from visionattn.models.factory import count
 from visionattn.models.weights.records import Record, records, records_of, segmenter_records
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = ROOT / "visionattn" / "models" / "records" / "counts.json"
+COUNTS = ROOT / "visionattn" / "models" / "weights" / "records" / "counts.json"
 HEADS = {"upernet": "UPerNet", "semantic_fpn": "SemanticFPN"}
 
 # Section of the table -> modules of backbones, paper, repository of the authors.

@@ -24,7 +24,7 @@ FAMILIES = {"swin", "swinv2", "nat", "dinat_s", "nat_isotropic", "biformer", "da
 
 
 def test_every_family_has_its_file() -> None:
-    folder = files("visionattn") / "models" / "records"
+    folder = files("visionattn") / "models" / "weights" / "records"
     assert {path.name for path in folder.iterdir()} - {"counts.json", "segmentation.yaml"} == {f"{family}.yaml" for family in FAMILIES}
     assert len(RECORDS) == 91
 
@@ -112,7 +112,7 @@ def test_torchvision_resizes_as_its_records_say() -> None:
     ],
 )
 def test_faults_are_found(change: dict[str, Any]) -> None:
-    content = yaml.safe_load((files("visionattn") / "models" / "records" / "van.yaml").read_text())
+    content = yaml.safe_load((files("visionattn") / "models" / "weights" / "records" / "van.yaml").read_text())
     assert len(parse_records(content)) == 7
     content["records"][0] |= change
     with pytest.raises(ValidationError):
