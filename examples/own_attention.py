@@ -24,7 +24,7 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: channels of the map `[B, C, H, W]`.
-        reduction: factor by which the hidden layer is narrower.
+        reduction: ratio of channels to hidden width.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16) -> None:

@@ -1,4 +1,4 @@
-"""A backbone of your own: a small ConvNeXt-like pyramid, registered under a name that every command takes.
+"""A custom backbone: a small ConvNeXt-like pyramid, registered under a name that every command accepts.
 
 visionattn train --data flowers plugins=[own_backbone.py] --model own_pyramid
 visionattn train --data roads plugins=[own_backbone.py] --model own_pyramid model.head.name=unet data.classes=[background,road]
@@ -24,13 +24,13 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.mlp(self.norm(self.mix(x)))
-        if self.training and self.keep < 1:  # stochastic depth: leave the branch of some samples out
+        if self.training and self.keep < 1:  # stochastic depth: drop the branch of some samples
             y = y * torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(self.keep) / self.keep
         return x + y
 
 
 class OwnPyramid(Backbone):
-    """Four stages at strides 4, 8, 16 and 32; each starts with a convolution that halves the map (quarters the image).
+    """Four stages at strides 4, 8, 16 and 32; each starts with a convolution of stride 2 (4 for the first).
 
     Args:
         in_chans: input channels.

@@ -1,4 +1,4 @@
-"""A segmentation head of your own: fuse the maps of all stages by addition, top down.
+"""A custom segmentation head: fuse the maps of all stages by addition, top down.
 
     visionattn train --data roads plugins=[own_head.py] --model van_b0 model.head.name=own_sum model.head.args={width: 64} \
         data.classes=[background,road]
@@ -17,10 +17,11 @@ class OwnSum(Head):
     """Project each map to `width` channels, add them from coarse to fine, classify at the finest.
 
     Args:
-        channels, strides: of the maps, finest first.
-        num_classes: of the logits.
+        channels: channels of the maps, finest first.
+        strides: strides of the maps.
+        num_classes: logits per position.
         width: channels of the sum.
-        dropout: of the features of the classifier.
+        dropout: dropout rate on the features of the classifier.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A task of your own: predict a number from an image, listed in train.csv, val.csv and test.csv with columns `path,value`.
+"""A custom task: predict a number from an image, with samples in train.csv, val.csv and test.csv, columns `path,value`.
 
 visionattn data check houses plugins=[own_task.py] task=regress
 visionattn train plugins=[own_task.py] task=regress data.root=houses loss=huber

@@ -1,4 +1,4 @@
-"""CPU time to decode and augment one training image on one core: ours against torchvision v1 and v2."""
+"""Measure the CPU time to decode and augment one training image on one core: ours against torchvision v1 and v2."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from measure import add_common, csv_path, finish, interleave, machine, paired, s
 from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
-from visionattn.data.transforms import train_transform
 
-from visionattn.config import AugmentConfig, DataConfig
-from visionattn.data.images import read_image
+from visionattn.data.images.settings import AugmentConfig, ImageDataConfig
+from visionattn.data.images.transforms import train_transform
+from visionattn.data.readers import read_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224
@@ -29,10 +29,10 @@ GOALS = {"v1": 2.0, "v2": 1.6}
 
 
 def write_images(folder: Path, number: int) -> list[Path]:
-    """JPEG files 500 x 375, quality 90, with the share of detail of photographs: 40 to 65 kB each.
+    """Write JPEG files of 500 x 375, quality 90, with as much detail as photographs: 40 to 65 kB each.
 
     Raises:
-        ValueError: a file of another size, which would shift the balance of decoding and augmentation.
+        ValueError: a file has another size, which would change the ratio of decoding to augmentation.
     """
     generator = np.random.default_rng(0)
     paths = []
@@ -41,7 +41,7 @@ def write_images(folder: Path, number: int) -> list[Path]:
         for cells, strength in ((3, 45.0), (8, 24.0), (24, 13.0), (75, 7.0)):
             colours = generator.normal(0, strength, (cells, cells * 4 // 3, 3)).astype(np.float32)
             pixels += cv2.resize(colours, (500, 375), interpolation=cv2.INTER_CUBIC)
-        pixels += generator.normal(0, 5.0, (375, 500, 1)).astype(np.float32)  # grain in all channels alike
+        pixels += generator.normal(0, 5.0, (375, 500, 1)).astype(np.float32)  # the same grain in all channels
         path = folder / f"{index:03d}.jpg"
         Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(path, quality=90)
         if not 40_000 <= path.stat().st_size <= 65_000:
@@ -51,14 +51,14 @@ def write_images(folder: Path, number: int) -> list[Path]:
 
 
 def ours(color_jitter: float) -> Callable[[Path], torch.Tensor]:
-    """File to tensor with visionattn; crop and flip are on by default."""
+    """Load and augment with visionattn; crop and flip are on by default."""
     transform = train_transform(AugmentConfig(color_jitter=color_jitter), (SIZE, SIZE), MEAN, STD)
-    settings, seeds = DataConfig(), count()
+    settings, seeds = ImageDataConfig(), count()
     return lambda path: transform(read_image(path, settings=settings, in_chans=3), next(seeds))
 
 
 def torchvision_v1(jitter: tuple[float, ...], mode: InterpolationMode) -> Callable[[Path], torch.Tensor]:
-    """File to tensor with PIL and torchvision.transforms."""
+    """Load and augment with PIL and torchvision.transforms."""
     colour = [v1.ColorJitter(*jitter)] if jitter else []
     crop = v1.RandomResizedCrop(SIZE, interpolation=mode, antialias=True)
     transform = v1.Compose([crop, v1.RandomHorizontalFlip(), *colour, v1.ToTensor(), v1.Normalize(MEAN, STD)])
@@ -66,7 +66,7 @@ def torchvision_v1(jitter: tuple[float, ...], mode: InterpolationMode) -> Callab
 
 
 def torchvision_v2(jitter: tuple[float, ...], mode: InterpolationMode) -> Callable[[Path], torch.Tensor]:
-    """File to tensor with PIL and torchvision.transforms.v2."""
+    """Load and augment with PIL and torchvision.transforms.v2."""
     colour = [v2.ColorJitter(*jitter)] if jitter else []
     crop = v2.RandomResizedCrop(SIZE, interpolation=mode, antialias=True)
     to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
@@ -75,13 +75,13 @@ def torchvision_v2(jitter: tuple[float, ...], mode: InterpolationMode) -> Callab
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """As torchvision's image folders read."""
+    """Load an image like torchvision's image folders."""
     with path.open("rb") as file:
         return Image.open(file).convert("RGB")
 
 
 def milliseconds(pipeline: Callable[[Path], torch.Tensor], paths: Sequence[Path]) -> float:
-    """CPU time of this thread per image."""
+    """Measure the CPU time of this thread per image."""
     started = time.thread_time()
     for path in paths:
         pipeline(path)
@@ -100,7 +100,7 @@ def main() -> int:
 
     bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
     full, no_hue = (JITTER, JITTER, JITTER, JITTER / 4), (JITTER, JITTER, JITTER)
-    # Label, then how ours and torchvision are set; only the first has goals.
+    # Label, then the settings of ours and torchvision; only the first has goals.
     cases: list[tuple[str, float, tuple[float, ...], InterpolationMode]] = [
         ("crop, flip, jitter 0.4", JITTER, full, bicubic),
         ("no jitter on either side", 0.0, (), bicubic),
@@ -113,7 +113,7 @@ def main() -> int:
         for label, strength, jitter, mode in cases:
             pipelines = {"ours": ours(strength), "v1": torchvision_v1(jitter, mode), "v2": torchvision_v2(jitter, mode)}
             for name, pipeline in pipelines.items():
-                if tuple(pipeline(paths[0]).shape) != (3, SIZE, SIZE):  # also loads what is imported late
+                if tuple(pipeline(paths[0]).shape) != (3, SIZE, SIZE):  # also triggers late imports
                     raise RuntimeError(f"{label}, {name}: not a {SIZE} px image")
                 sides[f"{label}/{name}"] = lambda pipeline=pipeline: milliseconds(pipeline, paths)
         values = interleave(sides, rounds)

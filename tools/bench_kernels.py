@@ -1,6 +1,6 @@
-"""Attention operations against the usual ways to write them: time, memory, and growth with the image.
+"""Compare attention operations with the usual ways to write them: time, memory, and growth with the image.
 
-One file for all, `docs/benchmarks/kernels_<cpu or cuda>.csv`, and a plot of the growth beside it; `tools/bench_tables.py`
+All results are in `docs/benchmarks/kernels_<cpu or cuda>.csv`, with a plot of the growth beside it; `tools/bench_tables.py`
 writes the tables of the documentation from it.
 """
 
@@ -30,12 +30,12 @@ from visionattn.kernels.neighborhood import fast
 from visionattn.kernels.neighborhood.reference import neighbors
 from visionattn.models.speed import milliseconds
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference over largest value, before anything is timed
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference relative to the largest value, checked before timing
 PIXELS = (224, 320, 448, 640, 768, 1024)
 
 
 class Bench:
-    """Times cases; `rows` collects the results, one per opponent."""
+    """Time cases; `rows` collects the results, one per opponent."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         self.args, self.device, self.op = args, device, ""
@@ -47,12 +47,12 @@ class Bench:
         return Setting(self.device, self.batch, precision, self.args.flex, self.args.compile)
 
     def goal(self, case: str, opponent: str, precision: str, mode: str) -> float:
-        """The least ratio; 0 is none."""
+        """Minimum ratio; 0 means none."""
         facts = self.device.type, self.op, case, opponent, precision, mode
         return next((goal[-1] for goal in GOALS if all(map(fnmatch, facts, goal[:-1]))), 0.0)
 
     def wanted(self, precision: str, trial: Trial) -> bool:
-        """bf16 on a CPU only where it has a goal, unless asked for: without instructions for it, it takes most of the time."""
+        """Whether to measure a case: bf16 on a CPU only if it has a goal or is requested, because emulated bf16 takes most of the time."""
         given = self.args.precisions is not None or self.device.type == "cuda" or precision == "fp32"
         return given or any(self.goal(trial.label, name, precision, mode) for name in trial.opponents for mode in self.args.modes)
 
@@ -75,10 +75,10 @@ class Bench:
             self.apart(partial(growth, self))
 
     def apart(self, work: Callable[[], Any]) -> Any:
-        """Do work, which may add rows; on a CPU in a process of its own.
+        """Do work that may add rows; on a CPU in a separate process.
 
-        What calls leave in the heap may or may not hold the large tensors of those that follow, and new pages are half of
-        the time of a gather: in one process its time would vary twofold with what was measured before.
+        The heap left by earlier calls may or may not fit the large tensors of later ones, and allocating pages is half of
+        the time of a gather: in one process its time would vary twofold with the earlier measurements.
         """
         if self.device.type == "cuda" or torch.get_num_threads() > 1:
             return work()
@@ -90,7 +90,7 @@ class Bench:
         try:
             result, rows = ours.recv()
         except EOFError:
-            raise SystemExit(1) from None  # the other process said why
+            raise SystemExit(1) from None  # the other process reported the reason
         process.join()
         self.rows.extend(rows)
         return result
@@ -100,7 +100,7 @@ class Bench:
         pipe.send((work(), self.rows))
 
     def compare(self, precision: str, trial: Trial, name: str) -> None:
-        """Inference and the training step (forward and backward pass)."""
+        """Compare inference and the training step (forward and backward pass)."""
         right, floors = self.agree(precision, trial, name), {}
         moved = [sum(tensor.numel() * tensor.element_size() for tensor in given) for given in (trial.tensors, [right])]
         flops, bandwidth = self.rates[precision]
@@ -113,7 +113,7 @@ class Bench:
                 self.add(trial.label, name, precision, mode, "ms", values[""], values[name], floors[mode])
 
     def agree(self, precision: str, trial: Trial, name: str) -> Tensor:
-        """Ends the program if an opponent does not compute the same: outputs, and in float32 gradients."""
+        """Exit if an opponent does not compute the same outputs and, in float32, gradients."""
         gradients = precision == "fp32" and name != trial.forward_only
         theirs, right = (results(call, trial.tensors, gradients) for call in (trial.opponents[name], trial.ours))
         for number, (one, two) in enumerate(zip(theirs, right, strict=True)):
@@ -124,7 +124,7 @@ class Bench:
         return right[0]
 
     def time(self, calls: Mapping[str, Call], tensors: Sequence[Tensor], mode: str, rounds: int | None = None) -> dict[str, list[float]]:
-        """ms per call in each round."""
+        """Measure ms per call in each round."""
         steps = {name: partial(step, call, tensors, mode) for name, call in calls.items()}
         # On a GPU the first call may compile.
         first = {
@@ -165,7 +165,7 @@ def step(call: Call, tensors: Sequence[Tensor], mode: str) -> None:
 
 
 def results(call: Call, tensors: Sequence[Tensor], gradients: bool) -> list[Tensor]:
-    """The output, and the gradients of `tensors` for a fixed gradient of the output."""
+    """Return the output, and the gradients of `tensors` for a fixed gradient of the output."""
     if not gradients:
         with torch.no_grad():
             return [call(*tensors)]
@@ -175,7 +175,7 @@ def results(call: Call, tensors: Sequence[Tensor], gradients: bool) -> list[Tens
 
 
 def rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
-    """What this device can do: products and sums per second in a product of matrices, bytes per second read and written in a copy."""
+    """Measure the device: operations per second in a matrix product, bytes per second read and written in a copy."""
     side, size = (8192, 1 << 28) if device.type == "cuda" else (1024, 1 << 25)
     a, x = torch.randn(side, side, device=device).to(dtype), torch.empty(size, device=device)
     y = torch.empty_like(x)
@@ -188,8 +188,8 @@ def rates(dtype: torch.dtype, device: torch.device) -> tuple[float, float]:
 
 
 def candidates(bench: Bench, trial: Trial) -> None:
-    """Ours against the best of several tiles, each with separate products and with scaled_dot_product_attention."""
-    if bench.device.type == "cuda":  # there Triton runs
+    """Compare ours with the best of several tilings, each with separate products and with scaled_dot_product_attention."""
+    if bench.device.type == "cuda":  # Triton runs there
         return
     side, dilation = (int(part.strip("d")) for part in (trial.label.partition("x")[0], trial.label.rpartition(" ")[2]))
     calls: dict[str, Call] = {}
@@ -199,13 +199,13 @@ def candidates(bench: Bench, trial: Trial) -> None:
     for mode in bench.args.modes:
         values = bench.time(calls, trial.tensors, mode, rounds=1)
         best = min(values, key=lambda name: min(values[name]))
-        # Measured again: the best of many noisy numbers is too good.
+        # Measured again: the minimum of many noisy numbers is biased.
         pair = bench.time({"": trial.ours, best: calls[best]}, trial.tensors, mode)
         bench.add(trial.label, f"best candidate: {best}", "fp32", mode, "ms", pair[""], pair[best])
 
 
 def _candidate(ours: Call, side: int, separate: bool, *tensors: Tensor) -> Tensor:
-    """Ours with another choice of tiles."""
+    """Run ours with another tiling."""
 
     def decided(*given: Tensor) -> bool:
         return separate if len(given) > 1 else needs_gradient(*given)
@@ -216,7 +216,7 @@ def _candidate(ours: Call, side: int, separate: bool, *tensors: Tensor) -> Tenso
 
 
 def on_gpu(bench: Bench, precision: str, trial: Trial) -> None:
-    """The share of the bias in the backward pass, peak memory, a floor that was measured, and whether two runs give the same bits."""
+    """Measure the cost of the bias gradient, peak memory, a floor, and whether two runs give the same bits."""
     one, two = (results(trial.ours, trial.tensors, True) for _ in range(2))
     bench.add(trial.label, "a second run", precision, "equal", "", [1.0], [float(all(map(torch.equal, one, two)))])
     if bench.op != NA:
@@ -233,13 +233,13 @@ def on_gpu(bench: Bench, precision: str, trial: Trial) -> None:
         sides[name] = partial(milliseconds, backward, bench.device, 20)
     values = interleave(sides, bench.rounds)
     bench.add(trial.label, "without the gradient of the bias", precision, "backward", "ms", values["ours"], values["theirs"])
-    del one, two, copies, sides, out, backward  # they hold memory
+    del one, two, copies, sides, out, backward  # frees their memory
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step(trial.ours, trial.tensors, "train")
     used = torch.cuda.max_memory_allocated() - before
     size, lse = qkv.numel() // 3 * qkv.element_size(), qkv[..., 0, :, 0].numel() * 4
-    given = 3 * size  # q, k and v were there before
+    given = 3 * size  # q, k and v were already allocated
     bench.add(trial.label, "all tensors once", precision, "memory", "MB", [(given + used) / 2**20], [(8 * size + lse) / 2**20])
 
 
@@ -249,7 +249,7 @@ def _copy(copies: Sequence[tuple[Tensor, Tensor]], *_: Tensor) -> None:
 
 
 def peaks(bench: Bench, trial: Trial) -> None:
-    """MB that a training step takes beyond its inputs; only where Linux tells."""
+    """Measure the MB that a training step takes beyond its inputs; only on Linux."""
     if "train" not in bench.args.modes or not Path("/proc/self/status").is_file():
         return
     name = next(iter(trial.opponents))
@@ -259,21 +259,21 @@ def peaks(bench: Bench, trial: Trial) -> None:
 
 
 def peak(small: Trial, trial: Trial, call: Call) -> float:
-    """As `peaks`, for one side, in this process."""
-    step(small.ours, small.tensors, "train")  # libraries load their code
+    """Measure the peak of one side in this process, see `peaks`."""
+    step(small.ours, small.tensors, "train")  # makes libraries load their code
     before = high_water()
     step(call, trial.tensors, "train")
     return high_water() - before
 
 
 def high_water() -> float:
-    """MB that this program had in memory at most; not that of getrusage, which counts the program that started it."""
+    """Peak memory of this process in MB; getrusage would include the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def growth(bench: Bench) -> None:
-    """Time of one image against its pixels, first stage of DiNAT-T, kernel 7."""
+    """Measure the time of one image against its pixels, first stage of DiNAT-T, kernel 7."""
     precision = "bf16" if bench.device.type == "cuda" else "fp32"
     times: dict[str, list[float]] = {}
     sizes = PIXELS[:2] if bench.args.quick else PIXELS
@@ -289,7 +289,7 @@ def growth(bench: Bench) -> None:
                 times.setdefault(f"{name or 'ours'}, {mode}", []).append(median(value))
     exponents = {name: fit([size**2 for size in sizes], values) for name, values in times.items()}
     for mode in bench.args.modes:
-        # Goals are least ratios, so that of an exponent is one of its reciprocal.
+        # Goals are minimum ratios, so the goal of an exponent applies to its reciprocal.
         bench.add("exponent of time in pixels", f"at most {EXPONENT}", precision, mode, "", [exponents[f"ours, {mode}"]], [EXPONENT])
         bench.add("exponent of gather's time", f"at most {EXPONENT}", precision, mode, "", [exponents[f"gather, {mode}"]], [EXPONENT])
     if not bench.args.quick:
@@ -297,7 +297,7 @@ def growth(bench: Bench) -> None:
 
 
 def fit(sizes: Sequence[int], times: Sequence[float]) -> float:
-    """Slope of log(time) over log(size)."""
+    """Fit the slope of log(time) over log(size)."""
     x, y = [math.log(size) for size in sizes], [math.log(time) for time in times]
     centre = sum(x) / len(x)
     return sum((a - centre) * b for a, b in zip(x, y, strict=True)) / sum((a - centre) ** 2 for a in x)
@@ -326,7 +326,7 @@ def plot(sizes: Sequence[int], times: Mapping[str, Sequence[float]], exponents: 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add_common(parser, "kernels_<device>", rounds=3)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="rows of the others stay in the result file")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="others keep their rows in the result file")
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), help="default: on a GPU bf16, else fp32, and bf16 with a goal")
     parser.add_argument("--modes", nargs="+", choices=("infer", "train"), default=["infer", "train"])
     parser.add_argument("--batch", type=int, help="images per call (default 8, on a GPU 128)")

@@ -1,4 +1,4 @@
-"""Time per training step: the trainer against a bare PyTorch loop of the same model, data and settings."""
+"""Measure the time per training step: the trainer against a bare PyTorch loop with the same model, data and settings."""
 
 from __future__ import annotations
 
@@ -16,27 +16,32 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from measure import add_common, csv_path, finish, interleave, machine, paired, summary
 from rich.console import Console as RichConsole
 from torch import nn
 from torch.utils.data import DataLoader
-from visionattn.data.sets import ArrayImages, Data, ImageSet, collate
-from visionattn.training.build import build_model, build_task, make_accelerator
-from visionattn.training.console import Console
-from visionattn.training.datasets import training_sets
-from visionattn.training.run import RunFolder
-from visionattn.training.trainer import Trainer
 
-from visionattn.config import Config, load_config
+from visionattn.config import RunConfig
+from visionattn.console import Console
+from visionattn.data.check import CheckReport
+from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.sampling import TrainSampler
+from visionattn.data.sources import ArrayImages
+from visionattn.engine.devices import open_accelerator
+from visionattn.engine.processes import Processes
+from visionattn.engine.trainer import Setup, Trainer
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks import load_config, task_of
+from visionattn.tasks.batch import collate
 
 GOAL = 0.03
 CLASSES = 100
 
 
 class LoopTrainer(Trainer):
-    """The trainer without what comes after an epoch (evaluation, checkpoint); keeps the epoch's mean loss."""
+    """The trainer without evaluation and checkpoints after an epoch; keeps the epoch's mean loss."""
 
     mean_loss = math.nan
 
@@ -45,15 +50,15 @@ class LoopTrainer(Trainer):
 
 
 class BareLoop:
-    """What one would write by hand: loader, model, AdamW, and nothing else.
+    """A hand-written loop with only loader, model and AdamW.
 
     Args:
-        loader: gives the batches of the trainer's loader.
-        channels_last: memory layout, as the trainer chose it.
+        loader: returns the batches of the trainer's loader.
+        channels_last: memory layout chosen by the trainer.
     """
 
     def __init__(
-        self, config: Config, model: nn.Module, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool
+        self, config: RunConfig, model: nn.Module, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool
     ) -> None:
         self.loader, self.device, self.channels_last, self.autocast = loader, device, channels_last, autocast
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -67,7 +72,7 @@ class BareLoop:
         self.passes = 0
 
     def epoch(self) -> float:
-        """All batches of the loader once; returns the mean loss."""
+        """Train on all batches of the loader once and return the mean loss."""
         self.loader.batch_sampler.set_position(self.passes, 0)  # type: ignore[union-attr]
         self.passes += 1
         losses = []
@@ -87,8 +92,8 @@ class BareLoop:
         return float(np.mean(losses))
 
 
-def synthetic_data(config: Config, number: int) -> Data:
-    """Arrays a quarter larger than the model's input: no decoding, which would hide the loop's share."""
+def synthetic_data(config: RunConfig, number: int) -> LabelledData:
+    """Create arrays a quarter larger than the model's input: decoding would hide the overhead of the loop."""
     generator = np.random.default_rng(config.seed)
     height, width = (side * 5 // 4 for side in config.model.size)
 
@@ -98,23 +103,25 @@ def synthetic_data(config: Config, number: int) -> Data:
         labels = generator.integers(0, CLASSES, count, dtype=np.int64)
         return ImageSet(name, images, labels, [f"{name}[{index}]" for index in range(count)], None)
 
-    return Data("synthetic", [str(index) for index in range(CLASSES)], split("train", number), split("val", 8), None, [])
+    return LabelledData("synthetic", split("train", number), split("val", 8), None, [], [str(index) for index in range(CLASSES)])
 
 
-def build(config: Config, steps: int, folder: Path) -> tuple[LoopTrainer, BareLoop]:
-    """Both sides with the same weights, data, augmentation and loader settings."""
-    accelerator = make_accelerator(config)
+def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator) -> tuple[LoopTrainer, BareLoop]:
+    """Build both sides with the same weights, data, augmentation and loader settings."""
     data = synthetic_data(config, steps * config.train.batch_size)
     set_seed(config.seed)
-    model = build_model(config, data.classes)
+    task = task_of(config)
+    target = task.target(config, data)
+    model: Any = task.build_model(config, target)
     twin = copy.deepcopy(model)
-    task = build_task(config, data.classes, data.train.labels)
-    train_set, val_set = training_sets(config, model, data)
+    train_set: Any = task.train_dataset(config, model, data, CheckReport([], {}, {}, {}, {}))
+    val_set = task.eval_dataset(config, model, data.val)
     console = Console()
-    # The bar does all its work, as on a terminal, but draws into a file.
+    # The progress bar does all its work, as on a terminal, but draws to a file.
     console.rich = RichConsole(file=(folder / "terminal.txt").open("w"), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     console.log_to(folder / "log.txt")
-    trainer = LoopTrainer(config, model, task, train_set, val_set, RunFolder(folder), accelerator, console)
+    setup = Setup(config, task, target, model, task.objective(config, target, train_set), train_set, val_set)
+    trainer = LoopTrainer(setup, RunFolder(folder), accelerator, Processes(accelerator), console)
     workers = config.data.workers
     loader: DataLoader[Any] = DataLoader(
         train_set,
@@ -124,11 +131,11 @@ def build(config: Config, steps: int, folder: Path) -> tuple[LoopTrainer, BareLo
         persistent_workers=int(workers) > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
-    return trainer, BareLoop(config, twin, loader, accelerator.device, trainer.channels_last, accelerator.mixed_precision == "bf16")
+    return trainer, BareLoop(config, twin, loader, accelerator.device, model.backbone.cnn, accelerator.mixed_precision == "bf16")
 
 
 def timed(epoch: Callable[[], Any], steps: int, device: torch.device) -> float:
-    """Milliseconds per step of one epoch."""
+    """Measure the milliseconds per step of one epoch."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
@@ -139,7 +146,7 @@ def timed(epoch: Callable[[], Any], steps: int, device: torch.device) -> float:
 
 
 def without_bar(trainer: LoopTrainer, steps: int) -> float:
-    """The trainer as it runs where no terminal is attached."""
+    """Run the trainer as without a terminal."""
     terminal = trainer.console.rich
     trainer.console.rich = RichConsole(file=terminal.file, force_terminal=False, width=120, highlight=False, soft_wrap=True)
     milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
@@ -148,7 +155,7 @@ def without_bar(trainer: LoopTrainer, steps: int) -> float:
 
 
 def deterministic(trainer: LoopTrainer, steps: int) -> float:
-    """The trainer with torch's deterministic operations, which `visionattn train` turns on unless told otherwise."""
+    """Run the trainer with torch's deterministic operations, the default of `visionattn train`."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
     torch.use_deterministic_algorithms(False)
@@ -170,7 +177,7 @@ def main() -> int:
     rounds, steps, batch = (2, 2, 4) if args.quick else (args.rounds, args.steps, args.batch)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set on both sides
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set for both sides
     config = load_config(
         None,
         [
@@ -181,14 +188,14 @@ def main() -> int:
             f"train.epochs={3 * rounds + 1}",
             f"train.precision={args.precision}",
             f"train.device={args.device}",
-            "schedule.name=constant",  # the schedule is computed at each step, and the bare loop needs none
+            "schedule.name=constant",  # computed at each step, and not needed by the bare loop
             "log.tensorboard=false",
         ],
     )
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        trainer, bare = build(config, steps, Path(folder))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open_accelerator(config.train) as accelerator:
+        trainer, bare = build(config, steps, Path(folder), accelerator)
         device = trainer.accelerator.device
-        # Warm-up, and the proof that both do the same work.
+        # Warm-up, and a check that both do the same work.
         bare_loss = bare.epoch()
         trainer._epoch()
         if not math.isclose(bare_loss, trainer.mean_loss, rel_tol=1e-4):
@@ -210,7 +217,7 @@ def main() -> int:
     for side, times in values.items():
         overheads = [100 * (ratio - 1) for ratio in paired(times, values["bare loop"])]
         rows.append({"side": side, **summary("ms_per_step", times), **summary("overhead_percent", overheads)})
-    overhead = rows[1]["overhead_percent"]  # the trainer with its bar; the rows after it are for information
+    overhead = rows[1]["overhead_percent"]  # the trainer with its progress bar; the rows after it have no goal
     missed = [] if overhead <= 100 * GOAL else [f"overhead {overhead:.2f} %, goal at most {100 * GOAL:.0f} %"]
     setting = {"model": args.model, "size": args.size, "batch": batch, "precision": args.precision, "workers": args.workers}
     facts = {**machine(device), **setting, "rounds": rounds, "steps per block": steps}

@@ -1,4 +1,4 @@
-"""Inference and training step of our models against timm's, or on the operations as the authors write them, with the same weights."""
+"""Compare inference and training step of our models with timm's, or with the operations as the authors write them, with equal weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from visionattn.kernels.dispatch import use_backend
 from visionattn.models.speed import milliseconds
 
 THEIRS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_small": "swin_small_patch4_window7_224", "davit_tiny": "davit_tiny"}
-# Of these the definitions of our operations are written as the authors' public code computes them.
+# For these, the definitions of our operations are written as in the authors' public code.
 UPSTREAM = {"dinat_tiny": "gather", "biformer_tiny": "gather", "van_b1": "native convolution", "transnext_tiny": "unfold"}
-MODELS = [name for name in (*THEIRS, *UPSTREAM) if name != "swin_small"]  # unless others are asked for
-GOAL = 0.97  # where no other is named
+MODELS = [name for name in (*THEIRS, *UPSTREAM) if name != "swin_small"]  # by default
+GOAL = 0.97  # unless another is given
 TRAINING_GOALS = {
     "cpu": {"dinat_tiny": 2.0, "biformer_tiny": 2.0, "van_b1": 1.2, "transnext_tiny": 1.5},
     "cuda": {"swin_tiny": 1.05},
 }
 LOGITS_TOLERANCE = 1e-4
-TRAINING_TOLERANCE = 1e-3  # AdamW's first step has the gradient's sign only: it enlarges rounding
+TRAINING_TOLERANCE = 1e-3  # AdamW's first step uses only the gradient's sign, which amplifies rounding
 
 
 class Upstream(nn.Module):
-    """Our model on the definitions of its operations."""
+    """Run our model with the definitions of its operations."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Upstream(nn.Module):
 
 
 def build_pair(name: str, device: torch.device) -> tuple[nn.Module, nn.Module, Mapping[str, Tensor]]:
-    """Ours, theirs, and the weights of both in the layout of theirs."""
+    """Build ours and theirs; return both with their weights in their layout."""
     torch.manual_seed(0)
     theirs: nn.Module
     if name in UPSTREAM:
@@ -58,7 +58,7 @@ def build_pair(name: str, device: torch.device) -> tuple[nn.Module, nn.Module, M
 
 
 def reload(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Both back to the same weights."""
+    """Reset both to the same weights."""
     theirs.load_state_dict(state)
     if isinstance(theirs, Upstream):
         own.load_state_dict(theirs.model.state_dict())
@@ -67,13 +67,13 @@ def reload(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor]) -> No
 
 
 def inference(model: nn.Module, image: Tensor, bf16: bool) -> Tensor:
-    """Logits."""
+    """Return the logits."""
     with torch.inference_mode(), torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         return model(image)
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, image: Tensor, label: Tensor, bf16: bool) -> Tensor:
-    """Forward, backward, update; returns the loss before it."""
+    """Run forward, backward and update; return the loss before the update."""
     with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
         logits = model(image)
     loss = F.cross_entropy(logits.float(), label)
@@ -88,7 +88,7 @@ def new_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def disagreement(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor], image: Tensor, label: Tensor) -> list[str]:
-    """What differs in float32 between the two: logits, or the losses of two training steps; leaves both with new weights."""
+    """Report float32 differences between both: logits, or the losses of two training steps; changes the weights of both."""
     problems = []
     a, b = (inference(model.eval(), image, False) for model in (own, theirs))
     error = float((a - b).abs().max() / b.abs().max())
@@ -101,14 +101,14 @@ def disagreement(own: nn.Module, theirs: nn.Module, state: Mapping[str, Tensor],
         losses.append([float(train_step(model, optimizer, image, label, False)) for _ in range(2)])
     print("  losses of two training steps: " + ", ".join(f"{x:.6f} / {y:.6f}" for x, y in zip(*losses, strict=True)))
     if not all(abs(x - y) <= TRAINING_TOLERANCE * abs(y) for x, y in zip(*losses, strict=True)):
-        problems.append(f"training goes apart: losses {losses[0]} and {losses[1]}")
+        problems.append(f"training diverges: losses {losses[0]} and {losses[1]}")
     if losses[0][0] == losses[0][1]:
         problems.append("a training step changed nothing")
     return problems
 
 
 def measure(own: nn.Module, theirs: nn.Module, mode: str, image: Tensor, label: Tensor, bf16: bool, rounds: int, repeats: int) -> Row:
-    """Medians, spread and ratios of one case; the first calls of both sides are not counted."""
+    """Measure medians, spread and ratios of one case, without the first calls of both sides."""
     calls: dict[str, Callable[[], Tensor]] = {}
     for name, model in (("ours", own), ("theirs", theirs)):
         model.train(mode == "train")
@@ -124,7 +124,7 @@ def measure(own: nn.Module, theirs: nn.Module, mode: str, image: Tensor, label: 
 
 
 def precisions(name: str, device: torch.device) -> list[str]:
-    """What is measured unless asked otherwise: a CPU without instructions for bf16 takes minutes for it."""
+    """Precisions measured by default: bf16 takes minutes on a CPU without instructions for it."""
     if device.type == "cuda":
         return ["bf16"]
     return ["fp32", "bf16"] if name in THEIRS else ["fp32"]

@@ -1,4 +1,4 @@
-"""Draws docs/kernels/neighborhood_borders.png: which keys a query sees, from the definition's own index tables."""
+"""Draw docs/kernels/neighborhood_borders.png: the keys that a query sees, from the index tables of the definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cases of tools/bench_kernels.py: our operations and their opponents, in the shapes of each family's smallest model at 224 px."""
+"""Cases of tools/bench_kernels.py: our operations and their opponents, with the shapes of each family's smallest model at 224 px."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from visionattn.kernels import (
 from visionattn.kernels.neighborhood.reference import neighbors
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WITHIN = 1 / 1.10  # of the speed of the best candidate
-EXPONENT = 1.05  # of time in the number of pixels
+WITHIN = 1 / 1.10  # of the best candidate's speed
+EXPONENT = 1.05  # exponent of time in the number of pixels
 NA = "neighborhood"
 
-# Device, operation, case, opponent, precision, mode ("*" stands for anything), and the least ratio of theirs to ours.
-# The first that fits counts.
+# Device, operation, case, opponent, precision, mode ("*" matches anything), and the minimum ratio of theirs to ours.
+# The first match is used.
 GOALS = [
     ("cpu", NA, "56x56 k7 d1", "gather", "fp32", "infer", 8.0),
     ("cpu", NA, "56x56 k7 d8", "gather", "fp32", "infer", 18.0),
@@ -81,7 +81,7 @@ GOALS = [
 
 
 class Setting(NamedTuple):
-    """What a case is built for."""
+    """Settings that a case is built for."""
 
     device: torch.device
     batch: int
@@ -90,24 +90,24 @@ class Setting(NamedTuple):
     compiled: bool  # with our operations compiled
 
     def randn(self, *shapes: Sequence[int]) -> list[Tensor]:
-        """Leaves."""
+        """Create random leaf tensors."""
         dtype = PRECISIONS[self.precision]
         return [torch.randn(*shape, device=self.device).to(dtype).requires_grad_() for shape in shapes]
 
 
 class Trial(NamedTuple):
-    """One case: every call takes `tensors` and returns the same, a tensor."""
+    """One case: every call takes `tensors` and returns the same tensor."""
 
     label: str
     tensors: list[Tensor]
     ours: Call
     opponents: dict[str, Call]
-    products: float  # multiplications and additions of the forward pass, that it cannot do without
+    products: float  # necessary multiplications and additions of the forward pass
     forward_only: str = ""  # an opponent without gradients
 
 
 def neighborhoods(setting: Setting) -> Iterator[Trial]:
-    """The stages of DiNAT-T, heads of 32."""
+    """Cases of the stages of DiNAT-T, head dim 32."""
     for side, heads, kernel, dilation in (
         (56, 2, 7, 1),
         (56, 2, 7, 8),
@@ -180,7 +180,7 @@ def windows(setting: Setting) -> Iterator[Trial]:
 def channels(setting: Setting) -> Iterator[Trial]:
     for side, heads in ((56, 3), (14, 12)):
         tensors = setting.randn((setting.batch, side, side, 3, heads, 32))
-        # Divided, so that the sum over positions does not saturate the softmax.
+        # Scaled down, so that the sum over positions does not saturate the softmax.
         ours, official = (partial(_from_qkv, call, factor=side**-1.0) for call in (channel_attention, opponents.official_channels))
         yield Trial(f"{side}x{side}", tensors, ours, {"official": official}, 4.0 * setting.batch * heads * side**2 * 32**2)
 
@@ -216,7 +216,7 @@ def _unfolded(q: Tensor, kv: Tensor, pool: Tensor, *biases: Tensor) -> Tensor:
 
 
 def _without_grads(module: Callable[[Tensor], Tensor]) -> Call:
-    """Gradients of the parameters are computed, and dropped by the next call."""
+    """Compute the gradients of the parameters and drop them in the next call."""
     owner = module if isinstance(module, nn.Module) else module.__self__
 
     def call(x: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _without_grads(module: Callable[[Tensor], Tensor]) -> Call:
     return call
 
 
-# The first trial of each also has its peak memory measured.
+# Peak memory is measured for the first trial of each operation.
 CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
     NA: neighborhoods,
     "routed": routed,

@@ -1,9 +1,9 @@
-"""Peak memory and time of `visionattn.predict` on one large image: reading, windows, mask, overlay.
+"""Measure peak memory and time of `visionattn.predict` on one large image: loading, windows, mask, overlay.
 
 python tools/large_image.py --limit 1.86                               # van_b0 + segformer, 150 classes: below 2 GB
 python tools/large_image.py --backbone eca_resnet18 --head unet --classes 2
 
-The model has random weights, which changes neither work nor memory.
+The model has random weights, which affects neither time nor memory.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from visionattn.training.checkpoint import save_checkpoint
-from visionattn.training.console import Console
 
 import visionattn
-from visionattn.config import load_config
+from visionattn.console import Console
+from visionattn.runs.checkpoint import save_checkpoint
+from visionattn.tasks import load_config
 
 
 def peak_gib() -> float:
-    """Largest resident memory of this program so far; `ru_maxrss` would begin with that of the process that started it."""
+    """Peak resident memory of this process so far; `ru_maxrss` would include the parent process."""
     status = Path("/proc/self/status")
     if status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 2**20  # type: ignore[index]
@@ -36,7 +36,7 @@ def peak_gib() -> float:
 
 
 def write_image(path: Path, height: int, width: int) -> None:
-    """A picture with large and small structure."""
+    """Write an image with coarse and fine structure."""
     small = np.random.default_rng(0).integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
     cv2.imwrite(str(path), cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC))
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--device", choices=("auto", "cpu"), default="cpu")
-    parser.add_argument("--limit", type=float, help="GiB of peak memory above which the exit code is 1")
+    parser.add_argument("--limit", type=float, help="peak memory in GiB above which the exit code is 1")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def main() -> None:
     config = load_config(None, ["task=segment", "train.precision=fp32", *settings])
     model = visionattn.create_segmenter(args.backbone, args.head, args.classes, img_size=args.window)
     with tempfile.TemporaryDirectory() as folder:
-        meta = {"step": 0, "epoch": 0, "best": None, "classes": names, "config": config.model_dump(mode="json")}
+        meta = {"step": 0, "epoch": 0, "best": None, "target": {"classes": names}, "config": config.model_dump(mode="json")}
         save_checkpoint(Path(folder), model=model.state_dict(), ema=None, state={}, meta=meta)
         del model
         image = Path(folder, "image.jpg")
@@ -74,7 +74,7 @@ def main() -> None:
         seconds, peak = time.perf_counter() - start, peak_gib()
         classes = len(np.unique(found[0].class_map()))
     print(f"{args.width} x {args.height}, {args.classes} classes, {args.backbone} + {args.head}, windows of {args.window}, {args.device}")
-    print(f"classes found {classes}, {seconds:.1f} s, peak {peak:.2f} GiB, of which before the prediction {before:.2f} GiB")
+    print(f"classes found {classes}, {seconds:.1f} s, peak {peak:.2f} GiB, before the prediction {before:.2f} GiB")
     if args.limit is not None and peak > args.limit:
         sys.exit(f"above the limit of {args.limit} GiB")
 

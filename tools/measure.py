@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, the table, the CSV file, the exit code."""
+"""Shared code of the benchmarks: interleaved rounds, table, CSV file, exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from visionattn.training.build import fast_bf16
+
+from visionattn.engine.devices import fast_bf16
 
 Row = dict[str, Any]
 
@@ -24,21 +25,21 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 
 
 def add_common(parser: argparse.ArgumentParser, name: str, rounds: int) -> None:
-    """--rounds, --quick and --csv."""
+    """Add --rounds, --quick and --csv."""
     parser.add_argument("--rounds", type=int, default=rounds, help="rounds; each measures every side once (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="smoke run: a few small rounds; writes a CSV file only with --csv")
     parser.add_argument("--csv", type=Path, default=None, metavar="PATH", help=f"result file (default docs/benchmarks/{name}.csv)")
 
 
 def csv_path(args: argparse.Namespace, name: str) -> Path | None:
-    """Where results go; numbers of a smoke run never replace measured ones."""
+    """Path of the results; those of a smoke run never replace measured ones."""
     if args.csv is not None:
         return Path(args.csv)
     return None if args.quick else RESULTS / f"{name}.csv"
 
 
 def interleave(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each side returns per round; every second round runs backwards, so that a drift favours none."""
+    """Collect the result of each side per round; every second round runs in reverse order, so that drift favours no side."""
     values: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in sides if number % 2 == 0 else reversed(sides):
@@ -47,17 +48,17 @@ def interleave(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
-    """Ratios within each round."""
+    """Compute ratios within each round."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
 
 
 def summary(name: str, values: Sequence[float]) -> Row:
-    """Columns `name`, the median, and `name_min`, `name_max`."""
+    """Summarise values in the columns `name` (median), `name_min` and `name_max`."""
     return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
 def machine(device: torch.device) -> Row:
-    """What a number depends on besides the code."""
+    """Facts that results depend on besides the code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"torch": torch.__version__, "timm": version("timm"), "visionattn": version("visionattn")}
@@ -65,7 +66,7 @@ def machine(device: torch.device) -> Row:
 
 
 def cpu_name() -> str:
-    """The processor's model name."""
+    """Model name of the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -73,22 +74,22 @@ def cpu_name() -> str:
 
 
 def clock(device: torch.device) -> Row:
-    """How time is measured, and whether bf16 is the hardware's."""
+    """Describe how time is measured, and whether bf16 runs in hardware."""
     name = "CUDA events" if device.type == "cuda" else "thread CPU time" if torch.get_num_threads() == 1 else "wall"
     return {"clock": name, "bf16": "hardware" if fast_bf16(cpu=device.type == "cpu") else "emulated"}
 
 
 def device_of(name: str) -> torch.device:
-    """The device asked for; ends the program with one line if there is none."""
+    """Return the requested device; exit with one line if it is unavailable."""
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: this benchmark needs a GPU")
     return torch.device(name)
 
 
 def finish(title: str, rows: Sequence[Row], facts: Row, path: Path | None, missed: Sequence[str], key: Sequence[str] = ()) -> int:
-    """Print the table, write the file, say which goals were missed; returns the exit code.
+    """Print the table, write the file, report missed goals; return the exit code.
 
-    With `key`, rows of an earlier file stay if no new row has the same values in these columns.
+    With `key`, rows of an earlier file are kept if no new row has the same values in these columns.
     """
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -120,7 +121,7 @@ def finish(title: str, rows: Sequence[Row], facts: Row, path: Path | None, misse
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a result file."""
+    """Read the rows of a result file."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -1,4 +1,4 @@
-"""What the attention operations are measured against: each written as its authors' public code computes it, or as one usually would."""
+"""Opponents of the attention operations, written as in the authors' public code or in the usual way."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Plan = tuple[Tensor, Tensor]  # index of each query's keys, and of their offsets in the table of the bias
+Plan = tuple[Tensor, Tensor]  # index of each query's keys, and of their offsets in the bias table
 Call = Callable[..., Tensor]
 
-# Neighborhood attention: `qkv` is [B, H, W, 3, heads, dim], `bias` [heads, 2 k - 1, 2 k - 1]. Index tensors come ready-made.
+# Neighborhood attention: `qkv` is [B, H, W, 3, heads, dim], `bias` [heads, 2 k - 1, 2 k - 1]. Index tensors are precomputed.
 
 
 def gather(qkv: Tensor, bias: Tensor, *, plan: Plan) -> Tensor:
-    """Each query's keys and values copied beside it."""
+    """Copy each query's keys and values."""
     (q, k, v), (index, offset) = _heads_first(qkv), plan
     scores = (k[:, :, index] @ (q * q.shape[-1] ** -0.5).unsqueeze(-1)).squeeze(-1) + bias.flatten(1)[:, offset]
     return _map((scores.softmax(-1).unsqueeze(-2) @ v[:, :, index]).squeeze(-2), qkv)
 
 
 def shifts(qkv: Tensor, bias: Tensor, *, plan: Plan, kernel: int) -> Tensor:
-    """A shifted map per offset of the kernel; the border moves whole rows and columns."""
+    """Use a shifted map per offset of the kernel; at the border, whole rows and columns move."""
     side, (q, k, v) = qkv.shape[1], qkv.unbind(3)
     index = plan[0].view(side, side, kernel, kernel)
     rows, cols = index[:, 0, :, 0] // side, index[0, :, 0, :] % side
@@ -43,7 +43,7 @@ def shifts(qkv: Tensor, bias: Tensor, *, plan: Plan, kernel: int) -> Tensor:
 
 
 def dense(qkv: Tensor, bias: Tensor, *, plan: Plan, fused: bool) -> Tensor:
-    """Attention to the whole map, with the bias scattered into a mask."""
+    """Attend to the whole map, with the bias scattered into a mask."""
     (q, k, v), (index, offset) = _heads_first(qkv), plan
     count = index.shape[0]
     mask = bias.new_full((bias.shape[0], count, count), -torch.inf).scatter(
@@ -55,7 +55,7 @@ def dense(qkv: Tensor, bias: Tensor, *, plan: Plan, fused: bool) -> Tensor:
 
 
 def flex(side: int, kernel: int, dilation: int, device: torch.device) -> Call:
-    """FlexAttention, compiled, with the neighborhood as block mask and the bias as score function."""
+    """Use compiled FlexAttention, with the neighborhood as block mask and the bias as score function."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def start(position: Tensor) -> Tensor:  # first key along an axis, in steps
@@ -84,7 +84,7 @@ def flex(side: int, kernel: int, dilation: int, device: torch.device) -> Call:
 
 
 def natten(kernel: int, dilation: int) -> Call | None:
-    """NATTEN's kernels with bias, where it is installed; versions from 0.20 have none."""
+    """Use NATTEN's kernels with bias, if installed; versions from 0.20 have no bias."""
     try:
         from natten.functional import natten2dav, natten2dqkrpb
     except ImportError:
@@ -106,11 +106,11 @@ def _map(x: Tensor, qkv: Tensor) -> Tensor:  # B heads N d -> B H W heads d
     return x.transpose(1, 2).reshape(*qkv.shape[:3], *qkv.shape[4:])
 
 
-# The other operations; tensors as the operations have them.
+# The other operations, with the operations' tensor layouts.
 
 
 def gather_routed(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: tuple[int, int], scale: float) -> Tensor:
-    """BiFormer: keys and values of all heads gathered from a table that is expanded over the regions."""
+    """BiFormer: gather keys and values of all heads from a table expanded over the regions."""
     (batch, height, width, heads, dim), (rh, rw) = q.shape, region
     rows, cols, area, width_c = height // rh, width // rw, rh * rw, heads * dim
 
@@ -151,7 +151,7 @@ def unfold_aggregated(
 def rolled_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int, mask: Tensor, fused: bool = False) -> Tensor:
     """Swin: roll, partition, product, bias and mask (of -100), softmax, product, and back; windows of 7 x 7.
 
-    Fused it is timm's: scaled dot-product attention with bias and mask as its mask.
+    The fused form is timm's: scaled dot-product attention with bias and mask as its mask.
     """
     batch, height, width, heads, dim = q.shape
     rows, cols = height // 7, width // 7

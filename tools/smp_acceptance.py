@@ -1,7 +1,7 @@
-"""Our models as encoders of segmentation_models_pytorch: every decoder is built, run forward and backward.
+"""Test our models as encoders of segmentation_models_pytorch: build every decoder and run it forward and backward.
 
 `python tools/smp_acceptance.py va_swin_tiny va_eca_resnet18` (needs `pip install segmentation-models-pytorch`) prints
-a table. The exit code is 0 if every decoder gave finite logits of the image's size and a gradient for every parameter.
+a table. The exit code is 0 if every decoder returned finite logits of the image's size and a gradient for every parameter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from visionattn.integrations.timm import register
 
-# What a decoder needs besides its defaults.
+# Arguments that a decoder needs besides its defaults.
 DECODERS: dict[str, dict[str, Any]] = {
     "Unet": {},
     "UnetPlusPlus": {},
@@ -24,7 +24,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "Linknet": {},
     "FPN": {},
     "PSPNet": {},
-    # These three ask for a dilated encoder. Ours have none: the first two take the stages up to the stride they ask for.
+    # These three expect a dilated encoder, which ours are not: the first two use the stages up to the expected stride.
     "DeepLabV3": {"encoder_depth": 4, "encoder_output_stride": 16},
     "DeepLabV3Plus": {"encoder_depth": 4, "encoder_output_stride": 16},
     "PAN": {"encoder_output_stride": 32},
@@ -36,7 +36,7 @@ SIZES = {"PAN": 256}  # it halves the last map three times
 
 
 def check(name: str, decoder: str) -> str:
-    """ "ok", or what went wrong."""
+    """Return "ok" or the problem."""
     torch.manual_seed(0)
     size = SIZES.get(decoder, 96)
     try:
@@ -47,7 +47,7 @@ def check(name: str, decoder: str) -> str:
         return f"{type(error).__name__}: {error}"
     if logits.shape != (2, 3, size, size) or not torch.isfinite(logits).all():
         return f"logits {tuple(logits.shape)}, finite: {bool(torch.isfinite(logits).all())}"
-    # DPT runs the backbone of a classifier and leaves the classifier's own norm out.
+    # DPT runs the backbone of a classifier without the classifier's norm.
     unused = [key for key, value in model.named_parameters() if value.grad is None and not key.startswith("encoder.model.head.")]
     return f"no gradient for {unused}" if unused else "ok"
 

@@ -1,11 +1,11 @@
-"""timm's own model tests, run on our models.
+"""Run timm's model tests on our models.
 
 `python tools/timm_acceptance.py --timm-source DIR` takes the source tree of the installed timm (unpacked sdist or
-checkout; the wheel has no tests), runs its tests/test_models.py in a process where timm's registry holds our names
-only, and prints a table. The exit code is 0 if every test that timm has for a name ran and passed.
+checkout; the wheel has no tests), runs its tests/test_models.py in a process where timm's registry contains only our
+names, and prints a table. The exit code is 0 if every test that timm has for a name ran and passed.
 
-The other half of this file is what that process imports: test_models.py imports the module named in TORCH_BACKEND
-before it asks timm for names.
+That process also imports this file: test_models.py imports the module named in TORCH_BACKEND
+before it lists timm's names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import timm
 
 from visionattn.integrations.timm import register
 
-# timm's tests that are written for every model -> heading in the table.
+# timm's tests for every model -> heading in the table.
 TESTS = {
     "test_model_forward": "forward",
     "test_model_backward": "backward",
@@ -37,21 +37,21 @@ TESTS = {
     "test_model_forward_fx": "fx forward",
     "test_model_backward_fx": "fx backward",
 }
-# Models that timm's tests leave out themselves, because of their size.
+# Models that timm's tests exclude because of their size.
 LEFT_OUT = {"test_prune_intermediate_layers_contract": ("*huge*", "*giant*")}
 SCRIPT_TESTS = {"test_model_forward_torchscript": "script", "test_model_forward_fx_torchscript": "fx script"}
-PATTERN = "VISIONATTN_TIMM_MODELS"  # environment variable that hands --models to the test process
+PATTERN = "VISIONATTN_TIMM_MODELS"  # environment variable that passes --models to the test process
 
 
 def names(pattern: str) -> list[str]:
-    """Our names in timm's registry that match a glob."""
+    """List our names in timm's registry that match a glob."""
     return sorted(name for name in register() if fnmatch(name, pattern))
 
 
 def narrow(pattern: str) -> None:
-    """Leave only our names in timm's registry. Collecting tests for all of timm's takes longer than running ours.
+    """Keep only our names in timm's registry. Collecting tests for all of timm's takes longer than running ours.
 
-    Some tests are only for the modules in a list of theirs, so our names are put into every module.
+    Some tests apply only to listed modules, so our names are added to every module.
     """
     from timm.models import _registry as registry
 
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--timm-source", type=Path, required=True, metavar="DIR", help="source tree of the installed timm")
     parser.add_argument("--models", default="va_*", metavar="GLOB", help="names to test (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, by pytest-xdist (default %(default)s)")
-    parser.add_argument("--torchscript", action="store_true", help="run timm's TorchScript tests too; our models are not made for it")
+    parser.add_argument("--torchscript", action="store_true", help="also run timm's TorchScript tests; our models do not support it")
     args = parser.parse_args()
 
     source = args.timm_source.resolve()
@@ -87,16 +87,16 @@ def main() -> int:
         command += [f"{source / 'tests' / 'test_models.py'}::{test}" for test in tests]
         env = {**os.environ, "TORCH_BACKEND": Path(__file__).stem, PATTERN: args.models, "HF_HUB_OFFLINE": "1"}
         env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")])
-        env.pop("GITHUB_ACTIONS", None)  # timm leaves out large models there
-        # Elsewhere than in the source tree, whose timm would hide the installed one. Table on stdout, the rest on stderr.
+        env.pop("GITHUB_ACTIONS", None)  # timm excludes large models there
+        # Not in the source tree, whose timm would shadow the installed one. Table on stdout, the rest on stderr.
         code = subprocess.run(command, cwd=folder, env=env, stdout=sys.stderr).returncode
-        if code not in (0, 1):  # neither passed nor failed: nothing was run
+        if code not in (0, 1):  # neither passed nor failed: nothing ran
             return code
-        results = sorted(read(report), key=lambda result: result[2] != "ok")  # of several tags of a model, the one that failed stays
+        results = sorted(read(report), key=lambda result: result[2] != "ok")  # of several tags of a model, a failed one is kept
 
     cells = {(model, test): (state, seconds, why) for model, test, state, seconds, why in results if model in models}
     left_out = [(model, test) for model in models for test, globs in LEFT_OUT.items() if any(fnmatch(model, glob) for glob in globs)]
-    cells |= dict.fromkeys(left_out, ("-", 0.0, "timm leaves it out"))
+    cells |= dict.fromkeys(left_out, ("-", 0.0, "timm excludes it"))
     print("| model |", " | ".join(tests.values()), "| seconds |")
     print("|---|" + "---|" * len(tests) + "---:|")
     for model in models:
@@ -104,7 +104,7 @@ def main() -> int:
         print(f"| {model} |", " | ".join(state for state, _, _ in row), f"| {sum(seconds for _, seconds, _ in row):.0f} |")
     states = [cells[model, test][0] if (model, test) in cells else "not run" for model in models for test in tests]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("ok", "FAIL", "skip", "not run"))
-    counts += f", {len(left_out)} left out by timm" if left_out else ""
+    counts += f", {len(left_out)} excluded by timm" if left_out else ""
     print(f"\ntimm {timm.__version__}: {len(models)} models, {counts}")
     for (model, test), (state, _, why) in cells.items():
         if state != "ok":
@@ -113,7 +113,7 @@ def main() -> int:
 
 
 def read(report: Path) -> Iterator[tuple[str, str, str, float, str]]:
-    """Model (without its tag), test, state, seconds and reason of each test in a JUnit file."""
+    """Yield model (without its tag), test, state, seconds and reason of each test in a JUnit file."""
     for case in ET.parse(report).iter("testcase"):
         found = re.fullmatch(r"(\w+)\[(?:\d+-)?(\w+)(\..+)?\]", case.get("name", ""))
         if found is None:

@@ -105,7 +105,7 @@ def test_hidden_and_system_files_are_skipped(flowers: Path) -> None:
 def test_d010_d011_a_few_broken_images_are_left_out(flowers: Path, tmp_path: Path) -> None:
     truncate(flowers / "train/rose/0.png")
     (flowers / "train/tulip/0.png").write_bytes(b"")
-    (flowers / "val/daisy/0.png").write_text("this is no image")
+    (flowers / "val/daisy/0.png").write_text("this is not an image")
     before = tree(flowers)
     result = done("train", "--data", flowers, *settings(tmp_path))
     assert "! VA-D010 train/rose/0.png cannot be decoded: " in result.stdout and "truncated" in result.stdout

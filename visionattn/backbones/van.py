@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping patches, projected and normed."""
+    """Overlapping patches, projected and normalised."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int, stride: int) -> None:
         super().__init__()

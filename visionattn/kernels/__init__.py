@@ -1,4 +1,4 @@
-"""Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`, or `[B, C, H, W]` where there are no heads."""
+"""Attention operations as plain functions; tensors are heads-last, `[B, H, W, heads, dim]`, or `[B, C, H, W]` without heads."""
 
 from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.available import available_backends

@@ -1,4 +1,4 @@
-"""Which backends of an operation can run, asked from outside."""
+"""List the backends available to an operation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from visionattn.kernels import aggregated, neighborhood, routing
 from visionattn.kernels.dispatch import BACKENDS, NONE_SUCH, torch_only
 
-# What each operation asks before it chooses; called with its first tensors.
+# The check that each operation runs before choosing a backend, on its first tensors.
 REASONS: dict[str, Callable[..., dict[str, str]]] = {
     "aggregated_attention": aggregated.reasons,
     "channel_attention": torch_only,
@@ -24,14 +24,14 @@ REASONS: dict[str, Callable[..., dict[str, str]]] = {
 
 
 def available_backends(op: str, *tensors: torch.Tensor) -> dict[str, str]:
-    """Per backend, the fastest first, why it cannot run an operation with these tensors; empty if it can.
+    """Map each backend, fastest first, to the reason it cannot run an operation with these tensors; empty if it can.
 
     Args:
         op: name of the operation, as in `visionattn.kernels`.
-        tensors: those it would be called with, in order; their device, dtype and shape are looked at.
+        tensors: tensors of the call, in order; their device, dtype and shape are checked.
 
     Raises:
-        ValueError: no such operation, or one without backends to choose from.
+        ValueError: unknown operation, or one without a choice of backends.
     """
     if op not in REASONS:
         raise ValueError(f"available_backends: expected one of {', '.join(REASONS)}, got {op!r}")

@@ -1,10 +1,10 @@
-"""Which implementation of an operation runs, and why.
+"""Choose the backend of an operation.
 
-An operation has up to three: `reference`, its definition; `torch`, the fast form in plain PyTorch; and
-`triton`, for CUDA. It tells for the tensors at hand which of them it cannot run and for what reason;
-the fastest of the others runs, unless one is asked for by the argument `backend=`, by `use_backend`,
+An operation has up to three backends: `reference`, its definition; `torch`, a fast form in plain PyTorch; and
+`triton`, for CUDA. It determines which of them cannot run with the given tensors, and why;
+the fastest of the others runs, unless one is requested by the argument `backend=`, by `use_backend`,
 or by the environment variable VISIONATTN_BACKEND, in this order of precedence. Inside `record_attention`
-it is always `reference`, whose weights are kept.
+`reference` always runs, because it can record its weights.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 
 from visionattn.kernels.record import recording
 
-BACKENDS = ("triton", "torch", "reference")  # the fastest first
+BACKENDS = ("triton", "torch", "reference")  # fastest first
 NONE_SUCH = "it has no such backend"
 
-_asked: str | None = os.environ.get("VISIONATTN_BACKEND") or None  # read once: traced code cannot look at the environment
+_asked: str | None = os.environ.get("VISIONATTN_BACKEND") or None  # read once: traced code cannot read the environment
 
 _INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "amx_bf16"), torch.float16: ("avx512_fp16", "amx_fp16")}
 _cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -28,15 +28,15 @@ _EMULATED = {dtype for dtype, names in _INSTRUCTIONS.items() if _cpu.get("archit
 
 
 class BackendError(RuntimeError, ValueError):
-    """A backend was asked for that does not exist, or that cannot run with these tensors."""
+    """The requested backend does not exist, or cannot run with these tensors."""
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """All operations run on this backend, or raise with the reason why they cannot; "auto" chooses freely.
+    """Run all operations with this backend, or raise with the reason if one cannot; "auto" uses the default choice.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: unknown backend.
     """
     global _asked
     before, _asked = _asked, _known(name)
@@ -47,16 +47,16 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(op: str, backend: str | None, reasons: Mapping[str, str]) -> str:
-    """The backend that runs.
+    """Choose the backend to run.
 
     Args:
         op: name of the operation, for messages.
-        backend: the one asked for; None or "auto" leaves it to `use_backend`, the environment, or speed.
-        reasons: per backend that the operation has: why it cannot run with these tensors, empty if it can.
+        backend: requested backend; None or "auto" defers to `use_backend`, the environment, or speed.
+        reasons: for each backend of the operation, the reason it cannot run with these tensors, empty if it can.
 
     Raises:
-        ValueError: no such backend.
-        RuntimeError: the backend asked for cannot run, with the reason.
+        ValueError: unknown backend.
+        RuntimeError: the requested backend cannot run; the message gives the reason.
     """
     asked = _known(backend) if backend not in (None, "auto") else _known(_asked or "auto")
     if recording():
@@ -70,12 +70,12 @@ def choose(op: str, backend: str | None, reasons: Mapping[str, str]) -> str:
 
 
 def torch_only(*tensors: torch.Tensor) -> dict[str, str]:
-    """`reasons` of an operation without a Triton kernel: plain PyTorch runs with all tensors."""
+    """Return the `reasons` of an operation without a Triton kernel: plain PyTorch runs with all tensors."""
     return {"torch": "", "reference": ""}
 
 
 def triton_reason(x: torch.Tensor) -> str:
-    """Why a Triton kernel cannot run on a tensor; empty if it can. Triton itself is imported only on CUDA."""
+    """Return the reason that Triton kernels cannot run on a tensor, empty if they can. Triton is imported only on CUDA."""
     if x.device.type != "cuda":
         return f"it needs a CUDA device, the tensors are on {x.device.type}"
     try:
@@ -86,7 +86,7 @@ def triton_reason(x: torch.Tensor) -> str:
 
 
 def emulated(x: torch.Tensor) -> bool:
-    """Whether the CPU that a tensor is on has no instructions for products of its dtype; in float32 they are faster then."""
+    """Whether a tensor is on a CPU without instructions for products of its dtype, where float32 is faster."""
     return x.device.type == "cpu" and x.dtype in _EMULATED
 
 

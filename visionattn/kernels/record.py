@@ -1,4 +1,4 @@
-"""Keep the attention weights that operations compute, to look at them later."""
+"""Record the attention weights that operations compute."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class AttentionRecord(NamedTuple):
-    """The attention weights of one call.
+    """Attention weights of one call.
 
     Attributes:
         op: name of the operation.
@@ -19,8 +19,8 @@ class AttentionRecord(NamedTuple):
             routed_attention `[B, R, heads, N, topk * N]`, aggregated_attention `[B, heads, H, W, k * k + P]`,
             channel_attention `[B, heads, dim, dim]`, dense_attention `[B, heads, H * W, Hk * Wk]` (without
             heads if q has none), criss_cross_attention `[B, H, W, H + W]`, danet_channel_attention `[B, C, C]`.
-        geometry: what places the weights on the map: always `size`, height and width of the map of queries;
-            the rest is named in `docs/kernels.md`, "Record attention weights".
+        geometry: position of the weights on the map: always `size`, height and width of the map of queries;
+            other keys are listed in `docs/kernels.md`, "Record attention weights".
     """
 
     op: str
@@ -33,12 +33,12 @@ _records: list[AttentionRecord] | None = None  # None: not recording
 
 @contextmanager
 def record_attention() -> Iterator[list[AttentionRecord]]:
-    """Run the reference form of every operation and keep its attention weights, in the order of the calls.
+    """Run the reference backend of every operation and record its attention weights, in the order of the calls.
 
     Overrides `use_backend` and `backend=`. The outputs are those of `use_backend("reference")`, and gradients flow.
-    The list stays filled after the block. Contexts may be nested: the innermost keeps the records. The state is
-    per process, not per thread: calls in other threads are recorded too. With gradient checkpointing call `backward`
-    inside the block; the calls it repeats are recorded again.
+    The list is kept after the block. Contexts may be nested: the innermost keeps the records. The state is
+    per process, not per thread: calls in other threads are recorded too. With gradient checkpointing, call `backward`
+    inside the block; recomputed calls are recorded again.
 
     Yields:
         The list that the records are appended to.
@@ -52,12 +52,12 @@ def record_attention() -> Iterator[list[AttentionRecord]]:
 
 
 def recording() -> bool:
-    """Report whether attention weights are being kept."""
+    """Whether attention weights are being recorded."""
     return _records is not None
 
 
 def keep_weights(op: str, weights: torch.Tensor, **geometry: Any) -> None:
-    """Append a record if inside `record_attention`; for code that computes attention weights itself."""
+    """Record attention weights, if inside `record_attention`; for code that computes the weights itself."""
     if _records is not None:
         detached = {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in geometry.items()}
         _records.append(AttentionRecord(op, weights.detach(), detached))

@@ -1,4 +1,4 @@
-"""Does every backend compute what the definition says, on this machine: `visionattn kernels selftest`."""
+"""Compare every backend with the definition on this machine: `visionattn kernels selftest`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from visionattn.kernels.neighborhood.reference import Border
 from visionattn.kernels.routing import routed_attention
 from visionattn.kernels.window import window_attention
 
-# Largest difference over largest value, of the output and of the gradients.
+# Limits of the largest difference relative to the largest value, for output and gradients.
 LIMITS = {
     torch.float64: (1e-13, 1e-12),
     torch.float32: (5e-7, 2e-6),
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """How far a backend is from the definition; errors are None if it did not run to the end, and `fault` tells why."""
+    """Error of a backend relative to the definition; errors are None if it failed, for the reason in `fault`."""
 
     op: str
     case: str
@@ -50,7 +50,7 @@ class Result(NamedTuple):
     fault: str
 
     def figures(self) -> list[str]:
-        """Errors of output and gradients, each with its limit."""
+        """Format the errors of output and gradients, each with its limit."""
         found = zip((self.forward, self.gradients), self.limits, strict=True)
         return ["-" if error is None else f"{error:.1e} ({limit:.0e})" for error, limit in found]
 
@@ -62,10 +62,10 @@ class Result(NamedTuple):
 
 
 def choose_dtypes(device: torch.device, name: str | None) -> list[torch.dtype]:
-    """The one of a name; without one, those that networks run in on a device.
+    """Return the dtype of a name, or by default those that networks use on a device.
 
     Raises:
-        ValueError: no such dtype.
+        ValueError: unknown dtype.
     """
     by_name = {str(dtype).removeprefix("torch."): dtype for dtype in LIMITS}
     if name is not None and name not in by_name:
@@ -75,7 +75,7 @@ def choose_dtypes(device: torch.device, name: str | None) -> list[torch.dtype]:
 
 
 def list_backends(device: torch.device) -> dict[str, dict[str, str]]:
-    """`available_backends` of each operation for small tensors in float32 on a device."""
+    """Return `available_backends` of each operation for small float32 tensors on a device."""
     found: dict[str, dict[str, str]] = {}
     for case in cases():
         found.setdefault(case.op, available_backends(case.op, *(tensor.float().to(device) for tensor in case.tensors)))
@@ -83,10 +83,10 @@ def list_backends(device: torch.device) -> dict[str, dict[str, str]]:
 
 
 def selftest(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Result]:
-    """Every backend that runs there, except the definition itself, against the definition in float64 on the CPU."""
+    """Compare every available backend, except the definition itself, with the definition in float64 on the CPU."""
     for case in cases():
         for dtype in dtypes:
-            given = [tensor.to(dtype) for tensor in case.tensors]  # rounding the inputs is no error of the operation
+            given = [tensor.to(dtype) for tensor in case.tensors]  # rounding of the inputs is not an error of the operation
             exact = run(case.call, [tensor.double() for tensor in given], "reference")
             given = [tensor.to(device) for tensor in given]
             for backend, reason in available_backends(case.op, *given).items():
@@ -95,13 +95,13 @@ def selftest(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Re
                 forward, gradients, fault = None, None, ""
                 try:
                     forward, gradients = errors(case.call, given, backend, exact)
-                except Exception as error:  # the test goes on and names every fault
+                except Exception as error:  # continue, to report every failure
                     fault = f"{type(error).__name__}: {error}"
                 yield Result(case.op, case.name, backend, str(dtype).removeprefix("torch."), forward, gradients, LIMITS[dtype], fault)
 
 
 def errors(call: Call, tensors: Sequence[torch.Tensor], backend: str, exact: Sequence[torch.Tensor]) -> tuple[float, float]:
-    """Of the output, the worse of with and without gradients; of the gradients, the worst."""
+    """Return the larger error of the output with and without gradients, and the largest error of the gradients."""
     with torch.no_grad():
         alone = call(*tensors, backend=backend)
     out, *gradients = run(call, tensors, backend)
@@ -110,7 +110,7 @@ def errors(call: Call, tensors: Sequence[torch.Tensor], backend: str, exact: Seq
 
 
 def run(call: Call, tensors: Sequence[torch.Tensor], backend: str) -> list[torch.Tensor]:
-    """The output, then the gradients, of the output times numbers that are the same in each dtype."""
+    """Return the output and the gradients of its sum weighted by factors that are equal in all dtypes."""
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     out = call(*leaves, backend=backend)
     factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out)
@@ -118,29 +118,29 @@ def run(call: Call, tensors: Sequence[torch.Tensor], backend: str) -> list[torch
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest difference over largest value; infinite if one is not a number."""
+    """Largest difference relative to the largest value; infinite if a value is NaN."""
     error = float((got.detach().cpu().double() - want.detach()).abs().max() / want.detach().abs().max().clamp(min=1e-300))
     return error if error == error else float("inf")
 
 
 def draw_qkv(shape: tuple[int, ...], generator: torch.Generator) -> list[torch.Tensor]:
-    """Queries, keys and values for which the limits can be held: the output is a sum, whose condition is that of the numbers added.
+    """Draw queries, keys and values for which the limits are attainable: the output is a sum, as well conditioned as its terms.
 
-    Values of both signs cancel, so they lie around 1. Rounding a score changes its weight by as many bits as the score has
-    before the point, which bf16 lacks; with half as large queries few scores are above 2.
+    Values of both signs would cancel, so values are centred at 1. Rounding a score changes its weight by as many bits as the score
+    has before the point, which bf16 lacks; halving the queries leaves few scores above 2.
     """
     q, k, v = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     return [q / 2, k, v + 1]
 
 
 def cases() -> Iterator[Case]:
-    """Small calls of every operation: sizes that no tile divides, and each path through the fast form."""
+    """Yield small calls of every operation: sizes that no tile divides, and every path of the fast form."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    def table(*shape: int) -> torch.Tensor:  # of biases, as wide as trained ones
+    def table(*shape: int) -> torch.Tensor:  # biases, as wide as trained ones
         return torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
 
     def neighborhood(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
@@ -178,7 +178,7 @@ def cases() -> Iterator[Case]:
 
     yield Case("aggregated_attention", "9x13, kernel 3x3, pool 3x4", [q * 24**-0.5, k, v, *pooled], aggregated)
     q, k, v = draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32), draw(2, 7, 9, 2, 32)
-    # The sum over positions is not divided by their number; keys of this size keep the softmax from saturating.
+    # The sum over positions is not divided by their number; keys of this scale keep the softmax from saturating.
     yield Case("channel_attention", "7x9", [q, k / 63**0.5, v], channel_attention)
     q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
     yield Case(

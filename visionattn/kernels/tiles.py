@@ -1,13 +1,13 @@
-"""What the Triton kernels of all operations share; imported only where Triton runs.
+"""Shared code of the Triton kernels; imported only where Triton runs.
 
 Names of arrays end in their shape, one letter per axis: D is the head dim, padded with zeros to a power of two;
-the others are explained where they are used. Scores and their logarithms of sums (`lse`) are in base 2.
+the others are explained where they are used. Scores and their log-sum-exp (`lse`) are in base 2.
 Accumulators are float32; products of float32 are IEEE, without tensor cores: TF32 would keep three digits, and
-what three products in TF32 ("tf32x3") keep cannot be tested without a GPU.
+the precision of three products in TF32 ("tf32x3") cannot be tested without a GPU.
 
-Written to what Triton 3.6 to 3.9 have in common. Proven without a GPU: results and gradients in Triton's
+Restricted to the common features of Triton 3.6 to 3.9. Verified without a GPU: results and gradients in Triton's
 interpreter, and registers, shared memory and tensor core instructions of the code compiled for sm_80 and sm_90
-(tests/kernels/test_triton.py). The speed is unmeasured until somebody runs it on a GPU.
+(tests/kernels/test_triton.py). The speed has not been measured on a GPU yet.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -22,9 +22,9 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1.0e30)  # finite: a query may see nothing of a block, and -inf - -inf is not a number
+LOWEST = tl.constexpr(-1.0e30)  # finite: a query may see no key of a block, and -inf - -inf is NaN
 
-# About as many programs fill a large GPU. It must not depend on the device, or sums would.
+# About as many programs as fill a large GPU. A constant, because sums would otherwise depend on the device.
 PROGRAMS = 2048
 
 # Triton's interpreter multiplies bfloat16 wrongly (triton-lang/triton 4972).
@@ -36,7 +36,7 @@ UPCAST = os.environ.get("TRITON_INTERPRET") == "1"
 
 @triton.jit
 def vectors(base, token, exists, stride, DIM: tl.constexpr, D: tl.constexpr):
-    """Addresses of the vectors of some tokens, and which of their elements exist."""
+    """Addresses of the vectors of some tokens, and the mask of existing elements."""
     d = tl.arange(0, D)
     return base + token.to(tl.int64)[:, None] * stride + d[None, :], exists[:, None] & (d < DIM)[None, :]
 
@@ -63,13 +63,13 @@ def dot(a, b, accumulator, UPCAST: tl.constexpr):
 
 @triton.jit
 def product(a_MD, b_ND, M: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):
-    """Scalar products of the rows of two matrices, [M, N]."""
+    """Compute the scalar products of the rows of two matrices, [M, N]."""
     return dot(a_MD, tl.trans(b_ND), tl.zeros([M, N], dtype=tl.float32), UPCAST)
 
 
 @triton.jit
 def attend(s_TP, v_PD, top_T, sum_T, o_TD, UPCAST: tl.constexpr):
-    """A block of keys more in the online softmax: the largest scores, the sums of the weights and of the weighted values."""
+    """Add a block of keys to the online softmax: the largest scores, and the sums of weights and weighted values."""
     before_T = top_T
     top_T = tl.maximum(before_T, tl.max(s_TP, 1))
     p_TP = tl.exp2(s_TP - top_T[:, None])
@@ -82,9 +82,9 @@ def attend(s_TP, v_PD, top_T, sum_T, o_TD, UPCAST: tl.constexpr):
 
 
 def strides(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """A map or a list of vectors as kernels read it, and its strides of image, token and head.
+    """Return a map or list of vectors in a layout that kernels can read, and its strides of image, token and head.
 
-    `[B, H, W, heads, dim]` or `[B, tokens, heads, dim]`; it is copied unless the tokens have a constant distance and the vectors no gaps.
+    `[B, H, W, heads, dim]` or `[B, tokens, heads, dim]`; copied unless tokens have a constant stride and vectors are contiguous.
     """
     if x.stride(-1) != 1 or (x.dim() == 5 and x.stride(1) != x.shape[2] * x.stride(2)):
         x = x.contiguous()
@@ -92,18 +92,18 @@ def strides(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 
 def padded(dim: int) -> int:
-    """The head dim in kernels: tensor cores multiply at least 16."""
+    """Pad the head dim for kernels: tensor cores multiply at least 16."""
     return max(16, triton.next_power_of_2(dim))
 
 
 def shares(pieces: int, programs: int) -> tuple[int, int]:
-    """Pieces of a sum that one program adds up, and the number of such shares, where there are `programs` for each share."""
+    """Split a sum into shares: pieces per share, and the number of shares, each computed by `programs` programs."""
     each = max(1, triton.cdiv(pieces, max(1, PROGRAMS // max(1, programs))))
     return each, triton.cdiv(pieces, each)
 
 
 def reason(*tensors: Tensor) -> str:
-    """Why kernels cannot run with these maps, wherever they are; empty if they can."""
+    """Return the reason that kernels cannot run with these maps, on any device; empty if they can."""
     dtypes = [x.dtype for x in tensors]
     if len(set(dtypes)) > 1 or dtypes[0] not in (torch.float32, torch.float16, torch.bfloat16):
         return f"q, k, v must all be float32, float16 or bfloat16, got {', '.join(map(str, dtypes))}"

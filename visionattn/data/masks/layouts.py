@@ -246,7 +246,7 @@ def _deal_out(pairs: Pairs, layout: MaskLayout) -> None:
     _require_known(split_of.values(), by_name, path)
     missing = [pair.id for pair in everything if Path(pair.id).stem not in split_of]
     if missing:
-        pairs.notes.append(Note("warning", "", f"{len(missing):,} images missing from {path.name} left out: {', '.join(missing[:3])}"))
+        pairs.notes.append(Note("warning", "", f"{len(missing):,} images left out, not listed in {path.name}: {', '.join(missing[:3])}"))
     del pairs.parts["all"]
     for pair in everything:
         if Path(pair.id).stem in split_of:

@@ -24,26 +24,26 @@ def aggregated_attention(
     """Pixel-focused attention with learnable tokens (TransNeXt, arXiv 2311.17132, section 3.2).
 
     A query sees the `kernel_size**2` positions around it and all P pooled positions. Positions
-    outside the map are left out of the softmax, so a query at the border sees fewer. After the
-    softmax `local_weight` is added to the weights of the neighbours, which need not sum to one
-    then; outside the map it has no effect. Neighbours are counted row by row from the upper left.
+    outside the map are excluded from the softmax, so a query at the border sees fewer. After the
+    softmax, `local_weight` is added to the weights of the neighbours, whose sum then need not be
+    one; outside the map it has no effect. Neighbours are counted row by row from the upper left.
     `reference.py` is the definition.
 
     Args:
-        q, k, v: `[B, H, W, heads, dim]`, any strides. Scores are plain products `q . k`: q carries its scale.
+        q, k, v: `[B, H, W, heads, dim]`, any strides. Scores are plain products `q . k`: q must already be scaled.
         k_pool, v_pool: `[B, Hp, Wp, heads, dim]`, or `[B, P, heads, dim]` with P = Hp * Wp.
         local_bias: added to the scores of the neighbours, `[heads, kernel_size**2]`.
         pool_bias: added to the scores of the pooled positions, `[heads, H * W, P]`.
         local_weight: added to the weights of the neighbours, `[B, H, W, heads, kernel_size**2]`.
         kernel_size: side of the neighbourhood, odd.
-        backend: "triton", "torch" or "reference"; default the fastest that can run, see `visionattn.kernels.dispatch`.
+        backend: "triton", "torch" or "reference"; by default the fastest available, see `visionattn.kernels.dispatch`.
 
     Returns:
-        `[B, H, W, heads, dim]`; all arguments have one floating dtype, which is kept.
+        `[B, H, W, heads, dim]`, in the floating dtype shared by all arguments.
 
     Raises:
-        ValueError: an even `kernel_size`; a bias or weight of another shape; no such backend.
-        RuntimeError: the backend cannot run.
+        ValueError: `kernel_size` is even, a bias or weight has a wrong shape, or the backend is unknown.
+        RuntimeError: the backend is not available for these tensors.
     """
     batch, height, width, heads, dim = q.shape
     pooled_maps = k_pool, v_pool
@@ -71,7 +71,7 @@ def aggregated_attention(
 
 
 def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
-    """Per backend why it cannot run `aggregated_attention` with q, k, v, k_pool and v_pool."""
+    """Map each backend to the reason it cannot run `aggregated_attention` with q, k, v, k_pool and v_pool."""
     why = triton_reason(q)
     if not why:
         from visionattn.kernels.aggregated.triton import reason

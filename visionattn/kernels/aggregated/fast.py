@@ -1,6 +1,6 @@
-"""Aggregated attention without unfolding: each neighbour is a view of the padded map, and the backward pass is written out.
+"""Aggregated attention without unfolding: each neighbour is a view of the padded map, with a hand-written backward pass.
 
-Autograd of the views would allot a padded map of zeros for every neighbour of every tensor.
+Autograd of the views would allocate a padded map of zeros for every neighbour of every tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from visionattn.kernels.aggregated.reference import outside
 
-_CHUNK = 2**18  # numbers of q at a time on a CPU: the eight maps of that size which are in use stay in its cache
+_CHUNK = 2**18  # elements of q at a time on a CPU: the eight maps of this size in use fit its cache
 
 
 def aggregated_attention(
@@ -29,9 +29,9 @@ def aggregated_attention(
     local_weight: torch.Tensor,
     kernel_size: int,
 ) -> torch.Tensor:
-    """As the definition, to rounding."""
+    """Compute the same as the definition, up to rounding."""
     tensors = (q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight)
-    if torch.compiler.is_compiling() or q.device.type == "meta":  # the compiler fuses the plain form, forward and backward
+    if torch.compiler.is_compiling() or q.device.type == "meta":  # the compiler fuses the plain form in both passes
         return _traceable(*tensors, kernel_size)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return _Aggregated.apply(*tensors, kernel_size)  # type: ignore[no-any-return]
@@ -39,7 +39,7 @@ def aggregated_attention(
 
 
 def _cells(x: torch.Tensor, kernel_size: int) -> Iterator[torch.Tensor]:
-    """Views of a padded map, one for each neighbour, row by row from the upper left."""
+    """Return a view of a padded map for each neighbour, row by row from the upper left."""
     height, width = x.shape[1] - kernel_size + 1, x.shape[2] - kernel_size + 1
     for row in range(kernel_size):
         for col in range(kernel_size):
@@ -51,7 +51,7 @@ def _pad(x: torch.Tensor, kernel_size: int) -> torch.Tensor:
 
 
 def _table(local_bias: torch.Tensor, height: int, width: int, kernel_size: int) -> torch.Tensor:
-    """What is added to the scores of the neighbours, `[H, W, heads, kernel_size**2]`: -inf outside the map."""
+    """Bias of the scores of the neighbours, `[H, W, heads, kernel_size**2]`, with -inf outside the map."""
     beyond = outside(height, width, kernel_size, local_bias.device).unsqueeze(2)
     return local_bias.masked_fill(beyond, float("-inf"))
 
@@ -80,7 +80,7 @@ def _traceable(
 
 
 def _chunked(tensors: Sequence[torch.Tensor], kernel_size: int, keep: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The output, and the weights of each chunk if they are to be kept. Half precision is computed in float32."""
+    """Compute the output and, if kept, the weights of each chunk. Half precision is computed in float32."""
     q, local_bias, pool_bias = tensors[0], tensors[5], tensors[6]
     height, width = q.shape[1:3]
     work, images = torch.promote_types(q.dtype, torch.float32), _images(q)
@@ -98,12 +98,12 @@ def _chunked(tensors: Sequence[torch.Tensor], kernel_size: int, keep: bool) -> t
 
 
 def _images(q: torch.Tensor) -> int:
-    """Images per chunk."""
+    """Number of images per chunk."""
     return max(1, _CHUNK // q[0].numel()) if q.device.type == "cpu" else len(q)
 
 
 class _Aggregated(torch.autograd.Function):
-    """The same with gradients."""
+    """The same operation with gradients."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
@@ -115,7 +115,7 @@ class _Aggregated(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: gradient checkpointing unpacks them anew at each look
+        saved = ctx.saved_tensors  # once: gradient checkpointing unpacks them again at each access
         tensors, weights = saved[:8], saved[8:]
         q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight = tensors
         work, images = torch.promote_types(q.dtype, torch.float32), _images(q)
@@ -140,7 +140,7 @@ class _Aggregated(torch.autograd.Function):
 def _forward(
     tensors: Sequence[torch.Tensor], table: torch.Tensor, bias: torch.Tensor, kernel_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output `[B, H, W, heads, dim]`, and the weights after the softmax, `[B, H, W, heads, k*k + P]`, the neighbours first."""
+    """Compute the output `[B, H, W, heads, dim]` and the softmax weights `[B, H, W, heads, k*k + P]`, the neighbours first."""
     q, k, v, k_pool, v_pool, local_weight = tensors
     area = kernel_size**2
     scores = q.new_empty((*local_weight.shape[:4], area + bias.shape[3]))
@@ -158,7 +158,7 @@ def _forward(
 
 
 def _backward(tensors: Sequence[torch.Tensor], weights: torch.Tensor, kernel_size: int) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Gradients of q, k, v, k_pool, v_pool, local_weight, and of the scores."""
+    """Compute the gradients of q, k, v, k_pool, v_pool, local_weight, and the scores."""
     gradient, q, k, v, k_pool, v_pool, local_weight = tensors
     area, radius = kernel_size**2, kernel_size // 2
     inside = (slice(None), slice(radius, radius + q.shape[1]), slice(radius, radius + q.shape[2]))
@@ -175,7 +175,7 @@ def _backward(tensors: Sequence[torch.Tensor], weights: torch.Tensor, kernel_siz
     _heads_first(dweights[..., area:]).copy_(given @ v_pool.permute(0, 2, 3, 1))
     dv_pool = (_heads_first(weights[..., area:]).transpose(2, 3) @ given).transpose(1, 2)  # B P heads d
 
-    # Of the softmax, in place: weight * (dweight - sum of weight * dweight).
+    # Softmax gradient, in place: weight * (dweight - sum of weight * dweight).
     dscores = dweights.mul_(weights)
     dscores.addcmul_(weights, dscores.sum(-1, keepdim=True), value=-1)
 

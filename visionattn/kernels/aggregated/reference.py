@@ -1,4 +1,4 @@
-"""Definition of aggregated attention: the neighbourhoods unfolded, then one softmax."""
+"""Definition of aggregated attention: unfold the neighbourhoods, then one softmax."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def aggregated_attention(
     local_weight: torch.Tensor,
     kernel_size: int,
 ) -> torch.Tensor:
-    """One softmax over the neighbours inside the map and the pooled positions (arXiv 2311.17132, section 3.2).
+    """Compute one softmax over the neighbours inside the map and the pooled positions (arXiv 2311.17132, section 3.2).
 
     `k_pool` and `v_pool` are `[B, Hp, Wp, heads, dim]` or `[B, P, heads, dim]`.
     """
@@ -53,7 +53,7 @@ def aggregated_attention(
 
 
 def outside(height: int, width: int, kernel_size: int, device: torch.device) -> torch.Tensor:
-    """`[H, W, kernel_size**2]`: where a neighbour lies beyond the border."""
+    """Mask of neighbours outside the map, `[H, W, kernel_size**2]`."""
 
     def beyond(length: int) -> torch.Tensor:  # length, kernel_size
         neighbour = torch.arange(length, device=device)[:, None] + torch.arange(kernel_size, device=device) - kernel_size // 2

@@ -1,10 +1,10 @@
 """Aggregated attention in Triton, for CUDA.
 
-Algorithm: a program holds consecutive queries of the map, adds their neighbours one offset after the other, element by element, and
-then the pooled keys block by block, in one online softmax (TransNeXt, arXiv 2311.17132, section 3.2). The weights that
-are added after the softmax have a sum of their own. In the backward pass `_dq_kernel` does the same; `_dk_dv_kernel` holds keys and
-runs over the queries around them; `_dpool_kernel` holds pooled keys and runs over queries; `_dpool_bias_kernel` holds both
-and runs over images. Sums over programs are stored and added by torch. Nothing is added atomically: two runs give the same bits.
+Algorithm: a program holds consecutive queries of the map, processes their neighbours one offset at a time, elementwise, and
+then the pooled keys block by block, in one online softmax (TransNeXt, arXiv 2311.17132, section 3.2). The weights
+added after the softmax are summed separately. In the backward pass `_dq_kernel` does the same; `_dk_dv_kernel` holds keys and
+iterates over the queries around them; `_dpool_kernel` holds pooled keys and iterates over queries; `_dpool_bias_kernel` holds both
+and iterates over images. Sums over programs are stored and added by torch. No atomics: two runs give the same bits.
 
 Names of arrays end in their shape, see `visionattn.kernels.tiles`:
 
@@ -29,12 +29,12 @@ from torch import Tensor
 from visionattn.kernels import tiles
 from visionattn.kernels.tiles import LOG2E, LOWEST, UPCAST, attend, dot, load, padded, product, shares, store, strides
 
-# Where things are
+# Indexing
 
 
 @triton.jit
 def _locate(index, heads, count, T: tl.constexpr):
-    """Image, head and positions of the block of queries with this number, and which exist; the others repeat the last one."""
+    """Image, head and positions of a block of queries, and the mask of existing positions; the others repeat the last one."""
     head = (index % heads).to(tl.int64)
     index = index // heads
     blocks = tl.cdiv(count, T)
@@ -44,7 +44,7 @@ def _locate(index, heads, count, T: tl.constexpr):
 
 @triton.jit
 def _neighbor(token, exists, number, sign, height, width, KERNEL: tl.constexpr):
-    """The neighbours with this number, row by row from the upper left; with sign -1, the positions which they are neighbours of."""
+    """Neighbours with an index, row by row from the upper left; with sign -1, the positions whose neighbour with this index is `token`."""
     offset_y = (number // KERNEL - KERNEL // 2) * sign
     offset_x = (number % KERNEL - KERNEL // 2) * sign
     y = token // width + offset_y
@@ -55,16 +55,16 @@ def _neighbor(token, exists, number, sign, height, width, KERNEL: tl.constexpr):
 
 @triton.jit
 def _pool_scores(products, pool_bias, token, place, exists, pooled):
-    """Scores of pooled positions from the products: with bias, in base 2; -inf where there is no such position.
+    """Scores of pooled positions from the products: with bias, in base 2; -inf for positions that do not exist.
 
-    Positions come with an axis of length one, in the order of the axes of `products`.
+    Positions have an axis of length one, in the order of the axes of `products`.
     """
     bias = tl.load(pool_bias + token.to(tl.int64) * pooled + place, mask=exists, other=0.0)
     return tl.where(exists, (products + bias.to(tl.float32)) * LOG2E, float("-inf"))
 
 
-# Kernels. Maps are [B, tokens, heads, dim], q, k, v, k_pool and v_pool with strides in this order. All else is contiguous: o, do, the
-# gradients, and soft, what the softmax gives to o, like the maps; lse and delta without dim; local_bias [heads, KERNEL ** 2],
+# Kernels. Maps are [B, tokens, heads, dim], q, k, v, k_pool and v_pool with strides in this order. The rest is contiguous: o, do, the
+# gradients, and soft, the softmax part of o, like the maps; lse and delta without dim; local_bias [heads, KERNEL ** 2],
 # pool_bias [heads, tokens, pooled], local_weight [B, tokens, heads, KERNEL ** 2].
 
 
@@ -132,8 +132,9 @@ def _dq_kernel(
     height, width, heads, pooled,
     KERNEL: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Also writes the gradient of local_weight; the sums over T of the gradients of the local scores, `[B * blocks, heads, KERNEL ** 2]`;
-    and delta, the scalar products of soft and do, which the other kernels read.
+    """Compute dq, the gradient of local_weight, and delta, the scalar products of soft and do, for the other kernels.
+
+    Also write the sums over T of the gradients of the local scores, `[B * blocks, heads, KERNEL ** 2]`.
     """
     AREA: tl.constexpr = KERNEL * KERNEL
     count = height * width
@@ -227,7 +228,7 @@ def _dpool_kernel(
     batch, count, heads, pooled, blocks_per_program,
     DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of k_pool and v_pool from some blocks of queries, `[splits, B, pooled, heads, dim]`."""
+    """Compute the gradients of k_pool and v_pool from some blocks of queries, `[splits, B, pooled, heads, dim]`."""
     image, head, place_P, exists_P = _locate(tl.program_id(0), heads, pooled, P)
     split = image // batch
     image = image % batch
@@ -268,7 +269,7 @@ def _dpool_bias_kernel(
     batch, count, heads, pooled, images_per_program,
     DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of pool_bias from some images, `[splits, heads, tokens, pooled]`."""
+    """Compute the gradient of pool_bias from some images, `[splits, heads, tokens, pooled]`."""
     blocks = tl.cdiv(pooled, P)
     split, head, token_T, exists_T = _locate(tl.program_id(0) // blocks, heads, count, T)
     place_P = tl.program_id(0) % blocks * P + tl.arange(0, P)
@@ -303,7 +304,7 @@ def _dpool_bias_kernel(
 
 
 class _Call:
-    """What the launches of one call share."""
+    """Arguments shared by the launches of one call."""
 
     def __init__(
         self, q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor,
@@ -315,7 +316,7 @@ class _Call:
         self.map_strides, self.pool_strides = (*self.q_strides, *k_strides, *v_strides), (*kp_strides, *vp_strides)
         self.batch, self.height, self.width, self.heads, self.dim = q.shape
         self.count, self.pooled, self.area = self.height * self.width, k_pool.shape[1], kernel_size**2
-        # Positions that stay and that move; chosen so that everything stays in registers on sm_80 and sm_90; not yet by speed.
+        # Positions held and positions iterated over; chosen to fit the registers on sm_80 and sm_90, not yet tuned for speed.
         self.tile, self.block = 64, 32 if v_pool.element_size() == 2 else 16
         self.blocks = triton.cdiv(self.count, self.tile)
         self.kernel_size = kernel_size
@@ -331,7 +332,7 @@ class _Call:
         )  # fmt: skip
 
     def dq(self, soft: Tensor, lse: Tensor, do: Tensor, dq: Tensor, delta: Tensor, dlocal_weight: Tensor) -> Tensor:
-        """Also the gradient of local_bias."""
+        """Compute dq and return the gradient of local_bias."""
         sums = torch.empty(self.batch * self.blocks, self.heads, self.area, device=do.device)
         _dq_kernel[(self.batch * self.blocks * self.heads,)](
             self.q, self.k, self.v, self.k_pool, self.v_pool, self.local_bias, self.pool_bias,
@@ -348,7 +349,7 @@ class _Call:
         )  # fmt: skip
 
     def dpool(self, lse: Tensor, delta: Tensor, do: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients of k_pool and v_pool."""
+        """Compute the gradients of k_pool and v_pool."""
         programs = self.batch * triton.cdiv(self.pooled, self.tile) * self.heads
         each, splits = shares(triton.cdiv(self.count, self.block), programs)
         dk, dv = (torch.empty(splits, *x.shape, device=do.device) for x in (self.k_pool, self.v_pool))
@@ -383,9 +384,9 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor,
     local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor, kernel_size: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The output, the part of it that the softmax gives, and lse.
+    """Compute the output, its softmax part, and lse.
 
-    The backward pass needs that part: the difference of a rounded output and what was added to it would be less exact.
+    The backward pass needs the softmax part: subtracting the added part from the rounded output would be less accurate.
     """
     o, soft, lse = _forward_fake(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)
     with torch.cuda.device_of(q):
@@ -436,7 +437,7 @@ forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def reason(*maps: Tensor) -> str:
-    """Why the kernels cannot run with these maps, wherever they are; empty if they can. Their dtypes may differ."""
+    """Return the reason that the kernels cannot run with these maps, on any device; empty if they can. Dtypes may differ."""
     return next((why for x in maps if (why := tiles.reason(x))), "")
 
 
@@ -444,6 +445,6 @@ def aggregated_attention_triton(
     q: Tensor, k: Tensor, v: Tensor, k_pool: Tensor, v_pool: Tensor,
     local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor, kernel_size: int,
 ) -> Tensor:  # fmt: skip
-    """`aggregated_attention` for arguments that it has checked, and for which there is no `reason` against."""
+    """Run `aggregated_attention` for checked arguments without a `reason` against it."""
     out: Tensor = forward(q, k, v, k_pool, v_pool, local_bias, pool_bias, local_weight, kernel_size)[0]
     return out

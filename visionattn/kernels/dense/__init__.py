@@ -19,7 +19,7 @@ def dense_attention(
 ) -> torch.Tensor:
     """Scaled dot-product attention, in which every query sees every key (Transformer, arXiv 1706.03762, eq. 1).
 
-    Keys may come from a map of another size than the queries; a list of N tokens is a map of 1 x N.
+    The map of keys may differ in size from that of the queries; a list of N tokens is a map of 1 x N.
     `reference.py` is the definition.
 
     Args:
@@ -28,14 +28,14 @@ def dense_attention(
         v: `[B, Hk, Wk, heads, dim_v]`, or `[B, Hk, Wk, dim_v]`.
         bias: added to the scores, `[heads, H * W, Hk * Wk]`, or `[H * W, Hk * Wk]` for one head; dtype of `q`.
         scale: factor on q; default `dim ** -0.5`.
-        backend: "torch" or "reference"; default: see `dispatch`.
+        backend: "torch" or "reference"; for the default see `dispatch`.
 
     Returns:
         `[B, H, W, heads, dim_v]`, or `[B, H, W, dim_v]`.
 
     Raises:
-        ValueError: shapes do not fit; no such backend.
-        RuntimeError: the backend cannot run.
+        ValueError: shapes do not match, or the backend is unknown.
+        RuntimeError: the backend is not available for these tensors.
     """
     fits = q.dim() == k.dim() == v.dim() and q.dim() in (4, 5)
     if not (fits and q.shape[0] == k.shape[0] and q.shape[3:] == k.shape[3:] and k.shape[:-1] == v.shape[:-1]):

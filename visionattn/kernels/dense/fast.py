@@ -1,4 +1,4 @@
-"""Dense attention by PyTorch's own operation."""
+"""Dense attention by PyTorch's operation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from visionattn.kernels.dense.reference import from_rows, rows
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """As the definition, to rounding."""
+    """Compute the same as the definition, up to rounding."""
     mask = None if bias is None else bias.unsqueeze(0)
     return from_rows(F.scaled_dot_product_attention(rows(q), rows(k), rows(v), attn_mask=mask, scale=scale), q.shape)

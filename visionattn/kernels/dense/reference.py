@@ -8,7 +8,7 @@ from visionattn.kernels.record import keep_weights
 
 
 def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """`softmax(scale * q @ k^T + bias) @ v` (arXiv 1706.03762, eq. 1)."""
+    """Compute `softmax(scale * q @ k^T + bias) @ v` (arXiv 1706.03762, eq. 1)."""
     scores = (rows(q) * scale) @ rows(k).transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
@@ -18,10 +18,10 @@ def dense_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, bias: 
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
-    """`[B, H, W, heads, d]` to `[B, heads, H * W, d]`, `[B, H, W, d]` to `[B, H * W, d]`."""
+    """Reshape `[B, H, W, heads, d]` to `[B, heads, H * W, d]`, and `[B, H, W, d]` to `[B, H * W, d]`."""
     return x.flatten(1, 2).movedim(1, -2)
 
 
 def from_rows(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Back to a map of `shape`, but for the last axis."""
+    """Reshape back to a map of `shape`, except for the last axis."""
     return x.movedim(-2, 1).reshape(*shape[:-1], x.shape[-1])

@@ -1,4 +1,4 @@
-"""Dilated depthwise convolution as a dense one: each residue class of positions modulo the dilation is a small image of its own."""
+"""Dilated depthwise convolution as a dense one: each residue class of positions modulo the dilation is a separate small image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LEAST_IN_TRAINING = 128  # positions of all images together
 
 
 def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dilation: int) -> torch.Tensor:
-    """As the definition.
+    """Compute the same as the definition.
 
-    Only on the CPU, where convolutions are fast with dense kernels and channels last; elsewhere it was not measured.
-    An exported graph keeps the convolution: it may run anywhere, and at any size. The gradient of the
-    weights has a cost of its own, which a few positions do not earn; in half precision it takes several times as long as in
-    float32, in which it is computed therefore.
+    Used only on the CPU, where convolutions are fast with dense kernels and channels last; not measured elsewhere.
+    Exported graphs keep the native convolution, because they may run on any device and at any size. The gradient of the
+    weights adds a fixed cost that does not pay off for few positions; in half precision it takes several times as long as in
+    float32, so it is computed in float32.
     """
     trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     few = trains and x.shape[0] * x.shape[2] * x.shape[3] < _LEAST_IN_TRAINING

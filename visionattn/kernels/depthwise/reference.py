@@ -1,4 +1,4 @@
-"""Definition of the dilated depthwise convolution: the one of the framework."""
+"""Definition of the dilated depthwise convolution: PyTorch's convolution."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import torch.nn.functional as F
 
 
 def dilated_depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, dilation: int) -> torch.Tensor:
-    """A convolution with one group per channel, padded with zeros to keep the size."""
+    """Convolve with one group per channel, padding with zeros to keep the size."""
     padding = (dilation * (weight.shape[2] // 2), dilation * (weight.shape[3] // 2))
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation, groups=x.shape[1])

@@ -13,20 +13,20 @@ def channel_gate(x: torch.Tensor, weight: torch.Tensor, *, backend: str | None =
 
     Args:
         x: feature map `[B, C, H, W]`.
-        weight: taps of the convolution over neighbouring channels, `[1, 1, k]` with k odd; zeros
-            stand beyond the first and the last channel.
-        backend: see `dispatch`; "torch" is the definition too.
+        weight: taps of the convolution over neighbouring channels, `[1, 1, k]` with k odd; padded
+            with zeros beyond the first and last channel.
+        backend: see `dispatch`; "torch" also runs the definition.
 
     Returns:
         `[B, C, H, W]`, dtype of `x`.
 
     Raises:
-        ValueError: `weight` is not `[1, 1, k]` with k odd; no such backend.
-        RuntimeError: the backend cannot run.
+        ValueError: `weight` is not `[1, 1, k]` with k odd, or the backend is unknown.
+        RuntimeError: the backend is not available for these tensors.
     """
     if weight.dim() != 3 or weight.shape[:2] != (1, 1) or weight.shape[2] % 2 == 0:
         raise ValueError(f"channel_gate: weight must be [1, 1, k] with k odd, got {list(weight.shape)}")
-    choose("channel_gate", backend, torch_only())  # one reading and one writing of the map: nothing faster was found
+    choose("channel_gate", backend, torch_only())  # the map is read and written once: nothing faster was found
     return reference.channel_gate(x, weight)
 
 
@@ -42,24 +42,24 @@ def strip_gate(
 ) -> torch.Tensor:
     """Scale each position by a gate of its row and a gate of its column (ELA, arXiv 2403.01123, section 3).
 
-    A gate is `sigmoid(group_norm(conv1d(mean over the other axis)))`; convolution and norm are the same
-    for rows and columns.
+    A gate is `sigmoid(group_norm(conv1d(mean over the other axis)))`; rows and columns share convolution
+    and norm.
 
     Args:
         x: feature map `[B, C, H, W]`.
         conv_weight: `[C, C / g, k]` with k odd, for a convolution in g groups of channels along the
-            strip; zeros stand beyond its ends.
+            strip; padded with zeros beyond its ends.
         norm_weight, norm_bias: `[C]`.
-        num_groups: groups of channels that are normed together, with all positions of the strip.
+        num_groups: groups of channels that are normalised together, over all positions of the strip.
         eps: added to the variance.
-        backend: see `dispatch`; "torch" is the definition too.
+        backend: see `dispatch`; "torch" also runs the definition.
 
     Returns:
         `[B, C, H, W]`, dtype of `x`.
 
     Raises:
-        ValueError: `conv_weight` is not `[C, C / g, k]` with k odd; `num_groups` does not divide C; no such backend.
-        RuntimeError: the backend cannot run.
+        ValueError: `conv_weight` is not `[C, C / g, k]` with k odd; `num_groups` does not divide C; the backend is unknown.
+        RuntimeError: the backend is not available for these tensors.
     """
     channels, shape = x.shape[1], list(conv_weight.shape)
     if len(shape) != 3 or shape[0] != channels or channels % shape[1] or shape[2] % 2 == 0:

@@ -1,4 +1,4 @@
-"""Definitions of the gates; from half precision a gate is computed in float32: it is small."""
+"""Definitions of the gates; in half precision gates are computed in float32, since they are small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def channel_gate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A channel is scaled by the sigmoid of a convolution over the means of neighbouring channels (arXiv 1910.03151, eq. 9)."""
+    """Scale each channel by the sigmoid of a convolution over the means of neighbouring channels (arXiv 1910.03151, eq. 9)."""
     work = torch.promote_types(x.dtype, torch.float32)
     pooled = x.mean((2, 3), dtype=work).unsqueeze(1)  # B 1 C
     gate = F.conv1d(pooled, weight.to(work), padding=weight.shape[2] // 2).sigmoid().to(x.dtype)
@@ -17,11 +17,11 @@ def channel_gate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def strip_gate(
     x: torch.Tensor, conv_weight: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, *, num_groups: int, eps: float
 ) -> torch.Tensor:
-    """A position is scaled by the gate of its row and the gate of its column (arXiv 2403.01123, section 3)."""
+    """Scale each position by the gate of its row and the gate of its column (arXiv 2403.01123, section 3)."""
     channels, per_group, taps = conv_weight.shape
     work = torch.promote_types(x.dtype, torch.float32)
 
-    def gate(axis: int) -> torch.Tensor:  # from the mean over an axis, which has one position then
+    def gate(axis: int) -> torch.Tensor:  # from the mean over an axis, which then has one position
         strip = F.conv1d(x.mean(axis, dtype=work), conv_weight.to(work), padding=taps // 2, groups=channels // per_group)
         return F.group_norm(strip, num_groups, norm_weight.to(work), norm_bias.to(work), eps).sigmoid().to(x.dtype).unsqueeze(axis)
 

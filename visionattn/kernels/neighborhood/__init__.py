@@ -27,26 +27,26 @@ def neighborhood_attention(
 
     The neighborhood is a window of `kernel_size` positions, `dilation` apart. At the border of the map
     "shift" moves the window inward, so that every position sees the same number of keys: NATTEN's rule,
-    applied to each residue class modulo the dilation by itself. "mask" keeps the window centred and
-    leaves out what lies outside: TransNeXt's rule (arXiv 2311.17132). `reference.py` is the definition.
+    applied separately to each residue class modulo the dilation. "mask" keeps the window centred and
+    excludes positions outside the map: TransNeXt's rule (arXiv 2311.17132). `reference.py` is the definition.
 
     Args:
         q, k, v: `[B, H, W, heads, dim]`, any strides.
         kernel_size: height and width of the window in positions, odd; one number for both.
-        dilation: distance of neighbouring keys in rows and columns; one number for both.
+        dilation: distance between neighbouring keys in rows and columns; one number for both.
         bias: added to the scores, `[heads, 2 * kh - 1, 2 * kw - 1]`; entry `key - query + kernel_size - 1`,
             counted in dilated steps.
         scale: factor on q; default `dim ** -0.5`.
         border: "shift" or "mask".
-        backend: "triton", "torch" or "reference"; default the fastest that can run, see `visionattn.kernels.dispatch`.
+        backend: "triton", "torch" or "reference"; by default the fastest available, see `visionattn.kernels.dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`.
 
     Raises:
-        ValueError: a kernel size is even, shapes do not fit, or with "shift" the map is smaller than
+        ValueError: a kernel size is even, shapes do not match, or with "shift" the map is smaller than
             kernel size x dilation.
-        RuntimeError: the backend asked for cannot run.
+        RuntimeError: the requested backend cannot run.
     """
     op = "neighborhood_attention"
     kernel, steps = _check(op, q, kernel_size, dilation, border)
@@ -73,13 +73,13 @@ def neighborhood_scores(
     scale: float | None = None,
     border: Border = "shift",
 ) -> torch.Tensor:
-    """First half of `neighborhood_attention`: the scores before the softmax.
+    """Compute the first half of `neighborhood_attention`: the scores before the softmax.
 
     Returns:
-        `[B, H, W, heads, kh * kw]`, the window row by row; -inf where border "mask" leaves a key out.
+        `[B, H, W, heads, kh * kw]`, the window row by row; -inf for keys excluded by border "mask".
 
     Raises:
-        ValueError: as `neighborhood_attention`.
+        ValueError: see `neighborhood_attention`.
     """
     kernel, steps = _check("neighborhood_scores", q, kernel_size, dilation, border)
     heads, dim = q.shape[3:]
@@ -93,18 +93,18 @@ def neighborhood_scores(
 def neighborhood_aggregate(
     weights: torch.Tensor, v: torch.Tensor, kernel_size: Pair, dilation: Pair = 1, *, border: Border = "shift"
 ) -> torch.Tensor:
-    """Second half of `neighborhood_attention`: the sum of the values, weighted.
+    """Compute the second half of `neighborhood_attention`: the weighted sum of the values.
 
     Args:
         weights: `[B, H, W, heads, kh * kw]`; with border "mask", weights of positions outside the map have no effect.
         v: `[B, H, W, heads, dim]`.
-        kernel_size, dilation, border: as for `neighborhood_attention`.
+        kernel_size, dilation, border: see `neighborhood_attention`.
 
     Returns:
         `[B, H, W, heads, dim]`.
 
     Raises:
-        ValueError: as `neighborhood_attention`.
+        ValueError: see `neighborhood_attention`.
     """
     kernel, steps = _check("neighborhood_aggregate", v, kernel_size, dilation, border)
     expected = (*v.shape[:4], kernel[0] * kernel[1])
@@ -114,7 +114,7 @@ def neighborhood_aggregate(
 
 
 def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
-    """Per backend why it cannot run `neighborhood_attention` with q, k and v."""
+    """Map each backend to the reason it cannot run `neighborhood_attention` with q, k and v."""
     why = triton_reason(q)
     if not why:
         from visionattn.kernels.neighborhood.triton import reason
@@ -124,7 +124,7 @@ def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
 
 
 def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Kernel size and dilation as pairs, checked against the map."""
+    """Return kernel size and dilation as pairs, checked against the map."""
     if x.dim() != 5:
         raise ValueError(f"{op}: tensors are [B, H, W, heads, dim], got {list(x.shape)}")
     kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])

@@ -1,11 +1,11 @@
 """Neighborhood attention by tiles, in plain PyTorch.
 
-The positions of a residue class modulo the dilation form a map of their own, in which neighbours are
-adjacent. It is cut into tiles of queries; all queries of a tile see one block of keys, the tile and its
-halo, and a table added to the scores holds the bias of each pair, -inf where the pair is not in the
-neighborhood. So the work is one batched product per side of the softmax, of `(side + kernel - 1) ** 2`
+The positions of a residue class modulo the dilation form a separate map in which neighbours are
+adjacent. It is divided into tiles of queries; all queries of a tile see one block of keys, the tile and its
+halo, and a table added to the scores holds the bias of each pair, with -inf for pairs outside the
+neighborhood. The work is one batched product on each side of the softmax, with `(side + kernel - 1) ** 2`
 keys per query instead of `kernel ** 2`, and no gather of single keys. Tiles at the same distance from
-the borders share a table; rows of tiles that share all their tables are a batch. A small map is one tile: dense attention with a mask.
+the borders share a table; rows of tiles that share all tables form a batch. A small map is one tile: dense attention with a mask.
 
 Shapes: B images, H W map, h heads, d channels; R C rows and columns of tiles, r c residues, Q queries
 of a tile, K keys of its block.
@@ -24,18 +24,18 @@ import torch.nn.functional as F
 from visionattn.kernels.attend import attend
 from visionattn.kernels.neighborhood.reference import Border
 
-CACHE = 16 << 20  # bytes: scores of this size stay in a CPU's cache from the first product to the second
+CACHE = 16 << 20  # bytes: scores of this size stay in a CPU's cache between the two products
 
 
 class Axis(NamedTuple):
-    """How one side of the map is cut; all in steps of the dilation."""
+    """Tiling of one axis of the map, in steps of the dilation."""
 
     dilation: int
     tiles: int
     side: int  # queries per tile
     front: int  # keys before the first query of a tile
     keys: int  # keys per block
-    classes: tuple[tuple[int, int], ...]  # distances from a tile's first query to the ends of the map, as far as they matter
+    classes: tuple[tuple[int, int], ...]  # distances from a tile's first query to the ends of the map, clipped to the relevant range
     members: tuple[int, ...]  # class per tile and residue
 
 
@@ -50,7 +50,7 @@ def attention(
     scale: float,
     border: Border,
 ) -> torch.Tensor:
-    """As `neighborhood_attention`, `[B, H, W, h, d]`."""
+    """Compute `neighborhood_attention`, `[B, H, W, h, d]`."""
     batch, height, width, heads, _ = q.shape
     rows = cut(height, kernel_size[0], dilation[0], border)
     cols = cut(width, kernel_size[1], dilation[1], border)
@@ -60,13 +60,13 @@ def attention(
     table = table.unflatten(0, (len(rows.classes), len(cols.classes)))
     by_col = table.unbind(1)
     table = _cat([by_col[member].unsqueeze(1).expand(-1, size, -1, -1, -1) for member, size in _runs(cols.members)], 1).flatten(1, 2)
-    if not needs_gradient(table):  # else part by part: its gradient is summed in float32
+    if not needs_gradient(table):  # otherwise converted part by part, so that its gradient is summed in float32
         table = table.to(q.dtype)
-    tables = table.unbind(0)  # per class of rows: (C c h) Q K
+    tables = table.unbind(0)  # one per class of rows: (C c h) Q K
     row = tables[0].numel() * q.element_size()  # bytes of the scores of a row of tiles
     image = row * len(rows.members)
 
-    # A traced graph has no batch size to cut by, and a compiler fuses the steps.
+    # A traced graph has no fixed batch size to split by, and a compiler fuses the steps.
     whole = torch.compiler.is_compiling()
     parts = [(q, k, v)] if whole or image * batch <= CACHE else zip(*(_split(x, max(1, CACHE // image), 0) for x in (q, k, v)), strict=True)
     step = len(rows.members) if whole else max(1, CACHE // row)  # rows of tiles at a time
@@ -83,14 +83,14 @@ def attention(
 
 
 def cut(length: int, kernel: int, dilation: int, border: Border) -> Axis:
-    """Cut one side of the map into tiles."""
-    length = len(range(length))  # a number; in traced code this makes the size a constant of the graph
+    """Divide one axis of the map into tiles."""
+    length = len(range(length))  # a plain int; in traced code this makes the size a constant of the graph
     steps, half = -(-length // dilation), kernel // 2
     side = cheapest_side(steps, kernel)
     tiles = -(-steps // side)
     counts = [max(0, -(-(length - residue) // dilation)) for residue in range(dilation)]  # positions of the residue class
 
-    front, back = half, max(side + half, kernel)  # how far the windows of a tile reach
+    front, back = half, max(side + half, kernel)  # reach of the windows of a tile
     members, classes = [], {}  # type: list[int], dict[tuple[int, int], int]
     for begin in range(0, tiles * side, side):
         for count in counts:
@@ -98,16 +98,16 @@ def cut(length: int, kernel: int, dilation: int, border: Border) -> Axis:
             members.append(classes.setdefault(ends, len(classes)))
     if tiles == 1:
         front, back = 0, steps
-    elif border == "shift":  # if the last tile has few queries, their windows begin further in front
+    elif border == "shift":  # the windows of a short last tile start further ahead of it
         front = max(front, *((count - 1) // side * side - (count - kernel) for count in counts))
     return Axis(dilation, tiles, side, front, front + back, tuple(classes), tuple(members))
 
 
 def cheapest_side(steps: int, kernel: int) -> int:
-    """Queries per tile along an axis.
+    """Choose the number of queries per tile along an axis.
 
-    A tile costs as much as its scores, and moving a key as much as 36 scores of it (measured); the square root makes that the product
-    of two axes.
+    The cost of a tile is its number of scores plus 36 per key for moving it (measured); the square root turns this into a product
+    over two axes.
     """
     return min((*range(4, 9), steps), key=lambda side: -(-steps // side) * min(side + kernel - 1, steps) * math.hypot(side, 6))
 
@@ -117,27 +117,27 @@ def needs_gradient(*tensors: torch.Tensor) -> bool:
 
 
 def bake(bias: torch.Tensor, rows: Axis, cols: Axis, border: Border) -> torch.Tensor:
-    """What is added to the scores, `[classes, h, Q, K]`, from a bias of `[h, 2 * kh - 1, 2 * kw - 1]`."""
+    """Expand a bias `[h, 2 * kh - 1, 2 * kw - 1]` to the tables added to the scores, `[classes, h, Q, K]`."""
     row_hot, row_wall = _pairs(rows, bias.shape[1], border, bias)
     alike = rows == cols and bias.shape[1] == bias.shape[2]
     col_hot, col_wall = (row_hot, row_wall) if alike else _pairs(cols, bias.shape[2], border, bias)
-    # As a product, entries of the bias are copied exactly, and their gradients are summed in a fixed order.
+    # A product copies the entries of the bias exactly and sums their gradients in a fixed order.
     table = row_hot @ bias @ col_hot.transpose(0, 1) + (row_wall[:, None] + col_wall)
     table = table.view(-1, len(rows.classes), rows.side, rows.keys, len(cols.classes), cols.side, cols.keys).permute(1, 4, 0, 2, 5, 3, 6)
     return table.reshape(len(rows.classes) * len(cols.classes), -1, rows.side * cols.side, rows.keys * cols.keys)
 
 
 def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of query and key along an axis: which of `size` offsets they have, one-hot, and what keeps them apart, 0 or -inf."""
+    """For pairs of query and key along an axis: their offset, one-hot over `size` offsets, and their mask, 0 or -inf."""
     kernel = (size + 1) // 2
-    queries = []  # its first key, the end of its keys, and the key at offset 0, counted within the block
+    queries = []  # first key, end of the keys, and key at offset 0, counted within the block
     for before, after in axis.classes:
         for query in range(axis.side):
             start = query - kernel // 2
             if border == "shift":
                 start = min(max(start, -before), after - kernel)
             end, start = min(start + kernel, after), max(start, -before if border == "mask" else start)
-            # Those that fill up the last tile see every key without bias: a softmax of nothing is not a number.
+            # Queries that fill up the last tile see every key without bias, because an empty softmax is NaN.
             queries.append((start, end, query - kernel + 1) if query < after else (-axis.front, axis.keys, axis.keys))
     first, behind, origin = (torch.tensor(queries, device=like.device).transpose(0, 1)[:, :, None]).unbind(0)
     key = torch.arange(-axis.front, axis.keys - axis.front, device=like.device)
@@ -147,11 +147,11 @@ def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[t
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention of rows of tiles, `[rows, B, tiles x h, Q or K, d]`, that share a table."""
+    """Compute the attention of rows of tiles that share a table, `[rows, B, tiles x h, Q or K, d]`."""
     shape, table = q.shape, table.to(q.dtype)
     q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
     if needs_gradient(q, k, v, table):
-        out = attend(q, k, v, table, scale)  # SDPA would add the gradient of the table in any order on a GPU
+        out = attend(q, k, v, table, scale)  # on a GPU, SDPA would sum the gradient of the table in no fixed order
     else:
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=table[None], scale=scale)
     return out.view(shape)
@@ -193,13 +193,13 @@ def _copy_blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:
 
 
 def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int]) -> torch.Tensor:
-    """Zeros around a map, given by how many go before it and the side in the end."""
+    """Pad a map with zeros, given the number before it and the final side."""
     pad = (width[0], width[1] - width[0] - x.shape[2], height[0], height[1] - height[0] - x.shape[1])
     return F.pad(x, (0, 0, 0, 0, *pad)) if any(pad) else x
 
 
 def _runs(members: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Equal members that follow each other: which, and how many. Not an index, whose gradient is summed in any order on a GPU."""
+    """Runs of equal members and their lengths; an index would sum its gradient in no fixed order on a GPU."""
     return [(member, len(list(group))) for member, group in groupby(members)]
 
 
@@ -213,7 +213,7 @@ def _cat(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
 
 
 class _Blocks(torch.autograd.Function):
-    """`_copy_blocks` with a gradient that adds whole tiles: three times as fast as that of `unfold`, and always in the same order."""
+    """`_copy_blocks` with a gradient that adds whole tiles: three times as fast as that of `unfold`, and in a fixed order."""
 
     @staticmethod
     def forward(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:
@@ -229,7 +229,7 @@ class _Blocks(torch.autograd.Function):
         rows, cols, (batch, height, width, heads, dim) = ctx.rows, ctx.cols, ctx.shape
         grad = grad.reshape(rows.tiles, rows.dilation, batch, cols.tiles, cols.dilation, heads, rows.keys, cols.keys, dim)
         grad = grad.permute(2, 0, 6, 1, 3, 7, 4, 5, 8)  # B R keys r C keys c h d
-        # A block reaches over several tiles: its part in each of them is added to the map cut into tiles.
+        # A block spans several tiles: its part in each of them is added to the tiled map.
         reach = -(-rows.keys // rows.side), -(-cols.keys // cols.side)
         out = grad.new_empty(
             batch, rows.tiles + reach[0] - 1, rows.side, rows.dilation, cols.tiles + reach[1] - 1, cols.side, cols.dilation, heads, dim
@@ -243,7 +243,7 @@ class _Blocks(torch.autograd.Function):
                 if i or j:
                     target += part
                 else:
-                    target.copy_(part)  # a block is no smaller than a tile
+                    target.copy_(part)  # a block is at least as large as a tile
         top, left = rows.front * rows.dilation, cols.front * cols.dilation
         out = out.view(batch, out.shape[1] * rows.side * rows.dilation, -1, heads, dim)
         return out[:, top : top + height, left : left + width], None, None

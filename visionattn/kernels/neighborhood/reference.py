@@ -14,9 +14,9 @@ Border = Literal["shift", "mask"]
 def axis_table(
     length: int, kernel: int, dilation: int, border: Border, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per position of an axis, `[length, kernel]` each: its keys, `key - query + kernel - 1` in dilated steps, whether the key exists.
+    """Tables per position of an axis, each `[length, kernel]`: keys, `key - query + kernel - 1` in dilated steps, whether the key exists.
 
-    A position sees its own residue class modulo the dilation, in which it has a number (its step).
+    A position sees its residue class modulo the dilation, within which positions are numbered by step.
     """
     position = torch.arange(length, device=device)[:, None]
     step, residue = position // dilation, position % dilation
@@ -32,7 +32,7 @@ def axis_table(
 def neighbors(
     height: int, width: int, kernel_size: tuple[int, int], dilation: tuple[int, int], border: Border, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per position of a map, `[H * W, kh * kw]` each: index of its keys, index into the flattened bias table, whether the key exists."""
+    """Tables per position of a map, each `[H * W, kh * kw]`: key index, index into the flattened bias table, whether the key exists."""
     area = kernel_size[0] * kernel_size[1]
     rows, row_offsets, row_inside = axis_table(height, kernel_size[0], dilation[0], border, device)
     cols, col_offsets, col_inside = axis_table(width, kernel_size[1], dilation[1], border, device)
@@ -56,7 +56,7 @@ def scores(
     scale: float,
     border: Border,
 ) -> torch.Tensor:
-    """Products of each query with its keys, plus bias, `[B, H, W, heads, kh * kw]`; -inf where a key is outside."""
+    """Compute the products of each query with its keys, plus bias, `[B, H, W, heads, kh * kw]`; -inf for keys outside."""
     batch, height, width, heads, _ = q.shape
     index, offset, inside = neighbors(height, width, kernel_size, dilation, border, q.device)
     out = (_by_head(k)[:, index] @ (_by_head(q) * scale).unsqueeze(-1)).view(batch, heads, *index.shape)
@@ -70,7 +70,7 @@ def scores(
 def aggregate(
     weights: torch.Tensor, v: torch.Tensor, *, kernel_size: tuple[int, int], dilation: tuple[int, int], border: Border
 ) -> torch.Tensor:
-    """Weighted sum of the values in each neighborhood, `[B, H, W, heads, dim]`; values outside count as zero."""
+    """Compute the weighted sum of the values in each neighborhood, `[B, H, W, heads, dim]`; values outside count as zero."""
     batch, height, width, heads, dim = v.shape
     index, _, inside = neighbors(height, width, kernel_size, dilation, border, v.device)
     weights = _by_head(weights)
@@ -91,7 +91,7 @@ def attention(
     scale: float,
     border: Border,
 ) -> torch.Tensor:
-    """Both halves with the softmax between them, `[B, H, W, heads, dim]`."""
+    """Compute both halves with the softmax between them, `[B, H, W, heads, dim]`."""
     weights = scores(q, k, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale, border=border).softmax(-1)
     keep_weights(
         "neighborhood_attention",

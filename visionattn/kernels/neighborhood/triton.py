@@ -1,16 +1,16 @@
 """Neighborhood attention in Triton, for CUDA.
 
-Algorithm: a program holds a tile of queries in registers and runs over the rectangle of keys that they see,
+Algorithm: a program holds a tile of queries in registers and iterates over the rectangle of keys that they see,
 block by block, with an online softmax (Dao et al., arXiv 2205.14135, arXiv 2307.08691). In the backward pass
-`_dq_kernel` does the same; `_dk_dv_kernel` holds a tile of keys and runs over the queries that see them;
-`_dbias_kernel` adds up the gradients of the scores over batch and tiles. Nothing is added atomically:
+`_dq_kernel` does the same; `_dk_dv_kernel` holds a tile of keys and iterates over the queries that see them;
+`_dbias_kernel` sums the gradients of the scores over batch and tiles. No atomics:
 two runs give the same bits.
 
-A residue class of the dilation is a map of its own; positions in it are counted in steps. Names of arrays end
+A residue class of the dilation is a separate map; positions in it are counted in steps. Names of arrays end
 in their shape, see `visionattn.kernels.tiles`:
 
-    T   positions of the tile that stays: queries, in `_dk_dv_kernel` keys
-    P   positions of the block that moves: keys, in `_dk_dv_kernel` queries
+    T   positions of the tile that is held: queries, in `_dk_dv_kernel` keys
+    P   positions of the block iterated over: keys, in `_dk_dv_kernel` queries
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -32,11 +32,11 @@ from visionattn.kernels.neighborhood.reference import Border
 from visionattn.kernels.tiles import LOG2E, LOWEST, UPCAST, attend, dot, load, padded, product, shares, store, strides
 from visionattn.kernels.tiles import reason as reason
 
-FAR = tl.constexpr(1 << 24)  # steps; a position that does not exist is seen by nobody
+FAR = tl.constexpr(1 << 24)  # steps; a position that no query sees
 
 
 class Launch(NamedTuple):
-    """Tile of positions that stays, number of positions in the block that moves, and Triton's options."""
+    """Tile of positions that is held, number of positions in the block iterated over, and Triton's options."""
 
     tile_y: int
     tile_x: int
@@ -46,7 +46,7 @@ class Launch(NamedTuple):
 
 
 # For a tile of 8 x 8, by kernel and bits of the dtype: the block, and the warps for head dims padded to 16, 32, 64, 128.
-# Chosen so that everything stays in registers on sm_80 and sm_90, with few warps; not yet by speed.
+# Chosen to fit the registers on sm_80 and sm_90 with few warps; not yet tuned for speed.
 BLOCKS_AND_WARPS = {
     ("forward", 16): (32, (4, 4, 4, 4)),
     ("dq", 16): (32, (4, 4, 4, 4)),
@@ -60,19 +60,19 @@ BLOCKS_AND_WARPS = {
 
 
 def launch(name: str, dim: int, kernel: Sequence[int], bits: int) -> Launch:
-    """The configuration of a kernel ("forward", "dq", "dk_dv", "dbias") for a padded head dim, a window and a dtype."""
+    """Configure a kernel ("forward", "dq", "dk_dv", "dbias") for a padded head dim, a window and a dtype."""
     block, warps = BLOCKS_AND_WARPS[name, bits]
-    if prod(kernel) <= 9 and dim <= 64:  # a tile of 8 x 8 would load eleven times the keys that one query sees, this one four times
+    if prod(kernel) <= 9 and dim <= 64:  # a tile of 8 x 8 would load eleven times the keys of one query, this one four times
         return Launch(4, 4, block, num_warps=1 if dim <= 32 else 2, num_stages=2)
     return Launch(8, 8, block, num_warps=warps[dim.bit_length() - 5], num_stages=2)
 
 
-# Where things are
+# Indexing
 
 
 @triton.jit
 def _locate(index, height, width, dilation_y, dilation_x, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
-    """Image, residue class, first step of the tile, and steps in the class, of the tile with this number."""
+    """Image, residue class, first step and number of steps in the class, of a tile given by its index."""
     tiles_y = tl.cdiv(tl.cdiv(height, dilation_y), TILE_Y)
     tiles_x = tl.cdiv(tl.cdiv(width, dilation_x), TILE_X)
     first_x = index % tiles_x * TILE_X
@@ -90,7 +90,7 @@ def _locate(index, height, width, dilation_y, dilation_x, TILE_Y: tl.constexpr, 
 
 @triton.jit
 def _block(number, first_y, end_y, first_x, end_x, SIZE: tl.constexpr):
-    """Steps in y and x of a block of a rectangle, which is cut into blocks row by row; FAR beyond its end."""
+    """Steps in y and x of a block of a rectangle divided into blocks row by row; FAR beyond its end."""
     index = number * SIZE + tl.arange(0, SIZE)
     columns = end_x - first_x
     y = first_y + index // columns
@@ -100,14 +100,14 @@ def _block(number, first_y, end_y, first_x, end_x, SIZE: tl.constexpr):
 
 @triton.jit
 def _tile(first_y, first_x, count_y, count_x, TILE_Y: tl.constexpr, TILE_X: tl.constexpr):
-    """Steps in y and x of the positions of a tile, and which exist; the others repeat the last ones."""
+    """Steps in y and x of the positions of a tile, and the mask of existing ones; the others repeat the last ones."""
     y, x = _block(0, first_y, first_y + TILE_Y, first_x, first_x + TILE_X, TILE_Y * TILE_X)
     return tl.minimum(y, count_y - 1), tl.minimum(x, count_x - 1), (y < count_y) & (x < count_x)
 
 
 @triton.jit
 def _centre(step, count, KERNEL: tl.constexpr, SHIFT: tl.constexpr):
-    """The middle of a query's window: the query, moved inward at a shifted border."""
+    """Centre of a query's window: the query, moved inward at a shifted border."""
     if SHIFT:
         step = tl.minimum(tl.maximum(step, KERNEL // 2), count - 1 - KERNEL // 2)
     return step
@@ -115,7 +115,7 @@ def _centre(step, count, KERNEL: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def _keys_seen(first, count, TILE: tl.constexpr, KERNEL: tl.constexpr, SHIFT: tl.constexpr):
-    """First key that the queries of a tile see along an axis, and the end of their keys."""
+    """First key and end of the keys that the queries of a tile see along an axis."""
     last = tl.minimum(first + TILE, count) - 1
     start = tl.maximum(_centre(first, count, KERNEL, SHIFT) - KERNEL // 2, 0)
     return start, tl.minimum(_centre(last, count, KERNEL, SHIFT) + KERNEL // 2 + 1, count)
@@ -123,7 +123,7 @@ def _keys_seen(first, count, TILE: tl.constexpr, KERNEL: tl.constexpr, SHIFT: tl
 
 @triton.jit
 def _queries_seeing(first, count, TILE: tl.constexpr, KERNEL: tl.constexpr, SHIFT: tl.constexpr):
-    """First query that sees a key of a tile along an axis, and the end of these queries."""
+    """First query and end of the queries that see a key of a tile along an axis."""
     last = tl.minimum(first + TILE, count) - 1
     start = tl.maximum(first - KERNEL // 2, 0)
     end = tl.minimum(last + KERNEL // 2 + 1, count)
@@ -135,11 +135,11 @@ def _queries_seeing(first, count, TILE: tl.constexpr, KERNEL: tl.constexpr, SHIF
 
 @triton.jit
 def _token(y, x, residue_y, residue_x, width, dilation_y, dilation_x):
-    """Number of a position in the map, row by row."""
+    """Index of a position in the map, row by row."""
     return (y * dilation_y + residue_y) * width + x * dilation_x + residue_x
 
 
-# What is computed
+# Computation
 
 
 @triton.jit
@@ -157,9 +157,9 @@ def _scores(
     KERNEL_X: tl.constexpr,
     BIAS: tl.constexpr,
 ):
-    """Scores from the products of queries and keys: scaled, with bias, in base 2; -inf where the key is not in the query's window.
+    """Scores from the products of queries and keys: scaled, with bias, in base 2; -inf for keys outside the query's window.
 
-    Positions come with an axis of length one, queries and keys in the order of the axes of `products`.
+    Positions have an axis of length one, queries and keys in the order of the axes of `products`.
     """
     visible = (tl.abs(key_y - centre_y) <= KERNEL_Y // 2) & (tl.abs(key_x - centre_x) <= KERNEL_X // 2)
     scores = products * (scale * LOG2E)
@@ -231,7 +231,7 @@ def _dq_kernel(
     KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, SHIFT: tl.constexpr, BIAS: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr,
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Also writes delta, the scalar products of o and do, which the other two kernels read."""
+    """Compute dq and delta, the scalar products of o and do, for the other two kernels."""
     T: tl.constexpr = TILE_Y * TILE_X
     head = (tl.program_id(0) % heads).to(tl.int64)
     image, residue_y, residue_x, first_y, first_x, count_y, count_x = _locate(
@@ -341,9 +341,9 @@ def _dbias_kernel(
     KERNEL_Y: tl.constexpr, KERNEL_X: tl.constexpr, SHIFT: tl.constexpr, DIM: tl.constexpr, D: tl.constexpr,
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the gradients of the scores over some tiles, `[splits, heads, T, blocks * P]`.
+    """Sum the gradients of the scores over some tiles, `[splits, heads, T, blocks * P]`.
 
-    A program has one block of keys, at the same place from the first query of each tile; the frame is the rectangle of all such places.
+    A program processes one block of keys, at a fixed offset from the first query of each tile; the frame is the rectangle of all offsets.
     """
     T: tl.constexpr = TILE_Y * TILE_X
     blocks = tl.cdiv((frame_end_y - frame_y) * (frame_end_x - frame_x), P)
@@ -394,7 +394,7 @@ def _dbias_kernel(
 
 
 def _tiles(q: Tensor, dilation: Sequence[int], config: Launch) -> int:
-    """Tiles of all images and residue classes, for one head."""
+    """Number of tiles of all images and residue classes, for one head."""
     batch, height, width = q.shape[:3]
     tile = (config.tile_y, config.tile_x)
     each = (triton.cdiv(triton.cdiv(side, d), t) * d for side, d, t in zip((height, width), dilation, tile, strict=True))
@@ -403,7 +403,7 @@ def _tiles(q: Tensor, dilation: Sequence[int], config: Launch) -> int:
 
 @lru_cache(maxsize=256)
 def _frame(length: int, kernel: int, dilation: int, tile: int, shift: bool) -> tuple[int, int]:
-    """Along an axis: where the keys of a tile begin and end, from its first query; the union over all tiles."""
+    """Start and end of a tile's keys along an axis, relative to its first query; the union over all tiles."""
     half, start, end = kernel // 2, 0, 1
     for count in {length // dilation, -(-length // dilation)} - {0}:
 
@@ -417,7 +417,7 @@ def _frame(length: int, kernel: int, dilation: int, tile: int, shift: bool) -> t
 
 
 class _Call:
-    """What the launches of one call share."""
+    """Arguments shared by the launches of one call."""
 
     def __init__(
         self,
@@ -467,7 +467,7 @@ class _Call:
             self.q, self.k, self.v, self.bias, lse, delta, do, sums,
             *self.numbers, tiles, per_program, start_y, end_y, start_x, end_x, **self.options(config),
         )  # fmt: skip
-        # The same offset of key and query is a diagonal: the window of offsets moves with the query.
+        # Equal offsets of key and query form a diagonal: the window of offsets moves with the query.
         reach_y, reach_x = self.kernel[0] - 1, self.kernel[1] - 1
         framed = sums.sum(0)[..., : rows * columns].reshape(self.heads, *tile, rows, columns)
         framed = F.pad(framed, (start_x + reach_x, tile[1] + reach_x - end_x, start_y + reach_y, tile[0] + reach_y - end_y)).contiguous()
@@ -554,6 +554,6 @@ def neighborhood_attention_triton(
     scale: float,
     border: Border,
 ) -> Tensor:
-    """`neighborhood_attention` for arguments that it has checked, and for which there is no `reason` against."""
+    """Run `neighborhood_attention` for checked arguments without a `reason` against it."""
     out: Tensor = forward(q, k, v, bias, kernel, dilation, scale, border == "shift")[0]
     return out

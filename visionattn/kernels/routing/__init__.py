@@ -1,4 +1,4 @@
-"""Attention from each region of a feature map to a few regions chosen for it."""
+"""Attention from each region of a feature map to a few selected regions."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def routed_attention(
     Args:
         q, k, v: `[B, H, W, heads, dim]`, any strides.
         routes: `[B, R, topk]` int64, the regions whose keys the queries of region r see; regions are
-            numbered row by row from 0 to R - 1. The order does not matter, a region named twice counts
+            numbered row by row from 0 to R - 1. The order does not matter; a region listed twice counts
             twice. Values are not checked.
         region: height and width of a region; they divide H and W.
-        scale: factor on q; default `dim ** -0.5`. BiFormer takes `(heads * dim) ** -0.5`.
-        backend: "triton", "torch" or "reference"; default the fastest that can run, see `visionattn.kernels.dispatch`.
+        scale: factor on q; default `dim ** -0.5`. BiFormer uses `(heads * dim) ** -0.5`.
+        backend: "triton", "torch" or "reference"; by default the fastest available, see `visionattn.kernels.dispatch`.
 
     Returns:
-        `[B, H, W, heads, dim]`. There is no gradient to `routes`.
+        `[B, H, W, heads, dim]`. `routes` receives no gradient.
 
     Raises:
         ValueError: q, k and v differ in shape, the region does not divide the map, or `routes` is not
-            int64 `[B, R, topk]`; no such backend.
-        RuntimeError: the backend cannot run.
+            int64 `[B, R, topk]`; the backend is unknown.
+        RuntimeError: the backend is not available for these tensors.
     """
     if not q.shape == k.shape == v.shape:
         raise ValueError(f"routed_attention: q, k and v must have one shape, got {list(q.shape)}, {list(k.shape)}, {list(v.shape)}")
@@ -58,7 +58,7 @@ def routed_attention(
 
 
 def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], topk: int) -> torch.Tensor:
-    """The regions whose mean key has the largest product with a region's mean query, all heads together.
+    """Select the regions whose mean key has the largest product with a region's mean query, over all heads.
 
     The coarse level of bi-level routing attention (BiFormer, arXiv 2303.08810, eq. 3 and 4).
 
@@ -68,7 +68,7 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], top
         topk: regions per region.
 
     Returns:
-        `[B, R, topk]` int64, the best first; without gradient. Which of equal regions come first is not defined.
+        `[B, R, topk]` int64, best first, without gradient. The order of ties is unspecified.
 
     Raises:
         ValueError: the region does not divide the map, or there are fewer than `topk` regions.
@@ -81,13 +81,13 @@ def region_routes(q: torch.Tensor, k: torch.Tensor, region: tuple[int, int], top
         x = x.detach().flatten(3)
         return x.reshape(x.shape[0], rows, region[0], cols, region[1], x.shape[3]).mean((2, 4)).flatten(1, 2)
 
-    # The factor does not change the order; it keeps half precision in range.
+    # The factor does not change the order; it prevents overflow in half precision.
     scores = (mean(q) * (q.shape[3] * q.shape[4]) ** -0.5) @ mean(k).transpose(-2, -1)
     return scores.topk(topk, dim=-1).indices
 
 
 def _region_grid(name: str, x: torch.Tensor, region: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of regions of a map."""
+    """Number of rows and columns of regions of a map."""
     height, width = x.shape[1:3]
     rh, rw = region
     if height % rh or width % rw:
@@ -96,7 +96,7 @@ def _region_grid(name: str, x: torch.Tensor, region: tuple[int, int]) -> tuple[i
 
 
 def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
-    """Per backend why it cannot run `routed_attention` with q, k and v."""
+    """Map each backend to the reason it cannot run `routed_attention` with q, k and v."""
     why = triton_reason(q)
     if not why:
         from visionattn.kernels.routing.triton import reason

@@ -1,4 +1,4 @@
-"""Routed attention without the gather: whole regions are rows of a table, or all positions are seen through a mask."""
+"""Routed attention without the gather: whole regions are rows of a table, or all positions are read with a mask."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch.nn.functional as F
 
 from visionattn.kernels.routing.reference import from_regions, to_regions
 
-_DENSE_POSITIONS = 1024  # the mask has the square of it for each image
+_DENSE_POSITIONS = 1024  # the mask has its square per image
 
 
 def routed_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], *, scale: float
 ) -> torch.Tensor:
-    """As the definition, to rounding.
+    """Compute the same as the definition, up to rounding.
 
-    Copying keys costs more than the products: where a query sees a quarter of the map or more, all of it is read in place.
+    Copying keys costs more than the products: if a query sees a quarter of the map or more, the whole map is read in place.
     """
     count, topk = routes.shape[1:]
     dense = 4 * topk >= count and q.shape[1] * q.shape[2] <= _DENSE_POSITIONS
@@ -25,7 +25,7 @@ def routed_attention(
 def _rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], scale: float) -> torch.Tensor:
     batch, count, _ = routes.shape
     heads, dim = q.shape[3:]
-    # Rows of one table for all images: the backward of index_select adds whole regions, that of gather single numbers.
+    # Rows of one table for all images: the backward pass of index_select adds whole regions, that of gather single numbers.
     first = count * torch.arange(batch, device=routes.device)
     index = (routes + first[:, None, None]).flatten()
 
@@ -41,7 +41,7 @@ def _rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tenso
 def _masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], scale: float) -> torch.Tensor:
     (batch, height, width), (rh, rw), count = q.shape[:3], region, routes.shape[1]
     rows, cols = height // rh, width // rw
-    # How often a region is named: its keys count as often, and not at all where it is not named.
+    # How often each region is listed; its keys count as many times.
     named = (routes.unsqueeze(-1) == torch.arange(count, device=routes.device)).sum(2)  # B R R
     mask = named.to(torch.promote_types(q.dtype, torch.float32)).log().to(q.dtype).view(batch, rows, 1, cols, 1, rows, 1, cols, 1)
     mask = mask.expand(-1, -1, rh, -1, rw, -1, rh, -1, rw).reshape(batch, 1, height * width, height * width)

@@ -1,4 +1,4 @@
-"""Definition of routed attention: the keys and values of the chosen regions are copied to every region."""
+"""Definition of routed attention: copy the keys and values of the selected regions to every region."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from visionattn.kernels.record import keep_weights
 def routed_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, routes: torch.Tensor, region: tuple[int, int], *, scale: float
 ) -> torch.Tensor:
-    """Queries of region r attend to the keys of the regions `routes[:, r]` (arXiv 2303.08810, eq. 5 and 6)."""
+    """Let queries of region r attend to the keys of the regions `routes[:, r]` (arXiv 2303.08810, eq. 5 and 6)."""
     heads, dim = q.shape[3:]
     queries, keys, values = (to_regions(x, region) for x in (q, k, v))  # B R N heads d
     batch, count, area = queries.shape[:3]
@@ -26,13 +26,13 @@ def routed_attention(
 
 
 def to_regions(x: torch.Tensor, region: tuple[int, int]) -> torch.Tensor:
-    """`[B, H, W, heads, dim]` to `[B, R, N, heads, dim]`: R regions, numbered row by row, of N positions."""
+    """Reshape `[B, H, W, heads, dim]` to `[B, R, N, heads, dim]`: R regions, numbered row by row, of N positions."""
     (rh, rw), (batch, height, width, heads, dim) = region, x.shape
     x = x.reshape(batch, height // rh, rh, width // rw, rw, heads, dim).transpose(2, 3)
     return x.reshape(batch, (height // rh) * (width // rw), rh * rw, heads, dim)
 
 
 def from_regions(x: torch.Tensor, shape: torch.Size, region: tuple[int, int]) -> torch.Tensor:
-    """`[B, R, N, heads, dim]` back to a map of `shape`."""
+    """Reshape `[B, R, N, heads, dim]` back to a map of `shape`."""
     (rh, rw), (batch, height, width, heads, dim) = region, shape
     return x.reshape(batch, height // rh, width // rw, rh, rw, heads, dim).transpose(2, 3).reshape(shape)

@@ -1,14 +1,14 @@
 """Routed attention in Triton, for CUDA.
 
-Algorithm: a program holds queries of one region and runs over the keys of the regions named for it, as one list, with an online softmax;
-the keys are read where they are (BiFormer's code copies them, arXiv 2303.08810). In the backward pass `_dq_kernel`
-does the same; `_dk_dv_kernel` holds keys of one region and looks through the routes of all regions for those that name it. Nothing is
-added atomically: two runs give the same bits.
+Algorithm: a program holds queries of one region and iterates over the keys of its selected regions, as one list, with an online softmax;
+the keys are read in place (BiFormer's code copies them, arXiv 2303.08810). In the backward pass `_dq_kernel`
+does the same; `_dk_dv_kernel` holds keys of one region and searches the routes of all regions for it. No
+atomics: two runs give the same bits.
 
 Names of arrays end in their shape, see `visionattn.kernels.tiles`:
 
-    T   positions of the tile that stays: queries, in `_dk_dv_kernel` keys; all of one region
-    P   positions of the block that moves: keys, in `_dk_dv_kernel` queries; of one region or several
+    T   positions of the tile that is held: queries, in `_dk_dv_kernel` keys; all of one region
+    P   positions of the block iterated over: keys, in `_dk_dv_kernel` queries; of one region or several
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
@@ -27,11 +27,11 @@ from torch import Tensor
 from visionattn.kernels.tiles import LOG2E, LOWEST, UPCAST, attend, dot, load, padded, product, store, strides
 from visionattn.kernels.tiles import reason as reason
 
-ROUTES = tl.constexpr(16)  # read at a time
+ROUTES = tl.constexpr(16)  # number of routes read at a time
 
 
 class Launch(NamedTuple):
-    """Positions that stay, positions that move, and Triton's options."""
+    """Positions held, positions iterated over, and Triton's options."""
 
     tile: int
     block: int
@@ -40,23 +40,23 @@ class Launch(NamedTuple):
 
 
 def launch(name: str, dim: int, area: int, bits: int) -> Launch:
-    """The configuration of a kernel ("forward", "dq", "dk_dv") for a padded head dim, the positions of a region and the bits of the dtype.
+    """Configure a kernel ("forward", "dq", "dk_dv") for a padded head dim, the positions of a region and the bits of the dtype.
 
-    Chosen so that everything stays in registers on sm_80 and sm_90, with few warps; not yet by speed.
+    Chosen to fit the registers on sm_80 and sm_90 with few warps; not yet tuned for speed.
     """
     tile = min(64, max(16, triton.next_power_of_2(area)))
     num_warps = tile // 16 * max(1, dim // (32 if bits == 32 else 64))
-    if name == "dk_dv":  # it loads in a branch, never ahead
+    if name == "dk_dv":  # it loads inside a branch, so loads cannot be prefetched
         return Launch(tile, 16, max(bits // 8, num_warps), num_stages=1)
     return Launch(tile, 32, num_warps, num_stages=3) if bits == 16 else Launch(tile, 16, num_warps, num_stages=2)
 
 
-# Where things are
+# Indexing
 
 
 @triton.jit
 def _locate(index, regions, tiles, T: tl.constexpr):
-    """Image, region and places in the region, of the tile with this number."""
+    """Image, region and positions in the region, of a tile given by its index."""
     first = index % tiles * T
     index = index // tiles
     return (index // regions).to(tl.int64), index % regions, first + tl.arange(0, T)
@@ -64,7 +64,7 @@ def _locate(index, regions, tiles, T: tl.constexpr):
 
 @triton.jit
 def _token(region, place, columns, region_y, region_x):
-    """Number of a position in the map, row by row, from its region and its place in it; there are `columns` regions side by side."""
+    """Index of a position in the map, row by row, from its region and its place in it, with `columns` regions per row."""
     y = region // columns * region_y + place // region_x
     x = region % columns * region_x + place % region_x
     return y * (columns * region_x) + x
@@ -72,7 +72,7 @@ def _token(region, place, columns, region_y, region_x):
 
 @triton.jit
 def _keys(routes, number, topk, columns, region_y, region_x, P: tl.constexpr):
-    """A block of the list of keys that the queries of a region see: numbers in the map, and which exist."""
+    """A block of the list of keys that the queries of a region see: indices in the map, and the mask of existing ones."""
     area = region_y * region_x
     index = number * P + tl.arange(0, P)
     exists = index < topk * area
@@ -82,7 +82,7 @@ def _keys(routes, number, topk, columns, region_y, region_x, P: tl.constexpr):
 
 @triton.jit
 def _times_named(routes, region_P, exists_P, wanted, topk, P: tl.constexpr):
-    """How often some regions name the region wanted."""
+    """Count how often regions list the region `wanted`."""
     times_P = tl.zeros([P], dtype=tl.int32)
     for number in range(0, tl.cdiv(topk, ROUTES)):
         rank = number * ROUTES + tl.arange(0, ROUTES)
@@ -136,7 +136,7 @@ def _dq_kernel(
     heads, regions, columns, region_y, region_x, topk, tiles, scale,
     DIM: tl.constexpr, D: tl.constexpr, T: tl.constexpr, P: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Also writes delta, the scalar products of o and do, which `_dk_dv_kernel` reads."""
+    """Compute dq and delta, the scalar products of o and do, for `_dk_dv_kernel`."""
     area = region_y * region_x
     head = (tl.program_id(0) % heads).to(tl.int64)
     image, region, place_T = _locate(tl.program_id(0) // heads, regions, tiles, T)
@@ -191,7 +191,7 @@ def _dk_dv_kernel(
     v_TD = load(v, token_T, exists_T, v_token, DIM, D)
     dk_TD = tl.zeros([T, D], dtype=tl.float32)
     dv_TD = tl.zeros([T, D], dtype=tl.float32)
-    # A block has the queries of as many whole regions as fit, or one region is cut into blocks.
+    # A block contains as many whole regions of queries as fit, or one region is divided into blocks.
     together = tl.maximum(P // area, 1)
     for group in range(0, tl.cdiv(regions, together)):
         part_P = tl.minimum(tl.arange(0, P) // area, together)
@@ -221,7 +221,7 @@ def _dk_dv_kernel(
 
 
 class _Call:
-    """What the launches of one call share."""
+    """Arguments shared by the launches of one call."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: Sequence[int], scale: float) -> None:
         (q, q_strides), (k, k_strides), (v, v_strides) = strides(q), strides(k), strides(v)
@@ -302,6 +302,6 @@ forward.register_autograd(_gradients, setup_context=_setup_context)
 
 
 def routed_attention_triton(q: Tensor, k: Tensor, v: Tensor, routes: Tensor, region: tuple[int, int], scale: float) -> Tensor:
-    """`routed_attention` for arguments that it has checked, and for which there is no `reason` against."""
+    """Run `routed_attention` for checked arguments without a `reason` against it."""
     out: Tensor = forward(q, k, v, routes, region, scale)[0]
     return out

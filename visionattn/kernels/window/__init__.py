@@ -1,4 +1,4 @@
-"""Attention inside windows of a feature map, plain or shifted."""
+"""Attention inside windows of a feature map, with or without a shift."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def window_attention(
 ) -> torch.Tensor:
     """Multi-head attention among the positions of each window (Swin, arXiv 2103.14030, section 3.2).
 
-    With a shift, windows start at `shift` and wrap around the border; positions that meet in a
+    With a shift, windows start at `shift` and wrap around the border; positions that share a
     window only because of the wrapping do not see each other. `reference.py` is the definition.
 
     Args:
         q, k, v: `[B, H, W, heads, dim]`, any strides.
         window_size: height and width of a window; they divide H and W.
-        shift: rows and columns by which the windows are moved, less than the window.
+        shift: rows and columns by which the windows are shifted, less than the window.
         bias: added to the scores, `[heads, N, N]` with N = window height x width.
         scale: factor on q; default `dim ** -0.5`.
-        backend: "torch" or "reference"; default: see `dispatch`.
+        backend: "torch" or "reference"; for the default see `dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`.
 
     Raises:
-        ValueError: the window does not divide the map; the shift is not less than the window; no such backend.
-        RuntimeError: the backend cannot run.
+        ValueError: the window does not divide the map; the shift is not less than the window; the backend is unknown.
+        RuntimeError: the backend is not available for these tensors.
     """
     height, width = q.shape[1:3]
     scale = q.shape[4] ** -0.5 if scale is None else scale

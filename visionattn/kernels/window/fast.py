@@ -1,4 +1,4 @@
-"""Window attention with one copy in and one out."""
+"""Window attention with one copy of inputs and output each."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def window_attention(
     bias: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """As the definition, to rounding."""
+    """Compute the same as the definition, up to rounding."""
     height, width = q.shape[1:3]
     shifted = shift != (0, 0)
     if bias is not None and not torch.is_grad_enabled():
-        bias = bias.detach()  # even then a view of a parameter asks for a gradient, and SDPA takes a slow path for a mask that does
+        bias = bias.detach()  # views of parameters still require gradients here, and SDPA is slow for masks that do
     table = None if bias is None else bias.to(q.dtype).unsqueeze(0)  # windows or 1, heads, N, N
     if shifted:
         mask = shift_mask(height, width, window_size, shift, q.device, q.dtype).unsqueeze(1)
         table = mask if table is None else table + mask
-    # The gradient of reading at addresses is slower than that of a roll.
+    # The gradient of indexing is slower than that of a roll.
     if shifted and table is not None and not torch.is_grad_enabled():
         return _addressed(q, k, v, window_size, shift, table, scale)
     if shifted:
@@ -73,7 +73,7 @@ def _addressed(
 ) -> torch.Tensor:
     (batch, height, width, heads, dim), (wh, ww) = q.shape, window_size
     count, area = height * width // (wh * ww), wh * ww
-    # Where the positions of the windows, one window after the other, are in the map; and back.
+    # Indices in the map of the positions of all windows in order, and the inverse.
     place = torch.arange(height * width, device=q.device).view(height, width).roll((-shift[0], -shift[1]), (0, 1))
     place = place.view(height // wh, wh, width // ww, ww).transpose(1, 2).flatten()
     back = torch.arange(height * width, device=q.device).view(height // wh, width // ww, wh, ww).transpose(1, 2)

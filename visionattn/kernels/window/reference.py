@@ -17,7 +17,7 @@ def window_attention(
     bias: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """Roll the map, cut it into windows, attend inside each, put it back (arXiv 2103.14030, section 3.2)."""
+    """Roll the map, partition it into windows, attend inside each, and reverse both steps (arXiv 2103.14030, section 3.2)."""
     batch, height, width, heads, dim = q.shape
     (wh, ww), (sh, sw) = window_size, shift
     rows, cols = height // wh, width // ww
@@ -41,10 +41,10 @@ def window_attention(
 def shift_mask(
     height: int, width: int, window_size: tuple[int, int], shift: tuple[int, int], device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:
-    """`[windows, N, N]`: 0 where two positions of a rolled window were neighbours before the roll, else -inf.
+    """Build the mask `[windows, N, N]`: 0 for pairs of a rolled window in the same part of the map before the roll, otherwise -inf.
 
-    The authors add -100. That leaves weights of e^-100, float32 numbers below the normal range: no sum
-    of weights notices them, but products with them take many times longer on a CPU.
+    The authors add -100. That leaves weights of e^-100, subnormal numbers in float32: they do not change any
+    sum of weights, but products with them take many times longer on a CPU.
     """
 
     def regions(length: int, window: int, step: int) -> torch.Tensor:  # 0, 1, 2 along one axis

@@ -152,7 +152,10 @@ def output_names(files: dict[Path, Path]) -> list[Path]:
     for path, name in zip(files, names, strict=True):
         if name in seen:
             raise UserError(
-                "VA-C002", f'two images would be saved as "{name}"', where=f"{seen[name]}, {path}", fix="one --source and --out each"
+                "VA-C002",
+                f'two images would be saved as "{name}"',
+                where=f"{seen[name]}, {path}",
+                fix="use a separate --source and --out for each",
             )
         seen[name] = path
     return names

@@ -234,5 +234,5 @@ def _confusion(evaluation: Evaluation, classes: list[str]) -> Figure:
     counts = np.array(maps.confusion)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     texts = np.where(shares >= 0.5, np.char.mod("%.0f", shares), "")
-    title = f"{evaluation.split}: {evaluation.count} images, {100 * (evaluation.metrics['aacc'] or 0):.2f} % of pixels right"
+    title = f"{evaluation.split}: {evaluation.count} images, {100 * (evaluation.metrics['aacc'] or 0):.2f} % of pixels correct"
     return confusion_figure(counts, classes, title, texts)

@@ -130,7 +130,7 @@ class MapPredictor:
         large = height * width > LARGE_PIXELS or 4 * height * width * whole.num_classes > LARGE_LOGITS
         if large and (whole.window is None or whole.scales):
             window = " x ".join(map(str, (self.tiled.window or {})["window"]))
-            self.warn(f"image of {width} x {height} pixels: too large for one piece, predicted in windows of {window}")
+            self.warn(f"image of {width} x {height} pixels: too large to predict at once, predicted in windows of {window}")
             self.warn = lambda text: None
         with torch.inference_mode():
             if large or (whole.window is not None and not whole.scales):
