@@ -62,9 +62,8 @@ class RegressMeter:
         self.rows += [row for rows in states for row in rows]
 
     def result(self):
-        columns = ("index", "id", "case", "value", "prediction")
-        rows = [dict(zip(columns, row, strict=True)) for row in sorted(self.rows)]
-        value, prediction = (np.array([row[name] for row in rows]) for name in ("value", "prediction"))
+        rows = [dict(zip(("index", "id", "case", "value", "prediction"), row, strict=True)) for row in sorted(self.rows)]
+        value, prediction = np.array([[row["value"], row["prediction"]] for row in rows]).T
         r2 = float(1 - ((value - prediction) ** 2).sum() / max(((value - value.mean()) ** 2).sum(), 1e-12))
         return Scores({"mae": float(np.abs(value - prediction).mean()), "r2": r2}, [], rows)
 
@@ -108,8 +107,8 @@ class Regression(Task):
             raise UserError("VA-D002", f"{file} not found", fix="a CSV file with columns path,value")
         with file.open(encoding="utf-8-sig", newline="") as lines:
             ids, values = zip(*((row["path"], float(row["value"])) for row in csv.DictReader(lines)), strict=True)
-        images = FileImages(tuple(str(file.parent / name) for name in ids), config.data, config.model.in_chans)
-        return ImageSet(split, images, np.array(values), list(ids), None)
+        paths = tuple(str(file.parent / name) for name in ids)
+        return ImageSet(split, FileImages(paths, config.data, config.model.in_chans), np.array(values), list(ids), None)
 
     def target(self, config, data):
         return {"mean": float(data.train.labels.mean()), "std": float(data.train.labels.std()) or 1.0}
@@ -129,7 +128,8 @@ class Regression(Task):
 
     def build_model(self, config, target):
         settings = config.model
-        return visionattn.create_model(settings.name, num_classes=1, in_chans=settings.in_chans, img_size=settings.size, **settings.args)
+        args = {"in_chans": settings.in_chans, "drop_path_rate": settings.drop_path_rate, **settings.args}
+        return visionattn.create_model(settings.name, num_classes=1, img_size=settings.size, **args)
 
     def objective(self, config, target, dataset):
         return StandardisedError(config.loss, target)

@@ -124,6 +124,10 @@ class Record:
         return float(np.abs(points - self.arrays[f"stage{index}_sample"]).max() / stage["std"])
 
 
+# Families with recorded outputs; those of ELA are of its gate alone, and the losses are no network.
+FAMILIES = tuple(sorted({path.stem for path in FIXTURES.glob("*.json")} - {"ela", "losses"}))
+
+
 def record_names(family: str) -> list[str]:
     return sorted(json.loads((FIXTURES / f"{family}.json").read_text())["records"])
 

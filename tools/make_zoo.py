@@ -118,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, report files that are out of date")
     parser.add_argument(
-        "--count", action="store_true", help="recount parameters and operations (a minute); by default the shipped counts are used"
+        "--count", action="store_true", help="recount parameters and operations (minutes); by default the shipped counts are used"
     )
     args = parser.parse_args()
     readme, page = ROOT / "README.md", ROOT / "docs" / "zoo.md"

@@ -54,7 +54,8 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 
 def test_gradients_are_right(name: str) -> None:
     module, x = build_attention(name, 8).double(), torch.randn(2, 8, 4, 3, dtype=torch.float64, requires_grad=True)
-    keys, values = zip(*module.named_parameters(), strict=True)
+    parameters = dict(module.named_parameters())
+    keys, values = list(parameters), list(parameters.values())
 
     def call(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         return torch.func.functional_call(module, dict(zip(keys, parameters, strict=True)), (x,))  # type: ignore[no-any-return]

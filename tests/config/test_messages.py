@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.files import refused, write
-from visionattn.tasks import load_config
+from visionattn.tasks import TASKS, load_config
 
 
 def test_a_misspelt_key(tmp_path: Path) -> None:
@@ -147,4 +147,4 @@ def test_unknown_keys_of_segmentation() -> None:
 @pytest.mark.parametrize("given", ["task=segmnt", "task=3", "task=null"])
 def test_an_unknown_task_is_said_with_all_else(given: str) -> None:
     what = refused("VA-C002", None, given, "train.epochs=0").what
-    assert "task: expected one of classify, segment, got " in what and "train.epochs: expected integer >= 1" in what
+    assert f"task: expected one of {', '.join(TASKS)}, got " in what and "train.epochs: expected integer >= 1" in what

@@ -30,7 +30,7 @@ def test_defaults() -> None:
         config.train.epochs = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("task", ["classify", "segment"])
+@pytest.mark.parametrize("task", list(TASKS))
 def test_reading_a_config_leaves_torch_alone(task: str) -> None:
     code = f"import sys; from visionattn.tasks import load_config; load_config(None, ['task={task}'])"
     code += "; heavy = {'torch', 'numpy', 'timm'} & set(sys.modules); assert not heavy, heavy"

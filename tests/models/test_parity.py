@@ -9,11 +9,10 @@ import timm
 import torch
 
 import visionattn as va
-from tests.parity import Record, record_names, relative_error
+from tests.parity import FAMILIES, Record, record_names, relative_error
 from visionattn.kernels.dispatch import use_backend
 
 # Largest difference over the standard deviation, as stated with the records.
-FAMILIES = ("swin", "nat", "dinat", "dinat_s", "dinat_isotropic", "biformer", "davit", "van", "transnext", "eca")
 FP32 = {"eca": 3e-5, "transnext": 2e-4}  # the others 1e-5
 STAGE = {"biformer": 1e-4, "eca": 3e-4, "transnext": 5e-4}  # the others 5e-5
 FP64 = {"transnext": 1e-5}  # the others 1e-6

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import visionattn as va
-from tests.parity import Record, record_names
+from tests.parity import FAMILIES, Record, record_names
 from visionattn.models.weights.load import tensors_of
 from visionattn.models.weights.recognise import Recognised, recognise
 
-FAMILIES = ("swin", "nat", "dinat", "dinat_s", "dinat_isotropic", "biformer", "davit", "van", "transnext", "eca")
 # One record of each network; other sizes of the image hold the same tensors.
 RECORDS = {Record(family, name).facts["state"]: (family, name) for family in FAMILIES for name in record_names(family)}
 # What no tensor tells: dilations, the size of training images.

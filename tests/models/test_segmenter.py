@@ -43,6 +43,10 @@ def test_a_family_is_missing_here() -> None:
     assert {get_variant(name).cls.__name__ for name, _ in TINY.values()} == set(TINY)
 
 
+def test_a_head_is_missing_here() -> None:
+    assert set(SMALL) == set(HEADS)
+
+
 @pytest.mark.parametrize("family", TINY)
 def test_every_head_trains_on_every_family(family: str) -> None:
     name, cut = TINY[family]

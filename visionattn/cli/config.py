@@ -42,7 +42,7 @@ def config_show(
 
 @app.command("schema")
 def config_schema(
-    task: Annotated[str | None, typer.Option(help="classify, segment or your own; default: classify.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="Name of a task; default: classify.", show_default=False)] = None,
     as_json: Json = True,
 ) -> None:
     """JSON schema of a task's config, for editors."""

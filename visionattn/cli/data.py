@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at data before training: chec
 masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: convert.")
 app.add_typer(masks_app, name="masks")
 
-Task = Annotated[str | None, typer.Option(help="classify, segment or your own; default: by the layout.", show_default=False)]
+Task = Annotated[str | None, typer.Option(help="Name of a task; default: by the layout.", show_default=False)]
 Classes = Annotated[
     str | None,
     typer.Option(help="How many, names (a,b,c) or a text file; of masks also ade20k, cityscapes, voc, camvid.", show_default=False),

@@ -68,7 +68,7 @@ def _record(variant: Variant, cfg: Any) -> Record | None:
 def _untraceable(cls: type[Backbone]) -> list[type[nn.Module]]:
     """Return the layers of a family; torch.fx keeps them whole, as it cannot trace their use of map sizes in Python."""
     found = [item for item in vars(sys.modules[cls.__module__]).values() if isinstance(item, type) and issubclass(item, nn.Module)]
-    return [item for item in found if item.__module__.startswith("visionattn.") and not issubclass(item, Backbone)]
+    return [item for item in found if item.__module__.startswith("visionattn.") and not hasattr(item, "select_stages")]  # no backbone
 
 
 def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:
