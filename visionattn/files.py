@@ -139,6 +139,11 @@ def disk_full(folder: Path, why: str, *, what: str = "the checkpoint", fix: str 
     )
 
 
+def counted(number: int, word: str) -> str:
+    """`1 file`, `1,200 files`."""
+    return f"{number:,} {word}{'s' * (number != 1)}"
+
+
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Format rows as CSV with a header."""
     buffer = io.StringIO()

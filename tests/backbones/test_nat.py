@@ -243,7 +243,7 @@ def test_global_attention_at_other_sizes_resizes_its_tables() -> None:
 
 
 def test_the_wrong_isotropic_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("visionattn.models.weights.list_models", lambda: ["nat_isotropic_small", "vitrpb_small"])  # not all: fast
+    monkeypatch.setattr("visionattn.models.weights.recognise.list_models", lambda: ["nat_isotropic_small", "vitrpb_small"])  # not all: fast
     with pytest.raises(UserError) as caught:
         va.load_checkpoint(va.create_model("nat_isotropic_small"), vitrpb_state())
     assert caught.value.code == "VA-W003" and "looks like vitrpb_small" in str(caught.value)

@@ -87,7 +87,7 @@ def test_d005_empty_class_folder(flowers: Path, tmp_path: Path) -> None:
 def test_d006_the_same_picture_in_train_and_val(flowers: Path, tmp_path: Path) -> None:
     shutil.copy(flowers / "train/rose/0.png", flowers / "val/rose/other name.png")
     shown = done("data", "check", flowers).stdout
-    assert "1 warnings" in shown and "! VA-D006 1 image appears in both train and val: train/rose/0.png = val/rose/other name.png" in shown
+    assert "1 warning" in shown and "! VA-D006 1 image appears in both train and val: train/rose/0.png = val/rose/other name.png" in shown
     refused(tmp_path, "VA-D006", 3, "data", "check", flowers, "--strict")
     refused(tmp_path, "VA-D006", 3, "train", "--data", flowers, *settings(tmp_path), "--strict")
 

@@ -64,7 +64,7 @@ def test_too_large_images_are_errors_all_of_them(tmp_path: Path, elsewhere: Path
         folders.save(tmp_path / "flowers" / name, 1, (100, 80))
     (tmp_path / "flowers/train/tulip/0.png").write_bytes(b"")
     error = refused(labelled(tmp_path, max_pixels=7999, on_error="skip"), "VA-D020")
-    assert error.what == "the data check found 2 errors and 1 warnings"
+    assert error.what == "the data check found 2 errors and 1 warning"
     assert "train/rose/8.png" in error.where and "val/tulip/9.png" in error.where and error.where.count("data.max_pixels") == 2
     found = json.loads((elsewhere / "flowers-check.json").read_text())
     assert set(found["too_large"]) == {"train/rose/8.png", "val/tulip/9.png"} and set(found["unreadable"]) == {"train/tulip/0.png"}
@@ -79,7 +79,7 @@ def test_all_errors_of_masks_at_once(tmp_path: Path, elsewhere: Path, capsys: py
     mask(root / "masks/train/train2.png", 1, size=(10, 8))
     mask(root / "masks/train/lonely.png")
     error = refused(config, "VA-D021")
-    assert error.what == "the data check found 3 errors and 1 warnings"
+    assert error.what == "the data check found 3 errors and 1 warning"
     assert error.where.index("VA-D021") < error.where.index("VA-D013") < error.where.index("VA-D012")
     shown = capsys.readouterr()
     assert "1 masks have no image" in shown.out + shown.err and "full list: cracks-check.json" in shown.out

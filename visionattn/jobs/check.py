@@ -13,7 +13,7 @@ from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.splits import ManifestRow
 from visionattn.errors import UserError
-from visionattn.files import atomic_write, cache_folder, csv_text
+from visionattn.files import atomic_write, cache_folder, counted, csv_text
 from visionattn.tasks import task_of
 from visionattn.tasks.base import Target, Task
 
@@ -78,7 +78,9 @@ def check_data(task: Task, config: RunConfig, console: Console, *, strict: bool 
     about = task.describe(config, target)
     test = f", test {len(data.test):,}" if data.test is not None else ""
     console.field("task", task.name + (f" ({about})" if about else ""))
-    console.field("data", f"train {len(data.train):,} {task.unit}s, val {len(data.val):,}{test}   check: {len(warnings)} warnings")
+    console.field(
+        "data", f"train {len(data.train):,} {task.unit}s, val {len(data.val):,}{test}   check: {counted(len(warnings), 'warning')}"
+    )
     _print_notes(report, console)
     if strict and warnings:
         raise UserError(warnings[0].code or "VA-D002", warnings[0].text, why="--strict makes warnings of the data check stop")
@@ -107,7 +109,7 @@ def _stop_at_errors(report: CheckReport, name: str, console: Console, *, keep: b
         atomic_write(path, json.dumps(report.as_dict(), indent=1))
         console.field("", f"full list: {path}")
     count = sum(note.level == "warning" for note in report.notes)
-    what = f"the data check found {len(errors)} error{'s' * (len(errors) != 1)} and {count} warnings"
+    what = f"the data check found {counted(len(errors), 'error')} and {counted(count, 'warning')}"
     raise UserError(errors[0].code, what, where="\n".join(f"{note.code}  {note.text}" for note in errors))
 
 

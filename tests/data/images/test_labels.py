@@ -172,7 +172,7 @@ def test_hidden_and_system_names_are_skipped(tmp_path: Path) -> None:
     assert data.classes == ["rose", "tulip"] and [len(part) for part in data.sets] == [10, 5, 2]
     skipped, others, loose = (note.text for note in data.notes)
     assert skipped.startswith("5 hidden or system") and "Thumbs.db" in skipped
-    assert others.startswith("1 files that are no images") and loose.startswith("1 images left out")
+    assert others.startswith("1 file of other types left out") and loose == "1 image outside the class folders left out"
     assert "draft" not in load(folders(root, {"train": {"draft": 1}}), exclude=["draft", ".*", "__MACOSX", "Thumbs.db"]).classes
 
 

@@ -101,7 +101,7 @@ def test_d013_nearest_and_exif(tmp_path: Path) -> None:
     small = mask(root / "masks/train/train0.png", size=(10, 8))
     data, report = look(root, mask_resize="nearest")
     assert accepted(report)
-    assert notes(report, "VA-D013")[0].startswith("info: 1 mask of another size")
+    assert notes(report, "VA-D013")[0].startswith("info: 1 mask with a size different from the image")
     np.testing.assert_array_equal(data.train.label(0, (16, 20)), small.repeat(2, 0).repeat(2, 1))
     exif = Image.Exif()
     exif[0x0112] = 6

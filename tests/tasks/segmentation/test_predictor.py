@@ -118,5 +118,5 @@ def test_class_maps_of_files(settings: dict[str, object], monkeypatch: pytest.Mo
         np.testing.assert_array_equal(predictor.class_map(image), want)
     assert set(model.sizes) == {(32, 32)}
     always_in_windows = settings.get("mode") == "slide" and "scales" not in settings
-    told = "image of 70 x 50 pixels: too large for one piece, predicted in windows of 32 x 32"
+    told = "image of 70 x 50 pixels: too large to predict at once, predicted in windows of 32 x 32"
     assert lines == ([] if always_in_windows else [told])  # once

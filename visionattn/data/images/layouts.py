@@ -21,6 +21,7 @@ from visionattn.data.root import find_root
 from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
 from visionattn.data.splits import Note, histogram
 from visionattn.errors import UserError, did_you_mean
+from visionattn.files import counted
 
 SPLITS = ("train", "val", "test")
 # Names of a validation split if data.val has its default.
@@ -251,9 +252,9 @@ def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> t
         notes.append(Note("info", "", f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"))
     if others:
         examples = ", ".join(suffix for suffix, _ in others.most_common(4))
-        notes.append(Note("info", "", f"{sum(others.values()):,} files left out that are not images ({examples})"))
+        notes.append(Note("info", "", f"{counted(sum(others.values()), 'file')} of other types left out ({examples})"))
     if loose:
-        notes.append(Note("warning", "", f"{loose:,} images outside the class folders left out"))
+        notes.append(Note("warning", "", f"{counted(loose, 'image')} outside the class folders left out"))
     return tables, notes
 
 
