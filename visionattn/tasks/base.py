@@ -313,7 +313,7 @@ class Task(ABC):
         return False
 
     def check_source(self, config: Any) -> None:  # noqa: B027
-        """Stop where there are no data, loading no library for it: the command line asks before it loads torch.
+        """Check that there are data, without importing torch: the command line calls this before anything heavy is loaded.
 
         Raises:
             UserError: VA-D001.

@@ -161,7 +161,7 @@ def test_classes(tmp_path: Path) -> None:
     (root / "classes.txt").write_text("ground\ndeep crack\nspall\n")
     assert load(root, classes="auto").classes == ["ground", "deep crack", "spall"]
     assert [entry.name for entry in read_classes("voc")][:2] == ["background", "aeroplane"]
-    with pytest.raises(UserError, match="no class"):
+    with pytest.raises(UserError, match="not a class"):
         load(root, map={7: 9})
 
 

@@ -324,7 +324,7 @@ def _mapped(numbers: dict[int, int], changes: Mapping[int, int]) -> dict[int, in
     for value, target in changes.items():
         if target not in numbers and target != IGNORE:
             known = ", ".join(map(str, sorted(numbers)[:12]))
-            raise UserError("VA-C002", f"data.map: {value} -> {target}, which is no class", why=f"mask values of classes: {known}")
+            raise UserError("VA-C002", f"data.map: {value} -> {target}, which is not a class", why=f"mask values of classes: {known}")
         result[value] = numbers.get(target, IGNORE)
     return result
 
