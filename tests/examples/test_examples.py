@@ -140,7 +140,8 @@ def test_a_task_of_ones_own(workplace: Path, houses: Path, loss: str) -> None:
     visionattn("predict", str(run), "--source", "houses/images/2?.png", "--out", "predictions")
     predicted = {row["path"]: float(row["value"]) for row in table(Path("predictions/predictions.csv"))}
     assert predicted["houses/images/25.png"] == pytest.approx(float(rows[-1]["prediction"]), rel=1e-2)
-    resumed_equals_whole(run, settings)
+    if loss == "l1":
+        resumed_equals_whole(run, settings)
 
 
 @pytest.mark.slow
@@ -183,7 +184,8 @@ def test_a_head_a_backbone_and_skips_of_ones_own_segment(workplace: Path, roads:
     assert json.loads(visionattn("eval", str(run), "--json"))["metrics"]["miou"] > 0
     visionattn("predict", str(run), "--source", "roads/images/val", "--out", "predictions")
     assert len(list(Path("predictions/masks").iterdir())) == 4
-    resumed_equals_whole(run, given)
+    if name == "own_head.py":  # the others resume above
+        resumed_equals_whole(run, given)
 
 
 @pytest.mark.slow
