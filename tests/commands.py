@@ -28,7 +28,7 @@ CLASSES = ("daisy", "rose", "tulip")
 
 
 def va(*args: object) -> Result:
-    """Run a command in this process; whatever happens, it is no internal fault."""
+    """Run a command in this process; fail on an internal error or a traceback."""
     result = RUNNER.invoke(app, [str(arg) for arg in args])
     assert "VA-X001" not in result.stderr and "Traceback" not in result.output, result.output
     return result

@@ -124,7 +124,7 @@ class Record:
         return float(np.abs(points - self.arrays[f"stage{index}_sample"]).max() / stage["std"])
 
 
-# Families with recorded outputs; those of ELA are of its gate alone, and the losses are no network.
+# Families with recorded outputs; ELA's cover only its gate, and the losses' belong to no network.
 FAMILIES = tuple(sorted({path.stem for path in FIXTURES.glob("*.json")} - {"ela", "losses"}))
 
 

@@ -1,4 +1,4 @@
-"""What every attention module of the table keeps to, and the table itself."""
+"""The contract of every attention module in the table, and the table itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mistake in a config is told with: place, key, what was expected, and what was probably meant."""
+"""Messages for mistakes in a config: the place, the key, what was expected and the likely intention."""
 
 from __future__ import annotations
 

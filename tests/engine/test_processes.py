@@ -45,7 +45,7 @@ ClassificationObjective.loss = loss
 
 @dataclass(frozen=True)
 class Launched:
-    """What a launch with two processes left."""
+    """Output and run folder of a launch with two processes."""
 
     code: int
     output: str

@@ -57,7 +57,7 @@ def plugin(name: str) -> str:
 
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
-    """What an example registers is gone after its test: other tests take the registries as they are shipped."""
+    """Remove what an example registers after its test: other tests expect the registries as shipped."""
     tables: list[dict[str, Any]] = [_VARIANTS, HEADS, ATTENTION, TASKS]
     before = [dict(table) for table in tables]
     yield

@@ -113,7 +113,7 @@ def line(position: int, length: int, kernel: int, dilation: int, border: str) ->
 
 
 def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, list[tuple[int, int] | None]]:
-    """What a position looks at, from the record alone: weights `[B, heads, K]`, and the row and column of each key."""
+    """Where one position attends, from the record alone: weights `[B, heads, K]`, and the row and column of each key."""
     geometry, weights = record.geometry, record.weights
     height, width = geometry["size"]
     if record.op == "dense_attention":

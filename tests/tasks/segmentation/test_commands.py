@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner, Result
 
 import visionattn as va
-from visionattn.cli import app
+from tests.commands import va as command
 from visionattn.console import Console
 from visionattn.engine.trainer import Trainer
 from visionattn.models.segmenter_factory import IMAGENET
@@ -86,13 +85,6 @@ def config(root: Path, *overrides: str) -> SegmentConfig:
     given = load_config(None, [*TINY, *UNET, f"data.root={root}", *overrides])
     assert isinstance(given, SegmentConfig)
     return given
-
-
-def command(*args: object) -> Result:
-    """Run a command in this process; whatever happens, it is no internal fault."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert "VA-X001" not in result.stderr and "Traceback" not in result.output, result.output
-    return result
 
 
 def left(folder: Path) -> set[str]:

@@ -1,4 +1,4 @@
-"""What is shown of segmentation: pictures of a garden_run, its tables, legends."""
+"""How segmentation results are drawn: pictures of a run, tables and legends."""
 
 from __future__ import annotations
 
