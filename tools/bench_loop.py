@@ -121,7 +121,7 @@ def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator)
     console.rich = RichConsole(file=(folder / "terminal.txt").open("w"), force_terminal=True, width=120, highlight=False, soft_wrap=True)
     console.log_to(folder / "log.txt")
     setup = Setup(config, task, target, model, task.objective(config, target, train_set), train_set, val_set)
-    trainer = LoopTrainer(setup, RunFolder(folder), accelerator, Processes(accelerator), console)
+    trainer = LoopTrainer(setup, RunFolder(folder), accelerator, Processes(accelerator, 60), console)
     workers = config.data.workers
     loader: DataLoader[Any] = DataLoader(
         train_set,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +52,29 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         sync_folder(temporary)
-        if path.exists():
-            old = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        _take_place(temporary, path)
         sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(folder: Path, path: Path) -> None:
+    """Rename a folder to a path, in the place of what is there; another process may do the same at the same time."""
+    old = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    while True:
+        with suppress(FileNotFoundError):
+            path.rename(old)
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                if old.exists() and not path.exists():
+                    old.rename(path)
+                raise
+        else:
+            break
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def cache_folder() -> Path:
@@ -137,6 +152,38 @@ def disk_full(folder: Path, why: str, *, what: str = "the checkpoint", fix: str 
         why=why,
         fix=fix or "free space, then visionattn train --resume RUN",
     )
+
+
+def write_error(error: BaseException, fix: str) -> UserError | None:
+    """The error for a user if a disk refused a write: VA-R004 where it is full, VA-R007 where it may not be written to.
+
+    Libraries report a refused write in their own words, with the system's error somewhere in the chain or in the text.
+
+    Args:
+        fix: what to do; the space or the rights are named already.
+    """
+    system = _system_error(error)
+    if system is None:
+        return None
+    why = f"{os.strerror(system.errno or 0)}; what was written before is intact"
+    where = str(system.filename or "")
+    if system.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError("VA-R004", "the disk is full, or a quota or limit on file sizes is reached", where=where, why=why, fix=fix)
+    if system.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return UserError("VA-R007", "a file or folder cannot be written", where=where, why=why, fix=fix)
+    return None
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The first system error along the causes of an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error
+        number = re.search(r"\(os error (\d+)\)", str(error))  # of libraries written in Rust
+        if number is not None:
+            return OSError(int(number[1]), os.strerror(int(number[1])))
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def counted(number: int, word: str) -> str:

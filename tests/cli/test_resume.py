@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.commands import Trained, done, lockable, refused
+from tests.commands import Trained, done, lockable, refused, truncate
 from visionattn.tasks import load_config
 
 
@@ -43,7 +43,56 @@ def test_c010_resume_with_other_data(trained: Trained, tmp_path: Path) -> None:
         (run / name).write_text((run / name).read_text().replace(str(trained.data), str(tmp_path / "flowers")))
     (tmp_path / "flowers/train/rose/0.png").unlink()
     text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run)
-    assert "the data changed since the run started" in text and "manifest" in text
+    assert "the data changed since the run started" in text and "manifest" in text and "- train/rose/0.png" in text
+
+
+def test_resume_after_the_data_moved(trained: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained.data, tmp_path / "elsewhere")
+    run = trained.copy(tmp_path)
+    done("train", "--resume", run, "train.epochs=3", f"data.root={tmp_path / 'elsewhere'}")
+    assert load_config(run / "config.yaml").data.root == str(tmp_path / "elsewhere")
+
+
+def test_resume_without_a_file_that_the_run_listed_as_unreadable(trained: Trained, tmp_path: Path) -> None:
+    """The others keep their place in the order, so the weights are those of a run that meets the file as it is."""
+    weights = []
+    for name in ("broken", "removed"):
+        data, run = tmp_path / name, trained.copy(tmp_path / f"{name}-run")
+        shutil.copytree(trained.data, data)
+        settings = ("train.epochs=3", f"data.root={data}", "data.on_error=skip")
+        state = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**state, "unreadable": ["train/rose/0.png"]}))
+        truncate(data / "train/rose/0.png")
+        if name == "removed":
+            (data / "train/rose/0.png").unlink()
+        done("train", "--resume", run, *settings)
+        weights.append((run / "checkpoints/last/model.safetensors").read_bytes())
+        assert "became unreadable" not in (run / "log.txt").read_text()
+    assert weights[0] == weights[1]
+
+
+def test_c010_resume_with_the_classes_in_another_order(trained: Trained, tmp_path: Path) -> None:
+    data, run = tmp_path / "flowers", trained.copy(tmp_path)
+    shutil.copytree(trained.data, data)
+    (data / "classes.txt").write_text("rose\ndaisy\ntulip\n")
+    text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "train.epochs=3", f"data.root={data}")
+    assert "the order of the classes changed since the run started: daisy, rose, tulip -> rose, daisy, tulip" in text
+
+
+def test_c010_resume_with_another_number_of_samples_in_a_step(trained: Trained, tmp_path: Path) -> None:
+    """The position of a run is counted in steps; the same number in other parts is fine."""
+    run = trained.copy(tmp_path)
+    text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "train.accum=2")
+    assert "a step of the run has 8 samples, now it would have 16" in text and "fix   train.batch_size=4" in text
+    done("train", "--resume", run, "train.epochs=3", "train.accum=2", "train.batch_size=4")
+
+
+def test_w005_all_checkpoints_damaged(trained: Trained, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path)
+    for name in ("last", "prev"):
+        truncate(run / "checkpoints" / name / "model.safetensors")
+    text = refused(tmp_path, "VA-W005", 4, "train", "--resume", run, "train.epochs=3")
+    assert "every checkpoint of the run is damaged" in text and f"visionattn eval {run / 'checkpoints' / 'best'}" in text
 
 
 def test_r005_a_run_in_use(trained: Trained, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def resumed_equals_whole(run: Path, settings: list[str]) -> None:
     """Stop after two steps, resume, and compare with the run that was not stopped."""
     step = json.loads((run / "checkpoints/last/meta.json").read_text())["step"]
     visionattn("train", *settings, "train.steps=2", "output.name=cut")
-    visionattn("train", "--resume", "runs/cut/001", f"train.steps={step}")
+    visionattn("train", "--resume", "runs/cut/001", f"train.steps={step}", next(text for text in settings if text.startswith("plugins=")))
     whole, again = (load_file(folder / "checkpoints/last/model.safetensors") for folder in (run, Path("runs/cut/001")))
     assert whole.keys() == again.keys() and all(np.array_equal(whole[key], again[key]) for key in whole)
 
@@ -132,12 +132,12 @@ def test_a_task_of_ones_own(workplace: Path, houses: Path, loss: str) -> None:
     report = (run / "report.html").read_text()
     assert "Prediction against value" in report and "MAE" in report and (run / "eval/val/scatter.png").is_file()
 
-    result = json.loads(visionattn("eval", str(run), "--split", "test", "--json"))
+    result = json.loads(visionattn("eval", str(run), "--split", "test", "--json", plugin("own_task.py")))
     rows = table(run / "eval/test/per_image.csv")
     errors = [abs(float(row["value"]) - float(row["prediction"])) for row in rows]
     assert result["count"] == len(rows) == 4 and result["metrics"]["mae"] == pytest.approx(np.mean(errors), rel=1e-4)
 
-    visionattn("predict", str(run), "--source", "houses/images/2?.png", "--out", "predictions")
+    visionattn("predict", str(run), "--source", "houses/images/2?.png", "--out", "predictions", plugin("own_task.py"))
     predicted = {row["path"]: float(row["value"]) for row in table(Path("predictions/predictions.csv"))}
     assert predicted["houses/images/25.png"] == pytest.approx(float(rows[-1]["prediction"]), rel=1e-2)
     if loss == "l1":
@@ -157,8 +157,8 @@ def test_a_backbone_and_an_attention_module_of_ones_own(workplace: Path, flowers
     visionattn("data", "check", str(flowers), plugin(name))
     visionattn("train", *given, "output.name=own")
     run = Path("runs/own/001")
-    assert json.loads(visionattn("eval", str(run), "--json"))["count"] == 12
-    visionattn("predict", str(run), "--source", str(flowers / "test"), "--out", "predictions")
+    assert json.loads(visionattn("eval", str(run), "--json", plugin(name)))["count"] == 12
+    visionattn("predict", str(run), "--source", str(flowers / "test"), "--out", "predictions", plugin(name))
     assert len(json.loads(Path("predictions/predictions.json").read_text())["predictions"]) == 6
     assert (run / "report.html").is_file()
     resumed_equals_whole(run, given)
@@ -181,22 +181,28 @@ def test_a_head_a_backbone_and_skips_of_ones_own_segment(workplace: Path, roads:
     visionattn("data", "check", "roads", plugin(name))
     visionattn("train", *given, "output.name=own")
     run = Path("runs/own/001")
-    assert json.loads(visionattn("eval", str(run), "--json"))["metrics"]["miou"] > 0
-    visionattn("predict", str(run), "--source", "roads/images/val", "--out", "predictions")
+    assert json.loads(visionattn("eval", str(run), "--json", plugin(name)))["metrics"]["miou"] > 0
+    visionattn("predict", str(run), "--source", "roads/images/val", "--out", "predictions", plugin(name))
     assert len(list(Path("predictions/masks").iterdir())) == 4
     if name == "own_head.py":  # the others resume above
         resumed_equals_whole(run, given)
 
 
 @pytest.mark.slow
-def test_a_plug_in_is_found_from_another_folder_in_a_process_of_its_own(workplace: Path, houses: Path) -> None:
+def test_a_plug_in_is_imported_where_the_user_names_it_and_never_because_a_run_does(workplace: Path, houses: Path) -> None:
     (workplace / "elsewhere").mkdir()
     shutil.copy(EXAMPLES / "own_task.py", workplace / "mine.py")
     (workplace / "mine.py").write_text((workplace / "mine.py").read_text().replace('"regress"', '"mine"'))
     visionattn("train", "plugins=[mine.py]", "task=mine", *TINY, "data.root=houses", "model.args={width: 8}", "train.steps=1")
-    command = [sys.executable, "-m", "visionattn", "predict", "../runs/houses-eca_resnet18/001", "--source", "../houses/images"]
-    done = subprocess.run([*command, "--out", "out"], cwd=workplace / "elsewhere", capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run = "../runs/houses-eca_resnet18/001"
+    command = [sys.executable, "-m", "visionattn", "predict", run, "--source", "../houses/images", "--out", "out"]
+    named = "plugins=[../mine.py]"
+    results = [
+        subprocess.run([*command, *more], cwd=workplace / "elsewhere", capture_output=True, text=True, timeout=300)
+        for more in ((), (named,))
+    ]
+    assert results[0].returncode == 2 and f"name them yourself: plugins=[{workplace / 'mine.py'}]" in results[0].stderr
+    assert results[1].returncode == 0, results[1].stdout + results[1].stderr
     assert (workplace / "elsewhere/out/predictions.csv").is_file()
     sys.modules.pop("mine")
 

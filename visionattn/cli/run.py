@@ -32,12 +32,11 @@ def train(
     if config is None and resume is None and not settings:
         fix = "visionattn train --config quickstart\nvisionattn train --data FOLDER"
         raise UserError("VA-C005", "nothing to train on: give --data or --config", fix=fix)
-    source = config if config is not None or resume is None else Path(resume) / "config.yaml"
-    if resume is not None and not Path(resume, "config.yaml").is_file():
-        source = None  # the job reports what is wrong with the run
-    from visionattn.tasks import load_config, task_of
+    from visionattn.tasks import load_config, run_config, task_of
 
-    given = load_config(source, settings)  # before torch is loaded: a mistake is reported at once
+    saved = None if resume is None else Path(resume) / "config.yaml"
+    # Before torch is loaded: a mistake is reported at once. The job reports what is wrong with a run that has no config.
+    given = run_config(saved, settings) if config is None and saved is not None and saved.is_file() else load_config(config, settings)
     if resume is None:
         task_of(given).check_source(given)
     from visionattn.jobs.train import train as run_training

@@ -1,4 +1,8 @@
-"""Import a user's own modules, named under `plugins:`, which register backbones, heads, attention modules and tasks."""
+"""Import a user's own modules, named under `plugins:`, which register backbones, heads, attention modules and tasks.
+
+Only what the user names is imported: in a config or on the command line. A run, too, names the modules it was trained with, but
+it may come from somebody else, so opening one imports nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +36,32 @@ def import_plugins(names: Iterable[str]) -> None:
             ) from error
 
 
+def require_plugins(names: Iterable[str]) -> None:
+    """Stop if modules that a run names are not imported yet.
+
+    Raises:
+        UserError: VA-C006, with the setting that imports them.
+    """
+    missing = [name for name in names if not _imported(name)]
+    if missing:
+        raise UserError(
+            "VA-C006",
+            f"the run names code of its own, which is not imported: {', '.join(missing)}",
+            why="a run may come from somebody else, so opening one runs no code that it names",
+            fix=f"if you trust them, name them yourself: plugins=[{','.join(missing)}]",
+        )
+
+
 def absolute_plugins(names: Iterable[str]) -> list[str]:
     """The same modules with the paths of files made absolute, so that a saved config works from any folder."""
     return [str(Path(name).expanduser().resolve()) if name.endswith(".py") else name for name in names]
+
+
+def _imported(name: str) -> bool:
+    if not name.endswith(".py"):
+        return name in sys.modules
+    found = getattr(sys.modules.get(Path(name).stem), "__file__", None)
+    return found is not None and Path(found).resolve() == Path(name).expanduser().resolve()
 
 
 def _import_file(path: Path) -> None:

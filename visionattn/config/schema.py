@@ -5,6 +5,7 @@ A task adds its own sections beside its code (`tasks/<task>/settings.py`), and t
 
 from __future__ import annotations
 
+import signal
 import typing
 from typing import Any, Literal
 
@@ -113,6 +114,14 @@ class TrainConfig(Section):
     channels_last: bool | Literal["auto"] = setting("auto", "Memory layout; auto: on for the CNN families.")
     deterministic: bool = setting(True, "Use deterministic operations where torch has them.")
     save_every: int = setting(0, "Optimizer steps between checkpoints; 0: at each epoch's end.", ge=0)
+    save_signal: str | None = setting(
+        None, "A signal that saves and stops as SIGTERM does, for example SIGUSR1 of a scheduler that warns before the end."
+    )
+    on_nan: Literal["stop", "skip", "rollback"] = setting(
+        "stop", "A loss or gradient that is not finite: stop, leave the step out, or go back to the weights of the last checkpoint."
+    )
+    nan_limit: int = setting(3, "Steps left out in a row, or returns to a checkpoint in a run, before it stops nevertheless.", ge=1)
+    process_timeout: float = setting(1800.0, "Seconds that processes wait for each other before the run ends.", gt=0)
 
 
 class EvalConfig(Section):
@@ -155,6 +164,11 @@ class RunConfig(Section):
             raise ValueError("model.img_size: expected at least 32 pixels per side")
         if self.data.workers != "auto" and self.data.workers < 0:
             raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
+        name = self.train.save_signal
+        if name is not None and name not in signal.Signals.__members__:
+            raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")
+        if name in ("SIGKILL", "SIGSTOP"):
+            raise ValueError(f"train.save_signal: {name} cannot be handled by a program")
         if not all(0 <= beta < 1 for beta in self.optim.betas):
             raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")
         return self

@@ -6,13 +6,15 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from visionattn.config.schema import TrainConfig
 from visionattn.errors import UserError
@@ -32,10 +34,12 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
     precision = {"auto": "bf16" if fast_bf16(cpu) else "no", "fp32": "no"}.get(config.precision, config.precision)
     if precision == "fp16" and cpu:
         raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
-    unused = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_unused else None
+    handlers: list[Any] = [InitProcessGroupKwargs(timeout=timedelta(seconds=config.process_timeout))]
+    if leaves_unused:
+        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     AcceleratorState._reset_state()  # a job in the same process that ended in an error may have left its precision
     # Without a GPU the CPU is requested explicitly: processes would not find each other otherwise.
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=unused)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
     try:
         _require_processes(accelerator.num_processes)
         yield accelerator

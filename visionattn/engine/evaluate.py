@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.engine.processes import Processes
-from visionattn.errors import UserError
+from visionattn.errors import Interrupted, UserError
 from visionattn.tasks.base import Evaluation, Objective, Target, Task
 
 
@@ -30,6 +30,7 @@ def evaluate_model(
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     processes: Processes | None = None,
     console: Console | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run a model over a split.
 
@@ -37,9 +38,11 @@ def evaluate_model(
         model: on `device`; its mode is restored.
         loader: all samples, or with `processes` the share of this process.
         processes: they all call this, and each returns the result of all.
+        stopped: whether to give up; asked before each batch.
 
     Raises:
         UserError: VA-D010, no sample of the split could be read.
+        Interrupted: `stopped` on any process.
     """
     was_training = model.training
     model.eval()
@@ -48,7 +51,14 @@ def evaluate_model(
     loss, done = 0.0, 0
     progress = (console or Console(quiet=True)).progress(split, len(loader))
     with progress as bar, torch.inference_mode():
-        for step, batch in enumerate(loader):
+        # One process may have a batch more than another, and all are asked equally often.
+        batches, most = iter(loader), len(loader) if processes is None else max(processes.gather(len(loader)))
+        for step in range(most):
+            if stopped() if processes is None else processes.any_of(stopped())[0]:
+                raise Interrupted(f"in the evaluation of {split}")
+            batch = next(batches, None)
+            if batch is None:
+                continue
             unreadable += batch.unreadable
             if len(batch):
                 with autocast():

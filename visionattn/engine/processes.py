@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,15 +25,18 @@ T = TypeVar("T")
 class Processes:
     """The processes of a run; with a single process no method communicates.
 
+    Args:
+        timeout: seconds that they wait for each other.
+
     Attributes:
         rank: number of this process; 0 writes and prints.
         world: number of processes.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, timeout: float) -> None:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         # Flags are exchanged between CPUs, so that a GPU keeps computing.
-        self._hosts: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._hosts: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if self.world > 1 else None
 
     @property
     def is_main(self) -> bool:

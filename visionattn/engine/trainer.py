@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -18,18 +20,19 @@ from visionattn.config.schema import RunConfig
 from visionattn.console import Console, duration
 from visionattn.data.check import too_many_unreadable
 from visionattn.data.loading import eval_loader, train_loader, worker_count
-from visionattn.data.sampling import TrainSampler
+from visionattn.data.sampling import TrainSampler, derive_seed
 from visionattn.engine.diagnosis import diverged, first_bad_gradient, first_bad_module, out_of_memory, single_value_norm
 from visionattn.engine.evaluate import evaluate_model
-from visionattn.engine.interrupts import first_signal
+from visionattn.engine.guard import LossWatch, copy_buffers, restore_buffers
 from visionattn.engine.optim import build_optimizer, build_schedule
 from visionattn.engine.processes import Processes
 from visionattn.engine.random_state import random_state, set_random_state
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
 from visionattn.report.tensorboard import TensorBoard
-from visionattn.runs.checkpoint import keep_best, read_checkpoint, save_checkpoint
+from visionattn.runs.checkpoint import keep_best, latest_checkpoint, read_checkpoint, save_checkpoint
 from visionattn.runs.folder import RunFolder
+from visionattn.runs.interrupts import first_signal, stop_signals
 from visionattn.tasks.base import Dataset, Evaluation, Objective, Target, Task
 from visionattn.tasks.batch import Batch
 
@@ -54,6 +57,32 @@ class Setup:
     objective: Objective
     train_set: Dataset
     val_set: Dataset
+
+
+@dataclass
+class Progress:
+    """What a run carries from step to step besides its model and its optimizer.
+
+    Attributes:
+        step: optimizer steps done.
+        best: metric, value and epoch of the best evaluation.
+        lr: learning rate of the last step.
+        losses, updates: sum and number of the losses of the epoch so far; steps that updated nothing are not among them.
+        seconds: time of the epoch so far.
+        evaluated: whether the last finished epoch was.
+        skipped: steps left out in a row because of `train.on_nan`.
+        rollbacks: returns to a checkpoint because of it.
+    """
+
+    step: int = 0
+    best: dict[str, Any] | None = None
+    lr: float = 0.0
+    losses: float = 0.0
+    updates: int = 0
+    seconds: float = 0.0
+    evaluated: bool = True
+    skipped: int = 0
+    rollbacks: int = 0
 
 
 class Trainer:
@@ -98,12 +127,27 @@ class Trainer:
         workers = worker_count(config.data)
         self.train_loader = train_loader(setup.train_set, self.sampler, workers, pin_memory=accelerator.device.type == "cuda")
         self.val_loader = eval_loader(setup.val_set, self.task.eval_batch_size(config), workers, rank, world)
-        self.step = 0
-        self.best: dict[str, Any] | None = None  # metric, value, epoch
+        self.progress = Progress()
         self.unreadable: set[str] = set()
         self.monitor = self.task.monitor(config) if config.eval.best == "auto" else config.eval.best
+        self.watch = LossWatch()
         self._interrupted = False
         self.tensorboard: TensorBoard | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.step
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """Metric, value and epoch of the best evaluation so far."""
+        return self.progress.best
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of a step on all processes."""
+        return self.batch_size * self.processes.world
 
     @property
     def bare_model(self) -> nn.Module:
@@ -116,15 +160,19 @@ class Trainer:
 
         Raises:
             UserError: VA-R001, out of memory; VA-R002, diverged; VA-R004, disk full; VA-D010, unreadable samples.
-            Interrupted: after Ctrl-C or SIGTERM and a save.
+            Interrupted: after a stop signal and a save.
         """
         if self.processes.is_main and self.config.log.tensorboard:
             pictures = self.task.pictures(self.setup.target)
-            self.tensorboard = TensorBoard(self.run.path / "tb", self.task.display, pictures, self.config.log.images, purge_step=self.step)
+            folder, images, purge_step = self.run.path / "tb", self.config.log.images, self.step + 1 if self.step else None
+            self.tensorboard = TensorBoard(folder, self.task.display, pictures, images, purge_step=purge_step)
         try:
-            with first_signal(self._interrupt):
+            with first_signal(stop_signals(self.config.train.save_signal), self._interrupt):
+                if not self.progress.evaluated:
+                    self._end_of_epoch()
                 while self.step < self.total_steps:
                     self._epoch()
+                    self._end_of_epoch()
                     if self.step < self.total_steps and self.processes.any_of(self._interrupted)[0]:
                         raise Interrupted(f"after epoch {self.step // self.steps_per_epoch}")
         except torch.OutOfMemoryError as error:
@@ -135,51 +183,73 @@ class Trainer:
 
     def _interrupt(self) -> None:
         self._interrupted = True
-        self.console.field("interrupt", "finishing this step, saving ... press again to stop at once")
+        with suppress(RuntimeError):  # the signal may have come while a line was printed
+            self.console.field("interrupt", "finishing this step, saving ... press again to stop at once")
 
     def _epoch(self) -> None:
-        config, unit = self.config, self.task.unit
+        """Train to the end of the current epoch."""
+        config, unit, progress = self.config, self.task.unit, self.progress
         epoch, first = divmod(self.step, self.steps_per_epoch)
         last = self._end(epoch + 1)
         self.sampler.set_position(epoch, first)
         self.model.train()
         if config.train.freeze == "backbone":
             self.bare_model.backbone.eval()  # type: ignore[union-attr, operator]  # its statistics stay unchanged too
-        label = f"epoch {epoch + 1:>3}/{self.epochs}"
-        losses, samples, started, window = [], 0, time.perf_counter(), (time.perf_counter(), 0)
+        label = self._label(epoch + 1)
+        samples, started, window, earlier = 0, time.perf_counter(), (time.perf_counter(), 0), progress.seconds
         with self.console.progress(label, last - epoch * self.steps_per_epoch, first) as bar:
             for batch in self.train_loader:
                 if self.tensorboard is not None and self.step == 0:
                     self.tensorboard.show_batch(self.bare_model, batch)
                 loss, grad_norm, stop = self.train_step(batch)
-                self.step += 1
-                losses.append(loss)
+                now = time.perf_counter()
+                progress.step, progress.lr = progress.step + 1, self._lr
+                progress.seconds = earlier + now - started
                 samples += len(batch) * self.processes.world
-                lr = self.optimizer.param_groups[-1]["lr"]
+                if loss is not None:
+                    progress.losses, progress.updates = progress.losses + loss, progress.updates + 1
+                    self._look_at(loss)
                 if self.step % config.log.every_steps == 0 or self.step == last:
-                    now = time.perf_counter()
                     speed = (samples - window[1]) / (now - window[0])
                     window = (now, samples)
-                    self._log_step(epoch, loss, lr, grad_norm, speed)
-                rate = f"{unit}s/s {samples / (time.perf_counter() - started):.0f}"
-                bar.update(self.step - epoch * self.steps_per_epoch, f"loss {loss:.3f}  lr {lr:.1e}  gnorm {grad_norm:.2f}  {rate}")
+                    self._log_step(epoch, loss, progress.lr, grad_norm, speed)
+                rate = f"{unit}s/s {samples / (now - started):.0f}"
+                shown = "-" if loss is None else f"{loss:.3f}"
+                bar.update(self.step - epoch * self.steps_per_epoch, f"loss {shown}  lr {progress.lr:.1e}  gnorm {grad_norm:.2f}  {rate}")
                 self.schedule.step_update(self.step)
                 if self.step == last:
-                    break  # its evaluation belongs to the epoch: an interrupt waits for it
+                    break  # its evaluation belongs to the epoch: an interrupt waits for it to begin
                 if stop or (config.train.save_every and self.step % config.train.save_every == 0):
                     self.save()
                 if stop:
                     raise Interrupted(f"epoch {epoch + 1}, step {self.step - epoch * self.steps_per_epoch}/{self.steps_per_epoch}")
-        seconds, mean_loss = time.perf_counter() - started, float(np.mean(losses))
-        summary = f"loss {mean_loss:.3f}  lr {lr:.1e}  gnorm {grad_norm:.2f}  {unit}s/s {samples / seconds:.0f}"
+        self._require_updates(epoch + 1)
+        progress.evaluated = False
+        mean_loss, seconds = progress.losses / progress.updates, progress.seconds
+        summary = f"loss {mean_loss:.3f}  lr {progress.lr:.1e}  gnorm {grad_norm:.2f}  {unit}s/s {samples / (now - started):.0f}"
         self.console.line(f"{label}  {duration(seconds):>5}  {summary}")
-        self._end_of_epoch(epoch + 1, mean_loss, lr, seconds)
 
-    def train_step(self, batch: Batch) -> tuple[float, float, bool]:
+    def _require_updates(self, epoch: int) -> None:
+        if not self.progress.updates:
+            raise UserError(
+                "VA-D010",
+                f"epoch {epoch} trained on nothing: none of its {self.task.unit}s could be read",
+                where=", ".join(sorted(self.unreadable)[:3]),
+                fix=f"restore the files, then visionattn train --resume {self.run.path}",
+            )
+
+    def _label(self, epoch: int) -> str:
+        return f"epoch {epoch:>3}/{self.epochs}"
+
+    @property
+    def _lr(self) -> float:
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def train_step(self, batch: Batch) -> tuple[float | None, float, bool]:
         """Forward, backward and update.
 
         Returns:
-            The loss, the gradient norm before clipping, and whether the run is to stop after this step.
+            The loss, or None if the step updated nothing; the gradient norm before clipping; whether the run is to stop afterwards.
 
         Raises:
             UserError: VA-R002, a loss or a gradient that is not finite; VA-D010, too many unreadable samples.
@@ -188,9 +258,10 @@ class Trainer:
         mixed = self.setup.objective.mix(batch.to(accelerator.device))
         empty, unreadable = processes.any_of(not len(mixed), bool(batch.unreadable))
         if unreadable:
-            self._count_unreadable(batch.unreadable)
+            self._count_unreadable([item for share in processes.gather(batch.unreadable) for item in share])
         if empty:  # on one process: the step updates nothing on any
-            return 0.0, 0.0, processes.any_of(self._interrupted)[0]
+            return None, 0.0, processes.any_of(self._interrupted)[0]
+        buffers = [] if config.train.on_nan == "stop" else copy_buffers(self.bare_model)
         parts = self.task.split(mixed, config.train.accum)
         total = 0.0
         for index, part in enumerate(parts):
@@ -212,12 +283,47 @@ class Trainer:
         bad_norm = not math.isfinite(norm) and accelerator.mixed_precision != "fp16"
         bad_loss, bad_norm, stop = processes.any_of(not math.isfinite(total), bad_norm, self._interrupted)
         if bad_loss or bad_norm:
-            raise self._diverged(mixed, total, norm)
+            self._leave_out(self._diverged(mixed, total, norm), buffers)
+            return None, norm, stop
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.bare_model, step=self.step)
+        self.progress.skipped = 0
         return total, norm, stop
+
+    def _leave_out(self, error: UserError, buffers: list[torch.Tensor]) -> None:
+        """Undo what a step that is not finite did, as far as `train.on_nan` allows it.
+
+        Raises:
+            UserError: the error, if the run stops.
+        """
+        train, progress = self.config.train, self.progress
+        if train.on_nan == "stop":
+            raise error
+        if self.accelerator.scaler is not None:
+            self.optimizer.step()  # the scaler leaves it out, and lowers its scale
+        self.optimizer.zero_grad(set_to_none=True)
+        if train.on_nan == "skip":
+            progress.skipped += 1
+            if progress.skipped > train.nan_limit:
+                raise error
+            restore_buffers(self.bare_model, buffers)
+            self.console.warn(f"VA-R002 {error.what}: the step is left out ({progress.skipped} of {train.nan_limit} in a row); {error.why}")
+            return
+        progress.rollbacks += 1
+        checkpoint = self.processes.from_main(latest_checkpoint(self.run.checkpoints) if self.processes.is_main else None)
+        if checkpoint is None or progress.rollbacks > train.nan_limit:
+            raise error
+        state = self._load(checkpoint)
+        self.schedule.step_update(self.step)
+        back = f"the weights are those of step {state['progress']['step']} again ({progress.rollbacks} of {train.nan_limit} times)"
+        self.console.warn(f"VA-R002 {error.what}: {back}; {error.why}")
+
+    def _look_at(self, loss: float) -> None:
+        spike = self.watch.spike(loss)
+        if spike is not None:
+            self.console.warn(f"step {self.step}: {spike}")
 
     def _forward(self, part: Batch) -> Any:
         try:
@@ -243,6 +349,7 @@ class Trainer:
             autocast=self.accelerator.autocast,
             processes=self.processes,
             console=self.console,
+            stopped=lambda: self._interrupted,
         )
 
     def save(self) -> None:
@@ -250,8 +357,7 @@ class Trainer:
         randoms = self.processes.gather(random_state())
         if self.processes.is_main:
             state = {
-                "step": self.step,
-                "best": self.best,
+                "progress": asdict(self.progress),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "random": randoms,
@@ -259,6 +365,8 @@ class Trainer:
             meta = {
                 "step": self.step,
                 "epoch": self.step / self.steps_per_epoch,
+                "processes": self.processes.world,
+                "samples_per_step": self.samples_per_step,
                 "best": self.best,
                 "target": self.setup.target,
                 "config": self.config.model_dump(mode="json"),
@@ -269,58 +377,97 @@ class Trainer:
                 self.tensorboard.flush()
         self.processes.wait()
 
-    def resume(self, checkpoint: Any) -> None:
-        """Continue from a checkpoint folder, bit for bit."""
-        model, ema, state = read_checkpoint(checkpoint)
-        self.bare_model.load_state_dict(model)
-        if self.ema is not None and ema is not None:
-            self.ema.module.load_state_dict(ema)
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
-        self.schedule.step_update(self.step)
-        set_random_state(state["random"][self.processes.rank])
-        if self.processes.is_main and self.best is not None and self._end(self.best["epoch"]) == self.step:
-            keep_best(self.run.checkpoints)  # the kill may have come between the save and this
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from a checkpoint folder, bit for bit if it is of as many processes.
 
-    def _end_of_epoch(self, epoch: int, train_loss: float, lr: float, seconds: float) -> None:
-        evaluation = None
-        line: dict[str, Any] = {"kind": "epoch", "step": self.step, "epoch": epoch, "train_loss": train_loss, "lr": lr, "seconds": seconds}
-        better = False
+        Raises:
+            UserError: VA-W003, VA-W005, a checkpoint that is not of this run.
+        """
+        state = self._load(checkpoint)
+        self.progress = Progress(**state["progress"])
+        before = self._lr
+        self.schedule.step_update(self.step)
+        if not math.isclose(before, self._lr, rel_tol=1e-6) and self.step < self.total_steps:
+            why = f"the schedule is now over {self.total_steps} steps"
+            self.console.field("", f"learning rate {before:.2e} -> {self._lr:.2e} at this step: {why}")
+        randoms = state["random"]
+        if len(randoms) == self.processes.world:
+            set_random_state(randoms[self.processes.rank])
+        else:
+            set_seed(derive_seed(self.config.seed, 1 + self.processes.rank, self.step))
+            world = f"{len(randoms)} -> {self.processes.world} processes"
+            self.console.field("", f"{world}: order and learning rate go on; dropout and batch statistics differ from here on")
+        if self.processes.is_main and self.best is not None and self._end(self.best["epoch"]) == self.step:
+            keep_best(checkpoint)  # the kill may have come between the save and this
+
+    def _load(self, checkpoint: Path) -> dict[str, Any]:
+        """Load weights, optimizer and scaler; returns the rest of the state."""
+        model, ema, state = read_checkpoint(checkpoint)
+        try:
+            self.bare_model.load_state_dict(model)
+            if self.ema is not None and ema is not None:
+                self.ema.module.load_state_dict(ema)
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            Progress(**state["progress"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            why = str(error).split("\n")[0]
+            fix = "use the version in env.txt of the run, or start a new run"
+            raise UserError("VA-W003", "the checkpoint does not fit the run", where=str(checkpoint), why=why, fix=fix) from error
+        return state
+
+    def _end_of_epoch(self) -> None:
+        """Evaluate the epoch that was just trained, write its line and save."""
+        progress, epoch = self.progress, -(-self.step // self.steps_per_epoch)
+        train_loss, seconds = progress.losses / progress.updates, progress.seconds
+        line: dict[str, Any] = {"kind": "epoch", "step": self.step, "epoch": epoch}
+        line |= {"train_loss": train_loss, "lr": progress.lr, "seconds": seconds}
+        evaluation, better = None, False
         if epoch % self.config.eval.every == 0 or epoch == self.epochs:
-            evaluation = self.evaluate()
+            evaluation = self._evaluate_or_stop(epoch)
+            self._count_unreadable(evaluation.unreadable)
             value = evaluation.metrics[self.monitor]
             better = value is not None and (self.best is None or value > self.best["value"])
             if better:
-                self.best = {"metric": self.monitor, "value": value, "epoch": epoch}
-            line |= {f"val_{name}": metric for name, metric in evaluation.metrics.items()}
+                progress.best = {"metric": self.monitor, "value": value, "epoch": epoch}
+            line |= {f"val_{name}": metric for name, metric in evaluation.metrics.items()} | {"val_count": evaluation.count}
             self._print_evaluation(evaluation, better, (self.epochs - epoch) * seconds)
+        progress.losses, progress.updates, progress.seconds, progress.evaluated = 0.0, 0, 0.0, True
         if self.processes.is_main:
-            self.run.append_metrics(line)  # before the save: a run killed in between goes back and writes it again
+            # Before the save: a run killed in between goes back and writes them again.
+            self.run.append_metrics(line)
             self.run.write_epoch_table()
+            if self.tensorboard is not None and evaluation is not None:
+                self.tensorboard.show_scores(evaluation, self.step)
         self.save()
         if self.processes.is_main:
             if better:
-                keep_best(self.run.checkpoints)
-            if self.tensorboard is not None and evaluation is not None:
-                self.tensorboard.show_scores(evaluation, self.step)
-                if better or epoch == self.epochs:
-                    self.tensorboard.show_evaluation(evaluation, self.setup.val_set, self.run.read_metrics())
+                keep_best(self.run.checkpoints / "last")
+            if self.tensorboard is not None and evaluation is not None and (better or epoch == self.epochs):
+                self.tensorboard.show_evaluation(evaluation, self.setup.val_set, self.run.read_metrics())
+
+    def _evaluate_or_stop(self, epoch: int) -> Evaluation:
+        try:
+            return self.evaluate()
+        except Interrupted:
+            self.save()
+            raise Interrupted(f"epoch {epoch}, before its evaluation") from None
 
     def _print_evaluation(self, evaluation: Evaluation, better: bool, seconds_left: float) -> None:
         display, metrics = self.task.display, evaluation.metrics
         names = [name for name in dict.fromkeys((self.monitor, *display.metrics)) if name in metrics]
         texts = [f"{name} {display.text(name, metrics[name], 2)}" for name in names]
         eta = f"eta {duration(seconds_left)}" if seconds_left else ""
-        texts += [f"loss {metrics['loss']:.3f}", "best -> saved" if better else "", eta]
+        part = f"of {evaluation.count} of {len(self.setup.val_set)} {self.task.unit}s" if evaluation.unreadable else ""
+        texts += [f"loss {metrics['loss']:.3f}", part, "best -> saved" if better else "", eta]
         self.console.field("   val", "  ".join(filter(None, texts)))
 
     def _end(self, epoch: int) -> int:
         """The step at which an epoch, counted from 1, is over."""
         return min(epoch * self.steps_per_epoch, self.total_steps)
 
-    def _log_step(self, epoch: int, loss: float, lr: float, grad_norm: float, speed: float) -> None:
+    def _log_step(self, epoch: int, loss: float | None, lr: float, grad_norm: float, speed: float) -> None:
         if not self.processes.is_main:
             return
         values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, f"{self.task.unit}s_per_second": round(speed, 1)}
@@ -328,18 +475,22 @@ class Trainer:
         if self.tensorboard is not None:
             self.tensorboard.scalars("train", values, self.step)
 
-    def _count_unreadable(self, unreadable: list[tuple[str, str]]) -> None:
+    def _count_unreadable(self, found: list[tuple[str, str]]) -> None:
         """Samples that became unreadable since the check: left out, counted once, and fatal above the limit of data.on_error."""
-        found = [item for share in self.processes.gather(unreadable) for item in share]
-        for name, reason in found:
+        new = {name: reason for name, reason in found if name not in self.unreadable}
+        if not new:
+            return
+        for name, reason in new.items():
             self.console.warn(f"unreadable, left out: {name} ({reason})")
-        self.unreadable |= {name for name, _ in found}
-        if too_many_unreadable(len(self.unreadable), len(self.setup.train_set), self.config.data.on_error):
+        self.unreadable |= new.keys()
+        if self.processes.is_main:  # the run may be resumed without them
+            self.run.write_state("running", unreadable=sorted(self.unreadable))
+        if too_many_unreadable(len(self.unreadable), len(self.setup.train_set) + len(self.setup.val_set), self.config.data.on_error):
             raise UserError(
                 "VA-D010",
                 f"{len(self.unreadable)} {self.task.unit}s became unreadable during training",
-                where=found[-1][0],
-                fix="repair or remove them and resume, or data.on_error=skip",
+                where=", ".join(list(new)[:3]),
+                fix="repair or remove them and resume, or resume with data.on_error=skip",
             )
 
     def _diverged(self, batch: Batch, loss: float, norm: float) -> UserError:
@@ -351,9 +502,8 @@ class Trainer:
         shares = self.processes.gather((bad_loss, loss, module, batch.ids))
         guilty = [share for share in shares if share[0]] or shares
         what = f"loss is {guilty[0][1]}" if guilty[0][0] else f"gradient norm is {norm}"
-        lr = self.optimizer.param_groups[-1]["lr"]
         ids = [name for share in guilty for name in share[3]]
-        record = {"step": self.step, "what": what, "lr": lr, "module": guilty[0][2] or "the loss itself", "samples": ids}
+        record = {"step": self.step, "what": what, "lr": self._lr, "module": guilty[0][2] or "the loss itself", "samples": ids}
         path = self.run.path / "diverged.json"
         if self.processes.is_main:
             atomic_write(path, json.dumps(record, indent=1))

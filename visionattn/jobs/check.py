@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class CheckedData:
         report: findings.
         target: meaning of a model's outputs for these data.
         rows: of manifest.csv.
+        gaps: id by position of training samples that a resumed run began with and that are gone; stand-ins take their place.
     """
 
     data: Any
     report: CheckReport
     target: Target
     rows: list[ManifestRow]
+    gaps: dict[int, str] = field(default_factory=dict)
 
 
 def check(config: RunConfig, *, console: Console | None = None, strict: bool = False) -> CheckReport:

@@ -12,7 +12,7 @@ from visionattn.engine.evaluate import evaluate_model
 from visionattn.errors import UserError
 from visionattn.report.tables import save_evaluation
 from visionattn.runs.load import CHANGEABLE, load_model
-from visionattn.tasks import change_config
+from visionattn.tasks import change_config, name_plugins
 from visionattn.tasks.base import Evaluation
 
 
@@ -41,6 +41,7 @@ def evaluate(
         UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings.
     """
     console = console or Console()
+    settings = name_plugins(settings)
     loaded = load_model(source, lambda text: console.field("", text))
     task, target, model = loaded.task, loaded.target, loaded.model
     config = change_config(loaded.config, settings, CHANGEABLE)

@@ -17,7 +17,7 @@ from visionattn.engine.devices import open_accelerator
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, csv_text
 from visionattn.runs.load import CHANGEABLE, LoadedModel, load_model
-from visionattn.tasks import change_config
+from visionattn.tasks import change_config, name_plugins
 from visionattn.tasks.base import Dataset, Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 
@@ -57,6 +57,7 @@ def predict(
             would be overwritten.
     """
     console = console or Console(quiet=True)
+    settings = name_plugins(settings)
     loaded = load_model(source, lambda text: console.field("", text))
     loaded = loaded.with_config(change_config(loaded.config, settings, CHANGEABLE))
     task, target = loaded.task, None if out is None else Path(out)

@@ -25,26 +25,17 @@ from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.doctor import diagnose, diagnosis_text
+from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data
 from visionattn.jobs.weights import load_initial_weights
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
-from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta
+from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
 from visionattn.runs.folder import RunFolder, environment
+from visionattn.runs.interrupts import interrupting, stop_signals
 from visionattn.runs.state import running
-from visionattn.tasks import load_config, task_of
-
-# Settings that may differ when a run resumes: they do not affect what is computed, or only for how long.
-RESUMABLE_KEYS = (
-    "train.epochs",
-    "train.steps",
-    "train.save_every",
-    "train.device",
-    "data.workers",
-    "data.cache",
-    "log",
-    "output",
-    "eval.batch_size",
-)
+from visionattn.tasks import load_config, run_config, task_of
+from visionattn.tasks.base import Dataset
+from visionattn.tasks.batch import GappedDataset
 
 
 @dataclass(frozen=True)
@@ -101,25 +92,28 @@ def train(
 
     Raises:
         UserError: a mistake or a circumstance that the user can fix; see its `code`.
-        Interrupted: Ctrl-C or SIGTERM, after saving.
+        Interrupted: Ctrl-C, SIGTERM or train.save_signal, after saving.
     """
     resumed = RunFolder.open(Path(resume)) if resume is not None else None
     config = _complete_config(config, resumed, overrides)
     task = task_of(config)
     task.check_names(config)
+    signals = stop_signals(config.train.save_signal)
     with ExitStack() as stack:
+        stack.enter_context(interrupting(signals))
         accelerator = stack.enter_context(open_accelerator(config.train, leaves_unused=task.leaves_unused))
         stack.enter_context(deterministic(config.train.deterministic))
-        processes = Processes(accelerator)
+        processes = Processes(accelerator, config.train.process_timeout)
         console = console or Console() if processes.is_main else Console(quiet=True)
+        checkpoint = None if resumed is None or dry_run else _hold(resumed, config, processes, console, stack)
         prepared = _prepare(config, resumed, processes, console, strict=strict, keep=not dry_run)
         if dry_run:
             _dry_run(prepared, accelerator, processes, console)
             return None
-        run = resumed or _create_run(prepared, processes)
-        facts = {} if resumed else {**environment(), "device": str(accelerator.device), "data": manifest_hash(prepared.checked.rows)}
-        stack.enter_context(running(run, console, rank=processes.rank, **facts))
-        trainer = _start(prepared, run, resumed is not None, accelerator, processes, console)
+        run = resumed or _create_run(prepared, processes, stack)
+        facts = {} if resumed else {**environment(), **_data_facts(prepared), "device": str(accelerator.device)}
+        stack.enter_context(running(run, console, rank=processes.rank, signals=signals, **facts))
+        trainer = _start(prepared, run, checkpoint, resumed is not None, accelerator, processes, console)
         trainer.fit()
         result = _finish(trainer, prepared, console) if processes.is_main else None
         processes.wait()
@@ -132,11 +126,11 @@ def train(
 def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder | None, overrides: dict[str, Any]) -> RunConfig:
     if config is None or isinstance(config, (str, Path)):
         settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
-        config = load_config(resumed.path / "config.yaml" if resumed and config is None else config, settings)
+        config = run_config(resumed.path / "config.yaml", settings) if resumed and config is None else load_config(config, settings)
     elif overrides:
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
     if resumed is not None:
-        _require_same_config(resumed, config)
+        require_same_config(resumed, config)
     return config
 
 
@@ -146,7 +140,8 @@ def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes,
     def check() -> CheckedData:
         checked = check_data(task_of(config), config, console, strict=strict, keep=keep)
         if resumed is not None:
-            _require_same_data(resumed, manifest_hash(checked.rows))
+            require_same_target(resumed, checked.target)
+            checked = same_data(resumed, checked)
         require_batches(len(checked.data.train), config.train.batch_size * config.train.accum, processes.world)
         return checked
 
@@ -155,9 +150,11 @@ def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes,
         set_seed(config.seed)
         model = task.build_model(config, checked.target)
         weights = "" if resumed is not None else load_initial_weights(task, model, config, console)
-        train_set = task.train_dataset(config, model, checked.data, checked.report)
+        train_set: Dataset = task.train_dataset(config, model, checked.data, checked.report)
         val_set = task.eval_dataset(config, model, checked.data.val)
         objective = task.objective(config, checked.target, train_set)
+        if checked.gaps:
+            train_set = GappedDataset(train_set, checked.gaps)
         return Prepared(Setup(config, task, checked.target, model, objective, train_set, val_set), checked, weights)
 
     checked = processes.together(check, main_first=True)  # the others find what was decoded in the cache
@@ -166,59 +163,62 @@ def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes,
     return prepared
 
 
-def _require_same_config(run: RunFolder, after: RunConfig) -> None:
-    """Stop if a setting that affects the result differs from those the run started with.
+def _hold(run: RunFolder, config: RunConfig, processes: Processes, console: Console, stack: ExitStack) -> Path | None:
+    """Lock a run until the stack is left; returns the checkpoint to resume from.
 
     Raises:
-        UserError: VA-C010 with all that differ.
+        UserError: VA-R005, another process holds it; VA-W005, its checkpoints are damaged or gone; VA-C010, of other batches.
     """
-    before = load_config(run.path / "config.yaml")
-    changes = _changes(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
-    refused = [line for key, line in changes if not any(key == free or key.startswith(f"{free}.") for free in RESUMABLE_KEYS)]
-    if refused:
-        raise UserError(
-            "VA-C010",
-            "a run resumes only with the settings it started with\n  " + "\n  ".join(refused),
-            where=str(run.path / "config.yaml"),
-            fix=f"leave them out, or start a new run; these may change: {', '.join(RESUMABLE_KEYS)}",
-        )
+
+    def find() -> Path | None:
+        if not processes.is_main:
+            return None
+        stack.enter_context(run.locked())
+        found = recover_checkpoints(run.checkpoints, console.warn)
+        if found is not None:
+            require_same_batch(found, config, processes.world)
+        elif any(line["kind"] == "epoch" for line in run.read_metrics()):
+            fix = "restore a copy of them, or start a new run"
+            raise UserError("VA-W005", "the checkpoints of the run are gone", where=str(run.checkpoints), fix=fix)
+        return found
+
+    return processes.from_main(processes.together(find))
 
 
-def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = dict.fromkeys([*before, *after])
-        return [item for name in keys for item in _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)]
-    return [] if before == after else [(key, f"{key}: {before} -> {after}")]
-
-
-def _require_same_data(run: RunFolder, digest: str) -> None:
-    known = run.read_state().get("data")
-    if known is not None and known != digest:
-        raise UserError(
-            "VA-C010",
-            "the data changed since the run started",
-            where=str(run.path / "data" / "manifest.csv"),
-            why=f"manifest hash {digest}, at the start {known}",
-            fix="restore the files, or start a new run",
-        )
-
-
-def _create_run(prepared: Prepared, processes: Processes) -> RunFolder:
+def _create_run(prepared: Prepared, processes: Processes, stack: ExitStack) -> RunFolder:
+    """A new run folder, locked."""
     config, data = prepared.setup.config, prepared.checked.data
     name = config.output.name or f"{data.name}-{config.model.name}"
 
     def create() -> Path | None:
-        return RunFolder.create(Path(config.output.dir).expanduser() / name).path if processes.is_main else None
+        if not processes.is_main:
+            return None
+        run = RunFolder.create(Path(config.output.dir).expanduser() / name)
+        stack.enter_context(run.locked())
+        return run.path
 
     path = processes.from_main(processes.together(create))
     assert path is not None
     return RunFolder(path)
 
 
+def _data_facts(prepared: Prepared) -> dict[str, Any]:
+    """What `run.json` knows of the data, to compare when the run resumes."""
+    return {"data": manifest_hash(prepared.checked.rows), "target": prepared.checked.target}
+
+
 # ---------------------------------------------------------------- run
 
 
-def _start(prepared: Prepared, run: RunFolder, resumed: bool, accelerator: Accelerator, processes: Processes, console: Console) -> Trainer:
+def _start(
+    prepared: Prepared,
+    run: RunFolder,
+    checkpoint: Path | None,
+    resumed: bool,
+    accelerator: Accelerator,
+    processes: Processes,
+    console: Console,
+) -> Trainer:
     """Write what a run starts with, and bring the trainer to its first step."""
     setup, weights = prepared.setup, prepared.weights
     if processes.is_main:
@@ -227,8 +227,7 @@ def _start(prepared: Prepared, run: RunFolder, resumed: bool, accelerator: Accel
             atomic_write(run.path / "env.txt", diagnosis_text(diagnose(self_check=False)) + "\n")
         run.write_config(setup.config)
     trainer = Trainer(setup, run, accelerator, processes, console)
-    # One process looks, because leftovers of a killed save are removed on the way.
-    checkpoint = processes.from_main(latest_checkpoint(run.checkpoints) if resumed and processes.is_main else None)
+    trainer.unreadable = set(processes.from_main(run.read_state().get("unreadable", ())))
     if resumed and checkpoint is None:
         weights = load_initial_weights(setup.task, trainer.bare_model, setup.config, console)
     _print_start(trainer, run, weights, resumed, checkpoint)

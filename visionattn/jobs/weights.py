@@ -7,12 +7,12 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
-from visionattn.errors import UserError
 from visionattn.models import load_checkpoint
 from visionattn.models.weights.download import fetch
 from visionattn.models.weights.records import find_record
-from visionattn.runs.checkpoint import latest_checkpoint, read_weights
+from visionattn.runs.checkpoint import read_weights, read_while_written
 from visionattn.runs.folder import RunFolder
+from visionattn.runs.load import best_checkpoint
 from visionattn.tasks.base import Task
 
 
@@ -20,7 +20,7 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
     """Load model.weights into a model and return the line that reports it.
 
     Raises:
-        UserError: VA-W001 to VA-W007; VA-R003, a folder that is not a run.
+        UserError: VA-W001 to VA-W007; VA-R003, a folder that is not a run; VA-R008, one with parts outside of it.
     """
     source = config.model.weights
     if source == "none":
@@ -34,10 +34,8 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
         source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
         report = load_checkpoint(model, file.path)
     elif path.is_dir():
-        checkpoint = path if (path / "meta.json").is_file() else latest_checkpoint(RunFolder.open(path).checkpoints)
-        if checkpoint is None:
-            raise UserError("VA-W006", "the run has no checkpoint yet", where=str(path))
-        report = load_checkpoint(model, read_weights(checkpoint))
+        checkpoint = path if (path / "meta.json").is_file() else best_checkpoint(RunFolder.open(path))
+        report = load_checkpoint(model, read_while_written(checkpoint, lambda: read_weights(checkpoint)))
     else:
         report = load_checkpoint(model, path)
     if report.skipped:

@@ -22,11 +22,11 @@ class TensorBoard:
         display: which metrics are drawn.
         pictures: the task's figures.
         count: most pictures per panel.
-        purge_step: events from this step on are hidden, because the run resumes from there.
+        purge_step: events from this step on are hidden, because the resumed run writes them again.
     """
 
-    def __init__(self, folder: Path, display: Display, pictures: Pictures, count: int, *, purge_step: int) -> None:
-        self.writer = SummaryWriter(str(folder), purge_step=purge_step or None)
+    def __init__(self, folder: Path, display: Display, pictures: Pictures, count: int, *, purge_step: int | None) -> None:
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step)
         self.display, self.pictures, self.count = display, pictures, count
 
     def scalars(self, group: str, values: Mapping[str, float | None], step: int) -> None:

@@ -3,25 +3,35 @@
 A folder holds `model.safetensors`, `ema.safetensors` (with a moving average), `state.pt` (optimizer,
 random generators, position) and `meta.json`, written last, with the sha256 of the others and all
 that evaluation needs: the config and the meaning of the outputs.
+
+Only the holder of the run's lock writes here, and only it removes leftovers (`recover_checkpoints`). Readers may look at any
+time: what they read may be renamed meanwhile, so they read again if it was.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from visionattn.errors import UserError
-from visionattn.files import atomic_folder, disk_full, require_space, sha256_of, sweep_temporary
+from visionattn.files import atomic_folder, require_space, sha256_of, sweep_temporary, sync_folder
 
 State = dict[str, torch.Tensor]
+T = TypeVar("T")
+
+WEIGHTS = ("model.safetensors", "ema.safetensors")
+PARTS = (*WEIGHTS, "state.pt")
+# Newest first: a kill between the last renames of a save leaves `next` and `prev`.
+_ORDER = ("next", "last", "prev")
 
 
 def save_checkpoint(folder: Path, *, model: State, ema: State | None, state: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -29,34 +39,35 @@ def save_checkpoint(folder: Path, *, model: State, ema: State | None, state: dic
 
     Raises:
         UserError: VA-R004, the disk is full; the checkpoints there before are intact.
+        OSError: another reason not to write, or an error of torch or safetensors with such a cause.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.values())
     require_space(folder, (5 if ema else 4) * size + 2**20)  # weights, two moments of the optimizer, reserve
+    with atomic_folder(folder / "next") as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}, temporary / "model.safetensors")
+        if ema is not None:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in ema.items()}, temporary / "ema.safetensors")
+        with (temporary / "state.pt").open("wb") as file:  # given a path, torch would hide the system's error
+            torch.save(state, file)
+        hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
+        (temporary / "meta.json").write_text(json.dumps({**meta, "sha256": hashes}, indent=1), encoding="utf-8")
+    _shift(folder)
+
+
+def _shift(folder: Path) -> None:
+    """Make `next` the last checkpoint, and the last one the previous."""
     last, prev = folder / "last", folder / "prev"
-    try:
-        with atomic_folder(folder / "next") as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}, temporary / "model.safetensors")
-            if ema is not None:
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in ema.items()}, temporary / "ema.safetensors")
-            torch.save(state, temporary / "state.pt")
-            hashes = {path.name: sha256_of(path) for path in sorted(temporary.iterdir())}
-            (temporary / "meta.json").write_text(json.dumps({**meta, "sha256": hashes}, indent=1), encoding="utf-8")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise disk_full(folder, str(error)) from error
-        raise
-    # A kill between the renames leaves `next` and `prev`: latest_checkpoint knows both.
     if last.exists():
         shutil.rmtree(prev, ignore_errors=True)
         last.rename(prev)
     (folder / "next").rename(last)
+    sync_folder(folder)
 
 
-def keep_best(folder: Path) -> None:
-    """Make `best` what `last` is now; the files are shared, not copied, where the disk can."""
-    with atomic_folder(folder / "best") as temporary:
-        for path in (folder / "last").iterdir():
+def keep_best(checkpoint: Path) -> None:
+    """Make the run's `best` what this checkpoint is; the files are shared, not copied, where the disk can."""
+    with atomic_folder(checkpoint.with_name("best")) as temporary:
+        for path in checkpoint.iterdir():
             try:
                 os.link(path, temporary / path.name)
             except OSError:
@@ -64,19 +75,86 @@ def keep_best(folder: Path) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; leftovers of a killed save are removed."""
+    """The newest whole checkpoint; nothing is changed."""
+    return next((folder / name for name in _ORDER if (folder / name).is_dir() and damage(folder / name) is None), None)
+
+
+def recover_checkpoints(folder: Path, warn: Callable[[str], object]) -> Path | None:
+    """The checkpoint to resume from, for the holder of the run's lock: what a kill left is removed, what is damaged is kept aside.
+
+    Args:
+        warn: takes a line for each damaged checkpoint.
+
+    Returns:
+        `last`, or `prev` if `last` is damaged; None if no checkpoint was ever saved.
+
+    Raises:
+        UserError: VA-W005, all are damaged; they are left where they are.
+    """
     sweep_temporary(folder)
-    for name in ("next", "last", "prev"):
-        path = folder / name
-        if path.is_dir() and _whole(path):
-            if name == "next":  # the kill came before the last rename
-                last = folder / "last"
-                if last.exists():
-                    shutil.rmtree(folder / "prev", ignore_errors=True)
-                    last.rename(folder / "prev")
-                return path.rename(last)
-            return path
+    there = [name for name in _ORDER if (folder / name).is_dir()]
+    reasons = {}
+    for name in there:
+        reason = damage(folder / name)
+        if reason is None:
+            break
+        reasons[name] = reason
+    else:
+        if not there and not (folder / "best").is_dir():
+            return None
+        raise _all_damaged(folder, reasons)
+    for damaged, reason in reasons.items():
+        aside = folder / f"damaged-{damaged}-{time.strftime('%Y%m%d-%H%M%S')}"
+        (folder / damaged).rename(aside)
+        warn(f"VA-W005 checkpoints/{damaged} is damaged ({reason}): kept as {aside.name}, going on from {name}")
+    if name == "next":  # the kill came before the last rename
+        _shift(folder)
+        return folder / "last"
+    return folder / name
+
+
+def _all_damaged(folder: Path, reasons: dict[str, str]) -> UserError:
+    what = "every checkpoint of the run is damaged" if reasons else "the checkpoints of the run are gone"
+    why = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())
+    best = folder / "best"
+    fix = "restore a copy of them, or start a new run"
+    if best.is_dir() and damage(best) is None:
+        fix = f"the best one is whole: use it (visionattn eval {best}), or start a new run from it (model.weights={best})"
+    return UserError("VA-W005", what, where=str(folder), why=why, fix=fix)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is whole."""
+    try:
+        for name, digest in read_meta(checkpoint)["sha256"].items():
+            _verify(checkpoint / name, digest)
+    except UserError as error:
+        return f"{error.what}: {error.why}" if error.why else error.what
     return None
+
+
+def read_while_written(checkpoint: Path, read: Callable[[], T]) -> T:
+    """Read a checkpoint of a run that may be training; again, if another one took its place meanwhile.
+
+    Raises:
+        UserError: what `read` raises for a checkpoint that stays as it is.
+    """
+    while True:
+        before = _stamp(checkpoint)
+        try:
+            return read()
+        except (UserError, OSError):
+            time.sleep(0.1)  # between two renames of a save
+            if _stamp(checkpoint) == before:
+                raise
+
+
+def _stamp(checkpoint: Path) -> tuple[int, int] | None:
+    try:
+        status = (checkpoint / "meta.json").stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
@@ -91,10 +169,16 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
             "VA-W006", f'"{checkpoint}" is not a checkpoint: it has no meta.json', fix="give a run folder or one of its checkpoints"
         )
     try:
-        meta: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError("VA-W005", "meta.json of the checkpoint is damaged", where=str(path), why=str(error)) from error
-    return meta
+    hashes = meta.get("sha256") if isinstance(meta, dict) else None
+    # The names are paths below the checkpoint, so only known ones are taken.
+    if not isinstance(hashes, dict) or "model.safetensors" not in hashes or not hashes.keys() <= set(PARTS):
+        raise UserError("VA-W005", "meta.json of the checkpoint is damaged", where=str(path), why="it does not list the checkpoint's files")
+    if not isinstance(meta.get("step"), int):
+        raise UserError("VA-W005", "meta.json of the checkpoint is damaged", where=str(path), why="it does not say which step it is of")
+    return dict(meta)
 
 
 def read_weights(checkpoint: Path, name: str | None = None) -> State:
@@ -105,12 +189,18 @@ def read_weights(checkpoint: Path, name: str | None = None) -> State:
     """
     hashes = read_meta(checkpoint)["sha256"]
     name = name or ("ema.safetensors" if "ema.safetensors" in hashes else "model.safetensors")
-    if name not in hashes:
-        raise UserError(
-            "VA-W006", f'"{name}" is not a weights file of the checkpoint', where=str(checkpoint), fix=f"one of {', '.join(hashes)}"
-        )
+    if name not in hashes or name not in WEIGHTS:
+        known = ", ".join(known for known in WEIGHTS if known in hashes)
+        raise UserError("VA-W006", f'"{name}" is not a weights file of the checkpoint', where=str(checkpoint), fix=f"one of {known}")
     _verify(checkpoint / name, hashes[name])
-    return load_file(checkpoint / name)
+    return _load_tensors(checkpoint / name)
+
+
+def _load_tensors(path: Path) -> State:
+    try:
+        return load_file(path)
+    except Exception as error:  # the hash is right, so the file was written like this
+        raise UserError("VA-W005", f"{path.name} of the checkpoint is no safetensors file", where=str(path), why=str(error)) from error
 
 
 def load_weights(model: nn.Module, checkpoint: Path, name: str | None = None) -> None:
@@ -140,17 +230,13 @@ def read_checkpoint(checkpoint: Path) -> tuple[State, State | None, dict[str, An
     hashes = read_meta(checkpoint)["sha256"]
     for name, digest in hashes.items():
         _verify(checkpoint / name, digest)
-    ema = load_file(checkpoint / "ema.safetensors") if "ema.safetensors" in hashes else None
-    state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    return load_file(checkpoint / "model.safetensors"), ema, state
-
-
-def _whole(checkpoint: Path) -> bool:
+    ema = _load_tensors(checkpoint / "ema.safetensors") if "ema.safetensors" in hashes else None
     try:
-        hashes = read_meta(checkpoint)["sha256"]
-        return all((checkpoint / name).is_file() and sha256_of(checkpoint / name) == digest for name, digest in hashes.items())
-    except UserError:
-        return False
+        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:  # not written by this program, or not there
+        path = str(checkpoint / "state.pt")
+        raise UserError("VA-W005", "state.pt of the checkpoint cannot be read", where=path, why=str(error).split("\n")[0]) from error
+    return _load_tensors(checkpoint / "model.safetensors"), ema, state
 
 
 def _verify(path: Path, digest: str) -> None:

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock, Timeout
 
 from visionattn.config.read import changed_values, to_yaml
@@ -52,16 +53,17 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run folder.
+        """An existing run folder. It may come from somebody else: nothing in it leads out of it.
 
         Raises:
-            UserError: VA-R003, no run there.
+            UserError: VA-R003, no run there; VA-R008, a part of it is a link, a pipe or a device.
         """
         if not (path / "config.yaml").is_file():
             siblings = [str(item.parent) for item in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
             inside = [str(item.parent) for item in sorted(path.glob("*/config.yaml"))] if path.is_dir() else []
             fix = f"Did you mean {inside[-1]}?" if inside else did_you_mean(str(path), siblings)
             raise UserError("VA-R003", f'"{path}" is not a run folder: it has no config.yaml', fix=fix, exit_code=2)
+        _require_plain(path)
         return cls(path)
 
     @property
@@ -73,11 +75,14 @@ class RunFolder:
         """Hold the folder; the system releases the lock when this process ends, killed or not.
 
         Raises:
-            UserError: VA-R005, another process holds it.
+            UserError: VA-R005, another process holds it; VA-R007, its file system keeps no locks.
         """
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self.path / ".lock", preserve_lock_file=True)
         try:
             lock.acquire(timeout=0)
+        except NotImplementedError as error:
+            fix = "output.dir=FOLDER on another disk"
+            raise UserError("VA-R007", "the file system keeps no locks", where=str(self.path), why=str(error), fix=fix) from error
         except Timeout:
             state = self.read_state()
             raise UserError(
@@ -97,9 +102,12 @@ class RunFolder:
         atomic_write(self.path / "config.yaml", to_yaml(config.model_dump(mode="json")))
 
     def read_state(self) -> dict[str, Any]:
-        path = self.path / "run.json"
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return content
+        """The content of `run.json`; empty if there is none, or a damaged one."""
+        try:
+            content = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def write_state(self, state: str, **facts: Any) -> None:
         """Update `run.json`.
@@ -124,9 +132,11 @@ class RunFolder:
         lines = []
         for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
-                lines.append(json.loads(text))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 continue
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
         return lines
 
     def rewind_metrics(self, step: int) -> None:
@@ -143,8 +153,33 @@ class RunFolder:
 
 
 def process_facts() -> dict[str, Any]:
-    """The process that holds a run, for `run.json`."""
-    return {"pid": os.getpid(), "host": socket.gethostname()}
+    """The process that holds a run, for `run.json`; for information only, since the system keeps the lock."""
+    began = datetime.fromtimestamp(psutil.Process().create_time(), timezone.utc).isoformat(timespec="seconds")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "process_started": began}
+
+
+def _require_plain(run: Path) -> None:
+    """Stop if a part of a run folder is not a plain file or folder.
+
+    Raises:
+        UserError: VA-R008.
+    """
+    folders = [run]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    kind = f"a link to {os.readlink(entry.path)}" if entry.is_symlink() else "a pipe, a socket or a device"
+                    raise UserError(
+                        "VA-R008",
+                        f"{Path(entry.path).relative_to(run)} of the run is {kind}",
+                        where=str(run),
+                        why="a run is read, written and swept, and that must not reach out of its folder",
+                        fix="replace it by a plain file or folder, if you trust what it leads to",
+                        exit_code=2,
+                    )
 
 
 def environment() -> dict[str, Any]:

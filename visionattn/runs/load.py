@@ -9,9 +9,9 @@ from typing import Any
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.models.weights.download import Report
-from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta, read_while_written
 from visionattn.runs.folder import RunFolder
-from visionattn.tasks import TASKS, config_from_dict, task_of
+from visionattn.tasks import TASKS, saved_config, task_of
 from visionattn.tasks.base import Target, Task
 
 # Keys that may change on a trained model: they affect neither the network nor the meaning of its outputs.
@@ -45,11 +45,14 @@ def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
     """Load the model of a run folder, of a checkpoint folder or a weights file in one, of published or imported weights by
     name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), or of a file that a task recognises.
 
+    Nothing is written, and no code is imported that the source names.
+
     Args:
         report: called with lines about downloads.
 
     Raises:
-        UserError: VA-R003, no run or checkpoint there; VA-W001 to VA-W007.
+        UserError: VA-R003, no run or checkpoint there; VA-R008, a run with parts outside of it; VA-C006, a run with code of its own
+            that is not imported yet; VA-W001 to VA-W007.
     """
     path, name = Path(source), None
     if not path.exists() or (path.is_file() and not (path.parent / "meta.json").is_file()):
@@ -58,14 +61,22 @@ def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
                 return LoadedModel(task, published.config, published.model.eval(), published.target)
     if path.is_file():
         path, name = path.parent, path.name
-    checkpoint = path if (path / "meta.json").is_file() else _best_checkpoint(RunFolder.open(path))
+    if (path / "meta.json").is_file():
+        folder = path.resolve().parent.parent
+        run = RunFolder.open(folder) if (folder / "config.yaml").is_file() else None
+        return read_while_written(path, lambda: _load_checkpoint(path, name, run))
+    run = RunFolder.open(path)
+    checkpoint = best_checkpoint(run)
+    return read_while_written(checkpoint, lambda: _load_checkpoint(checkpoint, name, run))
+
+
+def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) -> LoadedModel:
     meta = read_meta(checkpoint)
-    config = config_from_dict(meta["config"])
+    config = saved_config(meta.get("config"))
     task, target = task_of(config), target_of(meta)
     model: Any = task.build_model(config, target)
     load_weights(model, checkpoint, name)
-    folder = checkpoint.resolve().parent.parent
-    return LoadedModel(task, config, model.eval(), target, RunFolder(folder) if (folder / "config.yaml").is_file() else None)
+    return LoadedModel(task, config, model.eval(), target, run)
 
 
 def target_of(meta: dict[str, Any]) -> Target:
@@ -73,7 +84,12 @@ def target_of(meta: dict[str, Any]) -> Target:
     return meta["target"] if "target" in meta else {key: meta[key] for key in ("classes", "palette") if key in meta}
 
 
-def _best_checkpoint(run: RunFolder) -> Path:
+def best_checkpoint(run: RunFolder) -> Path:
+    """The checkpoint to use: the best one, or the latest while there is no best.
+
+    Raises:
+        UserError: VA-W006, none was saved yet.
+    """
     best = run.checkpoints / "best"
     found = best if best.is_dir() else latest_checkpoint(run.checkpoints)
     if found is None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.config.plugins import absolute_plugins, import_plugins
+from visionattn.config.plugins import absolute_plugins, import_plugins, require_plugins
 from visionattn.config.read import override_values, read_values, require_sections, validate
 from visionattn.config.schema import RunConfig
+from visionattn.errors import UserError
 from visionattn.tasks.base import Task
 from visionattn.tasks.classification import Classification
 from visionattn.tasks.segmentation import Segmentation
@@ -40,7 +41,7 @@ def guess_task(root: str | Path) -> str:
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read, merge and validate a config; its plugins are imported.
+    """Read, merge and validate a config of the user's; its plugins are imported.
 
     Args:
         source: path or shipped name; None for the defaults.
@@ -53,6 +54,28 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     return config_from_dict(values, origins)
 
 
+def run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config in a run folder, with changes by the user; only plugins among the changes are imported.
+
+    Raises:
+        UserError: VA-C001 to VA-C004; VA-C006, a plugin of the run is not imported yet.
+    """
+    values, origins = read_values(path, name_plugins(overrides))
+    return saved_config(values, origins)
+
+
+def name_plugins(overrides: Sequence[str]) -> list[str]:
+    """Import what the user names by `plugins=[...]` among `key=value` strings; returns the other strings.
+
+    Raises:
+        UserError: VA-C001, VA-C002.
+    """
+    named = [text for text in overrides if text.partition("=")[0].strip() == "plugins"]
+    if named:
+        config_from_dict(override_values({}, {}, named))
+    return [text for text in overrides if text not in named]
+
+
 def change_config(config: RunConfig, overrides: Sequence[str], sections: Sequence[str]) -> RunConfig:
     """Apply `key=value` strings, all of them within `sections`.
 
@@ -63,11 +86,11 @@ def change_config(config: RunConfig, overrides: Sequence[str], sections: Sequenc
         return config
     require_sections(overrides, sections)
     origins: dict[str, str] = {}
-    return config_from_dict(override_values(config.model_dump(mode="json"), origins, overrides), origins)
+    return saved_config(override_values(config.model_dump(mode="json"), origins, overrides), origins)
 
 
 def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> RunConfig:
-    """Validate plain values by their task, after importing the plugins they name.
+    """Validate plain values of the user's by their task, after importing the plugins they name.
 
     Args:
         origins: for a dotted key, where it was set (`file:line`).
@@ -79,4 +102,22 @@ def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> RunC
     if isinstance(plugins, list) and all(isinstance(name, str) for name in plugins):
         values = {**values, "plugins": absolute_plugins(plugins)}
         import_plugins(values["plugins"])
+    return _validated(values, origins)
+
+
+def saved_config(values: Any, origins: dict[str, str] | None = None) -> RunConfig:
+    """Validate plain values that a file of a run holds.
+
+    Raises:
+        UserError: VA-C001, VA-C002; VA-C006, a plugin that they name is not imported yet.
+    """
+    if not isinstance(values, dict):
+        raise UserError("VA-C003", "the config of the run is no mapping of keys to values")
+    plugins = values.get("plugins")
+    if isinstance(plugins, list):
+        require_plugins([name for name in plugins if isinstance(name, str)])
+    return _validated(values, origins)
+
+
+def _validated(values: dict[str, Any], origins: dict[str, str] | None) -> RunConfig:
     return validate(values, origins or {}, {name: task.config for name, task in TASKS.items()})

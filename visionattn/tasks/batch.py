@@ -126,3 +126,25 @@ class SampleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             return sample | self.load(index, None if self.seed is None else derive_seed(self.seed, key[0], index))
         except UnreadableFile as error:
             return sample | {"unreadable": error.reason}
+
+
+class GappedDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """A training set with gaps, whose samples are reported as unreadable; all others keep their place, and so their randomness.
+
+    Args:
+        dataset: with a stand-in at each gap.
+        gaps: id by position.
+    """
+
+    def __init__(self, dataset: Any, gaps: dict[int, str]) -> None:
+        self.dataset, self.gaps, self.collate = dataset, gaps, dataset.collate
+        self.ids = [gaps.get(index, name) for index, name in enumerate(dataset.ids)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        name = self.gaps.get(key[1])
+        if name is None:
+            return dict(self.dataset[key])
+        return {"index": key[1], "id": name, "case": name, "unreadable": "it was removed since the run began"}

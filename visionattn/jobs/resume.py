@@ -1,0 +1,154 @@
+"""What a run may change when it resumes, and what it must find again."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from visionattn.config.schema import RunConfig
+from visionattn.data.splits import ManifestRow, manifest_hash
+from visionattn.errors import UserError
+from visionattn.jobs.check import CheckedData
+from visionattn.runs.checkpoint import read_meta
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks import run_config
+from visionattn.tasks.base import Target
+
+# Settings that may differ when a run resumes: they do not affect what is computed, or only for how long, or it is checked whether
+# they do: the data by their content, batch and accumulation by their product.
+RESUMABLE_KEYS = (
+    "train.epochs",
+    "train.steps",
+    "train.batch_size",
+    "train.accum",
+    "train.save_every",
+    "train.save_signal",
+    "train.on_nan",
+    "train.nan_limit",
+    "train.process_timeout",
+    "train.device",
+    "data.root",
+    "data.workers",
+    "data.cache",
+    "data.on_error",
+    "log",
+    "output",
+    "eval.batch_size",
+)
+
+
+def require_same_config(run: RunFolder, after: RunConfig) -> None:
+    """Stop if a setting that affects the result differs from those the run started with.
+
+    Raises:
+        UserError: VA-C010 with all that differ.
+    """
+    before = run_config(run.path / "config.yaml")
+    changes = _changes(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
+    refused = [line for key, line in changes if not any(key == free or key.startswith(f"{free}.") for free in RESUMABLE_KEYS)]
+    if refused:
+        raise UserError(
+            "VA-C010",
+            "a run resumes only with the settings it started with\n  " + "\n  ".join(refused),
+            where=str(run.path / "config.yaml"),
+            fix=f"leave them out, or start a new run; these may change: {', '.join(RESUMABLE_KEYS)}",
+        )
+
+
+def require_same_target(run: RunFolder, target: Target) -> None:
+    """Stop if outputs of the model would mean something else than when the run started.
+
+    Raises:
+        UserError: VA-C010.
+    """
+    known = run.read_state().get("target")
+    if known is None or known == target:
+        return
+    before, after = (kept.get("classes", []) if isinstance(kept, dict) else [] for kept in (known, target))
+    what = "the meaning of the outputs changed since the run started"
+    if before != after:
+        order = "order of the classes" if sorted(before) == sorted(after) else "classes"
+        what = f"the {order} changed since the run started: {_listed(before)} -> {_listed(after)}"
+    raise UserError("VA-C010", what, where=str(run.path / "data"), fix="restore classes.txt or data.classes, or start a new run")
+
+
+def require_same_batch(checkpoint: Path, config: RunConfig, processes: int) -> None:
+    """Stop if a step has another number of samples than those before: the position of a run is counted in steps.
+
+    Raises:
+        UserError: VA-C010, with a batch size that keeps the number if there is one.
+    """
+    meta = read_meta(checkpoint)
+    before, after = meta.get("samples_per_step"), config.train.batch_size * config.train.accum * processes
+    if before is None or before == after:
+        return
+    share, rest = divmod(before, config.train.accum * processes)
+    keep = f"train.batch_size={share}" if share and not rest else f"start {meta.get('processes')} processes, as before"
+    raise UserError(
+        "VA-C010",
+        f"a step of the run has {before} samples, now it would have {after}",
+        where=str(checkpoint),
+        why=f"train.batch_size {config.train.batch_size} x train.accum {config.train.accum} x {processes} processes",
+        fix=keep,
+    )
+
+
+def same_data(run: RunFolder, checked: CheckedData) -> CheckedData:
+    """The data of a run, where samples may be missing that the run itself listed as unreadable.
+
+    Such a training sample leaves a gap, so that all others keep their place in the order.
+
+    Raises:
+        UserError: VA-C010, with what differs.
+    """
+    state, path = run.read_state(), run.path / "data" / "manifest.csv"
+    known = state.get("data")
+    if known is None or known == manifest_hash(checked.rows):
+        return checked
+    before = _read_manifest(path)
+    listed, now = set(state.get("unreadable", ())), set(checked.rows)
+    gone = [row for row in before if row not in now]
+    new = now.difference(before)
+    kept = [row for row in before if row in now]
+    if manifest_hash(before) != known or new or kept != checked.rows or any(row.path not in listed for row in gone):
+        differences = [f"- {row.path}" for row in gone if row.path not in listed] + [f"+ {row.path}" for row in new]
+        raise UserError(
+            "VA-C010",
+            "the data changed since the run started",
+            where=str(path),
+            why="\n".join([f"manifest hash {manifest_hash(checked.rows)}, at the start {known}", *differences[:6]]),
+            fix="restore the files, or start a new run",
+        )
+    return replace(checked, **_with_gaps(checked.data, [row for row in before if row.split == "train"], {row.path for row in gone}))
+
+
+def _with_gaps(data: Any, rows: Sequence[ManifestRow], gone: set[str]) -> dict[str, Any]:
+    """Data whose training set has a stand-in of the same label at each gap, and the gaps, by position."""
+    place = {name: index for index, name in enumerate(data.train.ids)}
+    by_label = {row.label: place[row.path] for row in rows if row.path not in gone}
+    indices = [place[row.path] if row.path in place else by_label.get(row.label, 0) for row in rows]
+    gaps = {index: row.path for index, row in enumerate(rows) if row.path in gone}
+    sets = {part.name: part for part in data.sets} | {"train": data.train.take(indices)}
+    return {"data": data.with_sets(sets), "gaps": gaps}
+
+
+def _read_manifest(path: Path) -> list[ManifestRow]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [ManifestRow(row["path"], row["label"], row["split"], int(row["bytes"]), row["hash16"]) for row in csv.DictReader(file)]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return []
+
+
+def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys([*before, *after])
+        return [item for name in keys for item in _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)]
+    return [] if before == after else [(key, f"{key}: {before} -> {after}")]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
