@@ -269,6 +269,11 @@ def test_thousands_of_nested_headers_are_read_in_a_row(tmp_path: Path) -> None:
     assert load(tmp_path).train.ids == ["train.tar/000000"]
 
 
+def test_d002_shards_without_samples(tmp_path: Path) -> None:
+    write_tar(flower_shards(tmp_path) / "val-000000.tar", [("README", b"")])
+    assert "no images in the shards of val" in refused("VA-D002", tmp_path).what
+
+
 def test_compressed_shards_alone(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar.gz", samples(["a"]), mode="w:gz")
     assert "decompress it to .tar" in refused("VA-D010", tmp_path).where
@@ -279,11 +284,11 @@ def test_d021_and_d002_incomplete_and_repeated_samples(tmp_path: Path) -> None:
     bare: list[Member] = [(f"{number}.png", png(0)) for number in range(7)]
     write_tar(tmp_path / "train-000000.tar", [*bare, ("0.cls", b"rose"), ("1.cls", b" "), ("2.json", b"[" * 100_000), ("3.cls", b"\xff")])
     error = refused("VA-D021", tmp_path)
-    assert error.what == "6 samples have no label" and "train-000000.tar/1" in error.where and "KEY.cls" in error.why
+    assert error.what == "6 samples without a label" and "train-000000.tar/1" in error.where and "KEY.cls" in error.why
     write_tar(tmp_path / "train-000000.tar", [*samples(["rose"]), ("x.cls", b"rose"), ("x.json", b'{"label": 1}')])
     error = refused("VA-D021", tmp_path)
-    assert error.what == "1 samples have no image" and error.where == "train-000000.tar/x"
+    assert error.what == "1 sample without an image" and error.where == "train-000000.tar/x"
     write_tar(tmp_path / "train-000000.tar", [*samples(["rose", "tulip"]), *samples(["rose"]), ("000001.jpg", png(0))])
     error = refused("VA-D002", tmp_path)
-    assert error.what == "3 members repeat a sample of their shard" and "000001.jpg" in error.where
+    assert error.what == "3 members with the key of another" and "000001.jpg" in error.where
     assert not any("train-000000" in path.read_text() for path in Path(os.environ["VISIONATTN_CACHE"], "shards").iterdir())

@@ -252,7 +252,11 @@ def read_tables(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tup
     if layout.format in ("webdataset", "hf"):
         if settings.cache == "ram":
             raise UserError("VA-C002", f"data.cache=ram is for images in files, the data is {layout.format}", fix="data.cache=none")
-        return (_read_webdataset if layout.format == "webdataset" else _read_hub)(layout, settings, in_chans)
+        tables, notes = (_read_webdataset if layout.format == "webdataset" else _read_hub)(layout, settings, in_chans)
+        for split, table in tables.items():
+            if not table.ids:
+                raise wrong_layout(settings, layout.root, f"no images in the shards of {split}")
+        return tables, notes
     if layout.format == "digits":
         return _read_digits(settings, in_chans), []
     return _read_torchvision(layout.root, settings, in_chans), []

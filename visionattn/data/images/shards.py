@@ -20,7 +20,7 @@ import numpy as np
 from visionattn.data.images.settings import ImageDataConfig
 from visionattn.data.readers import IMAGE_SUFFIXES, ImageFacts, UnreadableFile, image_facts, read_image
 from visionattn.errors import UserError
-from visionattn.files import atomic_write, cache_folder
+from visionattn.files import atomic_write, cache_folder, counted
 
 # Compressed shards are found too, so that they can be refused.
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -165,7 +165,7 @@ class Index:
         others: count of members that are neither an image nor a label, by suffix.
         without_image: keys.
         without_label: keys.
-        repeated: names that occur twice, and second images of a sample.
+        repeated: second images and labels of a sample.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -191,7 +191,7 @@ def read_shards(paths: Sequence[Path], root: Path, settings: ImageDataConfig, in
 
     Raises:
         UserError: VA-D010, shards that are damaged, cut off or compressed, or that hold anything but plain files; VA-D021,
-            samples without an image or a label; VA-D002, names that occur twice.
+            samples without an image or a label; VA-D002, several images or labels of a sample.
     """
     shards: list[Shard] = []
     places: list[np.ndarray] = []
@@ -216,18 +216,20 @@ def read_shards(paths: Sequence[Path], root: Path, settings: ImageDataConfig, in
         ids += [f"{name}/{sample.key}" for sample in index.samples]
         shards.append(shard)
     if broken:
-        _refuse("VA-D010", [f"{name}: {reason}" for name, reason in broken.items()], f"of {len(paths):,} shards cannot be used")
+        where = "\n".join(f"{name}: {reason}" for name, reason in list(broken.items())[:5])
+        fix = "download them again, or write them anew as uncompressed tar files of plain files"
+        raise UserError("VA-D010", f"{len(broken):,} of {counted(len(paths), 'shard')} cannot be used", where=where, fix=fix)
     label = "the label is the text of KEY.cls, or label or class in KEY.json"
-    _refuse("VA-D021", faults["without_label"], "samples have no label", label)
-    _refuse("VA-D021", faults["without_image"], "samples have no image", "an image has the key of its label: KEY.jpg, KEY.png, ...")
-    _refuse("VA-D002", faults["repeated"], "members repeat a sample of their shard", "a key names one image and one label")
+    _refuse("VA-D021", faults["without_label"], "sample", "without a label", label)
+    _refuse("VA-D021", faults["without_image"], "sample", "without an image", "an image has the key of its label: KEY.jpg, KEY.png, ...")
+    _refuse("VA-D002", faults["repeated"], "member", "with the key of another", "a key names one image and one label of its shard")
     images = ShardImages(tuple(shards), np.concatenate([np.empty(0, _PLACE), *places]), settings, in_chans)
     return ShardSet(images, labels, ids, others)
 
 
-def _refuse(code: str, names: list[str], what: str, why: str = "") -> None:
+def _refuse(code: str, names: list[str], word: str, what: str, why: str) -> None:
     if names:
-        raise UserError(code, f"{len(names):,} {what}", where="\n".join(names[:5]), why=why)
+        raise UserError(code, f"{counted(len(names), word)} {what}", where="\n".join(names[:5]), why=why)
 
 
 def _indexed(path: Path, settings: ImageDataConfig) -> tuple[Shard, Index]:
