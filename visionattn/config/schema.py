@@ -56,7 +56,7 @@ class DataConfig(Section):
     """The `data` section: where the splits are and how they are loaded."""
 
     root: str = setting("", "Folder or file with the data.")
-    train: str = setting("train", "Name of the training split (folder, CSV file stem, npz prefix).")
+    train: str = setting("train", "Name of the training split (folder, CSV file stem, npz prefix, glob or range of shards).")
     val: str = setting("val", "Name of the validation split.")
     test: str = setting("test", "Name of the test split, used by `visionattn eval --split test`.")
     val_fraction: float | None = setting(

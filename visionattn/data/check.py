@@ -154,21 +154,15 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
 
 
 def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tuple[Finding, str | None, dict[str, Any] | None]:
-    """Examine one image; return the finding, the cache key of its file, and the record to store."""
-    path = images.path(index)
+    """Examine one image; return the finding, its key in the cache, and the record to store."""
     key = None
-    if path is not None:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            return Finding(name, "", None, "VA-D010", error.strerror or str(error)), None, None
-        key = f"{path}|{status.st_size}|{status.st_mtime_ns}"
-        known = cache.get(key)
+    digest, facts, code, reason = "", None, "", ""
+    try:
+        key = images.stamp(index)
+        known = None if key is None else cache.get(key)
         if known is not None and (known["facts"] is None or _record_pixels(known) <= images.settings.max_pixels):
             facts = None if known["facts"] is None else ImageFacts(**known["facts"])
             return Finding(name, known["hash16"], facts, known["code"], known["reason"]), key, known
-    digest, facts, code, reason = "", None, "", ""
-    try:
         digest = content_hash(images.content(index))
         facts = images.facts(index)
     except UnreadableFile as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,14 @@ class Images(Protocol):
 
     def facts(self, index: int) -> ImageFacts: ...
 
-    def path(self, index: int) -> str | None: ...
+    def path(self, index: int) -> str | None:
+        """The file that holds the image; None if there is none."""
+
+    def size(self, index: int) -> int:
+        """Bytes of its content."""
+
+    def stamp(self, index: int) -> str | None:
+        """Text that changes with the stored image, by which findings are cached; None if nothing tells. Raises UnreadableFile."""
 
     def take(self, indices: Sequence[int]) -> Images: ...
 
@@ -69,6 +77,17 @@ class FileImages:
     def path(self, index: int) -> str:
         return self.paths[index]
 
+    def size(self, index: int) -> int:
+        return os.path.getsize(self.paths[index])
+
+    def stamp(self, index: int) -> str:
+        path = self.paths[index]
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise UnreadableFile(path, error.strerror or str(error)) from error
+        return f"{path}|{status.st_size}|{status.st_mtime_ns}"
+
     def take(self, indices: Sequence[int]) -> FileImages:
         return FileImages(tuple(self.paths[index] for index in indices), self.settings, self.in_chans)
 
@@ -95,6 +114,12 @@ class ArrayImages:
         return array_facts(self.array[index])
 
     def path(self, index: int) -> None:
+        return None
+
+    def size(self, index: int) -> int:
+        return int(self.array[index].nbytes)
+
+    def stamp(self, index: int) -> None:
         return None
 
     def take(self, indices: Sequence[int]) -> ArrayImages:
@@ -124,6 +149,12 @@ class TorchvisionImages:
         return image_facts(self._picture(index), max_pixels=self.settings.max_pixels)
 
     def path(self, index: int) -> None:
+        return None
+
+    def size(self, index: int) -> int:
+        return len(self.content(index))
+
+    def stamp(self, index: int) -> None:
         return None
 
     def take(self, indices: Sequence[int]) -> TorchvisionImages:

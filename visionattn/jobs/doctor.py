@@ -19,7 +19,7 @@ from visionattn.models.weights.download import SUFFIXES, offline, weights_folder
 from visionattn.models.weights.records import shipped_facts
 from visionattn.runs.folder import environment
 
-OPTIONAL = ("triton", "onnx", "monai", "mmseg")
+OPTIONAL = ("triton", "onnx", "datasets", "monai", "mmseg")
 
 
 def diagnose(*, self_check: bool = True) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.data.images.folders import flowers, load, save_npz
+from tests.data.images.shards import flower_shards
 from visionattn.data.images.sets import LabelledData
 from visionattn.data.images.settings import AugmentConfig
 from visionattn.data.images.transforms import eval_transform, train_transform
@@ -28,8 +30,9 @@ def batches(data: LabelledData, workers: int, epoch: int, step: int = 0) -> list
     return list(DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate))
 
 
-def test_workers_and_resuming_change_nothing_and_epochs_differ(tmp_path: Path) -> None:
-    data = load(flowers(tmp_path))
+@pytest.mark.parametrize("make", [flowers, flower_shards])
+def test_workers_and_resuming_change_nothing_and_epochs_differ(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    data = load(make(tmp_path))
     alone, parallel = batches(data, 0, 0), batches(data, 2, 0)
     assert len(alone) == len(parallel) == 3
     for first, second in zip(alone, parallel, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
     """
     check_settings(settings, in_chans)
     layout = find_layout(settings)
-    tables, notes = read_tables(layout, settings, in_chans)
+    tables, notes = _read_named(layout, settings, in_chans)
     if "train" not in tables:
         raise wrong_layout(settings, layout.root, f"no images of the split {settings.train}")
     held_out = "val" not in tables
@@ -66,7 +67,7 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
     """
     check_settings(settings, in_chans)
     layout = find_layout(settings)
-    tables, _ = read_tables(layout, settings, in_chans)
+    tables, _ = _read_named(layout, settings, in_chans)
     if split in ("train", "val") and "val" not in tables and settings.val_fraction is not None and "train" in tables:
         train = _encode("train", _known_only(tables["train"], classes, layout.root), classes)
         return _split_off(train, settings.val_fraction, seed)[0 if split == "train" else 1]
@@ -81,6 +82,16 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
 # ---------------------------------------------------------------- classes and labels
 
 
+def _read_named(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
+    """Read the tables; where shards number the given classes, replace the numbers by names."""
+    tables, notes = read_tables(layout, settings, in_chans)
+    given = _given_classes(layout, settings) if layout.format in ("webdataset", "hf") else None
+    if given is None:
+        return tables, notes
+    names = {str(number): (name,) for number, name in enumerate(given)} | {name: (name,) for name in given}
+    return {split: replace(table, labels=[names.get(label[0], label) for label in table.labels]) for split, table in tables.items()}, notes
+
+
 def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | None:
     """Class names from data.classes, or from classes.txt in the root folder."""
     if isinstance(settings.classes, list):
@@ -90,7 +101,7 @@ def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | Non
         if not path.is_file():
             raise UserError("VA-D001", f'data.classes "{settings.classes}" not found', fix="auto, a list of names, or a text file")
         names = _lines(path)
-    elif layout.format in ("folders", "csv") and (layout.root / "classes.txt").is_file():
+    elif layout.format in ("folders", "csv", "webdataset", "hf") and (layout.root / "classes.txt").is_file():
         names = _lines(layout.root / "classes.txt")
     else:
         return None

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from visionattn.data.images.hub import PARQUET_SUFFIXES, download_parquet, is_saved, open_splits, read_split
 from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
+from visionattn.data.images.shards import TAR_SUFFIXES, find_shards, read_shards
 from visionattn.data.readers import IMAGE_SUFFIXES
 from visionattn.data.root import find_root
 from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
@@ -30,6 +32,8 @@ _VAL_NAMES = ("val", "valid", "validation")
 _ACCEPTED = """accepted layouts:
   ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg (and test)
   ROOT/<class>/*.jpg, with data.val_fraction=0.2
+  ROOT/train-*.tar and ROOT/val-*.tar, or ROOT/train/*.tar and ROOT/val/*.tar: WebDataset shards
+  ROOT/train-*.parquet and ROOT/validation-*.parquet, or ROOT written by save_to_disk: Hugging Face
   ROOT/train.csv and ROOT/val.csv, or ROOT a .csv file: columns path,label[,split]
   ROOT an .npz file: train_images, train_labels, val_images, val_labels (and test_)"""
 
@@ -41,10 +45,10 @@ _ACCEPTED = """accepted layouts:
 class Layout:
     """A recognised layout.
 
-    `parts` gives the folder or file of each split; `unsplit` means one set of images without splits.
+    `parts` gives the folder or file of each split, or the name of its shards; `unsplit` means one set of images without splits.
     """
 
-    format: Literal["folders", "csv", "npz", "digits", "torchvision"]
+    format: Literal["folders", "csv", "npz", "webdataset", "hf", "digits", "torchvision"]
     root: Path
     parts: dict[str, Path]
     unsplit: bool
@@ -60,7 +64,9 @@ def find_layout(settings: LabelDataConfig) -> Layout:
         return Layout("digits", Path(), {}, False)
     if settings.format == "torchvision" and settings.root:
         return Layout("torchvision", Path(settings.root).expanduser(), {}, False)
-    root = find_root(settings, otherwise="data.format=digits needs no files")
+    if settings.on_hub and settings.root:
+        raise UserError("VA-C002", "data.root and data.dataset both name the data", fix='data.root="" or data.dataset=""')
+    root = download_parquet(settings.dataset) if settings.on_hub else find_root(settings, otherwise="data.format=digits needs no files")
     form = settings.format if settings.format != "auto" else _guess(root, settings)
     if form == "npz" and root.is_file():
         return Layout("npz", root, {"train": root}, False)
@@ -76,6 +82,12 @@ def find_layout(settings: LabelDataConfig) -> Layout:
             return Layout("folders", root, parts, False)
         if _has_class_folders(root, settings):
             return Layout("folders", root, {"train": root}, True)
+    if form == "webdataset" and (parts := _shards(root, settings, TAR_SUFFIXES)):
+        return Layout("webdataset", root, parts, False)
+    if form == "hf" and is_saved(root):
+        return Layout("hf", root, {}, (root / "state.json").is_file())
+    if form == "hf" and (parts := _shards(root, settings, PARQUET_SUFFIXES)):
+        return Layout("hf", root, parts, False)
     nested = _archive_folders(root, settings) if settings.format in ("auto", "folders") else []
     if len(nested) == 1:
         return find_layout(settings.model_copy(update={"root": str(nested[0])}))
@@ -90,8 +102,16 @@ def _archive_folders(root: Path, settings: LabelDataConfig) -> list[Path]:
 def _guess(root: Path, settings: LabelDataConfig) -> str:
     if root.is_file():
         return root.suffix.lower().removeprefix(".")
+    if is_saved(root):
+        return "hf"
     folders = _parts(root, settings, "")
-    return "csv" if not folders and "train" in _parts(root, settings, ".csv") else "folders"
+    if not folders and "train" in _parts(root, settings, ".csv"):
+        return "csv"
+    if any(class_folders(folder, settings) for folder in folders.values()):
+        return "folders"
+    if _shards(root, settings, TAR_SUFFIXES):
+        return "webdataset"
+    return "hf" if _shards(root, settings, PARQUET_SUFFIXES) else "folders"
 
 
 def split_names(settings: ImageDataConfig) -> dict[str, tuple[str, ...]]:
@@ -107,6 +127,17 @@ def _parts(root: Path, settings: LabelDataConfig, suffix: str) -> dict[str, Path
             if path.is_file() if suffix else path.is_dir():
                 found[split] = path
                 break
+    return found
+
+
+def _shards(root: Path, settings: LabelDataConfig, suffixes: tuple[str, ...]) -> dict[str, Path]:
+    """Find the names of the splits that have shards, in root or in its folder `data`, where the hub keeps them."""
+    found = {}
+    for split, names in split_names(settings).items():
+        places = [name for known in names if known for name in (known, f"data/{known}")]
+        name = next((name for name in places if find_shards(root, name, suffixes)), None)
+        if name is not None:
+            found[split] = Path(name)
     return found
 
 
@@ -130,6 +161,8 @@ def is_image(name: str, settings: ImageDataConfig) -> bool:
 def data_name(settings: LabelDataConfig) -> str:
     if settings.format == "digits":
         return "digits"
+    if settings.on_hub:
+        return settings.dataset.partition("@")[0].rpartition("/")[2]
     return settings.dataset.lower() if settings.format == "torchvision" else folder_name(settings)
 
 
@@ -148,7 +181,8 @@ def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
     elif any(_has_class_folders(path, settings) for path in nested):
         names = ", ".join(path.name for path in nested[:5])
         fix = f"name the splits: data.train=NAME data.val=NAME data.test=NAME, from {names}"
-    return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
+    place = f'data.dataset "{settings.dataset}"' if settings.on_hub else f'data.root "{settings.root}"'
+    return UserError("VA-D002", f"{place}: {what}", where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
 
 
 def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
@@ -209,12 +243,20 @@ def read_tables(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tup
         return _read_folders(layout, settings, in_chans)
     if layout.format == "csv":
         return _read_csv(layout, settings, in_chans), []
-    if settings.group_by:
+    if settings.group_by and layout.format not in ("webdataset", "hf"):
         raise UserError("VA-C002", f"data.group_by needs file paths or a CSV column, the data is {layout.format}", fix='data.group_by=""')
     if layout.format == "npz":
         return _read_npz(layout.root, settings, in_chans), []
     if settings.multi_label:
         raise UserError("VA-C002", f"data.multi_label: {layout.format} has one label per image", fix="data.multi_label=false")
+    if layout.format in ("webdataset", "hf"):
+        if settings.cache == "ram":
+            raise UserError("VA-C002", f"data.cache=ram is for images in files, the data is {layout.format}", fix="data.cache=none")
+        tables, notes = (_read_webdataset if layout.format == "webdataset" else _read_hub)(layout, settings, in_chans)
+        for split, table in tables.items():
+            if not table.ids:
+                raise wrong_layout(settings, layout.root, f"no images in the shards of {split}")
+        return tables, notes
     if layout.format == "digits":
         return _read_digits(settings, in_chans), []
     return _read_torchvision(layout.root, settings, in_chans), []
@@ -413,6 +455,43 @@ def _npz_labels(labels: np.ndarray, name: str, path: Path, settings: LabelDataCo
         wrong = labels[labels != np.floor(labels)] if labels.dtype.kind == "f" else labels
         refuse_labels(dict(Counter(str(value) for value in wrong.tolist())), name, "integers")
     return labels.astype(np.int64)
+
+
+def _read_webdataset(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
+    tables = {}
+    others: Counter[str] = Counter()
+    for split, name in layout.parts.items():
+        found = read_shards(find_shards(layout.root, str(name), TAR_SUFFIXES), layout.root, settings, in_chans)
+        groups = groups_from_paths(found.ids, settings)
+        tables[split] = Table(found.images, _single(found.labels), found.ids, groups)
+        others += found.others
+    if not others:
+        return tables, []
+    examples = ", ".join(suffix for suffix, _ in others.most_common(4))
+    return tables, [Note("info", "", f"{counted(sum(others.values()), 'member')} of other types left out ({examples})")]
+
+
+def _read_hub(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
+    files = {split: find_shards(layout.root, str(name), PARQUET_SUFFIXES) for split, name in layout.parts.items()}
+    sources = open_splits(layout.root, files)
+    tables, notes = {}, []
+    for split, names in split_names(settings).items():
+        name = next((name for name in ((split,) if files or layout.unsplit else names) if name in sources), None)
+        if name is None:
+            continue
+        found = read_split(sources[name], settings, in_chans)
+        if split == "test" and not any(found.labels):
+            notes.append(Note("info", "", "test has no labels: left out"))
+            continue
+        ids = [f"{split}[{index}]" for index in range(len(found.labels))]
+        tables[split] = Table(found.images, _single(found.labels), ids, found.groups, found.classes)
+    return tables, notes
+
+
+def _single(labels: list[str]) -> list[tuple[str, ...]]:
+    """One label per image; images of a class share a tuple."""
+    tuples = {label: (label,) for label in set(labels)}
+    return [tuples[label] for label in labels]
 
 
 def _read_digits(settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:

@@ -23,11 +23,19 @@ class ImageDataConfig(DataConfig):
 class LabelDataConfig(ImageDataConfig):
     """The `data` section of classification."""
 
-    root: str = setting("", "Folder of images, folder of CSV lists, an .npz file; a cache folder for format torchvision.")
-    format: Literal["auto", "folders", "csv", "npz", "digits", "torchvision"] = setting(
+    root: str = setting(
+        "",
+        "Folder of images, of CSV lists, of WebDataset or parquet shards, or of save_to_disk; an .npz file; a cache folder for "
+        "format torchvision.",
+    )
+    format: Literal["auto", "folders", "csv", "npz", "webdataset", "hf", "digits", "torchvision"] = setting(
         "auto", "Layout of data.root; auto detects it from the files."
     )
-    dataset: str = setting("", "Class in torchvision.datasets, for format torchvision.")
+    dataset: str = setting(
+        "", "Class in torchvision.datasets, for format torchvision; USER/NAME[@REVISION] on the Hugging Face hub, for format hf."
+    )
+    image_column: str = setting("", "Column of images, for format hf; empty: the only one of type Image.")
+    label_column: str = setting("", "Column of labels, for format hf; empty: the only one of type ClassLabel.")
     classes: Literal["auto"] | list[str] | str = setting(
         "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
     )
@@ -36,7 +44,12 @@ class LabelDataConfig(ImageDataConfig):
     @property
     def has_source(self) -> bool:
         """Whether there is something to load; the digits need no files."""
-        return bool(self.root) or self.format == "digits"
+        return bool(self.root) or self.format == "digits" or self.on_hub
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the data are named instead of data.root, and come from the Hugging Face hub."""
+        return self.format == "hf" and bool(self.dataset)
 
     def at(self, root: str) -> Self:
         """Settings for another folder; torchvision datasets keep their format."""

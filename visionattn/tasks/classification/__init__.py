@@ -40,7 +40,7 @@ class Classification(Task):
     def check_source(self, config: ClassifyConfig) -> None:
         from visionattn.data.root import find_root
 
-        if config.data.format in ("auto", "folders", "csv", "npz"):
+        if config.data.format not in ("digits", "torchvision") and not config.data.on_hub:
             find_root(config.data, otherwise="data.format=digits needs no files")
 
     def read_data(self, config: ClassifyConfig) -> LabelledData:
