@@ -1,0 +1,127 @@
+"""Commands that are killed, signalled and starved, and what must be left of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LIMIT = 120.0  # seconds that any command may take
+SERVER = Path(__file__).with_name("server.py")
+_TIMES = ("seconds", "images_per_second")
+
+
+class Server:
+    """Starts commands; see `server.py`."""
+
+    def __init__(self, cache: Path) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "VISIONATTN_CACHE": str(cache), "PYTHONWARNINGS": "ignore"}
+        self.process = subprocess.Popen([sys.executable, str(SERVER)], stdin=-1, stdout=-1, text=True, env=environment)
+        assert self._read() == "ready"
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def ask(self, **request: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self._read())
+
+    def start(self, arguments: list[str], output: Path, **limits: int) -> Command:
+        """Start a command; `limits` are those of the module `resource`, for example RLIMIT_FSIZE."""
+        return Command(self, self.ask(start=arguments, output=str(output), limits=limits), output)
+
+    def run(self, arguments: list[str], output: Path, **limits: int) -> Command:
+        """Start a command and wait for it."""
+        command = self.start(arguments, output, **limits)
+        command.wait()
+        return command
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@dataclass
+class Command:
+    """A command that was started; it leads a process group of its own."""
+
+    server: Server
+    pid: int
+    output: Path
+    code: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        if self.code is None:
+            self.code = self.server.ask(poll=self.pid)
+        return self.code is not None
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait(self) -> int:
+        """The exit code; a command that does not end is killed and fails the test."""
+        self.until(lambda: False)
+        assert self.code is not None
+        return self.code
+
+    def until(self, reached: Callable[[], bool]) -> bool:
+        """Wait until something is the case; returns whether it was before the command ended."""
+        deadline = time.monotonic() + LIMIT
+        while not self.ended:
+            if reached():
+                return True
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError(f"no end after {LIMIT:.0f} s:\n{self.text}")
+            time.sleep(0.005)
+        return False
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        (os.killpg if group else os.kill)(self.pid, number)
+
+    def kill(self) -> None:
+        """End the whole group at once."""
+        self.signal(signal.SIGKILL, group=True)
+        while not self.ended:
+            time.sleep(0.005)
+
+
+def steps(run: Path) -> int:
+    """Steps that a run has logged."""
+    path = run / "metrics.jsonl"
+    return path.read_text().count('"kind": "step"') if path.exists() else 0
+
+
+def left(run: Path) -> dict[str, Any]:
+    """What two runs that computed the same have in common: weights by checkpoint, and the log without times."""
+    weights = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.glob("checkpoints/[bl]*/*.safetensors")}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    log = [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]
+    return {"log": log, **weights}
+
+
+def killed_until_done(server: Server, settings: list[str], folder: Path, name: str, chance: random.Random, most: int) -> int:
+    """Train, killed at random moments and resumed, to the end; returns the number of kills."""
+    run, output, kills = folder / "runs" / name / "001", folder / f"{name}.txt", 0
+    while True:
+        resume = (run / "config.yaml").is_file()
+        command = server.start(["train", "--resume", str(run)] if resume else ["train", *settings, f"output.name={name}"], output)
+        moment = time.monotonic() + chance.uniform(0.2, 3.0)
+        if not command.until(lambda: kills < most and time.monotonic() > moment):
+            assert command.code == 0, command.text
+            return kills
+        command.kill()
+        kills += 1
