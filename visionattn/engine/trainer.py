@@ -27,6 +27,7 @@ from visionattn.engine.processes import Processes
 from visionattn.engine.random_state import random_state, set_random_state
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
+from visionattn.names import shown
 from visionattn.report.tensorboard import TensorBoard
 from visionattn.runs.checkpoint import keep_best, read_checkpoint, save_checkpoint
 from visionattn.runs.folder import RunFolder
@@ -332,13 +333,13 @@ class Trainer:
         """Samples that became unreadable since the check: left out, counted once, and fatal above the limit of data.on_error."""
         found = [item for share in self.processes.gather(unreadable) for item in share]
         for name, reason in found:
-            self.console.warn(f"unreadable, left out: {name} ({reason})")
+            self.console.warn(f"unreadable, left out: {shown(name)} ({shown(reason)})")
         self.unreadable |= {name for name, _ in found}
         if too_many_unreadable(len(self.unreadable), len(self.setup.train_set), self.config.data.on_error):
             raise UserError(
                 "VA-D010",
                 f"{len(self.unreadable)} {self.task.unit}s became unreadable during training",
-                where=found[-1][0],
+                where=shown(found[-1][0]),
                 fix="repair or remove them and resume, or data.on_error=skip",
             )
 

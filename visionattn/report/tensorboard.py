@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from visionattn.figures import curves_figure
+from visionattn.names import fitted, shown
 from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
 from visionattn.tasks.batch import Batch
 
@@ -33,7 +34,7 @@ class TensorBoard:
         """Values that are defined, as `group/name`."""
         for name, value in values.items():
             if value is not None:
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+                self.writer.add_scalar(f"{group}/{fitted(shown(name))}", value, step)
 
     def show_batch(self, model: nn.Module, batch: Batch) -> None:
         """The first training batch."""
@@ -53,7 +54,7 @@ class TensorBoard:
         if self.count and (figure := self.pictures.predictions_figure(evaluation, dataset, self.count)) is not None:
             self.writer.add_figure("val/predictions", figure, step)
         for panel in self.pictures.panels(evaluation):
-            self.writer.add_figure(f"val/{panel.title.lower().replace(' ', '_')}", panel.figure, step)
+            self.writer.add_figure(f"val/{fitted(shown(panel.title)).lower().replace(' ', '_')}", panel.figure, step)
         self.writer.add_figure("learning_curves", curves_figure(history, self.display.curves), step)
 
     def flush(self) -> None:
