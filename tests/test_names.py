@@ -170,8 +170,8 @@ def test_long_file_names_stay_apart() -> None:
 
 
 def test_paths_are_decoded_as_utf8() -> None:
-    path = os.fsdecode("k\u00e4tzchen".encode() + b"\xe9")
-    assert from_path(path) == "k\u00e4tzchen\udce9" and to_path(from_path(path)) == path
+    assert from_path("k\udcc3\udca4tzchen\udce9") == "k\u00e4tzchen\udce9", "as LC_ALL=C gives it"
+    assert to_path("k\u00e4tzchen") == "k\u00e4tzchen" and to_path("caf\udce9") == "caf\udce9"
 
 
 def test_names_of_masks(nasty: str) -> None:
@@ -292,25 +292,31 @@ def test_tensorboard(evaluation: Evaluation, tmp_path: Path) -> None:
 
 
 COMMANDS = """
-import json, sys
+import json, os, sys
 from visionattn.cli import app
 for command in json.loads(sys.argv[1]):
-    app(command, standalone_mode=False)
+    app([os.fsdecode(part.encode()) for part in command], standalone_mode=False)
 """
+
+
+def test_tensorboard_refuses_a_folder_it_cannot_open(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="VA-R007"):
+        TensorBoard(tmp_path / "caf\udce9", Display(), Drawn(), 0, purge_step=0)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names that are not UTF-8")
 def test_train_evaluate_and_predict_in_ascii(tmp_path: Path) -> None:
     classes = ["k\u00e4tzchen", "[crack] $x$\n\x1b[31m", "=1+1"]
+    root = tmp_path / "b\u00fccher"
     for number, name in enumerate(classes):
         for split, count in (("train", 4), ("val", 2)):
             for index in range(count):
-                picture(tmp_path / "pets" / split / name / f"{split}:car:{index}.png", number, 10 * number + index)
-    (tmp_path / "pets/val" / classes[0] / "val:car:0.png").rename(tmp_path / "pets/val" / classes[0] / os.fsdecode(b"caf\xe9.png"))
+                picture(root / split / name / f"{split}:car:{index}.png", number, 10 * number + index)
+    (root / "val" / classes[0] / "val:car:0.png").rename(root / "val" / classes[0] / os.fsdecode(b"caf\xe9.png"))
     commands = [
-        ["train", "--data", "pets", *TINY[:-1], "train.batch_size=4"],
-        ["eval", "runs/pets-eca_resnet18/001"],
-        ["predict", "runs/pets-eca_resnet18/001", "--source", "pets/val", "--out", "out"],
+        ["train", "--data", root.name, *TINY, "train.batch_size=4"],
+        ["eval", "runs/b-cher-eca_resnet18/001"],
+        ["predict", "runs/b-cher-eca_resnet18/001", "--source", f"{root.name}/val", "--out", "out"],
     ]
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=tmp_path, env=ascii_only, capture_output=True)
@@ -325,4 +331,4 @@ def test_train_evaluate_and_predict_in_ascii(tmp_path: Path) -> None:
     assert len(list(csv.DictReader((tmp_path / "out/predictions.csv").open(encoding="utf-8")))) == 6
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())["predictions"]) == 6
     scores = json.loads((run / "eval/val/metrics.json").read_text())["metrics"]
-    assert json.loads(done("eval", run, "--data", tmp_path / "pets", "--json").stdout)["metrics"] == scores, "the same names in UTF-8"
+    assert json.loads(done("eval", run, "--data", root, "--json").stdout)["metrics"] == scores, "the same names in UTF-8"

@@ -106,7 +106,7 @@ def shortened(name: str, letters: int, fonts: Sequence[str]) -> str:
     return text
 
 
-def fonts() -> list[str]:
+def fonts() -> Sequence[str]:
     """Files of the fonts that matplotlib is set to draw with: a letter comes from the first that has it."""
     found = []
     for family in matplotlib.rcParams["font.family"]:

@@ -30,14 +30,14 @@ def shown_lines(text: str) -> str:
 
 
 def file_name(name: str, ending: str = "") -> str:
-    """Make the name of a new file: letters, digits and `-_.`, and with its ending at most 255 bytes.
+    """Make the name of a new file: letters and digits of the locale and `-_.`, with its ending at most 255 bytes.
 
-    It is neither empty nor hidden nor reserved on Windows, and encoded as UTF-8 in every locale.
+    It is neither empty nor hidden nor reserved on Windows.
     """
     safe = "".join(letter if _is_plain(letter) else "-" for letter in shown(name)).strip(".") or "-"
     if safe.partition(".")[0].lower() in _RESERVED:
         safe = f"_{safe}"
-    return to_path(fitted(safe, _LONGEST - len(ending)) + ending)
+    return fitted(safe, _LONGEST - len(ending)) + ending
 
 
 def fitted(text: str, room: int = _LONGEST) -> str:
@@ -50,13 +50,20 @@ def fitted(text: str, room: int = _LONGEST) -> str:
 
 
 def from_path(path: str) -> str:
-    """Decode a path as UTF-8, whatever the locale: the same files have the same names under `LC_ALL=C`."""
-    return os.fsencode(path).decode("utf-8", "surrogateescape")
+    """Read letters as UTF-8 that the locale could not: the same files have the same names under `LC_ALL=C`."""
+    try:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a pair, which only Windows has in paths
+        return path
 
 
 def to_path(name: str) -> str:
-    """Turn the name of a file, for example from a list in UTF-8, into a path that this locale opens."""
-    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    """Write letters as UTF-8 that the locale lacks: a list in UTF-8 names the same files under `LC_ALL=C`."""
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    return name
 
 
 def _has_picture(letter: str) -> bool:
@@ -65,4 +72,5 @@ def _has_picture(letter: str) -> bool:
 
 
 def _is_plain(letter: str) -> bool:
-    return letter.isalnum() or letter in "-_." or unicodedata.category(letter)[0] == "M"  # accents and vowel signs
+    word = letter.isalnum() or unicodedata.category(letter)[0] == "M"  # accents and vowel signs
+    return letter in "-_." or (word and to_path(letter) == letter)

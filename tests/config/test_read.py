@@ -141,6 +141,11 @@ def test_not_key_value(text: str) -> None:
     assert f'"{text}" is not of the form key=value' in error.what and error.where == "command line"
 
 
+def test_key_value_that_is_not_utf8() -> None:
+    assert 'not UTF-8: data.root="caf\\udce9"' in refused("VA-C002", None, 'data.root="caf\udce9"').block()
+    assert load_config(None, ["data.root=b\udcc3\udcbccher"]).data.root == "b\u00fccher", "as LC_ALL=C gives it"
+
+
 @pytest.mark.parametrize("text", ["train.epochs=[", "train.epochs={", "train.epochs=*x"])
 def test_key_value_that_is_no_yaml(text: str) -> None:
     assert text in refused("VA-C002", None, text).block()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from visionattn.config.schema import DataConfig
 from visionattn.data.images.settings import ImageDataConfig
@@ -262,6 +262,10 @@ def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: i
 
 def contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
     """Render tiles of equal size with captions below them as a PNG."""
+    from visionattn.figures import fonts, shortened  # matplotlib takes long to import, and few commands draw
+
+    files = fonts()[:1]
+    font = ImageFont.truetype(files[0], 10)
     height, width = tiles[0][0].shape[:2]
     columns = max(1, round(len(tiles) ** 0.5))
     rows = -(-len(tiles) // columns)
@@ -272,10 +276,10 @@ def contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
         left = gap + position % columns * (width + gap)
         top = gap + position // columns * (height + caption + gap)
         sheet.paste(Image.fromarray(tile[:, :, 0] if tile.shape[2] == 1 else tile), (left, top))
-        short = shown(name)[:width]
-        while draw.textlength(short) > width and len(short) > 1:
-            short = short[:-1]
-        draw.text((left, top + height + 1), short, fill="black")
+        letters = width  # none is narrower than a pixel
+        while letters > 1 and font.getlength(shortened(name, letters, files)) > width:
+            letters -= 1
+        draw.text((left, top + height + 1), shortened(name, letters, files), fill="black", font=font)
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

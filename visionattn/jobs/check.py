@@ -13,7 +13,7 @@ from visionattn.data.check import CheckReport
 from visionattn.data.splits import ManifestRow
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted, csv_text, json_text
-from visionattn.names import file_name, from_path, shown
+from visionattn.names import file_name, shown
 from visionattn.tasks import task_of
 from visionattn.tasks.base import Target, Task
 
@@ -105,7 +105,7 @@ def _stop_at_errors(report: CheckReport, name: str, console: Console, *, keep: b
         return
     _print_notes(report, console)
     if keep:
-        path = Path(file_name(from_path(name), "-check.json"))
+        path = Path(file_name(name, "-check.json"))
         atomic_write(path, json_text(report.as_dict()))
         console.field("", f"full list: {path}")
     count = sum(note.level == "warning" for note in report.notes)

@@ -26,7 +26,7 @@ from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.weights import load_initial_weights
-from visionattn.names import file_name, from_path
+from visionattn.names import file_name, to_path
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
 from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta
@@ -206,10 +206,10 @@ def _require_same_data(run: RunFolder, digest: str) -> None:
 
 def _create_run(prepared: Prepared, processes: Processes) -> RunFolder:
     config, data = prepared.setup.config, prepared.checked.data
-    name = config.output.name or file_name(from_path(f"{data.name}-{config.model.name}"))
+    name = to_path(config.output.name) or file_name(f"{data.name}-{config.model.name}")
 
     def create() -> Path | None:
-        return RunFolder.create(Path(config.output.dir).expanduser() / name).path if processes.is_main else None
+        return RunFolder.create(Path(to_path(config.output.dir)).expanduser() / name).path if processes.is_main else None
 
     path = processes.from_main(processes.together(create))
     assert path is not None
@@ -301,7 +301,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     about = task.describe(config, target)
     facts = {
         "model": config.model.name,
-        "data": f"{from_path(data.name)}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
+        "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
         "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
         f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",

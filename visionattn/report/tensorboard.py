@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from visionattn.errors import UserError
 from visionattn.figures import curves_figure
 from visionattn.names import fitted, shown
 from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
@@ -24,9 +25,15 @@ class TensorBoard:
         pictures: the task's figures.
         count: most pictures per panel.
         purge_step: events from this step on are hidden, because the run resumes from there.
+
+    Raises:
+        UserError: VA-R007, a folder that TensorBoard cannot write in.
     """
 
     def __init__(self, folder: Path, display: Display, pictures: Pictures, count: int, *, purge_step: int) -> None:
+        if shown(str(folder)) != str(folder):
+            fix = "another output.dir, or log.tensorboard=false"
+            raise UserError("VA-R007", "TensorBoard needs a folder whose name is printable UTF-8", where=str(folder), fix=fix)
         self.writer = SummaryWriter(str(folder), purge_step=purge_step or None)
         self.display, self.pictures, self.count = display, pictures, count
 

@@ -23,7 +23,7 @@ from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.images.settings import LabelDataConfig
 from visionattn.data.splits import Note, histogram, split_off
 from visionattn.errors import UserError
-from visionattn.names import shown
+from visionattn.names import shown, to_path
 
 
 def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> LabelledData:
@@ -87,7 +87,7 @@ def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | Non
     if isinstance(settings.classes, list):
         names = settings.classes
     elif settings.classes != "auto":
-        path = Path(settings.classes).expanduser()
+        path = Path(to_path(settings.classes)).expanduser()
         if not path.is_file():
             raise UserError("VA-D001", f'data.classes "{settings.classes}" not found', fix="auto, a list of names, or a text file")
         names = _lines(path)

@@ -60,7 +60,7 @@ def find_layout(settings: LabelDataConfig) -> Layout:
     if settings.format == "digits":
         return Layout("digits", Path(), {}, False)
     if settings.format == "torchvision" and settings.root:
-        return Layout("torchvision", Path(settings.root).expanduser(), {}, False)
+        return Layout("torchvision", Path(to_path(settings.root)).expanduser(), {}, False)
     root = find_root(settings, otherwise="data.format=digits needs no files")
     form = settings.format if settings.format != "auto" else _guess(root, settings)
     if form == "npz" and root.is_file():
@@ -136,7 +136,7 @@ def data_name(settings: LabelDataConfig) -> str:
 
 def folder_name(settings: ImageDataConfig) -> str:
     """Last part of data.root."""
-    return Path(settings.root).expanduser().resolve().stem
+    return from_path(Path(to_path(settings.root)).expanduser().resolve().stem)
 
 
 def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:

@@ -17,7 +17,7 @@ from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask, uprig
 from visionattn.data.sources import FileImages
 from visionattn.data.splits import Data, ManifestRow, Note, content_hash, split_off
 from visionattn.errors import UserError
-from visionattn.names import shown
+from visionattn.names import shown, to_path
 
 _STRAY = 254  # marks a value that is not a class, until it is rejected
 
@@ -141,7 +141,7 @@ def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> Mas
         first = shown(", ".join(pairs.without_image[:3]))
         notes.append(Note("warning", "VA-D021", f"{len(pairs.without_image):,} masks have no image and are left out: {first}"))
     test = parts.get("test")
-    root = str(Path(settings.root).expanduser())
+    root = str(Path(to_path(settings.root)).expanduser())
     return MaskData(folder_name(settings), parts["train"], parts["val"], test, notes, names, palette, pairs.without_mask, root)
 
 
