@@ -213,12 +213,14 @@ def test_figures() -> None:
 
 def test_the_legend_of_a_batch() -> None:
     model = type("", (), {"pretrained_cfg": {"mean": (0, 0, 0), "std": (1, 1, 1)}})
-    label = torch.arange(len(NAMES)).view(1, 1, -1)
-    batch = Batch({"image": torch.zeros(1, 3, 1, len(NAMES)), "label": label}, [0], ["a"], ["a"], [])
-    figure = SegmentationPictures(NAMES, default_palette(len(NAMES))).batch_figure(model, batch, 1)
+    label = torch.arange(len(NAMES)).view(1, 1, -1).expand(4, -1, -1)
+    batch = Batch({"image": torch.zeros(4, 3, 1, len(NAMES)), "label": label}, [0] * 4, ["a"] * 4, ["a"] * 4, [])
+    figure = SegmentationPictures(NAMES, default_palette(len(NAMES))).batch_figure(model, batch, 4)
     assert figure is not None
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [f" {drawn(name, 28)}" for name in NAMES], "none is left out"
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().width <= figure.bbox.width, "nor cut off"
 
 
 class Texts(HTMLParser):

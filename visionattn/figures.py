@@ -35,15 +35,15 @@ def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: 
 def confusion_figure(counts: np.ndarray, classes: list[str], title: str, texts: np.ndarray) -> Figure:
     """Rows are true classes; colour is the share of the row, `texts` are written into the cells that are not zero."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    names = [drawn(name, _TICK) for name in classes]
-    side = min(16.0, 2.5 + 0.42 * len(classes)) + 0.05 * max(map(len, names))
+    names = [drawn(name, _TICK) for name in classes] if len(classes) <= 40 else []
+    side = min(16.0, 2.5 + 0.42 * len(classes)) + 0.05 * max(map(len, names), default=0)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=10)
-    if len(classes) <= 40:
+    if names:
         axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_yticks(range(len(classes)), names, fontsize=8)
     if len(classes) <= 25:

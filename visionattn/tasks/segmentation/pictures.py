@@ -55,15 +55,16 @@ class SegmentationPictures(Pictures):
             seen += np.bincount(label.ravel(), minlength=256)[: len(self.classes)]
         figure = picture_grid(pictures, [""] * len(pictures))
         entries = legend_entries(seen, self.classes, self.palette, 24)
-        columns = max(1, int(figure.get_figwidth() / 1.4))
+        labels = [f" {drawn(name, _LETTERS)}" for name, _ in entries]  # matplotlib leaves out those that begin with an underscore
+        columns = max(1, int(figure.get_figwidth() / max(1.4, 0.5 + 0.06 * max(map(len, labels)))))  # inches
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns) + 0.1)
         handles = [
             Patch(
                 facecolor=np.array(colour) / 255 if colour and any(colour) else "none",
                 edgecolor="grey" if colour else "none",
-                label=f" {drawn(name, _LETTERS)}",  # matplotlib leaves out labels that begin with an underscore
+                label=label,
             )
-            for name, colour in entries
+            for label, (_, colour) in zip(labels, entries, strict=True)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
         return figure
