@@ -142,7 +142,7 @@ def test_not_key_value(text: str) -> None:
 
 
 def test_key_value_that_is_not_utf8() -> None:
-    assert 'not UTF-8: data.root="caf\\udce9"' in refused("VA-C002", None, 'data.root="caf\udce9"').block()
+    assert 'not UTF-8: data.root="cat\\udce9"' in refused("VA-C002", None, 'data.root="cat\udce9"').block()
     assert load_config(None, ["data.root=b\udcc3\udcbccher"]).data.root == "b\u00fccher", "as LC_ALL=C gives it"
 
 
@@ -183,7 +183,7 @@ def test_yaml_syntax_with_line_column_and_caret(tmp_path: Path, text: str, line:
     assert caret == "  " + " " * (column - 1) + "^"
 
 
-@pytest.mark.parametrize("content", [b"- 1\n- 2\n", b"hello\n", b"data: {root: caf\xe9}\n", b"seed: 1\0\n", b"data: {root: '${a b'}\n"])
+@pytest.mark.parametrize("content", [b"- 1\n- 2\n", b"hello\n", b"data: {root: cat\xe9}\n", b"seed: 1\0\n", b"data: {root: '${a b'}\n"])
 def test_files_that_are_no_mapping_or_no_text(tmp_path: Path, content: bytes) -> None:
     mine = tmp_path / "my.yaml"
     mine.write_bytes(content)
