@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
+from rich.console import JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from visionattn.names import shown, shown_lines
 
 
 class Console:
     """Prints to the terminal and keeps a copy in the run's log.
+
+    Text is never taken for markup, emoji codes or escape sequences; letters that the terminal lacks are escaped.
 
     Args:
         stderr: print to standard error, because standard output carries JSON.
@@ -22,7 +27,7 @@ class Console:
     """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
-        self.rich = RichConsole(stderr=stderr, highlight=False, soft_wrap=True, quiet=quiet)
+        self.rich = RichConsole(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
         self.quiet = quiet
         if not self.rich.is_terminal:
             self.rich.width = 160  # tables in files and pipes are not cut to a terminal
@@ -38,6 +43,7 @@ class Console:
 
     def log(self, text: str) -> None:
         """Write to the log only."""
+        text = shown_lines(text)
         if self._log is None:
             self._early.append(text)
         else:
@@ -46,7 +52,7 @@ class Console:
 
     def line(self, text: str = "", style: str = "") -> None:
         """Print a line."""
-        self.rich.print(text, style=style, markup=False)
+        self.rich.print(self._encodable(shown_lines(text)), style=style)
         self.log(text)
 
     def field(self, label: str, text: str) -> None:
@@ -62,14 +68,18 @@ class Console:
 
     def table(self, columns: list[str], rows: list[list[Any]], title: str = "") -> None:
         """A table; numbers are aligned to the right."""
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for index, column in enumerate(columns):
+        table = Table(title=self._encodable(shown(title)) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        cells = [[_cell(value) for value in row] for row in rows]
+        for index, column in enumerate(map(shown, columns)):
             numeric = all(_numeric(row[index]) for row in rows)
-            table.add_column(column, justify="right" if numeric and rows else "left", no_wrap=index == 0)
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row))
+            short = max(len(column), *(len(row[index]) for row in cells), 0) <= self.rich.width // 2
+            justify: JustifyMethod = "right" if numeric and rows else "left"
+            # A name is kept on one line where that cuts nothing off.
+            table.add_column(self._encodable(column), justify=justify, no_wrap=index == 0 and short, overflow="fold")
+        for row in cells:
+            table.add_row(*map(self._encodable, row))
         self.rich.print(table)
-        self.log("\n".join(["  ".join(columns), *("  ".join(_cell(value) for value in row) for row in rows)]))
+        self.log("\n".join("  ".join(row) for row in ([shown(column) for column in columns], *cells)))
 
     @contextmanager
     def progress(self, label: str, total: int, done: int = 0) -> Iterator[Bar]:
@@ -78,30 +88,33 @@ class Console:
             yield Bar(label, total, done, self, None)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         with Progress(*columns, console=self.rich, transient=True, refresh_per_second=4) as progress:
             bar = Bar(label, total, done, self, progress)
             yield bar
+
+    def _encodable(self, text: str) -> str:
+        return text.encode(self.rich.encoding, "backslashreplace").decode(self.rich.encoding)
 
 
 class Bar:
     """Progress of one job; call `update` with the number of units done and a text to show beside it."""
 
     def __init__(self, label: str, total: int, done: int, console: Console, progress: Progress | None) -> None:
-        self.label, self.total, self.console, self._progress = label, total, console, progress
-        self._task = progress.add_task(label, total=total, completed=done, text="") if progress else None
+        self.label, self.total, self.console, self._progress = shown(label), total, console, progress
+        self._task = progress.add_task(self.label, total=total, completed=done, text="") if progress else None
         self._printed = time.monotonic()
 
     def update(self, done: int, text: str = "") -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, text=text)
+            self._progress.update(self._task, completed=done, text=shown(text))
         elif time.monotonic() - self._printed >= 60:
             self._printed = time.monotonic()
             self.console.line(f"{self.label}  {done}/{self.total}  {text}".rstrip())
@@ -124,4 +137,4 @@ def duration(seconds: float) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "n/a" if value is None else str(value)
+    return "n/a" if value is None else shown(str(value))

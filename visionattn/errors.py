@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from visionattn.names import shown, shown_lines
+
 # Exit code of the command line by the letter of the error code.
 EXIT_CODES = {"C": 2, "M": 2, "D": 3, "W": 4, "R": 7}
 EXIT_DIVERGED = 5
@@ -50,7 +52,7 @@ class UserError(ValueError):
         for label, text in (("where", self.where), ("why", self.why), ("fix", self.fix)):
             if text:
                 lines.append(f"  {label:<6}" + text.replace("\n", "\n" + " " * 8))
-        return "\n".join(lines)
+        return shown_lines("\n".join(lines))
 
     def __str__(self) -> str:
         return self.block()
@@ -72,4 +74,4 @@ class Interrupted(Exception):
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """`Did you mean a, b?` with the closest known words, or an empty string."""
     close = get_close_matches(word, list(known), n=count, cutoff=0.55)
-    return f"Did you mean {', '.join(close)}?" if close else ""
+    return f"Did you mean {shown(', '.join(close))}?" if close else ""

@@ -1,12 +1,19 @@
-"""Figures that every task can use: grids of pictures, a confusion matrix, learning curves."""
+"""Figures that every task can use: grids of pictures, a confusion matrix, learning curves; and how names are drawn in them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+
+from visionattn.names import shown
+
+_TICK = 32  # most letters of a class name beside an axis
 
 
 def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: Sequence[str] | None = None, *, columns: int = 8) -> Figure:
@@ -19,7 +26,7 @@ def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: 
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype != np.uint8 else 255)
-        lines = [line if len(line) <= letters else line[: letters - 1] + "…" for line in title.split("\n")]
+        lines = [drawn(line, letters) for line in title.split("\n")]
         axes.set_title("\n".join(lines), fontsize=7, color=colors[index] if colors else "black")
         axes.axis("off")
     return figure
@@ -28,16 +35,17 @@ def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: 
 def confusion_figure(counts: np.ndarray, classes: list[str], title: str, texts: np.ndarray) -> Figure:
     """Rows are true classes; colour is the share of the row, `texts` are written into the cells that are not zero."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = min(16.0, 2.5 + 0.42 * len(classes))
+    names = [drawn(name, _TICK) for name in classes] if len(classes) <= 40 else []
+    side = min(16.0, 2.5 + 0.42 * len(classes)) + 0.05 * max(map(len, names), default=0)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(title, fontsize=10)
-    if len(classes) <= 40:
-        axes.set_xticks(range(len(classes)), classes, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    if names:
+        axes.set_xticks(range(len(classes)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(classes)), names, fontsize=8)
     if len(classes) <= 25:
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
@@ -73,3 +81,43 @@ def curves_figure(history: list[dict[str, Any]], metrics: Sequence[str]) -> Figu
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return figure
+
+
+# ---------------------------------------------------------------- names
+
+
+def drawn(name: str, letters: int) -> str:
+    """Write a name for matplotlib, which takes text between dollar signs for a formula: shortened, with letters its fonts have."""
+    return shortened(name, letters, fonts()).replace("$", r"\$")
+
+
+def shortened(name: str, letters: int, fonts: Sequence[str]) -> str:
+    """Write a name in at most so many letters, the last an ellipsis if it is longer; letters that no font has become escapes.
+
+    Args:
+        fonts: files that the letters are taken from.
+    """
+    known = [_letters_of(font) for font in fonts]
+    text = ""
+    for letter in shown(name):
+        text += letter if any(ord(letter) in font for font in known) else letter.encode("unicode_escape").decode()
+        if len(text) > letters:
+            return f"{text[: letters - 1]}…"
+    return text
+
+
+def fonts() -> Sequence[str]:
+    """Files of the fonts that matplotlib is set to draw with: a letter comes from the first that has it."""
+    found = []
+    for family in matplotlib.rcParams["font.family"]:
+        for name in matplotlib.rcParams.get(f"font.{family}", [family]):
+            try:
+                found.append(font_manager.findfont(name, fallback_to_default=False))
+            except ValueError:  # not installed
+                continue
+    return found or [font_manager.findfont("DejaVu Sans")]  # shipped with matplotlib
+
+
+@cache
+def _letters_of(font: str) -> frozenset[int]:
+    return frozenset(font_manager.get_font(font).get_charmap())

@@ -1,4 +1,4 @@
-"""Writes that are complete or absent (temporary name, fsync, rename), locks, hashes, the cache folder, CSV text."""
+"""Writes that are complete or absent (temporary name, fsync, rename), locks, hashes, the cache folder, CSV and JSON text."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -19,8 +20,12 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from visionattn.errors import UserError
+from visionattn.names import shown
 
 TEMPORARY = ".tmp-"
+
+_FORMULA = re.compile("'*[=+\\-@\uff1d\uff0b\uff0d\uff20]")  # also in full width: spreadsheets compute both
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -28,7 +33,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -192,9 +197,38 @@ def counted(number: int, word: str) -> str:
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Format rows as CSV with a header."""
+    """Format rows as CSV with a header; no text in it is a formula to a spreadsheet.
+
+    Text that begins like a formula gets an apostrophe before it: who needs it as it was removes one from cells that begin
+    with apostrophes and one of `=+-@`. Numbers stay numbers.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow(map(_csv_cell, columns))
+    writer.writerows(map(_csv_cell, row) for row in rows)
     return buffer.getvalue()
+
+
+def json_text(value: Any) -> str:
+    """Format as JSON in ASCII; a byte of a path that is not UTF-8 is its escape as text, because only Python reads it otherwise."""
+    return _NOT_ASCII.sub(_json_escape, json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _csv_cell(value: Any) -> Any:
+    if value is None or isinstance(value, (int, float)):
+        return value
+    text = shown(str(value))
+    return f"'{text}" if _FORMULA.match(text) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    escape = json.dumps(found[0])[1:-1]
+    return f"\\{escape}" if "\ud800" <= found[0] <= "\udfff" else escape

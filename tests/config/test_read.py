@@ -141,6 +141,11 @@ def test_not_key_value(text: str) -> None:
     assert f'"{text}" is not of the form key=value' in error.what and error.where == "command line"
 
 
+def test_key_value_that_is_not_utf8() -> None:
+    assert 'not UTF-8: data.root="cat\\udce9"' in refused("VA-C002", None, 'data.root="cat\udce9"').block()
+    assert load_config(None, ["data.root=b\udcc3\udcbccher"]).data.root == "b\u00fccher", "as LC_ALL=C gives it"
+
+
 @pytest.mark.parametrize("text", ["train.epochs=[", "train.epochs={", "train.epochs=*x"])
 def test_key_value_that_is_no_yaml(text: str) -> None:
     assert text in refused("VA-C002", None, text).block()
@@ -178,7 +183,7 @@ def test_yaml_syntax_with_line_column_and_caret(tmp_path: Path, text: str, line:
     assert caret == "  " + " " * (column - 1) + "^"
 
 
-@pytest.mark.parametrize("content", [b"- 1\n- 2\n", b"hello\n", b"data: {root: caf\xe9}\n", b"seed: 1\0\n", b"data: {root: '${a b'}\n"])
+@pytest.mark.parametrize("content", [b"- 1\n- 2\n", b"hello\n", b"data: {root: cat\xe9}\n", b"seed: 1\0\n", b"data: {root: '${a b'}\n"])
 def test_files_that_are_no_mapping_or_no_text(tmp_path: Path, content: bytes) -> None:
     mine = tmp_path / "my.yaml"
     mine.write_bytes(content)

@@ -54,7 +54,7 @@ def data_preview(
 
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     preview_data(config, Path(out), count)
-    typer.echo(out)
+    console_for().line(out)
 
 
 @masks_app.command("convert", epilog="Example: visionattn data masks convert mydata --map 128:1")

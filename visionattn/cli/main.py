@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from visionattn.cli import config, data, doctor, kernels, models, run, weights
 from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, Interrupted, UserError
+from visionattn.names import shown, shown_lines
 
 _verbose = False
 
@@ -31,7 +32,10 @@ class Commands(TyperGroup):
             sys.exit(EXIT_INTERRUPTED)
         except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             fix = "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE"
-            _fail(f"error VA-R007: cannot read or write there: {error.strerror}\n  where {error.filename}\n  fix   {fix}", EXIT_CODES["R"])
+            _fail(
+                f"error VA-R007: cannot read or write there: {error.strerror}\n  where {shown(str(error.filename))}\n  fix   {fix}",
+                EXIT_CODES["R"],
+            )
         except Exception as error:
             dispatch = sys.modules.get("visionattn.kernels.dispatch")  # loaded where an operation can have raised
             if dispatch is not None and isinstance(error, dispatch.BackendError):
@@ -43,9 +47,9 @@ class Commands(TyperGroup):
 
 def _fail(text: str, code: int) -> NoReturn:
     if _verbose:
-        traceback.print_exc()
+        typer.echo(shown_lines(traceback.format_exc()), err=True, nl=False)
     if os.environ.get("RANK", "0") == "0":  # of several processes the first one prints
-        typer.secho(text, err=True, fg=None if os.environ.get("NO_COLOR") else typer.colors.RED)
+        typer.secho(shown_lines(text), err=True, fg=None if os.environ.get("NO_COLOR") else typer.colors.RED)
     sys.exit(code)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from visionattn.console import Console
+from visionattn.files import json_text
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, other text on standard error.")]
 Overrides = Annotated[
@@ -26,7 +27,7 @@ def console_for(as_json: bool = False) -> Console:
 
 def print_json(value: Any) -> None:
     """Print one JSON object on standard output."""
-    typer.echo(json.dumps(value, indent=1))
+    typer.echo(json_text(value))
 
 
 def key_value(key: str, value: Any) -> str:

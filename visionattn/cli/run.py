@@ -9,6 +9,7 @@ import typer
 
 from visionattn.cli.options import Changes, Json, Overrides, console_for, key_value, print_json, with_task
 from visionattn.errors import UserError
+from visionattn.names import shown
 
 
 def train(
@@ -91,6 +92,6 @@ def predict(
     if len(predictions) > len(rows):
         console.line(f"... and {len(predictions) - len(rows)} more")
     for path, reason in unreadable:
-        console.warn(f"unreadable: {path} ({reason})")
+        console.warn(f"unreadable: {shown(path)} ({shown(reason)})")
     if as_json:
         print_json(predictions_dict(predictions, unreadable))

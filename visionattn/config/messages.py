@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError, did_you_mean
+from visionattn.names import shown
 
 
 class Problem(NamedTuple):
@@ -32,7 +33,9 @@ class Problem(NamedTuple):
 def invalid_config(problems: Sequence[Problem], origins: Mapping[str, str], show: str) -> UserError:
     """All problems in one error, each with the place where the key was set."""
     lines = [" ".join(filter(None, (_origin(key, origins), f"{key}: {message}" if key else message))) for _, key, message in problems]
-    return UserError(problems[0].code, "\n  ".join(dict.fromkeys(lines)), fix=f"Keys and their meaning: visionattn config show{show}")
+    return UserError(
+        problems[0].code, "\n  ".join(dict.fromkeys(map(shown, lines))), fix=f"Keys and their meaning: visionattn config show{show}"
+    )
 
 
 def describe_error(details: Any, task: str, schemas: Mapping[str, type[RunConfig]]) -> Problem:

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from visionattn.config.messages import Problem, describe_error, invalid_config, key_lines, syntax_error
 from visionattn.config.schema import RunConfig, Section
 from visionattn.errors import UserError, did_you_mean
+from visionattn.names import from_path
 
 SHIPPED = files("visionattn") / "configs"
 
@@ -84,13 +85,16 @@ def override_values(values: dict[str, Any], origins: dict[str, str], overrides: 
     """Apply `key=value` strings to plain values; `origins` learns where the keys were set.
 
     Raises:
-        UserError: VA-C001, not of the form key=value; VA-C002, settings that do not fit together.
+        UserError: VA-C001, not of the form key=value; VA-C002, settings that are not UTF-8 or do not fit together.
     """
+    overrides = [from_path(text) for text in overrides]
     for text in overrides:
         key, sign, _ = text.partition("=")
         if not sign or not key.strip():
             raise UserError("VA-C001", f'"{text}" is not of the form key=value', where="command line", fix="Example: train.epochs=5")
         origins[key.strip()] = "command line"
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError("VA-C002", f"not UTF-8: {text}", where="command line", fix="rename the file or folder: a config is UTF-8 text")
     try:
         return _over(values, OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a list where a mapping is, or the reverse

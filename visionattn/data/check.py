@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from visionattn.config.schema import DataConfig
 from visionattn.data.images.settings import ImageDataConfig
@@ -22,6 +22,7 @@ from visionattn.data.sources import Images
 from visionattn.data.splits import Data, Note, content_hash
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
+from visionattn.names import shown
 
 # Increase when the meaning of the stored records changes: older caches are then ignored.
 CACHE_VERSION = 1
@@ -144,7 +145,7 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
         raise UserError(
             "VA-D010",
             f"{len(broken):,} of {total:,} images cannot be decoded",
-            where="\n".join(f"{name}: {reason}" for name, reason in list(broken.items())[:5]),
+            where="\n".join(f"{shown(name)}: {shown(reason)}" for name, reason in list(broken.items())[:5]),
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
             fix="repair or remove them, or data.on_error=skip",
         )
@@ -181,7 +182,7 @@ def cache_name(images: Sequence[Images], name: str) -> str:
     """Name the cache file of a dataset: a hash of the folder that contains its files, or of its name."""
     paths = [path for part in images for path in (part.path(0),) if path is not None]
     folder = os.path.commonpath([os.path.abspath(path) for path in paths]) if paths else name
-    return blake2b(folder.encode(), digest_size=6).hexdigest()
+    return blake2b(folder.encode(errors="surrogatepass"), digest_size=6).hexdigest()
 
 
 def read_cache(path: Path) -> dict[str, Any]:
@@ -196,9 +197,9 @@ def read_cache(path: Path) -> dict[str, Any]:
 def broken_notes(findings: list[Finding]) -> list[Note]:
     """Report files that cannot be used."""
     level = {"VA-D010": "cannot be decoded", "VA-D011": "is not an image"}
-    notes = [Note("warning", code, f"{f.id} {level[code]}: {f.reason}") for code in level for f in findings if f.code == code]
+    notes = [Note("warning", code, f"{shown(f.id)} {level[code]}: {shown(f.reason)}") for code in level for f in findings if f.code == code]
     hint = "-> remove it, or raise data.max_pixels if you trust it"
-    return notes + [Note("error", "VA-D020", f"{f.id}: {f.reason}\n{hint}") for f in findings if f.code == "VA-D020"]
+    return notes + [Note("error", "VA-D020", f"{shown(f.id)}: {shown(f.reason)}\n{hint}") for f in findings if f.code == "VA-D020"]
 
 
 def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
@@ -208,7 +209,7 @@ def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
     for split in ("val", "test"):
         both = [(seen[f.hash16], f.id) for f in findings.get(split, ()) if f.facts is not None and f.hash16 in seen]
         if both:
-            examples = "; ".join(f"{first} = {second}" for first, second in both[:3])
+            examples = "; ".join(f"{shown(first)} = {shown(second)}" for first, second in both[:3])
             verb = "images appear" if len(both) > 1 else "image appears"
             notes.append(Note("warning", "VA-D006", f"{len(both):,} {verb} in both train and {split}: {examples}"))
     return notes
@@ -255,6 +256,10 @@ def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: i
 
 def contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
     """Render tiles of equal size with captions below them as a PNG."""
+    from visionattn.figures import fonts, shortened  # matplotlib takes long to import, and few commands draw
+
+    files = fonts()[:1]
+    font = ImageFont.truetype(files[0], 10)
     height, width = tiles[0][0].shape[:2]
     columns = max(1, round(len(tiles) ** 0.5))
     rows = -(-len(tiles) // columns)
@@ -265,10 +270,10 @@ def contact_sheet(tiles: list[tuple[np.ndarray, str]]) -> bytes:
         left = gap + position % columns * (width + gap)
         top = gap + position // columns * (height + caption + gap)
         sheet.paste(Image.fromarray(tile[:, :, 0] if tile.shape[2] == 1 else tile), (left, top))
-        short = name
-        while draw.textlength(short) > width and len(short) > 1:
-            short = short[:-1]
-        draw.text((left, top + height + 1), short, fill="black")
+        letters = width  # none is narrower than a pixel
+        while letters > 1 and font.getlength(shortened(name, letters, files)) > width:
+            letters -= 1
+        draw.text((left, top + height + 1), shortened(name, letters, files), fill="black", font=font)
     buffer = BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()

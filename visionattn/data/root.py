@@ -7,6 +7,7 @@ from pathlib import Path
 
 from visionattn.config.schema import DataConfig
 from visionattn.errors import UserError
+from visionattn.names import shown, to_path
 
 
 def find_root(settings: DataConfig, *, otherwise: str = "") -> Path:
@@ -20,7 +21,7 @@ def find_root(settings: DataConfig, *, otherwise: str = "") -> Path:
     """
     if not settings.root:
         raise UserError("VA-D001", "data.root is empty", fix="; ".join(filter(None, ["data.root=FOLDER (or --data FOLDER)", otherwise])))
-    root = Path(settings.root).expanduser()
+    root = Path(to_path(settings.root)).expanduser()
     if root.exists():
         return root
     parent = root.absolute().parent
@@ -30,5 +31,5 @@ def find_root(settings: DataConfig, *, otherwise: str = "") -> Path:
         "VA-D001",
         f'data.root "{settings.root}" not found',
         where=f"looked in {parent}" if parent.is_dir() else f"{parent} does not exist either",
-        fix=f'Did you mean "{near[0]}" (in {place})?' if near else "data.root=FOLDER",
+        fix=f'Did you mean "{shown(near[0])}" (in {place})?' if near else "data.root=FOLDER",
     )

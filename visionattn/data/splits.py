@@ -13,6 +13,7 @@ import numpy as np
 
 from visionattn.data.sources import Images
 from visionattn.errors import UserError
+from visionattn.names import shown
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,10 @@ def image_manifest(data: Data[Any], hashes: Mapping[str, str]) -> list[ManifestR
 
 def manifest_hash(rows: Sequence[ManifestRow]) -> str:
     """Return 16 hexadecimal digits that change with any sample, label, split or order."""
-    return content_hash("\n".join("\t".join(map(str, row)) for row in rows).encode())
+    return content_hash("\n".join("\t".join(map(str, row)) for row in rows).encode(errors="surrogatepass"))
 
 
 def histogram(counts: Mapping[str, int]) -> str:
     """Format counts as `{daisy: 3 images, rose: 1 image, ... 5 more}`."""
-    items = [f"{name or '(empty)'}: {count:,} image{'s' * (count != 1)}" for name, count in list(counts.items())[:8]]
+    items = [f"{shown(name) or '(empty)'}: {count:,} image{'s' * (count != 1)}" for name, count in list(counts.items())[:8]]
     return "{" + ", ".join([*items, *([f"... {len(counts) - 8} more"] if len(counts) > 8 else [])]) + "}"

@@ -29,6 +29,7 @@ from visionattn.engine.processes import Processes
 from visionattn.engine.random_state import random_state, set_random_state
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
+from visionattn.names import shown
 from visionattn.report.tensorboard import TensorBoard
 from visionattn.runs.checkpoint import keep_best, latest_checkpoint, read_checkpoint, save_checkpoint
 from visionattn.runs.folder import RunFolder
@@ -234,7 +235,7 @@ class Trainer:
             raise UserError(
                 "VA-D010",
                 f"epoch {epoch} trained on nothing: none of its {self.task.unit}s could be read",
-                where=", ".join(sorted(self.unreadable)[:3]),
+                where=shown(", ".join(sorted(self.unreadable)[:3])),
                 fix=f"restore the files, then visionattn train --resume {self.run.path}",
             )
 
@@ -481,7 +482,7 @@ class Trainer:
         if not new:
             return
         for name, reason in new.items():
-            self.console.warn(f"unreadable, left out: {name} ({reason})")
+            self.console.warn(f"unreadable, left out: {shown(name)} ({shown(reason)})")
         self.unreadable |= new.keys()
         if self.processes.is_main:  # the run may be resumed without them
             self.run.write_state("running", unreadable=sorted(self.unreadable))
@@ -489,7 +490,7 @@ class Trainer:
             raise UserError(
                 "VA-D010",
                 f"{len(self.unreadable)} {self.task.unit}s became unreadable during training",
-                where=", ".join(list(new)[:3]),
+                where=shown(", ".join(list(new)[:3])),
                 fix="repair or remove them and resume, or resume with data.on_error=skip",
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.splits import ManifestRow
 from visionattn.errors import UserError
-from visionattn.files import atomic_write, cache_folder, counted, csv_text
+from visionattn.files import atomic_write, cache_folder, counted, csv_text, json_text
+from visionattn.names import file_name, shown
 from visionattn.tasks import task_of
 from visionattn.tasks.base import Target, Task
 
@@ -93,9 +93,9 @@ def write_data(folder: Path, task: Task, config: RunConfig, model: Any, checked:
     """Write the run's `data/`: classes, manifest, findings, and pictures of both splits as the network sees them."""
     data = checked.data
     if "classes" in checked.target:
-        atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in checked.target["classes"]))
+        atomic_write(folder / "classes.txt", "".join(f"{shown(name)}\n" for name in checked.target["classes"]))
     atomic_write(folder / "manifest.csv", csv_text(ManifestRow._fields, checked.rows))
-    atomic_write(folder / "check.json", json.dumps(checked.report.as_dict(), indent=1))
+    atomic_write(folder / "check.json", json_text(checked.report.as_dict()))
     task.preview(config, model, data, data.train, 24, folder / "preview_train.png", augmented=True)
     task.preview(config, model, data, data.val, 24, folder / "preview_val.png", augmented=False)
 
@@ -107,8 +107,8 @@ def _stop_at_errors(report: CheckReport, name: str, console: Console, *, keep: b
         return
     _print_notes(report, console)
     if keep:
-        path = Path(f"{name}-check.json")
-        atomic_write(path, json.dumps(report.as_dict(), indent=1))
+        path = Path(file_name(name, "-check.json"))
+        atomic_write(path, json_text(report.as_dict()))
         console.field("", f"full list: {path}")
     count = sum(note.level == "warning" for note in report.notes)
     what = f"the data check found {counted(len(errors), 'error')} and {counted(count, 'warning')}"

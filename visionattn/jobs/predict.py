@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Collection, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +14,8 @@ from visionattn.console import Console
 from visionattn.data.loading import FEW_SAMPLES, eval_loader, worker_count
 from visionattn.engine.devices import open_accelerator
 from visionattn.errors import UserError, did_you_mean
-from visionattn.files import atomic_write, csv_text
+from visionattn.files import atomic_write, csv_text, json_text
+from visionattn.names import shown
 from visionattn.runs.load import CHANGEABLE, LoadedModel, load_model
 from visionattn.tasks import change_config, name_plugins
 from visionattn.tasks.base import Dataset, Prediction, Writer, WriterRequest
@@ -130,7 +130,7 @@ def _run(
                 found = predictor(batch)
             predictions += writer.write(found, batch)
     if len(unreadable) == len(dataset):
-        raise UserError("VA-D010", f"none of the {task.unit}s could be read", where=unreadable[0][0], why=unreadable[0][1])
+        raise UserError("VA-D010", f"none of the {task.unit}s could be read", where=shown(unreadable[0][0]), why=shown(unreadable[0][1]))
     return predictions, unreadable
 
 
@@ -153,7 +153,7 @@ def _require_new(files: Sequence[Path]) -> None:
     """
     there = [path for path in files if path.exists()]
     if there:
-        what = f"{there[0]} exists already" + (f", and {len(there) - 1} more of the files to write" if len(there) > 1 else "")
+        what = f"{shown(str(there[0]))} exists already" + (f", and {len(there) - 1} more of the files to write" if len(there) > 1 else "")
         raise UserError("VA-R007", what, fix="another --out FOLDER, or remove them")
 
 
@@ -165,7 +165,7 @@ def _save(
     for folder in dict.fromkeys(path.relative_to(out).parts[0] for path in writer.planned_files()):
         console.field("written", f"{out / folder}: {len(predictions)} files")
     texts = {
-        "json": lambda: json.dumps(predictions_dict(predictions, unreadable), indent=1),
+        "json": lambda: json_text(predictions_dict(predictions, unreadable)),
         "csv": lambda: csv_text(*writer.table(predictions)),
     }
     for name, text in texts.items():

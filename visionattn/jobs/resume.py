@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from visionattn.config.schema import RunConfig
 from visionattn.data.splits import ManifestRow, manifest_hash
 from visionattn.errors import UserError
+from visionattn.files import csv_text
 from visionattn.jobs.check import CheckedData
+from visionattn.names import shown
 from visionattn.runs.checkpoint import read_meta
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import run_config
@@ -108,13 +111,13 @@ def same_data(run: RunFolder, checked: CheckedData) -> CheckedData:
     known = state.get("data")
     if known is None or known == manifest_hash(checked.rows):
         return checked
-    before = _read_manifest(path)
-    listed, now = set(state.get("unreadable", ())), set(checked.rows)
-    gone = [row for row in before if row not in now]
-    new = now.difference(before)
-    kept = [row for row in before if row in now]
-    if manifest_hash(before) != known or new or kept != checked.rows or any(row.path not in listed for row in gone):
-        differences = [f"- {row.path}" for row in gone if row.path not in listed] + [f"+ {row.path}" for row in new]
+    before, after = _read_manifest(path), _as_written(checked.rows)
+    listed = {name for (name,) in _as_written([(name,) for name in state.get("unreadable", ())])}
+    now, then = set(after), set(before)
+    gone = {row[0] for row in before if row not in now}
+    new = [row[0] for row in after if row not in then]
+    if not before or new or gone - listed or [row for row in before if row in now] != after:
+        differences = [f"- {name}" for name in sorted(gone - listed)] + [f"+ {name}" for name in new]
         raise UserError(
             "VA-C010",
             "the data changed since the run started",
@@ -122,25 +125,35 @@ def same_data(run: RunFolder, checked: CheckedData) -> CheckedData:
             why="\n".join([f"manifest hash {manifest_hash(checked.rows)}, at the start {known}", *differences[:6]]),
             fix="restore the files, or start a new run",
         )
-    return replace(checked, **_with_gaps(checked.data, [row for row in before if row.split == "train"], {row.path for row in gone}))
+    return replace(checked, **_with_gaps(checked.data, [row for row in before if row[2] == "train"], gone))
 
 
-def _with_gaps(data: Any, rows: Sequence[ManifestRow], gone: set[str]) -> dict[str, Any]:
-    """Data whose training set has a stand-in of the same label at each gap, and the gaps, by position."""
-    place = {name: index for index, name in enumerate(data.train.ids)}
-    by_label = {row.label: place[row.path] for row in rows if row.path not in gone}
-    indices = [place[row.path] if row.path in place else by_label.get(row.label, 0) for row in rows]
-    gaps = {index: row.path for index, row in enumerate(rows) if row.path in gone}
-    sets = {part.name: part for part in data.sets} | {"train": data.train.take(indices)}
-    return {"data": data.with_sets(sets), "gaps": gaps}
+def _with_gaps(data: Any, rows: Sequence[tuple[str, ...]], gone: set[str]) -> dict[str, Any]:
+    """Data whose training set has a stand-in of the same label at each gap, and the gaps, by position.
+
+    Args:
+        rows: of the manifest that the run began with: path, label, ...
+        gone: paths that are not there any more.
+    """
+    place = {name: index for index, (name,) in enumerate(_as_written([(name,) for name in data.train.ids]))}
+    by_label = {row[1]: place[row[0]] for row in rows if row[0] not in gone}
+    indices = [by_label.get(row[1], 0) if row[0] in gone else place[row[0]] for row in rows]
+    gaps = {index: row[0] for index, row in enumerate(rows) if row[0] in gone}
+    return {"data": replace(data, train=data.train.take(indices)), "gaps": gaps}
 
 
-def _read_manifest(path: Path) -> list[ManifestRow]:
+def _as_written(rows: Iterable[Sequence[Any]]) -> list[tuple[str, ...]]:
+    """Rows as a CSV file has them, in which odd characters are escapes."""
+    return [tuple(row) for row in csv.reader(io.StringIO(csv_text([], rows)))][1:]
+
+
+def _read_manifest(path: Path) -> list[tuple[str, ...]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [ManifestRow(row["path"], row["label"], row["split"], int(row["bytes"]), row["hash16"]) for row in csv.DictReader(file)]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+            rows = [tuple(row) for row in csv.reader(file)]
+    except (OSError, ValueError, csv.Error):
         return []
+    return rows[1:] if rows and rows[0] == ManifestRow._fields else []
 
 
 def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
@@ -151,4 +164,4 @@ def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return shown(", ".join(names[:8])) + (", ..." if len(names) > 8 else "")

@@ -27,6 +27,7 @@ from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data
 from visionattn.jobs.weights import load_initial_weights
+from visionattn.names import file_name, to_path
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
@@ -188,12 +189,12 @@ def _hold(run: RunFolder, config: RunConfig, processes: Processes, console: Cons
 def _create_run(prepared: Prepared, processes: Processes, stack: ExitStack) -> RunFolder:
     """A new run folder, locked."""
     config, data = prepared.setup.config, prepared.checked.data
-    name = config.output.name or f"{data.name}-{config.model.name}"
+    name = to_path(config.output.name) or file_name(f"{data.name}-{config.model.name}")
 
     def create() -> Path | None:
         if not processes.is_main:
             return None
-        run = RunFolder.create(Path(config.output.dir).expanduser() / name)
+        run = RunFolder.create(Path(to_path(config.output.dir)).expanduser() / name)
         stack.enter_context(run.locked())
         return run.path
 

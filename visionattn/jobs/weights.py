@@ -10,6 +10,7 @@ from visionattn.console import Console
 from visionattn.models import load_checkpoint
 from visionattn.models.weights.download import fetch
 from visionattn.models.weights.records import find_record
+from visionattn.names import to_path
 from visionattn.runs.checkpoint import read_weights, read_while_written
 from visionattn.runs.folder import RunFolder
 from visionattn.runs.load import best_checkpoint
@@ -25,7 +26,7 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
     source = config.model.weights
     if source == "none":
         return "none: training from scratch"
-    path = Path(source).expanduser()
+    path = Path(to_path(source)).expanduser()
     record = task.published_weights(config)
     if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
         record = find_record(task.backbone_name(config), None if source == "pretrained" else source)  # raises with what there is

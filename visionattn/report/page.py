@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from visionattn.figures import curves_figure, picture_grid
 from visionattn.files import atomic_write
+from visionattn.names import shown
 from visionattn.report.tables import WORST, class_columns, metrics_text
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
@@ -34,7 +36,7 @@ def write_report(
         grid = picture_grid([case.picture for case in worst], [case.title for case in worst], columns=pictures.worst_columns)
         worst_image = _image(grid)
     columns = class_columns(evaluation, display)
-    environment = Environment(loader=PackageLoader("visionattn.report"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("visionattn.report"), autoescape=True, finalize=_shown, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(
         title=f"{run.path.parent.name}/{run.path.name}",
         facts=facts,
@@ -59,3 +61,7 @@ def _image(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _shown(value: Any) -> Any:
+    return shown(value) if isinstance(value, str) else value

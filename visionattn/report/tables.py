@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from visionattn.console import Console
-from visionattn.files import atomic_folder, csv_text
+from visionattn.files import atomic_folder, csv_text, json_text
+from visionattn.names import file_name
 from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
 
 WORST = 16  # cases shown in the report and kept in `worst/`
@@ -67,7 +67,7 @@ def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, da
     scores = evaluation.scores
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
-        (temporary / "metrics.json").write_text(json.dumps(evaluation_dict(evaluation), indent=1), encoding="utf-8")
+        (temporary / "metrics.json").write_text(json_text(evaluation_dict(evaluation)), encoding="utf-8")
         if scores.per_class:
             rows = [["" if value is None else value for value in row.values()] for row in scores.per_class]
             (temporary / "per_class.csv").write_text(csv_text(list(scores.per_class[0]), rows), encoding="utf-8")
@@ -75,11 +75,10 @@ def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, da
         further = scores.case_values[0] if scores.case_values else []
         (temporary / f"per_{unit}.csv").write_text(csv_text([*names, *further], _case_rows(evaluation, names)), encoding="utf-8")
         for panel in pictures.panels(evaluation):
-            panel.figure.savefig(temporary / f"{panel.name}.png", dpi=120)
+            panel.figure.savefig(temporary / file_name(panel.name, ".png"), dpi=120)
         (temporary / "worst").mkdir()
         for name, _, picture in pictures.worst(evaluation, dataset, WORST):
-            safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)[:100]
-            Image.fromarray(picture).save(temporary / "worst" / f"{safe}.png")
+            Image.fromarray(picture).save(temporary / "worst" / file_name(name, ".png"))
 
 
 def _case_rows(evaluation: Evaluation, names: list[str]) -> Iterator[list[Any]]:

@@ -24,6 +24,7 @@ from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.images.settings import LabelDataConfig
 from visionattn.data.splits import Note, histogram, split_off
 from visionattn.errors import UserError
+from visionattn.names import shown, to_path
 
 
 def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> LabelledData:
@@ -97,7 +98,7 @@ def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | Non
     if isinstance(settings.classes, list):
         names = settings.classes
     elif settings.classes != "auto":
-        path = Path(settings.classes).expanduser()
+        path = Path(to_path(settings.classes)).expanduser()
         if not path.is_file():
             raise UserError("VA-D001", f'data.classes "{settings.classes}" not found', fix="auto, a list of names, or a text file")
         names = _lines(path)
@@ -148,8 +149,8 @@ def _check_classes(tables: dict[str, Table], classes: Sequence[str], *, given: b
     for split, table in tables.items():
         outside = _outside(table, classes)
         if outside and (given or split == "train" or isinstance(table.labels, np.ndarray) or "" in outside):
-            shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-            refuse_labels(outside, split, f"one of {len(classes)} classes: {shown}")
+            first = shown(", ".join(classes[:8])) + (", ..." if len(classes) > 8 else "")
+            refuse_labels(outside, split, f"one of {len(classes)} classes: {first}")
         if outside:
             raise UserError(
                 "VA-D004",
@@ -159,9 +160,11 @@ def _check_classes(tables: dict[str, Table], classes: Sequence[str], *, given: b
             )
         if table.empty and split == "train":
             raise UserError(
-                "VA-D005", f"empty class folders in train: {', '.join(table.empty)}", fix="add images or remove the folders (in all splits)"
+                "VA-D005",
+                shown(f"empty class folders in train: {', '.join(table.empty)}"),
+                fix="add images or remove the folders (in all splits)",
             )
-        notes += [Note("warning", "VA-D005", f'{split} has an empty folder for class "{name}"') for name in table.empty]
+        notes += [Note("warning", "VA-D005", f'{split} has an empty folder for class "{shown(name)}"') for name in table.empty]
     return notes
 
 
@@ -170,14 +173,14 @@ def _missing_classes(parts: dict[str, ImageSet], tables: dict[str, Table], class
     in_train = parts["train"].class_counts(len(classes))
     for name, count in zip(classes, in_train, strict=True):
         if not count:
-            notes.append(Note("warning", "VA-D004", f'train has no images of class "{name}": it cannot be learned'))
+            notes.append(Note("warning", "VA-D004", f'train has no images of class "{shown(name)}": it cannot be learned'))
     for split in ("val", "test"):
         if split not in parts:
             continue
         empty = tables[split].empty if split in tables else ()
         for name, count, train_count in zip(classes, parts[split].class_counts(len(classes)), in_train, strict=True):
             if not count and name not in empty:
-                text = f'{split} has no images of class "{name}" ({train_count:,} in train): its recall will be "n/a"'
+                text = f'{split} has no images of class "{shown(name)}" ({train_count:,} in train): its recall will be "n/a"'
                 notes.append(Note("warning", "VA-D004", text))
     return notes
 
@@ -189,7 +192,7 @@ def _known_only(table: Table, classes: Sequence[str], root: Path) -> Table:
             "VA-M003",
             f"the data has classes that the run does not have: {histogram(outside)}",
             where=str(root),
-            why=f"the run has {len(classes)} classes: {', '.join(classes[:8])}{', ...' * (len(classes) > 8)}",
+            why=f"the run has {len(classes)} classes: {shown(', '.join(classes[:8]))}{', ...' * (len(classes) > 8)}",
             exit_code=4,
         )
     return table

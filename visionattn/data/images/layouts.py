@@ -24,6 +24,7 @@ from visionattn.data.sources import ArrayImages, FileImages, Images, Torchvision
 from visionattn.data.splits import Note, histogram
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import counted
+from visionattn.names import from_path, shown, to_path
 
 SPLITS = ("train", "val", "test")
 # Names of a validation split if data.val has its default.
@@ -63,7 +64,7 @@ def find_layout(settings: LabelDataConfig) -> Layout:
     if settings.format == "digits":
         return Layout("digits", Path(), {}, False)
     if settings.format == "torchvision" and settings.root:
-        return Layout("torchvision", Path(settings.root).expanduser(), {}, False)
+        return Layout("torchvision", Path(to_path(settings.root)).expanduser(), {}, False)
     if settings.on_hub and settings.root:
         raise UserError("VA-C002", "data.root and data.dataset both name the data", fix='data.root="" or data.dataset=""')
     root = download_parquet(settings.dataset) if settings.on_hub else find_root(settings, otherwise="data.format=digits needs no files")
@@ -168,7 +169,7 @@ def data_name(settings: LabelDataConfig) -> str:
 
 def folder_name(settings: ImageDataConfig) -> str:
     """Last part of data.root."""
-    return Path(settings.root).expanduser().resolve().stem
+    return from_path(Path(to_path(settings.root)).expanduser().resolve().stem)
 
 
 def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
@@ -179,7 +180,7 @@ def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
     if len(inside) == 1:
         fix = f"data.root={inside[0]}"
     elif any(_has_class_folders(path, settings) for path in nested):
-        names = ", ".join(path.name for path in nested[:5])
+        names = shown(", ".join(path.name for path in nested[:5]))
         fix = f"name the splits: data.train=NAME data.val=NAME data.test=NAME, from {names}"
     place = f'data.dataset "{settings.dataset}"' if settings.on_hub else f'data.root "{settings.root}"'
     return UserError("VA-D002", f"{place}: {what}", where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
@@ -188,17 +189,17 @@ def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
 def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
     """Summarise the contents of root in a few lines."""
     if root.is_file():
-        return [f"{root.name} ({root.stat().st_size:,} bytes)"]
+        return [f"{shown(root.name)} ({root.stat().st_size:,} bytes)"]
     entries = sorted((path for path in root.iterdir() if not excluded(path.name, settings)), key=lambda path: (path.is_file(), path.name))
-    shown = [f"{root.name}/" + ("" if entries else " (empty)")]
+    found = [f"{shown(root.name)}/" + ("" if entries else " (empty)")]
     for path in entries[:lines]:
         if path.is_file():
-            shown.append(f"  {path.name}")
+            found.append(f"  {shown(path.name)}")
             continue
         inside = list(path.iterdir())
         images = sum(is_image(item.name, settings) for item in inside)
-        shown.append(f"  {path.name}/ ({sum(item.is_dir() for item in inside)} folders, {images} images)")
-    return [*shown, *([f"  ... {len(entries) - lines} more"] if len(entries) > lines else [])]
+        found.append(f"  {shown(path.name)}/ ({sum(item.is_dir() for item in inside)} folders, {images} images)")
+    return [*found, *([f"  ... {len(entries) - lines} more"] if len(entries) > lines else [])]
 
 
 def no_validation_split(settings: ImageDataConfig) -> UserError:
@@ -278,22 +279,22 @@ def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> t
         labels: list[tuple[str, ...]] = []
         empty = []
         for class_folder in class_folders(folder, settings):
-            files = image_files(class_folder, settings, skipped, others)
+            name, files = from_path(class_folder.name), image_files(class_folder, settings, skipped, others)
             if not files:
-                empty.append(class_folder.name)
+                empty.append(name)
             paths += files
-            labels += [(class_folder.name,)] * len(files)
+            labels += [(name,)] * len(files)
         if not paths:
             raise wrong_layout(settings, layout.root, f"no images in the class folders of {folder.name}/")
-        ids = [Path(os.path.relpath(path, layout.root)).as_posix() for path in paths]
+        ids = [from_path(Path(os.path.relpath(path, layout.root)).as_posix()) for path in paths]
         groups = groups_from_paths(ids, settings)
         tables[split] = Table(FileImages(tuple(paths), settings, in_chans), labels, ids, groups, empty=tuple(empty))
     notes = []
     if skipped:
-        examples = ", ".join(name for name, _ in skipped.most_common(4))
+        examples = shown(", ".join(name for name, _ in skipped.most_common(4)))
         notes.append(Note("info", "", f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"))
     if others:
-        examples = ", ".join(suffix for suffix, _ in others.most_common(4))
+        examples = shown(", ".join(suffix for suffix, _ in others.most_common(4)))
         notes.append(Note("info", "", f"{counted(sum(others.values()), 'file')} of other types left out ({examples})"))
     if loose:
         notes.append(Note("warning", "", f"{counted(loose, 'image')} outside the class folders left out"))
@@ -328,7 +329,10 @@ def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | 
     matches = [pattern.search(text) for text in ids]
     if not any(matches):
         raise UserError(
-            "VA-C002", f'data.group_by: "{settings.group_by}" is found in none of the paths', where=ids[0], fix="Example: (patient\\d+)"
+            "VA-C002",
+            f'data.group_by: "{settings.group_by}" is found in none of the paths',
+            where=shown(ids[0]),
+            fix="Example: (patient\\d+)",
         )
     # a path without a match forms its own group
     wanted = 1 if pattern.groups else 0
@@ -344,7 +348,9 @@ def _csv_rows(path: Path) -> list[dict[str, str]]:
     header = csv_header(path)
     for column in ("path", "label"):
         if column not in header:
-            raise UserError("VA-D002", f'{path.name} has no column "{column}"', where=str(path), why=f"columns found: {', '.join(header)}")
+            raise UserError(
+                "VA-D002", f'{path.name} has no column "{column}"', where=str(path), why=shown(f"columns found: {', '.join(header)}")
+            )
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = [{name.strip(): (value or "").strip() for name, value in row.items() if name} for row in csv.DictReader(file)]
     if not rows:
@@ -369,7 +375,7 @@ def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> dict[
     tables: dict[str, Table] = {}
     for name, rows in by_split.items():
         ids = [row["path"] for row in rows]
-        paths = tuple(str(layout.root / text) for text in ids)
+        paths = tuple(str(layout.root / to_path(text)) for text in ids)
         _require_files(paths, ids, layout)
         if settings.multi_label:
             labels = [tuple(dict.fromkeys(part.strip() for part in row["label"].split(";") if part.strip())) for row in rows]
@@ -397,7 +403,7 @@ def _require_files(paths: Sequence[str], ids: list[str], layout: Layout) -> None
         raise UserError(
             "VA-D001",
             f"{len(missing):,} of {len(ids):,} listed images do not exist",
-            where="\n".join(missing[:5]),
+            where="\n".join(map(shown, missing[:5])),
             why=f"paths are relative to the folder of the CSV file, {layout.root}",
         )
 
@@ -419,7 +425,9 @@ def _read_npz(path: Path, settings: LabelDataConfig, in_chans: int) -> dict[str,
             ids = [f"{split}[{index}]" for index in range(len(images))]
             tables[split] = Table(ArrayImages(images, settings, in_chans), labels, ids, multi_label=settings.multi_label)
     if not tables:
-        raise UserError("VA-D002", f"{path.name} has no train_images and train_labels", where=f"arrays: {', '.join(found)}", why=_ACCEPTED)
+        raise UserError(
+            "VA-D002", f"{path.name} has no train_images and train_labels", where=shown(f"arrays: {', '.join(found)}"), why=_ACCEPTED
+        )
     return tables
 
 

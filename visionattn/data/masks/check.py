@@ -32,6 +32,7 @@ from visionattn.data.readers import UnreadableFile, read_mask, upright_size
 from visionattn.data.splits import Note, content_hash
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
+from visionattn.names import shown
 
 _TINY = 0.005  # share of the labelled pixels below which a class is reported as small
 _VALUES_KEPT = 1024  # per mask; a file with more values is not a mask
@@ -204,9 +205,10 @@ def _broken_mask_notes(masks: list[MaskFinding], broken_images: set[str]) -> lis
     notes = []
     for mask in masks:
         if mask.code in verbs and mask.image_id not in broken_images:
-            notes.append(Note("warning", mask.code, f"{mask.mask_id} {verbs[mask.code]}: {mask.reason}"))
+            notes.append(Note("warning", mask.code, f"{shown(mask.mask_id)} {verbs[mask.code]}: {shown(mask.reason)}"))
         if mask.code == "VA-D020":
-            notes.append(Note("error", mask.code, f"{mask.mask_id}: {mask.reason}\n-> remove it, or raise data.max_pixels if you trust it"))
+            text = f"{shown(mask.mask_id)}: {shown(mask.reason)}\n-> remove it, or raise data.max_pixels if you trust it"
+            notes.append(Note("error", mask.code, text))
     return notes
 
 
@@ -216,7 +218,8 @@ def _size_notes(masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
         return []
     mask, facts = wrong[0]
     (tall, wide), (high, broad) = facts.image_size, facts.size
-    text = f"{_count(len(wrong), 'mask')} with a size different from the image, {mask.mask_id}: image {wide}x{tall}, mask {broad}x{high}"
+    sizes = f"image {wide}x{tall}, mask {broad}x{high}"
+    text = f"{_count(len(wrong), 'mask')} with a size different from the image, {shown(mask.mask_id)}: {sizes}"
     if tall * broad == wide * high:
         text += f" (ratio {tall / high:.3g})"
     if rule.resize:
@@ -271,14 +274,14 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> l
         if not files:
             continue
         used = {table[value] for facts in known for value in facts.counts if value in table} - {IGNORE}
-        shown = ", ".join(f"{_value(value, colour)}: {_count(count, 'file')}" for value, count in files.most_common(_SHOWN))
+        listed = ", ".join(f"{_value(value, colour)}: {_count(count, 'file')}" for value, count in files.most_common(_SHOWN))
         more = f", ... {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-        outside = f"mask values outside {_range(table, colour)}: {{{shown}{more}}}"
+        outside = f"mask values outside {_range(table, colour)}: {{{listed}{more}}}"
         hints = [_hint(data, value, files, used, table, colour) for value in sorted(files, key=lambda value: -files[value])[:_SHOWN]]
         example = next(
             mask.mask_id for mask in masks if mask.facts is not None and mask.facts.colour == colour and set(mask.facts.counts) & set(files)
         )
-        notes.append(Note("error", "VA-D012", "\n".join([f"{outside}; first in {example}", *hints])))
+        notes.append(Note("error", "VA-D012", "\n".join([f"{outside}; first in {shown(example)}", *hints])))
     return notes
 
 
@@ -294,7 +297,7 @@ def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table
     if len(files) == 1 and unused == [0] and value == len(data.classes):
         return f"{where}, and no 0: the classes start at 1  -> data.reduce_zero_label=true"
     target = by_label[unused[0]] if unused else IGNORE
-    meaning = f'perhaps "{data.classes[unused[0]]}"' if unused else f"{IGNORE} ignores it"
+    meaning = f'perhaps "{shown(data.classes[unused[0]])}"' if unused else f"{IGNORE} ignores it"
     return f"{where} has no class ({meaning})  {repair}{target}"
 
 
@@ -325,7 +328,7 @@ def _class_notes(data: MaskData, labelled: dict[str, np.ndarray]) -> list[Note]:
     shares = train / max(1, int(train.sum()))
     small = [(name, share) for name, share in zip(data.classes, shares, strict=True) if 0 < share < _TINY]
     if small:
-        listed = ", ".join(f"{name} {100 * share:.2g} %" for name, share in sorted(small, key=lambda item: item[1])[:_SHOWN])
+        listed = ", ".join(f"{shown(name)} {100 * share:.2g} %" for name, share in sorted(small, key=lambda item: item[1])[:_SHOWN])
         more = f", ... {len(small) - _SHOWN} more" if len(small) > _SHOWN else ""
         text = f"{_count(len(small), 'class')} below {100 * _TINY:g} % of the pixels in train: {listed}{more}"
         text += "  -> a Dice loss, or class weights"
@@ -343,7 +346,7 @@ def _rotated_notes(masks: list[MaskFinding]) -> list[Note]:
 
 
 def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return shown(", ".join(names[:3])) + (" ..." if len(names) > 3 else "")
 
 
 def _count(number: int, word: str) -> str:

@@ -14,6 +14,7 @@ from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.data.root import find_root
 from visionattn.data.splits import Note
 from visionattn.errors import UserError
+from visionattn.names import from_path, shown, to_path
 
 _ACCEPTED = """accepted layouts:
   ROOT/images/train/*.jpg and ROOT/masks/train/*.png (and val, test), or ROOT/train/images and ROOT/train/masks
@@ -157,7 +158,7 @@ def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
     if layout.unsplit:
         _deal_out(pairs, layout)
     if skipped:
-        examples = ", ".join(name for name, _ in skipped.most_common(4))
+        examples = shown(", ".join(name for name, _ in skipped.most_common(4)))
         text = f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"
         pairs.notes.append(Note("info", "", text))
     return pairs
@@ -220,7 +221,7 @@ def _match(
 
 def _key(path: str, folder: Path, suffix: str) -> str | None:
     """Key shared by image and mask: the path inside the folder without its suffix."""
-    inside = Path(os.path.relpath(path, folder))
+    inside = Path(from_path(os.path.relpath(path, folder)))
     if not suffix:
         return inside.with_suffix("").as_posix()
     text = inside.as_posix()
@@ -228,7 +229,7 @@ def _key(path: str, folder: Path, suffix: str) -> str | None:
 
 
 def _id(path: str, root: Path) -> str:
-    return Path(os.path.relpath(path, root)).as_posix()
+    return from_path(Path(os.path.relpath(path, root)).as_posix())
 
 
 def _deal_out(pairs: Pairs, layout: MaskLayout) -> None:
@@ -240,13 +241,17 @@ def _deal_out(pairs: Pairs, layout: MaskLayout) -> None:
     header = csv_header(path)
     column = next((name for name in ("image", "path", "file") if name in header), None)
     if column is None or "split" not in header:
-        raise UserError("VA-D002", f"{path.name} needs the columns image,split", where=str(path), why=f"columns found: {', '.join(header)}")
+        raise UserError(
+            "VA-D002", f"{path.name} needs the columns image,split", where=str(path), why=shown(f"columns found: {', '.join(header)}")
+        )
     split_of = {Path(row[column]).stem: row["split"] for row in _rows(path)}
     by_name = {name: split for split, known in layout.names.items() for name in known}
     _require_known(split_of.values(), by_name, path)
     missing = [pair.id for pair in everything if Path(pair.id).stem not in split_of]
     if missing:
-        pairs.notes.append(Note("warning", "", f"{len(missing):,} images left out, not listed in {path.name}: {', '.join(missing[:3])}"))
+        pairs.notes.append(
+            Note("warning", "", f"{len(missing):,} images left out, not listed in {path.name}: {shown(', '.join(missing[:3]))}")
+        )
     del pairs.parts["all"]
     for pair in everything:
         if Path(pair.id).stem in split_of:
@@ -263,7 +268,7 @@ def _require_known(values: Iterable[str], by_name: dict[str, str], path: Path) -
     if unknown:
         raise UserError(
             "VA-D002",
-            f"column split has unknown values: {', '.join(unknown[:5])}",
+            shown(f"column split has unknown values: {', '.join(unknown[:5])}"),
             where=str(path),
             fix=f"use {', '.join(by_name)}, or name them with data.train, data.val, data.test",
         )
@@ -280,18 +285,20 @@ def _read_csv(layout: MaskLayout) -> Pairs:
         header = csv_header(path)
         if "image" not in header or "mask" not in header:
             raise UserError(
-                "VA-D002", f"{path.name} needs the columns image,mask", where=str(path), why=f"columns found: {', '.join(header)}"
+                "VA-D002", f"{path.name} needs the columns image,mask", where=str(path), why=shown(f"columns found: {', '.join(header)}")
             )
         rows = _rows(path)
         if not file_split and "split" in header:
             _require_known((row["split"] for row in rows), by_name, path)
-        absent = [row["image"] for row in rows if not (path.parent / row["image"]).is_file()]
+        absent = [row["image"] for row in rows if not (path.parent / to_path(row["image"])).is_file()]
         if absent:
             why = f"paths are relative to the folder of the CSV file, {path.parent}"
-            raise UserError("VA-D001", f"{len(absent):,} of {len(rows):,} listed images do not exist", where="\n".join(absent[:5]), why=why)
+            raise UserError(
+                "VA-D001", f"{len(absent):,} of {len(rows):,} listed images do not exist", where="\n".join(map(shown, absent[:5])), why=why
+            )
         for row in rows:
             split = file_split or (by_name[row["split"]] if "split" in header else "all")
-            image, mask = path.parent / row["image"], path.parent / row["mask"]
+            image, mask = path.parent / to_path(row["image"]), path.parent / to_path(row["mask"])
             if row["mask"] and mask.is_file():
                 pairs.parts.setdefault(split, []).append(Pair(row["image"], str(image), row["mask"], str(mask)))
             else:

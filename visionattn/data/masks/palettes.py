@@ -15,6 +15,7 @@ from PIL import Image
 
 from visionattn.data.masks.settings import IGNORE
 from visionattn.errors import UserError
+from visionattn.names import to_path
 
 Colour = tuple[int, int, int]
 
@@ -59,7 +60,7 @@ def read_classes(source: str | Path) -> list[ClassEntry]:
     """
     if str(source) in shipped_class_lists():
         return _parse_classes((_SHIPPED / f"{source}.txt").read_text(encoding="utf-8"), str(source))
-    path = Path(source).expanduser()
+    path = Path(to_path(str(source))).expanduser()
     if not path.is_file():
         raise UserError(
             "VA-D001", f'list of classes "{source}" not found', fix=f"a text file, or one of {', '.join(shipped_class_lists())}"

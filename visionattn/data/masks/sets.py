@@ -17,6 +17,7 @@ from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask, uprig
 from visionattn.data.sources import FileImages
 from visionattn.data.splits import Data, ManifestRow, Note, content_hash, split_off
 from visionattn.errors import UserError
+from visionattn.names import shown, to_path
 
 _STRAY = 254  # marks a value that is not a class, until it is rejected
 
@@ -137,10 +138,10 @@ def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> Mas
     notes = [*pairs.notes, *notes]
     parts = _splits(settings, layout, pairs, rule, seed, in_chans, notes)
     if pairs.without_image:
-        shown = ", ".join(pairs.without_image[:3])
-        notes.append(Note("warning", "VA-D021", f"{len(pairs.without_image):,} masks have no image and are left out: {shown}"))
+        first = shown(", ".join(pairs.without_image[:3]))
+        notes.append(Note("warning", "VA-D021", f"{len(pairs.without_image):,} masks have no image and are left out: {first}"))
     test = parts.get("test")
-    root = str(Path(settings.root).expanduser())
+    root = str(Path(to_path(settings.root)).expanduser())
     return MaskData(folder_name(settings), parts["train"], parts["val"], test, notes, names, palette, pairs.without_mask, root)
 
 
@@ -159,7 +160,7 @@ def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str]
             "VA-M003",
             "the data has other classes than the run",
             where=str(layout.root),
-            why=f"data: {', '.join(names[:8])}; run: {', '.join(list(classes)[:8])}",
+            why=shown(f"data: {', '.join(names[:8])}; run: {', '.join(list(classes)[:8])}"),
             exit_code=4,
         )
     held_out = split in ("train", "val") and "val" not in pairs.parts and settings.val_fraction is not None
@@ -236,7 +237,7 @@ def _splits(
         raise UserError(
             "VA-D021",
             f"no image of the split {settings.train} has a mask",
-            where=", ".join([*pairs.without_mask[:2], *pairs.without_image[:2]]) or str(layout.root),
+            where=shown(", ".join([*pairs.without_mask[:2], *pairs.without_image[:2]])) or str(layout.root),
             why="a mask needs the name of its image and the same place in its folder",
             fix=f"data.mask_suffix={suffix}" if suffix else "set data.images, data.masks and data.mask_suffix",
         )

@@ -33,6 +33,7 @@ from visionattn import __version__
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import TEMPORARY, atomic_write, cache_folder, disk_full, locked, require_space, sha256_of, sync_folder
 from visionattn.models.weights.records import Source, Weights, find_weights
+from visionattn.names import shown, shown_lines
 
 ANSWER_TIMEOUT = 8.0  # seconds to wait for the first answer of a host; silent hosts share them
 STALL_TIMEOUT = 30.0  # seconds without a byte
@@ -68,7 +69,7 @@ class CutOff(Unavailable):
 
 def print_line(text: str) -> None:
     """Print a line on standard error."""
-    _terminal().print(text, markup=False)
+    _terminal().print(shown_lines(text))
 
 
 def fetch(
@@ -320,9 +321,15 @@ def _bar(label: str, total: int | None, done: int, show: bool) -> Iterator[Calla
     if not (show and console.is_terminal):
         yield lambda offset: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
-        task = progress.add_task(label, total=total, completed=done)
+        task = progress.add_task(shown(label), total=total, completed=done)
         yield lambda offset: progress.update(task, completed=offset)
 
 
@@ -411,4 +418,4 @@ def _sync(path: Path) -> None:
 
 
 def _terminal() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)

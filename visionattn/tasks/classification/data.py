@@ -14,6 +14,7 @@ from visionattn.data.readers import UnreadableFile
 from visionattn.data.sampling import derive_seed
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
+from visionattn.names import shown
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 Transform = TrainTransform | RandAugmentTransform | EvalTransform
@@ -43,7 +44,7 @@ def require_classes(before: LabelledData, after: LabelledData) -> LabelledData:
     if lost:
         raise UserError(
             "VA-D005",
-            f"no readable training image is left of {', '.join(lost)}",
+            shown(f"no readable training image is left of {', '.join(lost)}"),
             fix="repair the files listed by visionattn data check, or remove the class in all splits",
         )
     return after

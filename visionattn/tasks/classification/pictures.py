@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from visionattn.figures import confusion_figure, picture_grid
+from visionattn.names import shown
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.classification.scores import Guesses, confusion_matrix, names_of
@@ -67,15 +68,15 @@ class ClassificationPictures(Pictures):
 
 
 def label_text(label: Any, classes: list[str]) -> str:
-    """Class name of an index, or the names of all classes in a vector of zeros and ones."""
+    """Class name of an index, or the names of all classes in a vector of zeros and ones, in one line."""
     if np.ndim(label) == 0:
-        return classes[int(label)]
-    return ", ".join(names_of(label, classes)) or "none"
+        return shown(classes[int(label)])
+    return shown(", ".join(names_of(label, classes))) or "none"
 
 
 def _guess_text(guesses: Guesses, row: int, classes: list[str]) -> str:
     found = guesses.probabilities[row]
-    return label_text(found, classes) if guesses.labels.ndim == 2 else f"{classes[int(found.argmax())]} {found.max():.2f}"
+    return label_text(found, classes) if guesses.labels.ndim == 2 else f"{shown(classes[int(found.argmax())])} {found.max():.2f}"
 
 
 def _is_right(guesses: Guesses, row: int) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
@@ -19,7 +18,8 @@ from visionattn.data.masks.palettes import Colour, overlay
 from visionattn.data.masks.sets import resize_labels
 from visionattn.data.masks.settings import IGNORE
 from visionattn.data.readers import UnreadableFile
-from visionattn.figures import confusion_figure, picture_grid
+from visionattn.figures import confusion_figure, drawn, fonts, picture_grid, shortened
+from visionattn.names import shown
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.images import unnormalise
@@ -31,6 +31,8 @@ Entry = tuple[str, Colour | None]
 
 _SIDE = 256  # longer side of a picture in a strip, in pixels
 _NAMED = 12  # most classes in a legend; the largest are shown
+_LETTERS = 28  # most letters of a name in a legend
+_TICK = 40  # and beside an axis
 
 
 class SegmentationPictures(Pictures):
@@ -53,13 +55,16 @@ class SegmentationPictures(Pictures):
             seen += np.bincount(label.ravel(), minlength=256)[: len(self.classes)]
         figure = picture_grid(pictures, [""] * len(pictures))
         entries = legend_entries(seen, self.classes, self.palette, 24)
-        columns = max(1, int(figure.get_figwidth() / 1.4))
+        labels = [f" {drawn(name, _LETTERS)}" for name, _ in entries]  # matplotlib leaves out those that begin with an underscore
+        columns = max(1, int(figure.get_figwidth() / max(1.4, 0.5 + 0.06 * max(map(len, labels)))))  # inches
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns) + 0.1)
         handles = [
             Patch(
-                facecolor=np.array(colour) / 255 if colour and any(colour) else "none", edgecolor="grey" if colour else "none", label=name
+                facecolor=np.array(colour) / 255 if colour and any(colour) else "none",
+                edgecolor="grey" if colour else "none",
+                label=label,
             )
-            for name, colour in entries
+            for label, (_, colour) in zip(labels, entries, strict=True)
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=7, frameon=False)
         return figure
@@ -138,7 +143,7 @@ def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -
     font, gap, width = _font(size), size // 2, max(picture.shape[1], 240)
     places, left, top = [], gap, gap
     for name, colour in entries:
-        name = name if len(name) <= 28 else name[:27] + "…"
+        name = shortened(name, _LETTERS, fonts()[:1])
         needed = int(size + gap + font.getlength(name))
         if left > gap and left + needed > width:
             left, top = gap, top + size + gap
@@ -157,7 +162,7 @@ def with_legend(picture: np.ndarray, entries: Sequence[Entry], size: int = 14) -
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)  # shipped with matplotlib
+    return ImageFont.truetype(fonts()[0], size)
 
 
 # ---------------------------------------------------------------- strips
@@ -203,7 +208,7 @@ def _worst_rows(evaluation: Evaluation) -> list[int]:
 def _title(evaluation: Evaluation, row: int) -> str:
     facts = evaluation.scores.per_case[row]
     name, value = _score(facts)
-    return f"{facts['id']}  {name} {'n/a' if value is None else f'{100 * value:.1f} %'}"
+    return f"{shown(facts['id'])}  {name} {'n/a' if value is None else f'{100 * value:.1f} %'}"
 
 
 # ---------------------------------------------------------------- figures of the split
@@ -219,7 +224,7 @@ def _class_figure(evaluation: Evaluation, palette: Sequence[Colour]) -> Figure:
     for number, (row, value) in enumerate(zip(rows, values, strict=True)):
         text = "n/a" if row["iou"] is None else f"{100 * value:.1f}"
         axes.text(value + 0.01, number, text, va="center", fontsize=7)
-    share = [f"{row['class']} ({100 * (row['pixel_share'] or 0):.1f} % of pixels)" for row in rows]
+    share = [f"{drawn(row['class'], _TICK)} ({100 * (row['pixel_share'] or 0):.1f} % of pixels)" for row in rows]
     axes.set_yticks(range(len(rows)), share, fontsize=7)
     axes.set(xlim=(0, 1.08), ylim=(len(rows) - 0.4, -0.6), xlabel="IoU")
     axes.set_title(f"{evaluation.split}: {evaluation.count} images, mean IoU {100 * (evaluation.metrics['miou'] or 0):.2f} %", fontsize=10)
