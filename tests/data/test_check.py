@@ -179,10 +179,10 @@ def test_d020_too_large(root: Path) -> None:
     picture(0, (100, 80)).save(root / "val/tulip/9.png")
     _, fine, _ = look(root)
     assert fine.too_large == {}
-    _, report, _ = look(root, max_pixels=7999, on_error="skip")  # also where the cache knows the file
+    _, report, _ = look(root, max_bytes=47_999, on_error="skip")  # also where the cache knows the file
     assert list(report.too_large) == ["val/tulip/9.png"] and report.unreadable == {}
     (note,) = notes(report, "VA-D020")
-    assert note.startswith("error: val/tulip/9.png") and "7,999" in note and "data.max_pixels" in note
+    assert note.startswith("error: val/tulip/9.png") and "47,999" in note and "data.max_bytes=48000" in note
     assert look(root)[1].too_large == {}
 
 

@@ -178,8 +178,8 @@ def test_damaged_files_are_left_out(tmp_path: Path) -> None:
     assert set(report.unreadable) == {"images/train/train0.png", "images/train/train1.png"}
     assert notes(report, "VA-D010")[0].startswith("warning: masks/train/train0.png cannot be decoded")
     assert exclude_unreadable(data, report, settings(root)).train.ids == ["images/train/train2.png", "images/train/train3.png"]
-    _, report = look(root, max_pixels=100)
+    _, report = look(root, max_bytes=1500)
     text = refused(report, "VA-D020")  # images and masks, all of them
     files = {name for part in data.sets for name in (*part.ids, *part.mask_ids)}
     assert set(report.too_large) == files - {"images/train/train1.png", "masks/train/train0.png"}
-    assert all(name in text for name in report.too_large) and "data.max_pixels" in text
+    assert all(name in text for name in report.too_large) and "data.max_bytes" in text
