@@ -31,7 +31,9 @@ def find_listed(listed: Sequence[str], files: Sequence[str], folder: Path, root:
         for known, keys in zip(readings, (places, set(map(_stem, places)), {name}, {_stem(name)}), strict=True):
             for key in keys:
                 known.setdefault(key, set()).add(path)
-    found, missing, several = [], [], []
+    found: list[str] = []
+    missing: list[str] = []
+    several: list[str] = []
     for entry in listed:
         text = os.path.normpath(entry.replace("\\", "/")).replace(os.sep, "/").lstrip("/")
         fitting = next((known[key] for known, key in zip(readings, (text, _stem(text)) * 2, strict=True) if key in known), set())

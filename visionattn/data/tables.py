@@ -90,6 +90,9 @@ def read_csv(path: Path, required: Sequence[str]) -> CsvTable:
 
 def _header(path: Path, required: Sequence[str]) -> tuple[str, list[str]]:
     """The delimiter that the first line shows, and the columns."""
+    first = next(_lines(path), "")
+    if (count := 1 + max(map(first.count, _DELIMITERS))) > _MOST_COLUMNS:
+        raise UserError("VA-D002", f"{path.name} has {count:,} columns, at most {_MOST_COLUMNS:,} are read", where=str(path))
     found: dict[str, list[str]] = {}
     for delimiter in _DELIMITERS:
         _, row = next(_records(path, delimiter), (1, []))
@@ -100,13 +103,11 @@ def _header(path: Path, required: Sequence[str]) -> tuple[str, list[str]]:
         raise UserError(
             "VA-D002",
             f"{path.name}: the columns can be separated in several ways",
-            where=f"{path}: line 1: {next(_lines(path)).strip()[:200]}",
+            where=f"{path}: line 1: {first.strip()[:200]}",
             fix="separate the columns by commas, and put names that contain one in quotes",
         )
     delimiter = (fitting if len(fitting) == 1 else several or [","])[0]
     columns = found[delimiter]
-    if len(columns) > _MOST_COLUMNS:
-        raise UserError("VA-D002", f"{path.name} has {len(columns):,} columns, at most {_MOST_COLUMNS:,} are read", where=str(path))
     twice = [name for name, count in Counter(columns).items() if count > 1 and name]
     if twice:
         raise UserError("VA-D002", f'{path.name} has two columns "{twice[0]}"', where=str(path), fix="rename one of them")

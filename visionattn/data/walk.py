@@ -115,19 +115,23 @@ class Walker:
             return True
         return False
 
-    def report(self) -> list[str]:
-        """Describe what was left out, a line per kind."""
+    def report(self, *, hidden_names: bool = True) -> list[str]:
+        """Describe what was left out, a line per kind.
+
+        Args:
+            hidden_names: give examples of the skipped names.
+        """
         lines = []
         if self.hidden:
-            text = f"{sum(self.hidden.values()):,} hidden or system files and folders skipped ({_examples(self.hidden)}); data.exclude"
-            lines.append(text)
+            names = f" ({_examples(self.hidden)})" if hidden_names else ""
+            lines.append(f"{sum(self.hidden.values()):,} hidden or system files and folders skipped{names}; data.exclude")
         if self.others:
             lines.append(f"{counted(sum(self.others.values()), 'file')} of other types left out ({_examples(self.others)})")
         if self.special:
             lines.append(f"{sum(self.special.values()):,} left out that are no plain files ({_examples(self.special)})")
         if self.repeated:
-            text = f"{counted(sum(self.repeated.values()), 'link')} to folders that are read already left out ({_examples(self.repeated)})"
-            lines.append(text)
+            links = counted(sum(self.repeated.values()), "link")
+            lines.append(f"{links} to folders that are read already left out ({_examples(self.repeated)})")
         return lines
 
 

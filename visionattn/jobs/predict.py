@@ -117,7 +117,7 @@ def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude
             raise UserError("VA-D001", f'nothing to predict on at "{source}"', why="\n".join(walker.report()), fix=fix)
         for item in map(Path, items):
             found.setdefault(item, item.relative_to(above))
-    for line in walker.report():
+    for line in walker.report(hidden_names=False):
         console.field("", line)
     return found
 

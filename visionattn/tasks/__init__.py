@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visionattn.config.messages import Origin
 from visionattn.config.plugins import absolute_plugins, import_plugins
 from visionattn.config.read import override_values, read_values, require_sections, validate
 from visionattn.config.schema import RunConfig
@@ -62,15 +63,15 @@ def change_config(config: RunConfig, overrides: Sequence[str], sections: Sequenc
     if not overrides:
         return config
     require_sections(overrides, sections)
-    origins: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
     return config_from_dict(override_values(config.model_dump(mode="json"), origins, overrides), origins)
 
 
-def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> RunConfig:
+def config_from_dict(values: Any, origins: dict[str, Origin] | None = None) -> RunConfig:
     """Validate plain values by their task, after importing the plugins they name.
 
     Args:
-        origins: for a dotted key, where it was set (`file:line`).
+        origins: for a dotted key, where it was set (`file:line`) and how it was written.
 
     Raises:
         UserError: VA-C001, VA-C002.

@@ -233,11 +233,15 @@ def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> t
         names = os.listdir(folder)
         walker.hidden.update(name for name in names if walker.excludes(name))
         loose += sum(is_image_name(name) and not walker.excludes(name) for name in names)
-    for split, folder in layout.parts.items():
-        classes = walker.folders(folder, above=[layout.root])
+    classes_of = {split: walker.folders(folder, above=[layout.root]) for split, folder in layout.parts.items()}
+    if walker.repeated:
+        what = f"class folders that are links to a folder beside or above them: {', '.join(sorted(walker.repeated))}"
+        raise UserError("VA-D002", what, where=str(layout.root), fix="remove the links, or add their names to data.exclude")
+    for split, classes in classes_of.items():
+        folder = layout.parts[split]
         found = walker.files_of(classes, above=[layout.root, folder])
         paths = [path for files in found for path in files]
-        labels = [(path.name,) for path, files in zip(classes, found, strict=True) for _ in files]
+        labels: list[tuple[str, ...]] = [(path.name,) for path, files in zip(classes, found, strict=True) for _ in files]
         if not paths:
             raise wrong_layout(settings, layout.root, f"no images in the class folders of {folder.name}/")
         ids = [Path(os.path.relpath(path, layout.root)).as_posix() for path in paths]
