@@ -72,12 +72,11 @@ def masks_convert(
     """Write masks anew with other values, as PNGs of class numbers; the old ones stay."""
     from dataclasses import asdict
 
-    from visionattn.data.masks.convert import convert_masks, parse_map
+    from visionattn.data.masks.convert import convert_masks, mask_settings, parse_map
 
     if not map and palette is None:
         raise UserError("VA-C002", "nothing to convert: give --map or --palette", fix="Example: --map 128:1")
-    settings: Any = _config(root, overrides, "segment", None).data
-    target = Path(out) if out else None
+    settings, target = mask_settings(overrides or []), Path(out) if out else None
     done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=target, in_place=in_place, settings=settings)
     if as_json:
         print_json(asdict(done))

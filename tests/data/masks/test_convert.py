@@ -47,3 +47,15 @@ def test_convert_stops_before_it_writes(tmp_path: Path) -> None:
     assert parse_map(["128:1,3:0", "5-7:2"]) == {128: 1, 3: 0, 5: 2, 6: 2, 7: 2}
     with pytest.raises(UserError):
         parse_map(["128=1"])
+
+
+def test_the_command_takes_the_settings_of_the_data(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d", "photos/{}", "truth/{}")
+    result = CliRunner().invoke(
+        app, ["data", "masks", "convert", str(root), "data.images=photos/{split}", "data.masks=truth/{split}", "--map", "2:1", "--json"]
+    )
+    assert result.exit_code == 0 and json.loads(result.stdout)["files"] == 6
+    assert sorted(path.name for path in (tmp_path / "d-masks").iterdir()) == ["truth"]
+    for given in (["data.maks=x"], ["optim.lr=1"], ["data.images=photos/{split}"]):
+        result = CliRunner().invoke(app, ["data", "masks", "convert", str(root), *given, "--map", "2:1", "--out", str(tmp_path / "e")])
+        assert result.exit_code == 2 and not (tmp_path / "e").exists()

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from visionattn.config.messages import Origin
+from visionattn.config.read import override_values, validate
+from visionattn.config.schema import RunConfig
 from visionattn.data.images.layouts import image_walker
 from visionattn.data.masks.layouts import find_mask_layout, read_pairs
 from visionattn.data.masks.palettes import Colour, mask_png, read_classes
@@ -117,6 +120,26 @@ def convert_masks(
     for place, _, _ in os.walk(staged, topdown=False):
         os.rmdir(place)
     return Conversion(str(root), len(paths), dict(changed), dict(sorted(values.items())))
+
+
+class _MaskConfig(RunConfig):
+    data: MaskDataConfig = MaskDataConfig()
+
+
+def mask_settings(overrides: Sequence[str]) -> MaskDataConfig:
+    """The `data` section that `key=value` strings give.
+
+    Raises:
+        UserError: VA-C001, VA-C002; also for a key outside of `data`.
+    """
+    origins: dict[str, Origin] = {}
+    values = override_values({}, origins, overrides)
+    outside = sorted(set(values) - {"data"})
+    if outside:
+        raise UserError("VA-C001", f"{', '.join(outside)}: only settings of data have a meaning here", where="command line")
+    config = validate(values, origins, {"": _MaskConfig})
+    assert isinstance(config, _MaskConfig)
+    return config.data
 
 
 def convert_command(settings: MaskDataConfig) -> str:
