@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError, did_you_mean
 
-_LONGEST = 300  # characters of a wrong value that are shown
+_LONGEST = 300  # characters of a wrong setting that are shown
 
 
 class Origin(NamedTuple):
@@ -42,8 +42,12 @@ class Problem(NamedTuple):
     @classmethod
     def of_value(cls, key: str, expected: str, got: Any) -> Problem:
         """A value of the wrong type or out of bounds."""
-        text = json.dumps(got, ensure_ascii=False, default=str)
-        return cls("VA-C002", key, f"expected {expected}, got {text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'}")
+        return cls("VA-C002", key, f"expected {expected}, got {shortened(json.dumps(got, ensure_ascii=False, default=str))}")
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def invalid_config(problems: Sequence[Problem], origins: Mapping[str, Origin], show: str) -> UserError:

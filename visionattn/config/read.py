@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from visionattn.config.messages import Origin, Problem, describe_error, invalid_config, key_origins, section_of, syntax_error
+from visionattn.config.messages import Origin, Problem, describe_error, invalid_config, key_origins, section_of, shortened, syntax_error
 from visionattn.config.schema import RunConfig, Section
 from visionattn.errors import UserError, did_you_mean
 
@@ -110,7 +110,9 @@ def override_values(values: dict[str, Any], origins: dict[str, Origin], override
             settings.append(f"{key}={value}")
         return _over(values, OmegaConf.from_dotlist(settings))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a list where a mapping is, or the reverse
-        raise UserError("VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=", ".join(overrides)) from error
+        raise UserError(
+            "VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=shortened(", ".join(overrides))
+        ) from error
 
 
 def require_sections(overrides: Sequence[str], sections: Collection[str]) -> None:
@@ -258,10 +260,13 @@ def _as_written(values: Mapping[str, Any], section: type[BaseModel], prefix: str
             result[name] = origin.text()
         elif list[str] in (field.annotation, *typing.get_args(field.annotation)) and isinstance(value, list):
             nodes = origin.node.value if isinstance(origin.node, yaml.SequenceNode) else []
-            for index, (item, node) in enumerate(zip(value, nodes, strict=False)):
-                if not isinstance(item, str) and isinstance(node, yaml.ScalarNode) and node.value:
-                    result[name] = [*result[name][:index], str(node.value), *result[name][index + 1 :]]
+            if len(nodes) == len(value):
+                result[name] = [_text_of(item, node) for item, node in zip(value, nodes, strict=True)]
     return result
+
+
+def _text_of(item: Any, node: Any) -> Any:
+    return str(node.value) if not isinstance(item, str) and isinstance(node, yaml.ScalarNode) and node.value else item
 
 
 def _is_placeholder(value: Any) -> bool:

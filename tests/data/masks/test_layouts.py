@@ -15,7 +15,7 @@ from visionattn.data.masks.convert import convert_command, convert_masks
 from visionattn.data.masks.layouts import find_mask_layout, read_pairs
 from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.errors import UserError
-from visionattn.tasks import guess_task
+from visionattn.tasks import guess_task, load_config
 
 
 def beside(root: Path, suffix: str = "_mask.png", folder: str = "{}") -> Path:
@@ -77,12 +77,16 @@ def test_masks_beside_their_images_in_folders_of_classes(tmp_path: Path) -> None
     assert guess_task(root) == "segment" and len(load(root, val_fraction=0.5).train) == 6
 
 
-def test_isic(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth"), ("ISIC-2017_{}_Data", "ISIC-2017_{}_Part1_GroundTruth")],
+)
+def test_isic(tmp_path: Path, images: str, masks: str) -> None:
     for split, count in (("Training", 3), ("Validation", 2)):
         for number in range(count):
-            picture(tmp_path / f"d/ISIC2018_Task1-2_{split}_Input/ISIC_{number}.jpg", number)
-            mask(tmp_path / f"d/ISIC2018_Task1_{split}_GroundTruth/ISIC_{number}_segmentation.png", number)
-        (tmp_path / f"d/ISIC2018_Task1-2_{split}_Input/ATTRIBUTION.txt").write_text("")
+            picture(tmp_path / f"d/{images.format(split)}/ISIC_{number}.jpg", number)
+            mask(tmp_path / f"d/{masks.format(split)}/ISIC_{number}_segmentation.png", number)
+        picture(tmp_path / f"d/{images.format(split)}/ISIC_0_superpixels.png", 0)
     assert guess_task(tmp_path / "d") == "segment"
     data = load(tmp_path / "d")
     assert [len(part) for part in data.sets] == [3, 2] and data.val.mask_ids[1].endswith("GroundTruth/ISIC_1_segmentation.png")
@@ -120,7 +124,8 @@ def test_masks_beside_images_are_no_class(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="masks beside images") as caught:
         folders.load(root)
     assert "data.mask_suffix=_mask.png" in caught.value.fix
-    data = folders.load(root, exclude=[".*", "*_mask.png"])
+    exclude = load_config(None, [caught.value.fix.splitlines()[1].split('"')[1]]).data.exclude
+    data = folders.load(root, exclude=exclude)
     assert len(data.train) == 8 and data.classes == ["benign", "malignant"]
 
 

@@ -114,7 +114,7 @@ def refuse_masks(train: Table, *, unsplit: bool) -> None:
             raise UserError(
                 "VA-D002",
                 f'masks beside images: the class folder "{name}" has files that end in {suffix}',
-                fix=f"task=segment data.mask_suffix={suffix}\nor, to classify the images: data.exclude=[.*,*{suffix}]",
+                fix=f"task=segment data.mask_suffix={suffix}\nor, to classify the images: \"data.exclude=['.*','*{suffix}']\"",
             )
     if not 2 <= len(by_class) <= _FEW_CLASSES:
         return

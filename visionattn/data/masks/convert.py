@@ -205,7 +205,7 @@ def _convert(
     found, inverse, counts = np.unique(pixels.values, return_inverse=True, return_counts=True)
     old = found.tolist()
     if pixels.palette and colours:  # an index may stand for another colour in each file
-        old = [pixels.palette[index] for index in old]
+        old = [pixels.palette[index] if index < len(pixels.palette) else -1 for index in old]
     if pixels.colour or (pixels.palette and colours):
         stray = [_unpacked(packed) for packed in old if packed not in colours]
         if stray:

@@ -67,7 +67,7 @@ _KNOWN = (
     MaskLayout("voc", _HERE, "JPEGImages", "SegmentationClass", lists="ImageSets/Segmentation/{split}.txt", classes="voc"),
     MaskLayout("camvid", _HERE, "{split}", "{split}annot", classes="camvid"),
     MaskLayout("isic", _HERE, "*_{split}_Input", "*_{split}_GroundTruth", ".jpg", "_segmentation.png"),
-    MaskLayout("isic", _HERE, "*_{split}_Data", "*_{split}_*GroundTruth", ".jpg", "_segmentation.png"),
+    MaskLayout("isic", _HERE, "*_{split}_Data", "*_{split}_Part1_GroundTruth", ".jpg", "_segmentation.png"),
 )
 # Splits as these datasets call them, where data.train has its default.
 _OWN_NAMES: dict[str, dict[str, tuple[str, ...]]] = {

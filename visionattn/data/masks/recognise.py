@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -22,7 +23,7 @@ _MASKS = frozenset({"masks", "mask", "annotations", "annotation", "labels", "lab
 _ENDS = ("_mask", "_segmentation", "_seg", "_label", "_gt")
 # Folders of published datasets.
 _PUBLISHED = ({"leftImg8bit", "gtFine"}, {"JPEGImages", "SegmentationClass"}, {"train", "trainannot"})
-_ISIC = "_Training_GroundTruth"
+_ISIC = re.compile(r"_Training_(Part1_)?GroundTruth$")
 _FEW = 3  # folders in which masks are looked for beside images
 
 
@@ -42,7 +43,7 @@ def holds_masks(root: Path) -> bool:
     if len(inside) == 1 and inside != ["train"]:  # archives often unpack into a folder inside root
         root = root / inside[0]
         inside = _folders(root)
-    if any(pair <= set(inside) for pair in _PUBLISHED) or any(name.endswith(_ISIC) for name in inside):
+    if any(pair <= set(inside) for pair in _PUBLISHED) or any(map(_ISIC.search, inside)):
         return True
     pair = folder_pair(root / "train")
     # Classes may be called images and masks: they are only a pair if there are no others.
