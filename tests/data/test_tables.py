@@ -39,8 +39,8 @@ def test_a_delimiter_inside_of_values_and_names(tmp_path: Path) -> None:
 
 
 def test_columns(tmp_path: Path) -> None:
-    error = refused(tmp_path / "x.csv", "paht,label\na.png,1\n")
-    assert 'no column "path"' in error.what and "paht, label" in error.why and error.fix == "Did you mean paht?"
+    error = refused(tmp_path / "x.csv", "paths,label\na.png,1\n")
+    assert 'no column "path"' in error.what and "paths, label" in error.why and error.fix == "Did you mean paths?"
     assert 'two columns "label"' in refused(tmp_path / "x.csv", "path,label,label\na.png,1,2\n").what
     (tmp_path / "x.csv").write_text("file,split\na.png,train\n")
     assert read_csv(tmp_path / "x.csv", ("image|path|file", "split")).rows == [{"image": "a.png", "split": "train"}]

@@ -56,6 +56,6 @@ def test_the_command_takes_the_settings_of_the_data(tmp_path: Path) -> None:
     )
     assert result.exit_code == 0 and json.loads(result.stdout)["files"] == 6
     assert sorted(path.name for path in (tmp_path / "d-masks").iterdir()) == ["truth"]
-    for given in (["data.maks=x"], ["optim.lr=1"], ["data.images=photos/{split}"]):
+    for given in (["data.mask=x"], ["optim.lr=1"], ["data.images=photos/{split}"]):
         result = CliRunner().invoke(app, ["data", "masks", "convert", str(root), *given, "--map", "2:1", "--out", str(tmp_path / "e")])
         assert result.exit_code == 2 and not (tmp_path / "e").exists()
