@@ -29,13 +29,13 @@ def test_an_error_survives_pickling(kind: type[UserError]) -> None:
 
 
 def fail() -> None:
-    raise UserError("VA-D020", "too large", fix="raise data.max_pixels")
+    raise UserError("VA-D020", "too large", fix="raise data.max_bytes")
 
 
 def test_an_error_comes_whole_out_of_another_process() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool, pytest.raises(UserError) as caught:
         pool.submit(fail).result()
-    assert caught.value.block() == "error VA-D020: too large\n  fix   raise data.max_pixels" and caught.value.exit_code == 3
+    assert caught.value.block() == "error VA-D020: too large\n  fix   raise data.max_bytes" and caught.value.exit_code == 3
 
 
 def test_an_unreadable_file_survives_pickling() -> None:

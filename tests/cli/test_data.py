@@ -146,12 +146,14 @@ def test_d020_an_image_above_the_limit(flowers: Path, tmp_path: Path, monkeypatc
     picture(flowers / "train/rose/big.png", 0, 1, (80, 60))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")  # where the list of findings is written
-    text = refused(flowers, "VA-D020", 3, "train", "--data", flowers, *settings(tmp_path, "data.max_pixels=4000"))
-    assert "train/rose/big.png: image of 80 x 60 = 4,800 pixels, the limit is 4,000" in text and "raise data.max_pixels" in text
+    text = refused(flowers, "VA-D020", 3, "train", "--data", flowers, *settings(tmp_path, "data.max_bytes=24000"))
+    assert (
+        "train/rose/big.png: image of 80 x 60 pixels, 28,800 bytes decoded: the limit is 24,000" in text and "data.max_bytes=28800" in text
+    )
     assert set(tree(tmp_path / "here")) == {"flowers-check.json"} and not (tmp_path / "runs").exists()
     notes = json.loads(Path("flowers-check.json").read_text())["notes"]
     assert [note["code"] for note in notes if note["level"] == "error"] == ["VA-D020"]
-    refused(tmp_path, "VA-D020", 3, "train", "--data", flowers, *settings(tmp_path, "data.max_pixels=4000"), "--dry-run")
+    refused(tmp_path, "VA-D020", 3, "train", "--data", flowers, *settings(tmp_path, "data.max_bytes=24000"), "--dry-run")
 
 
 def test_kinds_of_images_are_told_once(flowers: Path) -> None:

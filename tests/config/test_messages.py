@@ -76,7 +76,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("augment.random_resized_crop=3", "augment.random_resized_crop: expected a mapping or null, got 3"),
         ("log.tensorboard=maybe", 'log.tensorboard: expected true or false, got "maybe"'),
         ("version=2", "version: expected 1, got 2"),
-        ("data.root=3", "data.root: expected text, got 3"),
+        ("data.root=null", "data.root: expected text, got null"),
         ("model.img_size=16", "model.img_size: expected at least 32 pixels per side"),
         ("data.workers=-1", "data.workers: expected integer >= 0 or auto, got -1"),
         ("optim.betas=[0.9, 1]", "optim.betas: expected numbers >= 0 and < 1, got [0.9, 1.0]"),

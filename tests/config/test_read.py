@@ -162,7 +162,73 @@ def test_numeric_text_in_integer_fields() -> None:
     assert (config.train.epochs, config.model.img_size, config.data.workers, config.optim.lr) == (5, 64, 0, 1.0)
 
 
+NAMES = ["yes", "no", "on", "007", "2023", "1e3", "0x1F", "2023-01-05", "null", "1:30", "a"]
+
+
+def test_text_is_taken_as_it_was_written(tmp_path: Path) -> None:
+    lines = "".join(f"    - {name}\n" for name in NAMES)
+    text = (
+        f"data:\n  root: 2024\n  train: 007\n  val: on\n  exclude: [no, 1e3]\n  classes:\n{lines}output: {{name: 1e3, dir: 2023-01-05}}\n"
+    )
+    config = load_config(write(tmp_path / "my.yaml", text))
+    assert isinstance(config, ClassifyConfig) and config.data.classes == NAMES
+    assert (config.data.root, config.data.train, config.data.val, config.data.exclude) == ("2024", "007", "on", ["no", "1e3"])
+    assert (config.output.name, config.output.dir) == ("1e3", "2023-01-05")
+    over = load_config(tmp_path / "my.yaml", ["data.root=010", "output.name=yes", f"data.classes=[{', '.join(NAMES)}]", "data={test: off}"])
+    assert isinstance(over, ClassifyConfig) and over.data.classes == NAMES
+    assert (over.data.root, over.data.test, over.output.name) == ("010", "off", "yes")
+    (tmp_path / "mine.yaml").write_text("base: my.yaml\ndata: {root: 1_000}\n")
+    assert load_config(tmp_path / "mine.yaml").data.root == "1_000" and load_config(tmp_path / "mine.yaml").data.train == "007"
+
+
+def test_numbers_and_switches_stay_what_they_are() -> None:
+    config = load_config(None, ["seed=010", "log.tensorboard=no", "model.args={a: yes, b: 007}", "data.root='2024'"])
+    assert (config.seed, config.log.tensorboard, config.model.args, config.data.root) == (8, False, {"a": True, "b": 7}, "2024")
+
+
+@pytest.mark.parametrize("text", ["{split}", "{split}/images", "img/{split}", "'{split}'"])
+def test_placeholders_need_no_quotes(tmp_path: Path, text: str) -> None:
+    config = load_config(None, ["task=segment", f"data.images={text}", "data.masks=x"])
+    assert isinstance(config, SegmentConfig) and config.data.images == text.strip("'")
+    if text == "{split}":
+        config = load_config(write(tmp_path / "my.yaml", f"task: segment\ndata:\n  images: {text}\n  masks: x\n"))
+        assert isinstance(config, SegmentConfig) and config.data.images == text
+
+
 # ---------------------------------------------------------------- files that are no config
+
+
+def _laughs(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels))]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[" * 100_000, "more than 20 levels"),
+        ("a: " + "[" * 30 + "]" * 30, "more than 20 levels"),
+        ("\n".join(" " * depth + "a:" for depth in range(500)), "more than 20 levels"),
+        (_laughs(9), "more than 100,000 values"),
+        ("a: &a [*a]", "more than 20 levels"),
+        ("# " + "x" * 2**20, "more than 1,048,576 bytes"),
+    ],
+    ids=["open", "lists", "mappings", "aliases", "circle", "bytes"],
+)
+def test_files_without_measure(tmp_path: Path, text: str, what: str) -> None:
+    assert what in refused("VA-C003", write(tmp_path / "my.yaml", text)).what
+
+
+@pytest.mark.parametrize(
+    "text", ["model.args=" + "[" * 50_000, "model.args=" + "{a: " * 40 + "}" * 40, "a." * 3000 + "b=1", "a" + "[0]" * 3000 + "=1"]
+)
+def test_settings_without_measure(text: str) -> None:
+    error = refused("VA-C002", None, text)
+    assert "levels" in error.what and len(error.block()) < 600
+
+
+def test_a_wrong_value_is_shown_in_part() -> None:
+    assert len(refused("VA-C002", None, f"train.epochs={'x' * 100_000}").what) < 500
 
 
 @pytest.mark.parametrize(

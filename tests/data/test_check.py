@@ -3,6 +3,7 @@ import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -179,10 +180,10 @@ def test_d020_too_large(root: Path) -> None:
     picture(0, (100, 80)).save(root / "val/tulip/9.png")
     _, fine, _ = look(root)
     assert fine.too_large == {}
-    _, report, _ = look(root, max_pixels=7999, on_error="skip")  # also where the cache knows the file
+    _, report, _ = look(root, max_bytes=47_999, on_error="skip")  # also where the cache knows the file
     assert list(report.too_large) == ["val/tulip/9.png"] and report.unreadable == {}
     (note,) = notes(report, "VA-D020")
-    assert note.startswith("error: val/tulip/9.png") and "7,999" in note and "data.max_pixels" in note
+    assert note.startswith("error: val/tulip/9.png") and "47,999" in note and "data.max_bytes=48000" in note
     assert look(root)[1].too_large == {}
 
 
@@ -200,3 +201,27 @@ def test_arrays_are_checked_too(tmp_path: Path) -> None:
     assert "2 images appear in both train and val" in notes(report, "VA-D006")[0]
     assert f"measured values {images.min()} to {images.max()}" in notes(report, "VA-D015")[0]
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_only_said(root: Path) -> None:
+    (root.parent / "cache").write_text("a file where the folder should be")
+    data, report, settings = look(root)
+    (note,) = report.notes
+    assert note.level == "info" and note.text.startswith("results of the check are not kept") and str(root.parent / "cache") in note.text
+    assert exclude_unreadable(data, report, settings) is data
+
+
+def test_fifos_and_devices_are_not_read(root: Path) -> None:
+    os.mkfifo(root / "train/rose/pipe.png")
+    (root / "train/rose/zero.png").symlink_to("/dev/zero")
+    (root / "train/rose/lost.png").symlink_to("nowhere")
+    _, report, _ = look(root)
+    assert report.unreadable == {"train/rose/lost.png": "No such file or directory"}
+    assert any(note.text.startswith("2 left out that are no plain files") for note in report.notes)
+
+
+def test_a_spare_band_is_said(root: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (8, 9, 4), dtype=np.uint16)
+    (root / "train/rose/n.tif").write_bytes(cv2.imencode(".tif", values)[1].tobytes())
+    _, report, _ = look(root)
+    assert notes(report, "VA-D016")[0].startswith("warning: 1 of 23 images have a fourth band that is not marked as transparency")

@@ -14,8 +14,7 @@ from PIL import Image
 from tests.data.masks.pairs import load, pairs, settings
 from visionattn.data.images.settings import ImageDataConfig
 from visionattn.data.masks.check import check_masks
-from visionattn.data.readers import image_facts, read_image, read_mask, upright_size
-from visionattn.errors import UserError
+from visionattn.data.readers import UnreadableFile, image_facts, read_image, read_mask, upright_size
 
 MODULES = """
 import pkgutil, sys
@@ -52,15 +51,15 @@ def test_reading_changes_nothing(limit: int | None, tmp_path: Path, monkeypatch:
     for name in ("a.png", "a.jpg", "a.tif", "a.gif", "a.webp", "a.bmp"):
         Image.fromarray(pixels).save(tmp_path / name)
         assert read_image(tmp_path / name, settings=ImageDataConfig(), in_chans=3).shape == (60, 80, 3)
-        assert image_facts(tmp_path / name, max_pixels=10**6).width == 80 and upright_size(tmp_path / name, max_pixels=10**6) == (60, 80)
-        with pytest.raises(UserError, match="VA-D020"):
-            read_image(tmp_path / name, settings=ImageDataConfig(max_pixels=100), in_chans=3)
+        assert image_facts(tmp_path / name, max_bytes=10**8).width == 80 and upright_size(tmp_path / name, max_bytes=10**8) == (60, 80)
+        with pytest.raises(UnreadableFile, match="the limit is 28,799"):
+            read_image(tmp_path / name, settings=ImageDataConfig(max_bytes=28_799), in_chans=3)
     frames = [Image.fromarray(np.roll(pixels, shift, axis=0)) for shift in range(3)]
     for name in ("several.gif", "several.tif", "several.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert image_facts(tmp_path / name, max_pixels=10**6).more_frames
+        assert image_facts(tmp_path / name, max_bytes=10**8).more_frames
     Image.fromarray(pixels[:, :, 0]).save(tmp_path / "mask.png")
-    assert read_mask(tmp_path / "mask.png", max_pixels=10**6).values.shape == (60, 80)
+    assert read_mask(tmp_path / "mask.png", max_bytes=10**8).values.shape == (60, 80)
     root = pairs(tmp_path / "d")
     check_masks(load(root, workers=4), settings(root, workers=4), cache_dir=tmp_path / "cache")  # several threads
     assert limit == Image.MAX_IMAGE_PIXELS and cv2.getNumThreads() == threads

@@ -18,7 +18,7 @@ def test_forms_of_masks(tmp_path: Path) -> None:
     palette = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
 
     def read(name: str) -> np.ndarray:
-        return read_mask(tmp_path / name, max_pixels=10**6).values
+        return read_mask(tmp_path / name, max_bytes=10**8).values
 
     (tmp_path / "p.png").write_bytes(mask_png(wanted, palette))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "p.png").convert("RGB")), np.array(palette, np.uint8)[wanted])
@@ -52,4 +52,4 @@ def test_grey_values_of_four_bits_are_not_spread(tmp_path: Path) -> None:
     (tmp_path / "4.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     )
-    assert read_mask(tmp_path / "4.png", max_pixels=100).values.tolist() == [[0, 1, 2, 3]] * 2
+    assert read_mask(tmp_path / "4.png", max_bytes=1000).values.tolist() == [[0, 1, 2, 3]] * 2

@@ -89,6 +89,14 @@ class Command:
             time.sleep(0.005)
         return False
 
+    def kill_after(self, seconds: float) -> bool:
+        """Kill the command if it does not end before; returns whether it was killed."""
+        moment = time.monotonic() + seconds
+        if not self.until(lambda: time.monotonic() > moment):
+            return False
+        self.kill()
+        return True
+
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
         (os.killpg if group else os.kill)(self.pid, number)
 
@@ -119,9 +127,7 @@ def killed_until_done(server: Server, settings: list[str], folder: Path, name: s
     while True:
         resume = (run / "config.yaml").is_file()
         command = server.start(["train", "--resume", str(run)] if resume else ["train", *settings, f"output.name={name}"], output)
-        moment = time.monotonic() + chance.uniform(0.2, 3.0)
-        if not command.until(lambda: kills < most and time.monotonic() > moment):
-            assert command.code == 0, command.text
+        if kills == most or not command.kill_after(chance.uniform(0.2, 3.0)):
+            assert command.wait() == 0, command.text
             return kills
-        command.kill()
         kills += 1

@@ -63,9 +63,9 @@ def test_too_large_images_are_errors_all_of_them(tmp_path: Path, elsewhere: Path
         folders.flowers(tmp_path / "flowers")
         folders.save(tmp_path / "flowers" / name, 1, (100, 80))
     (tmp_path / "flowers/train/tulip/0.png").write_bytes(b"")
-    error = refused(labelled(tmp_path, max_pixels=7999, on_error="skip"), "VA-D020")
+    error = refused(labelled(tmp_path, max_bytes=47_999, on_error="skip"), "VA-D020")
     assert error.what == "the data check found 2 errors and 1 warning"
-    assert "train/rose/8.png" in error.where and "val/tulip/9.png" in error.where and error.where.count("data.max_pixels") == 2
+    assert "train/rose/8.png" in error.where and "val/tulip/9.png" in error.where and error.where.count("data.max_bytes=48000") == 2
     found = json.loads((elsewhere / "flowers-check.json").read_text())
     assert set(found["too_large"]) == {"train/rose/8.png", "val/tulip/9.png"} and set(found["unreadable"]) == {"train/tulip/0.png"}
     assert check(labelled(tmp_path)).too_large == {}

@@ -60,9 +60,10 @@ def data_preview(
 @masks_app.command("convert", epilog="Example: visionattn data masks convert mydata --map 128:1")
 def masks_convert(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Data set, or a folder of masks.")],
+    overrides: Overrides = None,
     map: Annotated[list[str] | None, typer.Option(metavar="OLD:NEW", help="Value to change, also a range: 128-255:1.")] = None,
     palette: Annotated[
-        str | None, typer.Option(help="Colours of RGB masks: a file of `index name R G B`, or ade20k, cityscapes, voc, camvid.")
+        str | None, typer.Option(help="Colours of RGB and palette masks: a file of `index name R G B`, or ade20k, cityscapes, voc, camvid.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="New folder; default: DIR-masks.", show_default=False)] = None,
     in_place: Annotated[bool, typer.Option("--in-place", help="Replace the masks themselves.")] = False,
@@ -71,11 +72,12 @@ def masks_convert(
     """Write masks anew with other values, as PNGs of class numbers; the old ones stay."""
     from dataclasses import asdict
 
-    from visionattn.data.masks.convert import convert_masks, parse_map
+    from visionattn.data.masks.convert import convert_masks, mask_settings, parse_map
 
     if not map and palette is None:
         raise UserError("VA-C002", "nothing to convert: give --map or --palette", fix="Example: --map 128:1")
-    done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=Path(out) if out else None, in_place=in_place)
+    settings, target = mask_settings(overrides or []), Path(out) if out else None
+    done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=target, in_place=in_place, settings=settings)
     if as_json:
         print_json(asdict(done))
         return

@@ -16,6 +16,22 @@ from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError, did_you_mean
 from visionattn.names import shown
 
+_LONGEST = 300  # characters of a wrong setting that are shown
+
+
+class Origin(NamedTuple):
+    """Where a key was set, and the YAML of its value."""
+
+    where: str
+    node: Any = None
+
+    def text(self) -> str:
+        """The value as it was written."""
+        if isinstance(self.node, yaml.ScalarNode):
+            return str(self.node.value)
+        start, end = self.node.start_mark, self.node.end_mark
+        return str(start.buffer[start.pointer : end.pointer])
+
 
 class Problem(NamedTuple):
     """One mistake: error code, dotted key and message."""
@@ -27,10 +43,15 @@ class Problem(NamedTuple):
     @classmethod
     def of_value(cls, key: str, expected: str, got: Any) -> Problem:
         """A value of the wrong type or out of bounds."""
-        return cls("VA-C002", key, f"expected {expected}, got {json.dumps(got, ensure_ascii=False, default=str)}")
+        return cls("VA-C002", key, f"expected {expected}, got {shortened(json.dumps(got, ensure_ascii=False, default=str))}")
 
 
-def invalid_config(problems: Sequence[Problem], origins: Mapping[str, str], show: str) -> UserError:
+def shortened(text: str) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def invalid_config(problems: Sequence[Problem], origins: Mapping[str, Origin], show: str) -> UserError:
     """All problems in one error, each with the place where the key was set."""
     lines = [" ".join(filter(None, (_origin(key, origins), f"{key}: {message}" if key else message))) for _, key, message in problems]
     return UserError(
@@ -68,22 +89,26 @@ def syntax_error(path: Path, text: str, error: Exception) -> UserError:
     )
 
 
-def key_lines(node: Any, prefix: str) -> list[tuple[str, int]]:
-    """The dotted keys of a YAML node with their line numbers."""
-    found = []
+def key_origins(node: Any, prefix: str, where: str) -> dict[str, Origin]:
+    """The origins of the dotted keys of a YAML node.
+
+    Args:
+        where: `{line}` in it becomes the line of the key.
+    """
+    found = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             dotted = f"{prefix}{key.value}"
-            found.append((dotted, key.start_mark.line + 1))
-            found += key_lines(value, f"{dotted}.")
+            found[dotted] = Origin(where.replace("{line}", str(key.start_mark.line + 1)), value)
+            found |= key_origins(value, f"{dotted}.", where)
     return found
 
 
-def _origin(key: str, origins: Mapping[str, str]) -> str:
-    inside = next((where for known, where in origins.items() if known.startswith(f"{key}.")), "")
+def _origin(key: str, origins: Mapping[str, Origin]) -> str:
+    inside = next((origin.where for known, origin in origins.items() if known.startswith(f"{key}.")), "")
     while key:
         if key in origins:
-            return origins[key]
+            return origins[key].where
         key = key.rpartition(".")[0]
     return inside
 
@@ -112,7 +137,7 @@ def _walk(path: list[str], schema: type[RunConfig]) -> tuple[type[BaseModel], li
         field = section.model_fields.get(part)
         if field is None:
             break
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         if inner is None:
             break
         if index + 1 < len(path):
@@ -122,16 +147,17 @@ def _walk(path: list[str], schema: type[RunConfig]) -> tuple[type[BaseModel], li
     return section, keys
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section among the types of an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((inner for inner in map(_section_of, typing.get_args(annotation)) if inner), None)
+    return next((inner for inner in map(section_of, typing.get_args(annotation)) if inner), None)
 
 
 def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         keys.append(prefix + name)
         if inner is not None:
             keys += _all_keys(inner, f"{prefix}{name}.")
@@ -151,7 +177,7 @@ def _expected(field: Any) -> str:
         if origin in (list, tuple):
             inner = [words(arg) for arg in args if arg is not Ellipsis]
             return f"[{', '.join(inner)}]" if origin is tuple else f"a list of {inner[0]}".replace("of a mapping", "of mappings")
-        if _section_of(annotation) is not None:
+        if section_of(annotation) is not None:
             return "a mapping"
         return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 

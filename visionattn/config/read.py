@@ -7,6 +7,7 @@ result is validated once and never changed. The schemas are handed in by the cal
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import typing
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from visionattn.config.messages import Problem, describe_error, invalid_config, key_lines, syntax_error
+from visionattn.config.messages import Origin, Problem, describe_error, invalid_config, key_origins, section_of, shortened, syntax_error
 from visionattn.config.schema import RunConfig, Section
 from visionattn.errors import UserError, did_you_mean
 from visionattn.names import from_path
@@ -31,6 +32,14 @@ SHIPPED = files("visionattn") / "configs"
 # Keys that hold paths: the only ones in which ${env:NAME} is replaced.
 PATH_KEYS = ("data.root", "output.dir", "model.weights", "data.classes")
 _ENV = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+# A shell's `{split}/images`, which YAML would take for a mapping and something after it.
+_PLACEHOLDER = re.compile(r"\{\w+\}.")
+
+# What a config may be at most, so that reading one takes bounded time and memory.
+_MOST_BYTES = 2**20
+_MOST_NODES = 100_000  # with every alias written out
+_MOST_LEVELS = 20
 
 # The schema of each task by its name; the first one is the default.
 Schemas = Mapping[str, type[RunConfig]]
@@ -64,7 +73,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     )
 
 
-def read_values(source: str | Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+def read_values(source: str | Path | None, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Origin]]:
     """Merge a config with the files it builds on and `key=value` settings, not yet validated.
 
     Args:
@@ -72,7 +81,7 @@ def read_values(source: str | Path | None, overrides: Sequence[str] = ()) -> tup
         overrides: `key=value` strings with dotted keys; they come last.
 
     Returns:
-        The values, and for each dotted key where it was set (`file:line`).
+        The values, and for each dotted key where it was set (`file:line`) and how it was written.
 
     Raises:
         UserError: VA-C001 to VA-C004.
@@ -81,24 +90,32 @@ def read_values(source: str | Path | None, overrides: Sequence[str] = ()) -> tup
     return override_values(values, origins, overrides), origins
 
 
-def override_values(values: dict[str, Any], origins: dict[str, str], overrides: Sequence[str]) -> dict[str, Any]:
+def override_values(values: dict[str, Any], origins: dict[str, Origin], overrides: Sequence[str]) -> dict[str, Any]:
     """Apply `key=value` strings to plain values; `origins` learns where the keys were set.
 
     Raises:
         UserError: VA-C001, not of the form key=value; VA-C002, settings that are not UTF-8 or do not fit together.
     """
-    overrides = [from_path(text) for text in overrides]
-    for text in overrides:
-        key, sign, _ = text.partition("=")
-        if not sign or not key.strip():
-            raise UserError("VA-C001", f'"{text}" is not of the form key=value', where="command line", fix="Example: train.epochs=5")
-        origins[key.strip()] = "command line"
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UserError("VA-C002", f"not UTF-8: {text}", where="command line", fix="rename the file or folder: a config is UTF-8 text")
+    where, settings = "command line", []
     try:
-        return _over(values, OmegaConf.from_dotlist(list(overrides)))
+        for given in map(from_path, overrides):
+            key, sign, value = given.partition("=")
+            if not sign or not key.strip():
+                raise UserError("VA-C001", f'"{given}" is not of the form key=value', where=where, fix="Example: train.epochs=5")
+            if any("\ud800" <= letter <= "\udfff" for letter in given):
+                raise UserError("VA-C002", f"not UTF-8: {given}", where=where, fix="rename the file or folder: a config is UTF-8 text")
+            if len(re.findall(r"[.\[]", key)) > _MOST_LEVELS:
+                raise yaml.YAMLError("a key of too many levels")
+            if _PLACEHOLDER.match(value):
+                value = json.dumps(value, ensure_ascii=False)
+            node = _compose(value)
+            origins |= {key.strip(): Origin(where, node), **key_origins(node, f"{key.strip()}.", where)}
+            settings.append(f"{key}={value}")
+        return _over(values, OmegaConf.from_dotlist(settings))
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a list where a mapping is, or the reverse
-        raise UserError("VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=", ".join(overrides)) from error
+        raise UserError(
+            "VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=shortened(", ".join(overrides))
+        ) from error
 
 
 def require_sections(overrides: Sequence[str], sections: Collection[str]) -> None:
@@ -115,19 +132,21 @@ def require_sections(overrides: Sequence[str], sections: Collection[str]) -> Non
             )
 
 
-def validate(values: dict[str, Any], origins: Mapping[str, str], schemas: Schemas) -> RunConfig:
+def validate(values: dict[str, Any], origins: Mapping[str, Origin], schemas: Schemas) -> RunConfig:
     """Validate plain values by the schema of their task.
+
+    Where it expects text, values are taken as they were written: `yes`, `007` and `2023` are names there.
 
     Raises:
         UserError: VA-C001, VA-C002; all unknown keys and wrong values are reported together.
     """
     problems: list[Problem] = []
-    values = _substitute_env(values, "", problems)
     default = next(iter(schemas))
     task = values.get("task", default)
     if not isinstance(task, str) or task not in schemas:
         problems.append(Problem.of_value("task", f"one of {', '.join(schemas)}", task))
         values, task = {key: value for key, value in values.items() if key != "task"}, default
+    values = _substitute_env(_as_written(values, schemas[task], "", origins), "", problems)
     try:
         config = schemas[task].model_validate(values)
     except ValidationError as error:
@@ -167,33 +186,95 @@ def describe(config: RunConfig) -> str:
     return "\n".join(section(config, "")).strip() + "\n"
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
+def _read(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, Origin]]:
     if path.resolve() in seen:
         raise UserError("VA-C003", f"{path} names itself under base:", where=" -> ".join(str(p) for p in seen))
+    if path.stat().st_size > _MOST_BYTES:
+        raise UserError("VA-C003", f"a config of more than {_MOST_BYTES:,} bytes", where=str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError("VA-C003", f"not UTF-8 text: {error.reason} at byte {error.start}", where=str(path)) from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _compose(text)
         empty = node is None or node.tag == "tag:yaml.org,2002:null"
         own: Any = {} if empty else OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise syntax_error(path, text, error) from error
     if not isinstance(own, dict) or (isinstance(node, yaml.ScalarNode) and not empty):
         raise UserError("VA-C003", "a config is a mapping of keys to values", where=f"{path}:1")
-    origins = {key: f"{path.name}:{line}" for key, line in key_lines(node, "")}
+    origins = key_origins(node, "", f"{path.name}:{{line}}")
     bases = own.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
-        raise UserError("VA-C002", "base: expected a config name or a list of names", where=origins.get("base", str(path)))
+        raise UserError("VA-C002", "base: expected a config name or a list of names", where=origins["base"].where)
     merged: dict[str, Any] = {}
-    merged_origins: dict[str, str] = {}
+    merged_origins: dict[str, Origin] = {}
     for name in bases:
         values, lines = _read(find_config(name, beside=path.parent), (*seen, path.resolve()))
         merged = _merge(merged, values, path)
         merged_origins |= lines
     return _merge(merged, own, path), merged_origins | origins
+
+
+def _compose(text: str) -> Any:
+    """Parse YAML into nodes.
+
+    Raises:
+        YAMLError: not valid, or more than a config may be.
+    """
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        node = None
+        levels = _MOST_LEVELS + 1
+    else:
+        levels = 0 if node is None else _measure(node, 0, {})[1]
+    if levels > _MOST_LEVELS:
+        raise yaml.YAMLError(f"more than {_MOST_LEVELS} levels")
+    return node
+
+
+def _measure(node: Any, above: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Nodes and levels below a node, with every alias written out."""
+    if id(node) not in known:
+        if above > _MOST_LEVELS:  # also an alias inside of what it stands for
+            return 1, 1
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+        sizes = [_measure(part, above + 1, known) for part in inner]
+        known[id(node)] = 1 + sum(count for count, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+        if known[id(node)][0] > _MOST_NODES:
+            raise yaml.YAMLError(f"more than {_MOST_NODES:,} values, with aliases written out")
+    return known[id(node)]
+
+
+def _as_written(values: Mapping[str, Any], section: type[BaseModel], prefix: str, origins: Mapping[str, Origin]) -> dict[str, Any]:
+    """The values with text, as it was written, where the schema has text or a list of texts."""
+    result = dict(values)
+    for name, field in section.model_fields.items():
+        key, value = f"{prefix}{name}", result.get(name)
+        inner, origin = section_of(field.annotation), origins.get(key)
+        if inner is not None and isinstance(value, dict):
+            result[name] = _as_written(value, inner, f"{key}.", origins)
+        elif origin is None or origin.node is None:
+            continue
+        elif field.annotation is str and (isinstance(value, (bool, int, float)) or _is_placeholder(value)):
+            result[name] = origin.text()
+        elif list[str] in (field.annotation, *typing.get_args(field.annotation)) and isinstance(value, list):
+            nodes = origin.node.value if isinstance(origin.node, yaml.SequenceNode) else []
+            if len(nodes) == len(value):
+                result[name] = [_text_of(item, node) for item, node in zip(value, nodes, strict=True)]
+    return result
+
+
+def _text_of(item: Any, node: Any) -> Any:
+    return str(node.value) if not isinstance(item, str) and isinstance(node, yaml.ScalarNode) and node.value else item
+
+
+def _is_placeholder(value: Any) -> bool:
+    """Whether a value is what YAML makes of `{split}`."""
+    return isinstance(value, dict) and len(value) == 1 and list(value.values()) == [None]
 
 
 def _merge(low: dict[str, Any], high: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from visionattn.files import atomic_write
 from visionattn.names import shown
 
 # Increase when the meaning of the stored records changes: older caches are then ignored.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,13 @@ def check_images(
                 done += 1
                 if progress is not None:
                     progress(done)
-    if kept and kept != cache:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": kept}))
     everything = [finding for part in findings.values() for finding in part]
     notes = [
         *data.notes,
         *broken_notes(everything),
         *duplicate_notes(findings),
         *format_notes([finding.facts for finding in everything if finding.facts is not None], settings, in_chans),
+        *write_cache(cache_file, kept, cache),
     ]
     return CheckReport(
         notes=notes,
@@ -161,21 +159,22 @@ def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tup
     try:
         key = images.stamp(index)
         known = None if key is None else cache.get(key)
-        if known is not None and (known["facts"] is None or _record_pixels(known) <= images.settings.max_pixels):
+        if known is not None and fits(known, images.size(index), images.settings.max_bytes):
             facts = None if known["facts"] is None else ImageFacts(**known["facts"])
             return Finding(name, known["hash16"], facts, known["code"], known["reason"]), key, known
         digest = content_hash(images.content(index))
         facts = images.facts(index)
     except UnreadableFile as error:
         code, reason = error.code, error.reason
-    except UserError as error:  # VA-D020: depends on a setting, so it is not stored
-        return Finding(name, digest, None, error.code, error.what), None, None
+        if code == "VA-D020":  # depends on a setting, so it is not stored
+            return Finding(name, digest, None, code, reason), None, None
     record = {"hash16": digest, "facts": None if facts is None else asdict(facts), "code": code, "reason": reason}
     return Finding(name, digest, facts, code, reason), key, record
 
 
-def _record_pixels(record: dict[str, Any]) -> int:
-    return int(record["facts"]["width"] * record["facts"]["height"])
+def fits(record: dict[str, Any], file_size: int, max_bytes: int) -> bool:
+    """Whether a file with a stored record is within data.max_bytes."""
+    return max(file_size, record["facts"]["decoded"] if record["facts"] else 0) <= max_bytes
 
 
 def cache_name(images: Sequence[Images], name: str) -> str:
@@ -194,12 +193,23 @@ def read_cache(path: Path) -> dict[str, Any]:
     return dict(stored["files"]) if isinstance(stored, dict) and stored.get("version") == CACHE_VERSION else {}
 
 
+def write_cache(path: Path, kept: dict[str, Any], known: dict[str, Any]) -> list[Note]:
+    """Store the results for later checks if they changed; without a place for them, each check decodes all files again."""
+    if not kept or kept == known:
+        return []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps({"version": CACHE_VERSION, "files": kept}))
+    except OSError as error:
+        return [Note("info", "", f"results of the check are not kept: {path.parent}: {error.strerror}")]
+    return []
+
+
 def broken_notes(findings: list[Finding]) -> list[Note]:
     """Report files that cannot be used."""
     level = {"VA-D010": "cannot be decoded", "VA-D011": "is not an image"}
     notes = [Note("warning", code, f"{shown(f.id)} {level[code]}: {shown(f.reason)}") for code in level for f in findings if f.code == code]
-    hint = "-> remove it, or raise data.max_pixels if you trust it"
-    return notes + [Note("error", "VA-D020", f"{shown(f.id)}: {shown(f.reason)}\n{hint}") for f in findings if f.code == "VA-D020"]
+    return notes + [Note("error", "VA-D020", f"{shown(f.id)}: {shown(f.reason)}") for f in findings if f.code == "VA-D020"]
 
 
 def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
@@ -234,6 +244,10 @@ def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: i
     if transparent:
         text = f"{count(transparent)} have transparency: composited on {settings.alpha_background} (data.alpha_background)"
         notes.append(Note("info", "VA-D016", text))
+    spare = [fact for fact in facts if fact.spare_band]
+    if spare:
+        text = f"{count(spare)} have a fourth band that is not marked as transparency (ExtraSamples): it is not used"
+        notes.append(Note("warning", "VA-D016", text))
     cmyk = [fact for fact in facts if fact.mode == "CMYK"]
     if cmyk:
         notes.append(Note("warning", "VA-D018", f"{count(cmyk)} are CMYK: converted to RGB without a colour profile"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from visionattn.data.images.settings import ImageDataConfig
-from visionattn.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Pillow's names of the formats behind walk.IMAGE_SUFFIXES. No others: it hands PostScript, for example, to another program.
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 Source = Path | bytes | Image.Image
 
@@ -26,6 +27,10 @@ _ORIENTATION = 0x0112  # EXIF tag
 _JPEG_END = b"\xff\xd9"  # missing from truncated files
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pillow's convert("L")
+# TIFF tags; the last one gives the meaning of bands after red, green and blue
+_PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 262, 277, 338
+_ALPHA = {1, 2, 999}  # its values for transparency; the last one is Corel's
+_STRIP = 2**22  # pixels that are converted at a time, so that intermediate arrays of a large image stay small
 
 
 class UnreadableFile(Exception):
@@ -34,7 +39,7 @@ class UnreadableFile(Exception):
     Args:
         path: the file, or `<bytes>`.
         reason: the decoder's message.
-        code: VA-D010, corrupt or truncated; VA-D011, empty or not an image.
+        code: VA-D010, corrupt or truncated; VA-D011, empty or not an image; VA-D020, larger than data.max_bytes.
     """
 
     def __init__(self, path: str, reason: str, code: str = "VA-D010") -> None:
@@ -50,7 +55,8 @@ class ImageFacts:
     """Properties of one image for the data check.
 
     Width and height are as stored, before EXIF rotation; `low` and `high` are the extreme values
-    of 16-bit and float images, None for 8 bits; `more_frames` means animated or with several pages.
+    of 16-bit and float images, None for 8 bits; `more_frames` means animated or with several pages; `spare_band`, a fourth
+    band of a TIFF that is not marked as transparency; `decoded`, what `decoded_bytes` gives.
     """
 
     width: int
@@ -61,8 +67,10 @@ class ImageFacts:
     grey: bool
     rotated: bool
     more_frames: bool
+    spare_band: bool
     low: float | None
     high: float | None
+    decoded: int
 
 
 def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> np.ndarray:
@@ -74,10 +82,10 @@ def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> n
         in_chans: 1 (colour becomes luminance) or 3.
 
     Raises:
-        UnreadableFile: the file is not an image, or damaged.
-        UserError: VA-D020, more than `settings.max_pixels`.
+        UnreadableFile: the file is not an image, damaged, or larger than `settings.max_bytes`.
     """
-    image, data = _open(source, settings.max_pixels)
+    image, data = _open(source, settings.max_bytes)
+    spare = _has_spare_band(image)
     if in_chans == 3 and image.format == "JPEG" and image.mode == "RGB" and data.endswith(_JPEG_END):
         # Gives the same pixels as Pillow in less time; files that OpenCV rejects go to Pillow for its message.
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -86,10 +94,10 @@ def read_image(source: Source, *, settings: ImageDataConfig, in_chans: int) -> n
     samples = _load(image, data, _name(source))
     orientation = _orientation(image)
     if samples is not None:
-        array = _from_samples(samples, settings, in_chans, _name(source))
+        array = _from_samples(samples[:, :, :3] if spare else samples, settings, in_chans, _name(source))
     else:
         try:
-            array = _from_eight_bits(image, settings.alpha_background, in_chans)
+            array = _from_eight_bits(image, None if spare else settings.alpha_background, in_chans)
         except ValueError as error:  # a mode that cannot be converted, such as LAB
             raise UnreadableFile(_name(source), f"mode {image.mode}: {error}") from error
     return _upright(array, orientation)
@@ -102,9 +110,10 @@ def read_array(array: np.ndarray, *, settings: ImageDataConfig, in_chans: int) -
     return _from_eight_bits(Image.fromarray(_without_single_channel(array)), settings.alpha_background, in_chans)
 
 
-def image_facts(source: Source, *, max_pixels: int) -> ImageFacts:
+def image_facts(source: Source, *, max_bytes: int) -> ImageFacts:
     """Decode an image and describe it; raises like `read_image`."""
-    image, data = _open(source, max_pixels)
+    image, data = _open(source, max_bytes)
+    spare = _has_spare_band(image)
     rotated = image.format == "TIFF" and _orientation(image) != 1  # before loading, which rotates TIFF upright
     samples = _load(image, data, _name(source))
     rotated = rotated or _orientation(image) != 1
@@ -120,12 +129,14 @@ def image_facts(source: Source, *, max_pixels: int) -> ImageFacts:
         height=image.height,
         mode=image.mode,
         depth=depth,
-        alpha=image.has_transparency_data and (samples is None or samples.ndim == 3),
+        alpha=image.has_transparency_data and not spare and (samples is None or samples.ndim == 3),
         grey=image.mode.split(";")[0] in _GREY_MODES,
         rotated=rotated,
         more_frames=more_frames,
+        spare_band=spare,
         low=None if samples is None else float(samples.min()),
         high=None if samples is None else float(samples.max()),
+        decoded=decoded_bytes(image),
     )
 
 
@@ -142,14 +153,39 @@ def array_facts(array: np.ndarray) -> ImageFacts:
         grey=channels == 1,
         rotated=False,
         more_frames=False,
+        spare_band=False,
         low=float(array.min()) if deep else None,
         high=float(array.max()) if deep else None,
+        decoded=array.nbytes,
     )
 
 
-def upright_size(source: Source, *, max_pixels: int) -> tuple[int, int]:
+def decoded_bytes(image: Image.Image) -> int:
+    """Bytes of an image's pixels and of the array made of them: uint8, or float32 for 16-bit and float images."""
+    value = {"I": 4, "F": 4}.get(image.mode, 2 if _is_deep(image) else 1)
+    return image.width * image.height * max(3, len(image.getbands())) * (value + (1 if value == 1 else 4))
+
+
+def file_content(path: Path, *, max_bytes: int) -> bytes:
+    """The bytes of a plain file.
+
+    Raises:
+        UnreadableFile: no plain file, or larger than `max_bytes`.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableFile(str(path), "not a plain file, but a folder, FIFO, socket or device", "VA-D011")
+        if status.st_size > max_bytes:
+            raise UnreadableFile(str(path), f"file of {status.st_size:,} bytes: {_too_large(status.st_size, max_bytes)}", "VA-D020")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise UnreadableFile(str(path), getattr(error, "strerror", None) or str(error)) from error
+
+
+def upright_size(source: Source, *, max_bytes: int) -> tuple[int, int]:
     """Read height and width after EXIF rotation from the header alone; raises like `read_image`."""
-    image, _ = _open(source, max_pixels)
+    image, _ = _open(source, max_bytes)
     turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow reports the upright size of TIFF
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -159,36 +195,45 @@ class MaskPixels:
     """The stored values of a mask, upright.
 
     `values` are (H, W) integers: palette indices, grey values, or, with `colour`, red * 65536 + green * 256 + blue.
-    `indexed`: the file has a palette; `lossy`: it is a JPEG; `rotated`: its EXIF tag required a rotation.
+    `palette`: of a file with a palette, the colours of its indices, packed like values; `lossy`: it is a JPEG; `rotated`:
+    its EXIF tag required a rotation; `decoded`, what `decoded_bytes` gives.
     """
 
     values: np.ndarray
     colour: bool
-    indexed: bool
+    palette: tuple[int, ...]
     lossy: bool
     rotated: bool
+    decoded: int
 
 
-def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
+def read_mask(source: Source, *, max_bytes: int) -> MaskPixels:
     """Read the values stored in a mask file, without colour conversion.
 
+    Encoders of GIF number the colours of each file anew, so a GIF is read by its grey levels or colours.
+
     Raises:
-        UnreadableFile: the file is not an image, is damaged, or contains fractions.
-        UserError: VA-D020, more than `max_pixels`.
+        UnreadableFile: the file is not an image, is damaged, contains fractions, or is larger than `max_bytes`.
     """
-    image, data = _open(source, max_pixels)
-    lossy = image.format in ("JPEG", "MPO")
+    image, data = _open(source, max_bytes)
+    decoded, lossy = decoded_bytes(image), image.format in ("JPEG", "MPO")
     # Pillow scales grey values of 2 and 4 bits to 0..255
     spread = next((step for tile in getattr(image, "tile", ()) for bits, step in (("L;2", 85), ("L;4", 17)) if tile[3] == bits), 1)
     samples = _load(image, data, _name(source))
     orientation = _orientation(image)
+    palette: tuple[int, ...] = ()
+    if image.mode == "P":
+        colours = np.array(image.getpalette("RGB") or [], np.int32).reshape(-1, 3)
+        if image.format == "GIF":
+            image = image.convert("L" if (colours == colours[:, :1]).all() else "RGB")
+        else:
+            palette = tuple(_packed(colours).tolist())
     if image.mode == "LA":
         image = image.getchannel("L")
     colour = image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16")
     values: np.ndarray
     if colour:
-        pixels = np.asarray(image.convert("RGB")).astype(np.int32)
-        values = pixels[:, :, 0] << 16 | pixels[:, :, 1] << 8 | pixels[:, :, 2]
+        values = _packed(np.asarray(image.convert("RGB")))
     else:
         values = np.asarray(image) if samples is None else samples
         if values.dtype.kind == "f" and (values != np.floor(values)).any():
@@ -196,7 +241,16 @@ def read_mask(source: Source, *, max_pixels: int) -> MaskPixels:
         small = values.dtype in (np.bool_, np.uint8)
         values = values.astype(np.uint8 if small else np.int32)
         values = values // spread if small else values
-    return MaskPixels(_upright(values, orientation), colour, image.mode == "P", lossy, orientation != 1)
+    return MaskPixels(_upright(values, orientation), colour, palette, lossy, orientation != 1, decoded)
+
+
+def _packed(colours: np.ndarray) -> np.ndarray:
+    """Colours `[..., 3]` as red * 65536 + green * 256 + blue."""
+    values = colours[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        values <<= 8
+        values |= colours[..., channel]
+    return values
 
 
 def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:
@@ -207,14 +261,18 @@ def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:
     unchanged; if the image's maximum is above 1, they are divided by it. `percentile` maps the image's 1st to 99th
     percentile to 0..1; a pair maps [low, high].
     """
-    values = samples.astype(np.float32)
+    return _scaled(samples, *_bounds(samples, rule))
+
+
+def _bounds(samples: np.ndarray, rule: str | tuple[float, float]) -> tuple[float, float]:
     if rule == "percentile":
-        low, high = (float(value) for value in np.percentile(values, (1, 99)))
-    elif isinstance(rule, tuple):
-        low, high = rule
-    else:
-        low, high = 0.0, _type_maximum(samples)
-    scaled: np.ndarray = (values - np.float32(low)) / np.float32(max(high - low, 1e-30))
+        low, high = np.percentile(samples.astype(np.float32), (1, 99))
+        return float(low), float(high)
+    return rule if isinstance(rule, tuple) else (0.0, _type_maximum(samples))
+
+
+def _scaled(samples: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled: np.ndarray = (samples.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-30))
     return scaled.clip(0, 1)
 
 
@@ -229,35 +287,48 @@ def _name(source: Source) -> str:
     return str(source) if isinstance(source, Path) else "<bytes>"
 
 
-def _open(source: Source, max_pixels: int) -> tuple[Image.Image, bytes]:
+def _open(source: Source, max_bytes: int) -> tuple[Image.Image, bytes]:
     """Open the image and parse its header; return it with the bytes of the file (empty for a Pillow image)."""
     name, data = _name(source), b""
     if isinstance(source, Image.Image):
         image = source
     else:
+        data = file_content(source, max_bytes=max_bytes) if isinstance(source, Path) else source
         try:
-            data = source.read_bytes() if isinstance(source, Path) else source
             image = _parse(data)
         except UnidentifiedImageError as error:
             reason = "not an image: no known format starts like this" if data else "empty file (0 bytes)"
             raise UnreadableFile(name, reason, "VA-D011") from error
         except Exception as error:
             raise _unreadable(name, error) from error
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        raise UserError(
-            "VA-D020",
-            f"image of {image.width} x {image.height} = {pixels:,} pixels, the limit is {max_pixels:,}",
-            where=name,
-            why="a small file can unpack to more than fits in memory",
-            fix=f"remove it, or data.max_pixels={pixels} if you trust it",
-        )
+    needed = decoded_bytes(image)
+    if needed > max_bytes:
+        what = f"image of {image.width} x {image.height} pixels, {needed:,} bytes decoded"
+        raise UnreadableFile(name, f"{what}: {_too_large(needed, max_bytes)}", "VA-D020")
     return image, data
+
+
+def _too_large(needed: int, max_bytes: int) -> str:
+    return f"the limit is {max_bytes:,}; if you trust it, data.max_bytes={needed}"
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits per value; the raw mode shows them, and is lost on loading."""
+    return image.mode.startswith("I;16") or any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _has_spare_band(image: Image.Image) -> bool:
+    """Whether a TIFF has a band after red, green and blue that is not marked as transparency: near infrared, for example."""
+    tags = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return False
+    is_colour, bands = tags.get(_PHOTOMETRIC) == 2, tags.get(_SAMPLES_PER_PIXEL)
+    return is_colour and bands == 4 and not _ALPHA & set(tags.get(_EXTRA_SAMPLES, ()))
 
 
 @contextmanager
 def _without_pillow_limit() -> Iterator[None]:
-    """Lift Pillow's own limit on pixels: data.max_pixels takes its place."""
+    """Lift Pillow's own limit on pixels: data.max_bytes takes its place."""
     with _PILLOW_LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -278,13 +349,13 @@ def _at_any_size(image: Image.Image) -> Iterator[None]:
 def _parse(data: bytes) -> Image.Image:
     """Read the header."""
     with _without_pillow_limit():
-        return Image.open(BytesIO(data))
+        Image.init()
+        return Image.open(BytesIO(data), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])  # AVIF may be missing
 
 
 def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
     """Decode the first frame; return the samples (H, W) or (H, W, C) if Pillow cannot represent or convert them."""
-    # the raw mode shows 16 bits per colour channel, of which Pillow keeps 8; it is lost on loading
-    deep_colour = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    deep_colour = _is_deep(image)  # of which Pillow keeps 8 bits
     try:
         with _at_any_size(image):
             image.load()
@@ -296,7 +367,7 @@ def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:
         samples = _sixteen_bit_colour(data, name)
     else:
         return None
-    if not np.isfinite(samples).all():
+    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
         raise UnreadableFile(name, "pixels that are NaN or infinite")
     return samples
 
@@ -320,13 +391,29 @@ def _sixteen_bit_colour(data: bytes, name: str) -> np.ndarray:
     samples: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16:
         raise UnreadableFile(name, "16 bits per channel in a format that OpenCV cannot decode")
-    if samples.ndim == 3:
-        samples = samples[:, :, [2, 1, 0, 3][: samples.shape[2]]]  # OpenCV orders blue, green, red
+    if samples.ndim == 3:  # OpenCV orders blue, green, red
+        samples[:, :, [0, 2]] = samples[:, :, [2, 0]]
     return samples
 
 
-def _from_eight_bits(image: Image.Image, background: str, in_chans: int) -> np.ndarray:
-    if image.has_transparency_data:
+def _strips(height: int, width: int) -> Iterator[slice]:
+    rows = max(1, _STRIP // width)
+    return (slice(start, start + rows) for start in range(0, height, rows))
+
+
+def _from_eight_bits(image: Image.Image, background: str | None, in_chans: int) -> np.ndarray:
+    """Convert to grey or RGB; without a background, transparency is ignored."""
+    if image.width * image.height <= _STRIP:
+        return _strip_of_eight_bits(image, background, in_chans)
+    result = np.empty((image.height, image.width, in_chans), np.uint8)
+    for rows in _strips(image.height, image.width):
+        strip = image.crop((0, rows.start, image.width, min(rows.stop, image.height)))
+        result[rows] = _strip_of_eight_bits(strip, background, in_chans)
+    return result
+
+
+def _strip_of_eight_bits(image: Image.Image, background: str | None, in_chans: int) -> np.ndarray:
+    if background is not None and image.has_transparency_data:
         under = Image.new("RGBA", image.size, background)
         image = Image.alpha_composite(under, image.convert("RGBA"))
     mode = "L" if in_chans == 1 else "RGB"
@@ -336,18 +423,22 @@ def _from_eight_bits(image: Image.Image, background: str, in_chans: int) -> np.n
 
 def _from_samples(samples: np.ndarray, settings: ImageDataConfig, in_chans: int, name: str) -> np.ndarray:
     samples = _without_single_channel(samples)
-    if samples.ndim == 2:
-        grey = to_unit(samples, settings.range)[:, :, None]
-        return grey if in_chans == 1 else np.repeat(grey, 3, axis=2)
-    if samples.shape[2] not in (3, 4):
-        raise UnreadableFile(name, f"{samples.shape[2]} channels: expected 1, 3 or 4")
-    colour: np.ndarray = to_unit(samples[:, :, :3], settings.range)
-    if samples.shape[2] == 4:
-        alpha = to_unit(samples[:, :, 3:], "dtype")
-        colour = colour * alpha + (1 - alpha) * np.float32(settings.alpha_background == "white")
-    if in_chans == 1:
-        colour = np.matmul(colour, _LUMINANCE)[:, :, None]
-    return colour
+    channels = 1 if samples.ndim == 2 else samples.shape[2]
+    if channels not in (1, 3, 4):
+        raise UnreadableFile(name, f"{channels} channels: expected 1, 3 or 4")
+    low, high = _bounds(samples if channels == 1 else samples[:, :, :3], settings.range)
+    opaque = _type_maximum(samples[:, :, 3]) if channels == 4 else 1.0
+    result = np.empty((*samples.shape[:2], in_chans), np.float32)
+    for rows in _strips(*samples.shape[:2]):
+        if channels == 1:
+            result[rows] = _scaled(samples[rows], low, high)[:, :, None]
+            continue
+        colour = _scaled(samples[rows, :, :3], low, high)
+        if channels == 4:
+            alpha = _scaled(samples[rows, :, 3:], 0.0, opaque)
+            colour = colour * alpha + (1 - alpha) * np.float32(settings.alpha_background == "white")
+        result[rows] = np.matmul(colour, _LUMINANCE)[:, :, None] if in_chans == 1 else colour
+    return result
 
 
 def _without_single_channel(array: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig
-from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, image_facts, read_array, read_image
+from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, file_content, image_facts, read_array, read_image
 
 
 class Images(Protocol):
@@ -45,6 +45,23 @@ class Images(Protocol):
     def take(self, indices: Sequence[int]) -> Images: ...
 
 
+@dataclass
+class KeptImages:
+    """Decoded images in the memory of this process; none is dropped, as every epoch needs all of them."""
+
+    images: dict[int, np.ndarray] = field(default_factory=dict)
+    size: int = 0
+
+    def keep(self, index: int, image: np.ndarray, limit: int) -> None:
+        """Keep an image if it fits into this process' share of `limit` bytes."""
+        from torch.utils.data import get_worker_info  # long loaded where images are read again and again
+
+        worker = get_worker_info()
+        if self.size + image.nbytes <= limit // (1 if worker is None else worker.num_workers):
+            self.images[index] = image
+            self.size += image.nbytes
+
+
 @dataclass(frozen=True)
 class FileImages:
     """Images in files."""
@@ -52,27 +69,24 @@ class FileImages:
     paths: tuple[str, ...]
     settings: ImageDataConfig
     in_chans: int
-    _cache: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _kept: KeptImages = field(default_factory=KeptImages, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
-        if index in self._cache:
-            return self._cache[index]
+        if index in self._kept.images:
+            return self._kept.images[index]
         image = read_image(Path(self.paths[index]), settings=self.settings, in_chans=self.in_chans)
         if self.settings.cache == "ram":
-            self._cache[index] = image
+            self._kept.keep(index, image, self.settings.cache_bytes)
         return image
 
     def content(self, index: int) -> bytes:
-        try:
-            return Path(self.paths[index]).read_bytes()
-        except OSError as error:
-            raise UnreadableFile(self.paths[index], error.strerror or str(error)) from error
+        return file_content(Path(self.paths[index]), max_bytes=self.settings.max_bytes)
 
     def facts(self, index: int) -> ImageFacts:
-        return image_facts(Path(self.paths[index]), max_pixels=self.settings.max_pixels)
+        return image_facts(Path(self.paths[index]), max_bytes=self.settings.max_bytes)
 
     def path(self, index: int) -> str:
         return self.paths[index]
@@ -146,7 +160,7 @@ class TorchvisionImages:
         return pixels.tobytes()
 
     def facts(self, index: int) -> ImageFacts:
-        return image_facts(self._picture(index), max_pixels=self.settings.max_pixels)
+        return image_facts(self._picture(index), max_bytes=self.settings.max_bytes)
 
     def path(self, index: int) -> None:
         return None

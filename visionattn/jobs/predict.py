@@ -12,6 +12,7 @@ import torch
 
 from visionattn.console import Console
 from visionattn.data.loading import FEW_SAMPLES, eval_loader, worker_count
+from visionattn.data.walk import Walker, matches
 from visionattn.engine.devices import open_accelerator
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, csv_text, json_text
@@ -65,7 +66,7 @@ def predict(
     if wrong := set(formats) - set(task.formats):
         known = ", ".join(task.formats)
         raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {task.name}")
-    request = WriterRequest(find_files(files, task.input_suffixes), target, formats, topk)
+    request = WriterRequest(find_files(files, task.input_suffixes, loaded.config.data.exclude, console), target, formats, topk)
     writer = task.writer(loaded.config, loaded.target, request)
     if target is not None:
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
@@ -84,34 +85,51 @@ def predictions_dict(predictions: Sequence[Prediction], unreadable: list[tuple[s
     }
 
 
-def find_files(sources: Sequence[str | Path], suffixes: Collection[str]) -> dict[Path, Path]:
+def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude: Sequence[str], console: Console) -> dict[Path, Path]:
     """Files named by paths, folders and globs, with their place below the folder (or the fixed part of the glob).
+
+    Folders are read by the rules of training: links are followed, excluded names skipped. What is left out is reported.
 
     Args:
         suffixes: endings of the files taken from folders and globs.
+        exclude: names (globs) of files and folders to skip in folders and globs.
 
     Raises:
         UserError: VA-D001.
     """
     found: dict[Path, Path] = {}
+    walker = Walker(suffixes, exclude)
     for source in sources:
         path = Path(source).expanduser()
         above = path.parent
         if path.is_dir():
             above = path
-            items = sorted(item for item in path.rglob("*") if item.suffix.lower() in suffixes and not item.name.startswith("."))
-        elif path.is_file():
-            items = [path]
+            items = walker.files(path)
+        elif path.exists():
+            if not path.is_file():
+                raise UserError("VA-D001", f'"{source}" is not a plain file', why="FIFOs, sockets and devices are not read")
+            items = [str(path)]
         else:
             above = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))
-            items = sorted(Path(item) for item in glob.glob(str(path), recursive=True) if Path(item).suffix.lower() in suffixes)
+            items = _glob(path, above, walker)
         if not items:
             near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
             fix = did_you_mean(path.name, near) or "give files, folders or a glob"
-            raise UserError("VA-D001", f'nothing to predict on at "{source}"', fix=fix)
-        for item in items:
+            raise UserError("VA-D001", f'nothing to predict on at "{source}"', why="\n".join(walker.report()), fix=fix)
+        for item in map(Path, items):
             found.setdefault(item, item.relative_to(above))
+    for line in walker.report(hidden_names=False):
+        console.field("", line)
     return found
+
+
+def _glob(pattern: Path, above: Path, walker: Walker) -> list[str]:
+    """Files that match a glob; `above` is its fixed part."""
+    if "**" in pattern.parts:  # not glob's own walk, which has no end where links form a circle
+        wanted = pattern.relative_to(above).parts
+        return [item for item in walker.files(above) if matches(Path(item).relative_to(above).parts, wanted)] if above.is_dir() else []
+    items = sorted(item for item in glob.glob(str(pattern)) if not Path(item).is_dir())
+    return [item for item in items if not any(map(walker.excludes, Path(item).relative_to(above).parts)) and walker.accepts(item)]
 
 
 def _run(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from visionattn.config.messages import Origin
 from visionattn.config.plugins import absolute_plugins, import_plugins, require_plugins
 from visionattn.config.read import override_values, read_values, require_sections, validate
 from visionattn.config.schema import RunConfig
@@ -85,15 +86,15 @@ def change_config(config: RunConfig, overrides: Sequence[str], sections: Sequenc
     if not overrides:
         return config
     require_sections(overrides, sections)
-    origins: dict[str, str] = {}
+    origins: dict[str, Origin] = {}
     return saved_config(override_values(config.model_dump(mode="json"), origins, overrides), origins)
 
 
-def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> RunConfig:
+def config_from_dict(values: Any, origins: dict[str, Origin] | None = None) -> RunConfig:
     """Validate plain values of the user's by their task, after importing the plugins they name.
 
     Args:
-        origins: for a dotted key, where it was set (`file:line`).
+        origins: for a dotted key, where it was set (`file:line`) and how it was written.
 
     Raises:
         UserError: VA-C001, VA-C002.
@@ -105,7 +106,7 @@ def config_from_dict(values: Any, origins: dict[str, str] | None = None) -> RunC
     return _validated(values, origins)
 
 
-def saved_config(values: Any, origins: dict[str, str] | None = None) -> RunConfig:
+def saved_config(values: Any, origins: dict[str, Origin] | None = None) -> RunConfig:
     """Validate plain values that a file of a run holds.
 
     Raises:
@@ -119,5 +120,5 @@ def saved_config(values: Any, origins: dict[str, str] | None = None) -> RunConfi
     return _validated(values, origins)
 
 
-def _validated(values: dict[str, Any], origins: dict[str, str] | None) -> RunConfig:
+def _validated(values: dict[str, Any], origins: dict[str, Origin] | None) -> RunConfig:
     return validate(values, origins or {}, {name: task.config for name, task in TASKS.items()})

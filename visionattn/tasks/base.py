@@ -376,7 +376,7 @@ class Task(ABC):
     @property
     def input_suffixes(self) -> frozenset[str]:
         """Endings of the files that `predict` takes."""
-        from visionattn.data.readers import IMAGE_SUFFIXES
+        from visionattn.data.walk import IMAGE_SUFFIXES
 
         return IMAGE_SUFFIXES
 

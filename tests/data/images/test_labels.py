@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -230,16 +231,83 @@ def test_csv_mistakes(tmp_path: Path) -> None:
     write_csv(tmp_path / "x.csv", ["path", "label", "split"], [["a.png", "1", "train"], ["a.png", "1", "dev"]])
     assert "dev: 1 image" in refused("VA-D002", 3, tmp_path / "x.csv").what
     write_csv(tmp_path / "x.csv", ["path", "label", "split"], [["a.png", "1", "train"], ["a.png", "", "val"]])
-    assert "(empty): 1 image" in refused("VA-D012", 3, tmp_path / "x.csv").what
-    rows = [["a.png", "cat", "train"], ["a.png", "dgo", "train"], ["a.png", "dog", "val"]]
+    error = refused("VA-D012", 3, tmp_path / "x.csv")
+    assert error.what == "1 row of 2 in x.csv without a label" and error.where == f"{tmp_path / 'x.csv'}: line 3"
+    save(tmp_path / "b.png"), save(tmp_path / "c.png")
+    rows = [["a.png", "cat", "train"], ["b.png", "dgo", "train"], ["c.png", "dog", "val"]]
     write_csv(tmp_path / "x.csv", ["path", "label", "split"], rows)
     error = refused("VA-D012", 3, tmp_path / "x.csv", classes=["cat", "dog"])
     assert "{dgo: 1 image}" in error.what and "cat, dog" in error.why
 
 
-def test_csv_multi_label(tmp_path: Path) -> None:
+def test_csv_labels_are_text(tmp_path: Path) -> None:
+    for index in range(8):
+        save(tmp_path / f"{index}.png", index)
+    labels = ["007", "7", "0", "10"]
+    write_csv(tmp_path / "x.csv", ["path", "label", "split"], [[f"{i}.png", labels[i % 4], ("train", "val")[i // 4]] for i in range(8)])
+    assert load(tmp_path / "x.csv").classes == ["0", "007", "7", "10"], "by number; equal ones in a fixed order"
+    write_csv(tmp_path / "y.csv", ["path", "label", "split"], [["0.png", "yes", "train"], ["1.png", "no", "train"], ["2.png", "no", "val"]])
+    assert load(tmp_path / "y.csv").classes == ["no", "yes"]
+
+
+def test_csv_rows_that_repeat_or_contradict_each_other(tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    rows = [["a.png", "cat", "train"], ["b.png", "dog", "train"], ["c.png", "cat", "val"], ["./a.png", "cat", "train"]]
+    write_csv(tmp_path / "x.csv", ["path", "label", "split"], rows)
+    data = load(tmp_path / "x.csv")
+    assert data.train.ids == ["a.png", "b.png"] and texts(data, "")[0] == "warning: 1 repeated row left out"
+    for split in ("train", "val"):
+        write_csv(tmp_path / "x.csv", ["path", "label", "split"], [*rows, ["./a.png", "dog", split]])
+        error = refused("VA-D012", 3, tmp_path / "x.csv")
+        assert error.where == "./a.png: cat (x.csv, line 2), dog (x.csv, line 6)"
+
+
+def test_csv_paths_may_be_absolute_and_name_plain_files_only(tmp_path: Path) -> None:
+    save(tmp_path / "elsewhere/a.png")
+    save(tmp_path / "lists/b.png", 1)
+    rows = [[tmp_path / "elsewhere/a.png", "x", "train"], ["b.png", "y", "train"], ["../elsewhere/a.png", "x", "val"]]
+    write_csv(tmp_path / "lists/x.csv", ["path", "label", "split"], rows)
+    assert len(load(tmp_path / "lists/x.csv").train) == 2
+    os.mkfifo(tmp_path / "lists/pipe.png")
+    write_csv(tmp_path / "lists/x.csv", ["path", "label", "split"], [*rows, ["pipe.png", "x", "val"]])
+    assert "1 of 2 listed images do not exist, or are no plain files" in refused("VA-D001", 3, tmp_path / "lists/x.csv").what
+
+
+def test_csv_of_excel_in_another_encoding(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
-    rows = [["a.png", "sun; sea", "train"], ["a.png", "", "train"], ["a.png", "sea", "train"], ["a.png", "sun", "val"]]
+    (tmp_path / "train.csv").write_bytes("path,label\r\na.png,th\u00e9\r\n".encode("cp1252"))
+    (tmp_path / "val.csv").write_text("path,label\na.png,x\n")
+    error = refused("VA-D002", 3, tmp_path)
+    assert error.where.endswith("train.csv: line 2") and "CSV UTF-8" in error.fix
+
+
+def test_more_classes_and_longer_names_than_are_meant(tmp_path: Path) -> None:
+    rows = [[f"{index}.png", f"id{index}", "train" if index < 4 else "val"] for index in range(5)]
+    for name, _, _ in rows:
+        save(tmp_path / name)
+    write_csv(tmp_path / "x.csv", ["path", "label", "split"], [*rows[:4], ["4.png", "id0", "val"]])
+    error = refused("VA-D012", 3, tmp_path / "x.csv", max_classes=3)
+    assert error.what == "4 classes, data.max_classes is 3" and "ids or paths" in error.fix
+    write_csv(tmp_path / "x.csv", ["path", "label", "split"], [["0.png", "x" * 3000, "train"], ["1.png", "x" * 3000, "val"]])
+    error = refused("VA-C002", 2, tmp_path / "x.csv")
+    assert "a class name of 3,000 characters" in error.what and len(error.block()) < 300
+
+
+def test_links_between_class_folders(tmp_path: Path) -> None:
+    root = flowers(tmp_path / "f")
+    (root / "train/rose/self").symlink_to(".")
+    (root / "train/rose/all").symlink_to("../tulip")
+    data = load(root)
+    assert [len(part) for part in data.sets] == [10, 5, 2] and "2 links to folders that are read already" in data.notes[0].text
+    (root / "train/f").symlink_to(root)
+    assert refused("VA-D002", 3, root).what == "class folders that are links to a folder beside or above them: f"
+
+
+def test_csv_multi_label(tmp_path: Path) -> None:
+    for name in "abcd":
+        save(tmp_path / f"{name}.png")
+    rows = [["a.png", "sun; sea", "train"], ["b.png", "", "train"], ["c.png", "sea", "train"], ["d.png", "sun", "val"]]
     write_csv(tmp_path / "x.csv", ["path", "label", "split"], rows)
     data = load(tmp_path / "x.csv", multi_label=True)
     assert data.classes == ["sea", "sun"] and data.train.labels.dtype == np.float32

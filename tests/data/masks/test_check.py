@@ -14,6 +14,7 @@ from visionattn.data.check import CheckReport, exclude_unreadable
 from visionattn.data.masks.check import check_masks
 from visionattn.data.masks.convert import convert_masks
 from visionattn.data.masks.sets import MaskData, mask_manifest
+from visionattn.errors import UserError
 
 
 def look(root: Path, **values: object) -> tuple[MaskData, CheckReport]:
@@ -178,8 +179,78 @@ def test_damaged_files_are_left_out(tmp_path: Path) -> None:
     assert set(report.unreadable) == {"images/train/train0.png", "images/train/train1.png"}
     assert notes(report, "VA-D010")[0].startswith("warning: masks/train/train0.png cannot be decoded")
     assert exclude_unreadable(data, report, settings(root)).train.ids == ["images/train/train2.png", "images/train/train3.png"]
-    _, report = look(root, max_pixels=100)
+    _, report = look(root, max_bytes=1500)
     text = refused(report, "VA-D020")  # images and masks, all of them
     files = {name for part in data.sets for name in (*part.ids, *part.mask_ids)}
     assert set(report.too_large) == files - {"images/train/train1.png", "masks/train/train0.png"}
-    assert all(name in text for name in report.too_large) and "data.max_pixels" in text
+    assert all(name in text for name in report.too_large) and "data.max_bytes" in text
+
+
+def indexed(path: Path, array: np.ndarray, palette: list[tuple[int, int, int]]) -> None:
+    """A file with a palette, whatever its order of colours."""
+    image = Image.fromarray(array.astype(np.uint8))
+    image.putpalette([part for colour in palette for part in colour])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def test_d014_palettes_that_differ(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    black, red, blue = (0, 0, 0), (255, 0, 0), (0, 0, 255)
+    classes = np.random.default_rng(0).integers(0, 3, (16, 20))
+    for path in (root / "masks").rglob("*.png"):
+        indexed(path, classes, [black, red, blue])
+    _, report = look(root)
+    assert accepted(report)
+    swapped = np.array([0, 2, 1])[classes]
+    indexed(root / "masks/val/val1.png", swapped, [black, blue, red])
+    data, report = look(root)
+    text = refused(report, "VA-D014")
+    assert "in 1 file from those before: 1 is (255, 0, 0) in masks/train/train0.png, (0, 0, 255) in masks/val/val1.png" in text
+    assert f"visionattn data masks convert {root} --palette FILE" in text and look(root)[1] == report, "also from the cache"
+    done = convert_masks(root, palette=[black, red, blue])
+    again = load(root, images="images/{split}", masks=f"{done.out}/masks/{{split}}")
+    np.testing.assert_array_equal(again.val.label(1, (16, 20)), classes)
+    assert (data.val.label(1, (16, 20)) != classes).any()
+
+
+def test_gif_masks_are_read_by_colour(tmp_path: Path) -> None:
+    """An encoder of GIF keeps the colours that a picture has, and numbers them anew."""
+    root = pairs(tmp_path / "d")
+    for path in (root / "masks").rglob("*.png"):
+        array = np.zeros((16, 20), np.uint8)
+        array[4:8] = 2
+        array[9:12] = 1 if path.stem.endswith("0") else 0
+        Image.fromarray(array).save(path.with_suffix(".gif"))
+        path.unlink()
+    data, report = look(root)
+    assert accepted(report) and report.counts["val"] == {"background": 16 * 40 - 60 - 160, "crack": 60, "spall": 160}
+    colours = [(0, 0, 0), (255, 0, 0), (0, 0, 255)]
+    for path in (root / "masks").rglob("*.gif"):
+        indexed(path, np.full((16, 20), 1), [(9, 9, 9), colours[2]])
+    data, report = look(root, palette=colours)
+    assert accepted(report) and set(data.train.label(0, (16, 20)).ravel()) == {2}
+
+
+def test_two_classes_of_one_name(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    with pytest.raises(UserError, match=r"data\.classes names crack more than once") as caught:
+        load(root, classes=["background", "crack", "crack"])
+    assert caught.value.code == "VA-C002"
+    (root / "classes.txt").write_text("0 crack\n1 ground\n2 crack\n")
+    with pytest.raises(UserError, match="more than once"):
+        load(root, classes="auto")
+
+
+@pytest.mark.parametrize("classes", [10**12, ["x" * 3000, "y"]])
+def test_classes_without_measure(tmp_path: Path, classes: object) -> None:
+    with pytest.raises(UserError) as caught:
+        load(pairs(tmp_path / "d"), classes=classes)
+    assert caught.value.code == "VA-C002" and len(caught.value.block()) < 300
+
+
+def test_a_list_of_classes_without_measure(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d")
+    (root / "classes.txt").write_text("1 " * 100_000)
+    with pytest.raises(UserError, match="a line of more than 300 characters"):
+        load(root, classes="auto")

@@ -24,13 +24,13 @@ def test_convert(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     assert answer["files"] == 6 and answer["changed"] == {"128 -> 2": int((array == 128).sum())}
-    written = read_mask(tmp_path / "d-masks/masks/train/train0.png", max_pixels=10**6).values
+    written = read_mask(tmp_path / "d-masks/masks/train/train0.png", max_bytes=10**8).values
     np.testing.assert_array_equal(written, np.where(array == 128, 2, array))
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
     with pytest.raises(UserError, match="exists already"):
         convert_masks(root, map={1: 0})
     convert_masks(root / "masks", map={128: 2}, in_place=True)
-    np.testing.assert_array_equal(read_mask(root / "masks/train/train0.png", max_pixels=10**6).values, written)
+    np.testing.assert_array_equal(read_mask(root / "masks/train/train0.png", max_bytes=10**8).values, written)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "d-masks"] and len(list((root / "masks").rglob("*"))) == 8
 
 
@@ -47,3 +47,15 @@ def test_convert_stops_before_it_writes(tmp_path: Path) -> None:
     assert parse_map(["128:1,3:0", "5-7:2"]) == {128: 1, 3: 0, 5: 2, 6: 2, 7: 2}
     with pytest.raises(UserError):
         parse_map(["128=1"])
+
+
+def test_the_command_takes_the_settings_of_the_data(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d", "photos/{}", "truth/{}")
+    result = CliRunner().invoke(
+        app, ["data", "masks", "convert", str(root), "data.images=photos/{split}", "data.masks=truth/{split}", "--map", "2:1", "--json"]
+    )
+    assert result.exit_code == 0 and json.loads(result.stdout)["files"] == 6
+    assert sorted(path.name for path in (tmp_path / "d-masks").iterdir()) == ["truth"]
+    for given in (["data.mask=x"], ["optim.lr=1"], ["data.images=photos/{split}"]):
+        result = CliRunner().invoke(app, ["data", "masks", "convert", str(root), *given, "--map", "2:1", "--out", str(tmp_path / "e")])
+        assert result.exit_code == 2 and not (tmp_path / "e").exists()

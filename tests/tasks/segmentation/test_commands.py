@@ -305,7 +305,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "size": (_smaller, "VA-D013", "masks/val/0.png: image 48x40, mask 24x20 (ratio 2)"),
     "colours": (_coloured, "VA-D014", "1 mask in RGB, and no palette assigns the colours to classes"),
     "jpeg": (_lossy, "VA-D017", "lossy masks are not labels -> re-export as PNG"),
-    "large": (_large, "VA-D020", "data.max_pixels"),
+    "large": (_large, "VA-D020", "data.max_bytes=60000"),
 }
 
 
@@ -315,8 +315,8 @@ def test_faults_of_masks_stop_before_the_first_step(polyps: Path, tmp_path: Path
     shutil.copytree(polyps, tmp_path / "d")
     spoil(tmp_path / "d")
     before = left(tmp_path)
-    settings = [*TINY, *UNET, "data.root=d", "data.max_pixels=5000"]
-    for args in (("train", "--dry-run"), ("train",), ("data", "check", "d", "--task", "segment", "--classes", "2", "data.max_pixels=5000")):
+    settings = [*TINY, *UNET, "data.root=d", "data.max_bytes=30000"]
+    for args in (("train", "--dry-run"), ("train",), ("data", "check", "d", "--task", "segment", "--classes", "2", "data.max_bytes=30000")):
         result = command(*args, *(settings if args[0] == "train" else ()))
         assert result.exit_code == 3, result.output
         assert result.stderr.startswith(f"error {code}: ") and text in " ".join(result.stderr.split()), result.output

@@ -47,7 +47,7 @@ class HubImages:
         return bytes(image["bytes"])
 
     def facts(self, index: int) -> ImageFacts:
-        return image_facts(self.content(index), max_pixels=self.settings.max_pixels)
+        return image_facts(self.content(index), max_bytes=self.settings.max_bytes)
 
     def path(self, index: int) -> None:
         return None

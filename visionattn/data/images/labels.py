@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,16 @@ from visionattn.data.images.layouts import (
     no_validation_split,
     read_tables,
     refuse_labels,
+    require_distinct,
     wrong_layout,
 )
 from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.images.settings import LabelDataConfig
+from visionattn.data.masks.recognise import mask_suffix_among
+from visionattn.data.readers import UnreadableFile, read_mask
+from visionattn.data.sources import FileImages
 from visionattn.data.splits import Note, histogram, split_off
+from visionattn.data.tables import read_lines
 from visionattn.errors import UserError
 from visionattn.names import shown, to_path
 
@@ -47,7 +54,14 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
         raise no_validation_split(settings)
     if not held_out and settings.val_fraction is not None:
         notes.append(Note("warning", "VA-D003", f"data.val_fraction is not used: there is a validation split ({settings.val})"))
+    if layout.format == "folders" and settings.format == "auto":
+        refuse_masks(tables["train"], unsplit=layout.unsplit)
     classes = _class_names(tables["train"], layout, settings)
+    if len(classes) > settings.max_classes:
+        what = f"{len(classes):,} classes, data.max_classes is {settings.max_classes:,}"
+        why = f"classes: {', '.join(name[:40] for name in classes[:3])}, ..."
+        raise UserError("VA-D012", what, where=str(layout.root), why=why, fix="labels that are ids or paths are no classes")
+    require_distinct(classes)
     notes += _check_classes(tables, classes, given=_given_classes(layout, settings) is not None)
     parts = {split: _encode(split, table, classes) for split, table in tables.items()}
     if held_out and settings.val_fraction is not None:
@@ -80,6 +94,57 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
     return _encode(split, _known_only(table, classes, layout.root), classes)
 
 
+# ---------------------------------------------------------------- masks among the images
+
+_FEW_CLASSES = 4  # as many as folders of images, of masks and the like
+_COMPARED = 5  # files of one name in two class folders
+_MASK_VALUES = 32
+
+
+def refuse_masks(train: Table, *, unsplit: bool) -> None:
+    """Stop where a class folder seems to hold the masks of the images in another, or masks beside images.
+
+    Raises:
+        UserError: VA-D002.
+    """
+    assert isinstance(train.images, FileImages)
+    by_class: dict[str, dict[str, str]] = {}
+    for path, (name,) in zip(train.images.paths, train.labels, strict=True):
+        by_class.setdefault(name, {})[os.path.basename(path)] = path
+    for name, files in by_class.items():
+        if suffix := mask_suffix_among(files):
+            raise UserError(
+                "VA-D002",
+                f'masks beside images: the class folder "{name}" has files that end in {suffix}',
+                fix=f"task=segment data.mask_suffix={suffix}\nor, to classify the images: \"data.exclude=['.*','*{suffix}']\"",
+            )
+    if not 2 <= len(by_class) <= _FEW_CLASSES:
+        return
+    stems = {name: {os.path.splitext(file)[0]: path for file, path in files.items()} for name, files in by_class.items()}
+    for (images, photographs), (masks, labels) in permutations(stems.items(), 2):
+        common = sorted(photographs.keys() & labels.keys())
+        if 10 * len(common) >= 9 * len(labels) and all(
+            _masks(labels[stem], photographs[stem], train.images.settings.max_bytes) for stem in common[:_COMPARED]
+        ):
+            above = "" if unsplit else "{split}/"
+            raise UserError(
+                "VA-D002",
+                f'images with masks? The folders "{images}" and "{masks}" have files of the same names',
+                where=f"{photographs[common[0]]}\n{labels[common[0]]}",
+                why=f'the files in "{masks}" have few values, as masks have',
+                fix=f"task=segment data.images={above}{images} data.masks={above}{masks}\nor, if they are classes: data.format=folders",
+            )
+
+
+def _masks(mask: str, image: str, max_bytes: int) -> bool:
+    """Whether a file has few values, and another of its size many."""
+    try:
+        first, second = (read_mask(Path(path), max_bytes=max_bytes).values for path in (mask, image))
+    except UnreadableFile:
+        return False
+    return first.shape == second.shape and len(np.unique(first)) <= _MASK_VALUES < len(np.unique(second))
+
+
 # ---------------------------------------------------------------- classes and labels
 
 
@@ -101,19 +166,13 @@ def _given_classes(layout: Layout, settings: LabelDataConfig) -> list[str] | Non
         path = Path(to_path(settings.classes)).expanduser()
         if not path.is_file():
             raise UserError("VA-D001", f'data.classes "{settings.classes}" not found', fix="auto, a list of names, or a text file")
-        names = _lines(path)
+        names = read_lines(path)
     elif layout.format in ("folders", "csv", "webdataset", "hf") and (layout.root / "classes.txt").is_file():
-        names = _lines(layout.root / "classes.txt")
+        names = read_lines(layout.root / "classes.txt")
     else:
         return None
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError("VA-C002", f"data.classes names {', '.join(twice)} more than once")
+    require_distinct(names)
     return names
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _class_names(train: Table, layout: Layout, settings: LabelDataConfig) -> list[str]:
@@ -128,7 +187,8 @@ def _class_names(train: Table, layout: Layout, settings: LabelDataConfig) -> lis
         refuse_labels(outside, settings.train, f"0..{len(values) - 1}, as there are {len(values)} different ones")
         return [str(number) for number in range(len(values))]
     names = {name for labels in train.labels for name in labels} | set(train.empty)
-    return sorted(names, key=int) if all(name.isascii() and name.isdigit() for name in names) else sorted(names)
+    numbers = all(name.isascii() and name.isdigit() for name in names)
+    return sorted(names, key=lambda name: (len(name.lstrip("0")), name.lstrip("0"), name)) if numbers else sorted(names)
 
 
 def _outside(table: Table, classes: Sequence[str]) -> dict[str, int]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +16,11 @@ import numpy as np
 from visionattn.data.images.hub import PARQUET_SUFFIXES, download_parquet, is_saved, open_splits, read_split
 from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
 from visionattn.data.images.shards import TAR_SUFFIXES, find_shards, read_shards
-from visionattn.data.readers import IMAGE_SUFFIXES
 from visionattn.data.root import find_root
 from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
 from visionattn.data.splits import Note, histogram
+from visionattn.data.tables import CsvTable, csv_columns, read_csv
+from visionattn.data.walk import IMAGE_SUFFIXES, Walker, is_image_name
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import counted
 from visionattn.names import from_path, shown, to_path
@@ -29,6 +28,8 @@ from visionattn.names import from_path, shown, to_path
 SPLITS = ("train", "val", "test")
 # Names of a validation split if data.val has its default.
 _VAL_NAMES = ("val", "valid", "validation")
+CSV_COLUMNS = ("path", "label")
+_LONGEST_NAME = 255  # characters of a class name, as of a folder
 
 _ACCEPTED = """accepted layouts:
   ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg (and test)
@@ -72,7 +73,7 @@ def find_layout(settings: LabelDataConfig) -> Layout:
     if form == "npz" and root.is_file():
         return Layout("npz", root, {"train": root}, False)
     if form == "csv" and root.is_file():
-        return Layout("csv", root.parent, {"train": root}, "split" not in csv_header(root))
+        return Layout("csv", root.parent, {"train": root}, "split" not in csv_columns(root, CSV_COLUMNS))
     if form == "csv" and root.is_dir():
         parts = _parts(root, settings, ".csv")
         if parts:
@@ -143,7 +144,12 @@ def _shards(root: Path, settings: LabelDataConfig, suffixes: tuple[str, ...]) ->
 
 
 def class_folders(folder: Path, settings: ImageDataConfig) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not excluded(path.name, settings))
+    return image_walker(settings).folders(folder)
+
+
+def image_walker(settings: ImageDataConfig) -> Walker:
+    """A walker that lists images and skips data.exclude."""
+    return Walker(IMAGE_SUFFIXES, settings.exclude)
 
 
 def _has_class_folders(root: Path, settings: LabelDataConfig) -> bool:
@@ -151,12 +157,8 @@ def _has_class_folders(root: Path, settings: LabelDataConfig) -> bool:
     return any(is_image(path.name, settings) for folder in class_folders(root, settings) for path in folder.iterdir())
 
 
-def excluded(name: str, settings: ImageDataConfig) -> bool:
-    return any(fnmatch(name, pattern) for pattern in settings.exclude)
-
-
 def is_image(name: str, settings: ImageDataConfig) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not excluded(name, settings)
+    return is_image_name(name) and not image_walker(settings).excludes(name)
 
 
 def data_name(settings: LabelDataConfig) -> str:
@@ -190,10 +192,11 @@ def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:
     """Summarise the contents of root in a few lines."""
     if root.is_file():
         return [f"{shown(root.name)} ({root.stat().st_size:,} bytes)"]
-    entries = sorted((path for path in root.iterdir() if not excluded(path.name, settings)), key=lambda path: (path.is_file(), path.name))
+    walker = image_walker(settings)
+    entries = sorted((path for path in root.iterdir() if not walker.excludes(path.name)), key=lambda path: (not path.is_dir(), path.name))
     found = [f"{shown(root.name)}/" + ("" if entries else " (empty)")]
     for path in entries[:lines]:
-        if path.is_file():
+        if not path.is_dir():
             found.append(f"  {shown(path.name)}")
             continue
         inside = list(path.iterdir())
@@ -243,7 +246,7 @@ def read_tables(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tup
     if layout.format == "folders":
         return _read_folders(layout, settings, in_chans)
     if layout.format == "csv":
-        return _read_csv(layout, settings, in_chans), []
+        return _read_csv(layout, settings, in_chans)
     if settings.group_by and layout.format not in ("webdataset", "hf"):
         raise UserError("VA-C002", f"data.group_by needs file paths or a CSV column, the data is {layout.format}", fix='data.group_by=""')
     if layout.format == "npz":
@@ -266,57 +269,32 @@ def read_tables(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tup
 def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
     if settings.multi_label:
         raise UserError("VA-C002", "data.multi_label: a folder per class gives one label per image", fix="list the labels in a CSV file")
-    skipped: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    walker = image_walker(settings)
     tables = {}
     loose = 0
     for folder in {layout.root, *layout.parts.values()}:
         names = os.listdir(folder)
-        _count_skipped(names, settings, skipped)
-        loose += sum(is_image(name, settings) for name in names)
-    for split, folder in layout.parts.items():
-        paths: list[str] = []
-        labels: list[tuple[str, ...]] = []
-        empty = []
-        for class_folder in class_folders(folder, settings):
-            name, files = from_path(class_folder.name), image_files(class_folder, settings, skipped, others)
-            if not files:
-                empty.append(name)
-            paths += files
-            labels += [(name,)] * len(files)
+        walker.hidden.update(name for name in names if walker.excludes(name))
+        loose += sum(is_image_name(name) and not walker.excludes(name) for name in names)
+    classes_of = {split: walker.folders(folder, above=[layout.root]) for split, folder in layout.parts.items()}
+    if walker.repeated:
+        what = f"class folders that are links to a folder beside or above them: {shown(', '.join(sorted(walker.repeated)))}"
+        raise UserError("VA-D002", what, where=str(layout.root), fix="remove the links, or add their names to data.exclude")
+    for split, classes in classes_of.items():
+        folder = layout.parts[split]
+        found = walker.files_of(classes, above=[layout.root, folder])
+        paths = [path for files in found for path in files]
+        labels: list[tuple[str, ...]] = [(from_path(path.name),) for path, files in zip(classes, found, strict=True) for _ in files]
         if not paths:
             raise wrong_layout(settings, layout.root, f"no images in the class folders of {folder.name}/")
         ids = [from_path(Path(os.path.relpath(path, layout.root)).as_posix()) for path in paths]
         groups = groups_from_paths(ids, settings)
-        tables[split] = Table(FileImages(tuple(paths), settings, in_chans), labels, ids, groups, empty=tuple(empty))
-    notes = []
-    if skipped:
-        examples = shown(", ".join(name for name, _ in skipped.most_common(4)))
-        notes.append(Note("info", "", f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"))
-    if others:
-        examples = shown(", ".join(suffix for suffix, _ in others.most_common(4)))
-        notes.append(Note("info", "", f"{counted(sum(others.values()), 'file')} of other types left out ({examples})"))
+        empty = tuple(from_path(path.name) for path, files in zip(classes, found, strict=True) if not files)
+        tables[split] = Table(FileImages(tuple(paths), settings, in_chans), labels, ids, groups, empty=empty)
+    notes = [Note("info", "", line) for line in walker.report()]
     if loose:
         notes.append(Note("warning", "", f"{counted(loose, 'image')} outside the class folders left out"))
     return tables, notes
-
-
-def _count_skipped(names: Sequence[str], settings: ImageDataConfig, skipped: Counter[str]) -> None:
-    skipped.update(name for name in names if excluded(name, settings))
-
-
-def image_files(folder: Path, settings: ImageDataConfig, skipped: Counter[str], others: Counter[str]) -> list[str]:
-    """List the images below a folder, sorted; counts excluded and other files."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        _count_skipped([*folders, *names], settings, skipped)
-        folders[:] = [name for name in folders if not excluded(name, settings)]
-        for name in names:
-            if is_image(name, settings):
-                found.append(os.path.join(place, name))
-            elif not excluded(name, settings):
-                others[Path(name).suffix or name] += 1
-    return sorted(found)
 
 
 def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | None:
@@ -339,30 +317,19 @@ def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | 
     return [text if match is None else match[wanted] or text for text, match in zip(ids, matches, strict=True)]
 
 
-def csv_header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return [name.strip() for name in next(csv.reader(file), [])]
-
-
-def _csv_rows(path: Path) -> list[dict[str, str]]:
-    header = csv_header(path)
-    for column in ("path", "label"):
-        if column not in header:
-            raise UserError(
-                "VA-D002", f'{path.name} has no column "{column}"', where=str(path), why=shown(f"columns found: {', '.join(header)}")
-            )
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [{name.strip(): (value or "").strip() for name, value in row.items() if name} for row in csv.DictReader(file)]
-    if not rows:
-        raise UserError("VA-D002", f"{path.name} lists no images", where=str(path))
-    return rows
-
-
-def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> dict[str, Table]:
-    by_split: dict[str, list[dict[str, str]]] = {}
-    for split, path in layout.parts.items():
-        for row in _csv_rows(path):
-            by_split.setdefault(row["split"] if "split" in row and len(layout.parts) == 1 else split, []).append(row)
+def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> tuple[dict[str, Table], list[Note]]:
+    listed = {split: read_csv(path, CSV_COLUMNS) for split, path in layout.parts.items()}
+    if not settings.multi_label:
+        for table in listed.values():
+            _require_labels(table)
+    require_one_value(listed.values(), "path", "label")
+    by_split: dict[str, dict[str, dict[str, str]]] = {}
+    count = 0
+    for split, table in listed.items():
+        for row in table.rows:
+            count += 1
+            part = by_split.setdefault(row["split"] if "split" in row and len(layout.parts) == 1 else split, {})
+            part.setdefault(os.path.normpath(row["path"]), row)
     names = {name: split for split, known in split_names(settings).items() for name in known}
     unknown = {name: len(rows) for name, rows in by_split.items() if name not in names and name not in SPLITS}
     if unknown:
@@ -373,10 +340,11 @@ def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> dict[
             fix=f"use {', '.join(names)}, or name them with data.train, data.val, data.test",
         )
     tables: dict[str, Table] = {}
-    for name, rows in by_split.items():
+    for name, unique in by_split.items():
+        rows = list(unique.values())
         ids = [row["path"] for row in rows]
         paths = tuple(str(layout.root / to_path(text)) for text in ids)
-        _require_files(paths, ids, layout)
+        require_files(paths, ids, layout.root)
         if settings.multi_label:
             labels = [tuple(dict.fromkeys(part.strip() for part in row["label"].split(";") if part.strip())) for row in rows]
         else:
@@ -384,7 +352,39 @@ def _read_csv(layout: Layout, settings: LabelDataConfig, in_chans: int) -> dict[
         groups = _csv_groups(rows, ids, settings)
         images = FileImages(paths, settings, in_chans)
         tables[names.get(name, name)] = Table(images, labels, ids, groups, multi_label=settings.multi_label)
-    return tables
+    repeated = count - sum(len(rows) for rows in by_split.values())
+    return tables, [Note("warning", "", f"{counted(repeated, 'repeated row')} left out")] if repeated else []
+
+
+def _require_labels(table: CsvTable) -> None:
+    """Stop at rows without a label.
+
+    Raises:
+        UserError: VA-D012.
+    """
+    empty = [position for position, row in enumerate(table.rows) if not row["label"]]
+    if empty:
+        what = f"{counted(len(empty), 'row')} of {len(table.rows):,} in {table.path.name} without a label"
+        raise UserError("VA-D012", what, where=table.where(empty), fix="fill in the labels, or remove these rows")
+
+
+def require_one_value(tables: Iterable[CsvTable], key: str, value: str) -> None:
+    """Stop at files that are listed with different labels or masks.
+
+    Raises:
+        UserError: VA-D012.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    conflicts = []
+    for table in tables:
+        for position, row in enumerate(table.rows):
+            where = f"{row[value]} ({table.path.name}, line {table.lines[position]})"
+            known = first.setdefault(os.path.normpath(row[key]), (row[value], where))
+            if known[0] != row[value]:
+                conflicts.append(f"{row[key]}: {known[1]}, {where}")
+    if conflicts:
+        what = f"{counted(len(conflicts), 'row')} with another {value} for an image that is listed already"
+        raise UserError("VA-D012", what, where="\n".join(conflicts[:5]), fix=f"keep one {value} per image")
 
 
 def _csv_groups(rows: list[dict[str, str]], ids: list[str], settings: LabelDataConfig) -> list[str] | None:
@@ -397,14 +397,19 @@ def _csv_groups(rows: list[dict[str, str]], ids: list[str], settings: LabelDataC
     return groups_from_paths(ids, settings)
 
 
-def _require_files(paths: Sequence[str], ids: list[str], layout: Layout) -> None:
+def require_files(paths: Sequence[str], ids: Sequence[str], folder: Path) -> None:
+    """Stop at listed images that do not exist; paths may also be absolute, or lead out of the folder of the list.
+
+    Raises:
+        UserError: VA-D001.
+    """
     missing = [text for path, text in zip(paths, ids, strict=True) if not os.path.isfile(path)]
     if missing:
         raise UserError(
             "VA-D001",
-            f"{len(missing):,} of {len(ids):,} listed images do not exist",
+            f"{len(missing):,} of {len(ids):,} listed images do not exist, or are no plain files",
             where="\n".join(map(shown, missing[:5])),
-            why=f"paths are relative to the folder of the CSV file, {layout.root}",
+            why=f"paths are relative to the folder of the CSV file, {folder}",
         )
 
 
@@ -577,6 +582,21 @@ def _torchvision_table(source: Any, split: str, settings: LabelDataConfig, in_ch
     classes = [name if isinstance(name, str) else ", ".join(name) if isinstance(name, tuple) else str(name) for name in brought]
     images = TorchvisionImages(source, tuple(range(len(numbers))), settings, in_chans)
     return Table(images, [(classes[number],) for number in numbers], [f"{split}[{i}]" for i in range(len(numbers))], classes=classes)
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Check the names of all classes.
+
+    Raises:
+        UserError: VA-C002, a name is used twice or is too long.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError("VA-C002", f"data.classes names {', '.join(twice[:8])} more than once")
+    long = [name for name in names if len(name) > _LONGEST_NAME]
+    if long:
+        what = f"a class name of {len(long[0]):,} characters, at most {_LONGEST_NAME} are accepted"
+        raise UserError("VA-C002", what, where=f"{long[0][:60]}...")
 
 
 def refuse_labels(outside: dict[str, int], split: str, expected: str) -> None:

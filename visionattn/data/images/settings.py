@@ -16,8 +16,13 @@ class ImageDataConfig(DataConfig):
     range: Literal["dtype", "percentile"] | tuple[float, float] = setting(
         "dtype", "Scaling of 16-bit and float images: dtype maximum, 1st-99th percentile, or [low, high]."
     )
-    max_pixels: int = setting(178_956_970, "Largest image accepted, in pixels.", ge=1)
-    cache: Literal["none", "ram"] = setting("none", "ram keeps decoded images in memory (per worker).")
+    max_bytes: int = setting(
+        2**30,
+        "Largest file, and largest image in memory, in bytes: 6 per pixel, 8 with transparency, 18 to 24 of 16-bit and float images.",
+        ge=1,
+    )
+    cache: Literal["none", "ram"] = setting("none", "ram keeps decoded images in memory, up to data.cache_bytes; not in predict.")
+    cache_bytes: int = setting(2**32, "Memory for data.cache=ram in bytes, per split, all loader processes together.", ge=0)
 
 
 class LabelDataConfig(ImageDataConfig):
@@ -39,6 +44,7 @@ class LabelDataConfig(ImageDataConfig):
     classes: Literal["auto"] | list[str] | str = setting(
         "auto", "Class names in order: auto (classes.txt or the training set), a list, or a text file."
     )
+    max_classes: int = setting(100_000, "Most classes accepted; labels that are ids or paths make more.", ge=1)
     multi_label: bool = setting(False, "Several classes per image: labels separated by ';' in CSV, multi-hot in npz.")
 
     @property

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from visionattn.data.check import (
-    CACHE_VERSION,
     CheckReport,
     Finding,
     broken_notes,
@@ -22,16 +21,17 @@ from visionattn.data.check import (
     check_threads,
     duplicate_notes,
     examine,
+    fits,
     format_notes,
     read_cache,
+    write_cache,
 )
+from visionattn.data.masks.convert import convert_command
 from visionattn.data.masks.palettes import Colour
 from visionattn.data.masks.sets import LabelRule, MaskData, MaskSet
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
-from visionattn.data.readers import UnreadableFile, read_mask, upright_size
+from visionattn.data.readers import UnreadableFile, file_content, read_mask, upright_size
 from visionattn.data.splits import Note, content_hash
-from visionattn.errors import UserError
-from visionattn.files import atomic_write
 from visionattn.names import shown
 
 _TINY = 0.005  # share of the labelled pixels below which a class is reported as small
@@ -41,16 +41,20 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """Properties of one mask: `counts` are pixels per value, for the most frequent values; sizes are (height, width)."""
+    """Properties of one mask: `counts` are pixels per value, for the most frequent values; sizes are (height, width).
+
+    `palette` gives the stored colour of these values, if the file has a palette; `decoded` as `decoded_bytes` counts.
+    """
 
     size: tuple[int, int]
     image_size: tuple[int, int]
     colour: bool
-    indexed: bool
+    palette: dict[int, int]
     lossy: bool
     rotated: bool
     distinct: int
     counts: dict[int, int]
+    decoded: int
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,8 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
                 kept.update(records)
                 if progress is not None:
                     progress(len(masks))
-    if kept and kept != cache:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write(cache_file, json.dumps({"version": CACHE_VERSION, "files": kept}))
     everything = [finding for part in images.values() for finding in part]
-    rule, labelled = data.train.rule, _pixels(data, masks)
+    rule, labelled, convert = data.train.rule, _pixels(data, masks), convert_command(settings)
     decoded = [finding.facts for finding in everything if finding.facts is not None]
     notes = [
         _summary(data, masks),
@@ -103,13 +104,14 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
         *broken_notes(everything),
         *_broken_mask_notes(masks, {finding.id for finding in everything if finding.facts is None}),
         *_size_notes(masks, rule),
-        *_kind_notes(data, masks, rule),
-        *_stray_notes(data, masks, rule),
+        *_kind_notes(masks, rule, convert),
+        *_palette_notes(masks, convert),
+        *_stray_notes(data, masks, rule, convert),
         *_class_notes(data, labelled),
         *duplicate_notes(images),
         *format_notes(decoded, settings, data.train.images.in_chans),
     ]
-    notes += _rotated_notes(masks)
+    notes += [*_rotated_notes(masks), *write_cache(cache_file, kept, cache)]
     broken = {finding.id: finding.reason for finding in everything if finding.code in ("VA-D010", "VA-D011")}
     broken |= {mask.image_id: f"mask {mask.mask_id}: {mask.reason}" for mask in masks if mask.code in ("VA-D010", "VA-D011")}
     large = {finding.id: finding.reason for finding in everything if finding.code == "VA-D020"}
@@ -135,7 +137,7 @@ def _examine_pair(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Fin
 
 def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[MaskFinding, str | None, dict[str, Any] | None]:
     path, image_path = part.mask_paths[index], part.images.path(index)
-    limit = part.images.settings.max_pixels
+    limit = part.images.settings.max_bytes
     names = (part.name, part.ids[index], part.mask_ids[index])
     try:
         stamps = [(file, os.stat(file)) for file in (image_path, path)]
@@ -143,15 +145,15 @@ def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Mas
         return MaskFinding(*names, "", None, "VA-D010", error.strerror or str(error)), None, None
     key = "||".join(f"{file}|{status.st_size}|{status.st_mtime_ns}" for file, status in stamps)
     record = cache.get(key)
-    if record is None or (record["facts"] and record["facts"]["size"][0] * record["facts"]["size"][1] > limit):
+    if record is None or not fits(record, stamps[1][1].st_size, limit):
         digest, facts, code, reason = "", None, "", ""
         try:
-            digest = content_hash(Path(path).read_bytes())
+            digest = content_hash(file_content(Path(path), max_bytes=limit))
             facts = _facts(Path(path), Path(image_path), limit)
         except UnreadableFile as error:
             code, reason = error.code, error.reason
-        except UserError as error:  # VA-D020: depends on a setting, so it is not stored
-            return MaskFinding(*names, digest, None, error.code, error.what), None, None
+            if code == "VA-D020":  # depends on a setting, so it is not stored
+                return MaskFinding(*names, digest, None, code, reason), None, None
         plain = None if facts is None else json.loads(json.dumps(asdict(facts)))  # in the form that the cache returns
         record = {"hash16": digest, "facts": plain, "code": code, "reason": reason}
     return MaskFinding(*names, record["hash16"], _restored(record["facts"]), record["code"], record["reason"]), key, record
@@ -161,14 +163,15 @@ def _restored(plain: dict[str, Any] | None) -> MaskFacts | None:
     if plain is None:
         return None
     sizes = {name: (plain[name][0], plain[name][1]) for name in ("size", "image_size")}
-    return MaskFacts(**{**plain, **sizes, "counts": {int(value): count for value, count in plain["counts"].items()}})
+    tables = {name: {int(value): other for value, other in plain[name].items()} for name in ("counts", "palette")}
+    return MaskFacts(**{**plain, **sizes, **tables})
 
 
 def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
-    pixels = read_mask(path, max_pixels=limit)
+    pixels = read_mask(path, max_bytes=limit)
     try:
-        image_size = upright_size(image_path, max_pixels=limit)
-    except (UnreadableFile, UserError):  # reported for the image itself
+        image_size = upright_size(image_path, max_bytes=limit)
+    except UnreadableFile:  # reported for the image itself
         image_size = (pixels.values.shape[0], pixels.values.shape[1])
     values, counts = np.unique(pixels.values, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:_VALUES_KEPT]
@@ -176,11 +179,12 @@ def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
         size=(pixels.values.shape[0], pixels.values.shape[1]),
         image_size=image_size,
         colour=pixels.colour,
-        indexed=pixels.indexed,
+        palette={value: pixels.palette[value] for value in values.tolist() if value < len(pixels.palette)},
         lossy=pixels.lossy,
         rotated=pixels.rotated,
         distinct=len(values),
         counts={int(values[index]): int(counts[index]) for index in sorted(most)},
+        decoded=pixels.decoded,
     )
 
 
@@ -207,8 +211,7 @@ def _broken_mask_notes(masks: list[MaskFinding], broken_images: set[str]) -> lis
         if mask.code in verbs and mask.image_id not in broken_images:
             notes.append(Note("warning", mask.code, f"{shown(mask.mask_id)} {verbs[mask.code]}: {shown(mask.reason)}"))
         if mask.code == "VA-D020":
-            text = f"{shown(mask.mask_id)}: {shown(mask.reason)}\n-> remove it, or raise data.max_pixels if you trust it"
-            notes.append(Note("error", mask.code, text))
+            notes.append(Note("error", mask.code, f"{shown(mask.mask_id)}: {shown(mask.reason)}"))
     return notes
 
 
@@ -231,7 +234,7 @@ def _size_notes(masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
     return [Note("error", "VA-D013", text)]
 
 
-def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+def _kind_notes(masks: list[MaskFinding], rule: LabelRule, convert: str) -> list[Note]:
     notes = []
     known = [(mask, mask.facts) for mask in masks if mask.facts is not None]
     coloured = [(mask, facts) for mask, facts in known if facts.colour]
@@ -246,7 +249,7 @@ def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> li
         notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
     elif coloured:
         notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: mapped by the palette"))
-    indexed = sum(facts.indexed for _, facts in known)
+    indexed = sum(bool(facts.palette) for _, facts in known)
     if indexed:
         notes.append(Note("info", "VA-D014", f"{_count(indexed, 'mask')} with a stored palette: its indices are the classes"))
     lossy = [(mask, facts) for mask, facts in known if facts.lossy]
@@ -255,12 +258,29 @@ def _kind_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> li
         allowed = len(rule.table(colour=lossy[0][1].colour))
         text = f"{_count(len(lossy), 'mask')} JPEG ({worst:,} distinct values in one): lossy masks are not labels -> re-export as PNG"
         if worst > allowed and rule.num_classes == 2 and not lossy[0][1].colour:
-            text += f"\nor, if 255 is the second class: visionattn data masks convert {data.root} --map 0-127:0 --map 128-255:1"
+            text += f"\nor, if 255 is the second class: {convert} --map 0-127:0 --map 128-255:1"
         notes.append(Note("error" if worst > allowed else "warning", "VA-D017", text))
     return notes
 
 
-def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+def _palette_notes(masks: list[MaskFinding], convert: str) -> list[Note]:
+    """Report an index that stands for different colours in different files: then it is hardly a class."""
+    first: dict[int, tuple[int, str]] = {}
+    conflicts: dict[str, str] = {}
+    for mask in masks:
+        for value, packed in (mask.facts.palette if mask.facts is not None else {}).items():
+            known, name = first.setdefault(value, (packed, mask.mask_id))
+            if known != packed:
+                conflicts.setdefault(mask.mask_id, f"{value} is {_unpack(known)} in {name}, {_unpack(packed)} in {mask.mask_id}")
+    if not conflicts:
+        return []
+    text = f"the palettes of the masks differ, in {_count(len(conflicts), 'file')} from those before: {next(iter(conflicts.values()))}"
+    text += f"\n-> {convert} --palette FILE takes the colours as classes, by a file of `index name R G B`"
+    text += f"\n-> {convert} --map 0:0 keeps the indices as classes, and writes one palette"
+    return [Note("error", "VA-D014", text)]
+
+
+def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, convert: str) -> list[Note]:
     """Report values that are not classes, with their probable meaning and the command that repairs them."""
     notes = []
     for colour in (False, True):
@@ -277,7 +297,9 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> l
         listed = ", ".join(f"{_value(value, colour)}: {_count(count, 'file')}" for value, count in files.most_common(_SHOWN))
         more = f", ... {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
         outside = f"mask values outside {_range(table, colour)}: {{{listed}{more}}}"
-        hints = [_hint(data, value, files, used, table, colour) for value in sorted(files, key=lambda value: -files[value])[:_SHOWN]]
+        hints = [
+            _hint(data, value, files, used, table, colour, convert) for value in sorted(files, key=lambda value: -files[value])[:_SHOWN]
+        ]
         example = next(
             mask.mask_id for mask in masks if mask.facts is not None and mask.facts.colour == colour and set(mask.facts.counts) & set(files)
         )
@@ -285,13 +307,13 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule) -> l
     return notes
 
 
-def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table: dict[int, int], colour: bool) -> str:
+def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table: dict[int, int], colour: bool, convert: str) -> str:
     where = f"{_value(value, colour)} in {_count(files[value], 'file')}"
     if colour:
         return f"{where} is not in the palette -> add it to data.palette or classes.txt"
     by_label = {label: key for key, label in table.items() if label != IGNORE}
     unused = [label for label in range(len(data.classes)) if label not in used]
-    repair = f"-> visionattn data masks convert {data.root} --map {value}:"
+    repair = f"-> {convert} --map {value}:"
     if value == IGNORE and not (len(data.classes) == 2 and unused == [1]):
         return f"{where} looks like an ignore label  -> data.ignore_index=255"
     if len(files) == 1 and unused == [0] and value == len(data.classes):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +13,22 @@ from pathlib import Path
 
 import numpy as np
 
-from visionattn.data.images.layouts import image_files
+from visionattn.config.messages import Origin
+from visionattn.config.read import override_values, validate
+from visionattn.config.schema import RunConfig
+from visionattn.data.images.layouts import image_walker
 from visionattn.data.masks.layouts import find_mask_layout, read_pairs
 from visionattn.data.masks.palettes import Colour, mask_png, read_classes
 from visionattn.data.masks.sets import packed_colour
 from visionattn.data.masks.settings import MaskDataConfig
-from visionattn.data.readers import UnreadableFile, read_mask
+from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, atomic_write
+
+# Settings that tell where masks lie.
+_LOCATION = {"format", "images", "masks", "mask_suffix", "train", "val", "test", "exclude"}
+_PLAIN = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)  # words that a shell leaves alone
+_MOST_VALUES = 64  # a photograph has more
 
 
 @dataclass(frozen=True)
@@ -55,23 +65,23 @@ def convert_masks(
     in_place: bool = False,
     settings: MaskDataConfig | None = None,
 ) -> Conversion:
-    """Write the masks of a dataset (or all images below a folder of masks) with other values, as .png with the same names.
+    """Write the masks of a dataset, or of a folder of masks, with other values, as .png with the same names.
 
     Args:
         map: new value by old value; other values are unchanged.
-        palette: colours of RGB masks in order of their values, or a list of classes with colours.
+        palette: colours of RGB masks and of stored palettes in order of their values, or a list of classes with colours.
         out: new folder, by default `<root>-masks` beside root. Paths inside it are relative to root.
         in_place: replace the files instead.
-        settings: location of the masks below root, if it is not one of the known layouts.
+        settings: as for training: where the masks lie below root, if that is not one of the known layouts.
 
     Raises:
-        UserError: VA-D001, no masks; VA-D010, an unreadable file; VA-D014, colours missing from the palette, or
-            no palette; VA-R007, `out` exists. Nothing is written in these cases.
+        UserError: VA-D001, no masks; VA-D010, an unreadable file; VA-D014, colours missing from the palette, no
+            palette, or a file that does not look like a mask; VA-R007, `out` exists. Nothing is written in these cases.
     """
-    root = root.expanduser().resolve()
+    root, settings = root.expanduser().resolve(), settings or MaskDataConfig()
     if not root.is_dir():
         raise UserError("VA-D001", f'"{root}" is not a folder')
-    paths = _mask_files(root, settings or MaskDataConfig())
+    paths, certain = _mask_files(root, settings)
     if not paths:
         raise UserError("VA-D001", f"no masks below {root}", fix="pass the folder of the masks")
     target = root.with_name(f"{root.name}-masks") if out is None else out.expanduser().resolve()
@@ -88,7 +98,10 @@ def convert_masks(
 
     def write(folder: Path) -> None:
         for path, name in zip(paths, names, strict=True):
-            converted = _convert(path, map or {}, colours, changed, values)
+            pixels = _read(path, settings)
+            if not certain:
+                _require_mask(path, pixels, {*(map or {}), *colours}, settings)
+            converted = _convert(path, pixels, map or {}, colours, changed, values)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(mask_png(converted, shown))
 
@@ -109,15 +122,63 @@ def convert_masks(
     return Conversion(str(root), len(paths), dict(changed), dict(sorted(values.items())))
 
 
-def _mask_files(root: Path, settings: MaskDataConfig) -> list[str]:
+class _MaskConfig(RunConfig):
+    data: MaskDataConfig = MaskDataConfig()
+
+
+def mask_settings(overrides: Sequence[str]) -> MaskDataConfig:
+    """The `data` section that `key=value` strings give.
+
+    Raises:
+        UserError: VA-C001, VA-C002; also for a key outside of `data`.
+    """
+    origins: dict[str, Origin] = {}
+    values = override_values({}, origins, overrides)
+    outside = sorted(set(values) - {"data"})
+    if outside:
+        raise UserError("VA-C001", f"{', '.join(outside)}: only settings of data have a meaning here", where="command line")
+    config = validate(values, origins, {"": _MaskConfig})
+    assert isinstance(config, _MaskConfig)
+    return config.data
+
+
+def convert_command(settings: MaskDataConfig) -> str:
+    """The `visionattn data masks convert` command for data with these settings, without what to change."""
+    given = settings.model_dump(mode="json", include=_LOCATION, exclude_defaults=True)
+    words = [settings.root, *(f"data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items())]
+    return "visionattn data masks convert " + " ".join(word if _PLAIN.fullmatch(word) else shlex.quote(word) for word in words)
+
+
+def _mask_files(root: Path, settings: MaskDataConfig) -> tuple[list[str], bool]:
+    """The mask files, and whether a layout tells them from images."""
     settings = settings.model_copy(update={"root": str(root)})
     try:
-        pairs = read_pairs(find_mask_layout(settings), settings)
-    except UserError:
-        if settings.masks:
+        layout = find_mask_layout(settings)
+    except UserError as error:
+        if settings.images or error.code != "VA-D002":
             raise
-        return image_files(root, settings, Counter(), Counter())
-    return sorted({pair.mask_path for part in pairs.parts.values() for pair in part})
+        return image_walker(settings).files(root), False
+    pairs = read_pairs(layout, settings)
+    return sorted({pair.mask_path for part in pairs.parts.values() for pair in part}), True
+
+
+def _read(path: str, settings: MaskDataConfig) -> MaskPixels:
+    try:
+        return read_mask(Path(path), max_bytes=settings.max_bytes)
+    except UnreadableFile as error:
+        raise UserError("VA-D010", f"{error.path} cannot be read: {error.reason}", why="nothing was written") from error
+
+
+def _require_mask(path: str, pixels: MaskPixels, named: set[int], settings: MaskDataConfig) -> None:
+    """Stop at a file with more values than a mask has, unless they are named: it may be a photograph."""
+    others = set(np.unique(pixels.values).tolist()) - named
+    if len(others) > _MOST_VALUES:
+        raise UserError(
+            "VA-D014",
+            f"{path} does not look like a mask: it has {len(others):,} values that are not to be changed",
+            why="nothing was written; no known layout of images and masks was found, so every file was taken for a mask",
+            fix=f"give the folder of the masks alone, or {convert_command(settings)} data.images=FOLDER data.masks=FOLDER",
+        )
 
 
 def _colours(palette: str | Path | Sequence[Colour] | None) -> dict[int, int]:
@@ -138,14 +199,14 @@ def _unpacked(packed: int) -> Colour:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _convert(path: str, changes: Mapping[int, int], colours: Mapping[int, int], changed: Counter[str], values: Counter[int]) -> np.ndarray:
-    try:
-        pixels = read_mask(Path(path), max_pixels=MaskDataConfig().max_pixels)
-    except UnreadableFile as error:
-        raise UserError("VA-D010", f"{error.path} cannot be read: {error.reason}", why="nothing was written") from error
+def _convert(
+    path: str, pixels: MaskPixels, changes: Mapping[int, int], colours: Mapping[int, int], changed: Counter[str], values: Counter[int]
+) -> np.ndarray:
     found, inverse, counts = np.unique(pixels.values, return_inverse=True, return_counts=True)
     old = found.tolist()
-    if pixels.colour:
+    if pixels.palette and colours:  # an index may stand for another colour in each file
+        old = [pixels.palette[index] if index < len(pixels.palette) else -1 for index in old]
+    if pixels.colour or (pixels.palette and colours):
         stray = [_unpacked(packed) for packed in old if packed not in colours]
         if stray:
             what = f"{len(stray):,} colours without a value, such as {', '.join(map(str, stray[:5]))}"

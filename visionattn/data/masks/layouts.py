@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from visionattn.data.images.layouts import SPLITS, class_folders, csv_header, excluded, image_files, split_names, tree
+from visionattn.data.images.layouts import SPLITS, class_folders, image_walker, require_files, require_one_value, split_names, tree
+from visionattn.data.masks.recognise import PAIR_COLUMNS, folder_pair, mask_suffix_beside, suffix_below
 from visionattn.data.masks.settings import MaskDataConfig
+from visionattn.data.names import find_listed
 from visionattn.data.root import find_root
 from visionattn.data.splits import Note
+from visionattn.data.tables import read_csv, read_lines
 from visionattn.errors import UserError
 from visionattn.names import from_path, shown, to_path
 
@@ -20,7 +21,8 @@ _ACCEPTED = """accepted layouts:
   ROOT/images/train/*.jpg and ROOT/masks/train/*.png (and val, test), or ROOT/train/images and ROOT/train/masks
   ROOT/images/*.jpg and ROOT/masks/*.png, with data.val_fraction=0.2 or ROOT/split.csv: columns image,split
   ROOT/train.csv and ROOT/val.csv, or ROOT a .csv file: columns image,mask[,split]
-  ADE20K, Cityscapes, Pascal VOC or CamVid as they are published
+  also image, img, imgs; mask, gt, label, labels, annotation, annotations; and X.jpg beside X_mask.png in one folder
+  ADE20K, Cityscapes, Pascal VOC, CamVid or ISIC as they are published
   others: data.images=FOLDER/{split} data.masks=FOLDER/{split} (data.mask_suffix)"""
 
 
@@ -29,7 +31,7 @@ class MaskLayout:
     """Location of images and masks below `root`; `{split}` in a pattern is replaced by the names in `names`.
 
     An image `a` + image_suffix has the mask `a` + mask_suffix; empty suffixes match any image type. `lists` is the
-    pattern of text files with the stems of a split. `classes` is the class list of the layout.
+    pattern of text files that list the images of a split. `classes` is the class list of the layout.
     """
 
     format: str
@@ -49,8 +51,12 @@ class MaskLayout:
 
     def part(self, pattern: str, split: str) -> Path | None:
         """Return the folder or file of a split, if it exists."""
-        paths = [self.root / pattern.format(split=name) for name in self.names[split]]
-        return next((path for path in paths if path.exists()), None)
+        for name in self.names[split]:
+            inside = pattern.replace("{split}", name)
+            paths = sorted(self.root.glob(inside)) if self.format == "isic" else [self.root / inside]
+            if len(paths) == 1 and paths[0].exists():
+                return paths[0]
+        return None
 
 
 _HERE = Path()
@@ -61,11 +67,14 @@ _KNOWN = (
     MaskLayout("ade20k", _HERE, "images/{split}", "annotations/{split}", classes="ade20k"),
     MaskLayout("voc", _HERE, "JPEGImages", "SegmentationClass", lists="ImageSets/Segmentation/{split}.txt", classes="voc"),
     MaskLayout("camvid", _HERE, "{split}", "{split}annot", classes="camvid"),
-    MaskLayout("pairs", _HERE, "images/{split}", "masks/{split}"),
-    MaskLayout("pairs", _HERE, "{split}/images", "{split}/masks"),
-    MaskLayout("pairs", _HERE, "images/{split}", "annotations/{split}"),
-    MaskLayout("pairs", _HERE, "images", "masks"),
+    MaskLayout("isic", _HERE, "*_{split}_Input", "*_{split}_GroundTruth", ".jpg", "_segmentation.png"),
+    MaskLayout("isic", _HERE, "*_{split}_Data", "*_{split}_Part1_GroundTruth", ".jpg", "_segmentation.png"),
 )
+# Splits as these datasets call them, where data.train has its default.
+_OWN_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ade20k": {"train": ("training",), "val": ("validation",), "test": ()},
+    "isic": {"train": ("Training",), "val": ("Validation",), "test": ("Test_v2", "Test")},
+}
 
 
 @dataclass(frozen=True)
@@ -103,15 +112,21 @@ def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
         raise UserError("VA-C002", "data.images and data.masks belong together", fix="data.images=images/{split} data.masks=masks/{split}")
     if settings.images:
         layout = MaskLayout("pairs", root, settings.images, settings.masks, mask_suffix=settings.mask_suffix, names=names)
+        if Path(settings.images) == Path(settings.masks) and not settings.mask_suffix:
+            raise UserError(
+                "VA-C002", "data.images and data.masks are the same folder", fix="data.mask_suffix=_mask.png tells the masks apart"
+            )
         if _has(layout):
             return layout
         raise _wrong_layout(settings, root, f"no folders {settings.images} and {settings.masks}")
     if root.is_file() or settings.format == "csv":
         return MaskLayout("csv", root, "", "", names=names)
     known = [replace(layout, root=root, names=names) for layout in _KNOWN if settings.format in ("auto", layout.format)]
+    if settings.format in ("auto", "pairs"):
+        known += _pair_layouts(root, names)
     for layout in known:
-        if layout.format == "ade20k" and settings.train == "train":
-            layout = replace(layout, names={"train": ("training",), "val": ("validation",), "test": ()})
+        if layout.format in _OWN_NAMES and settings.train == "train":
+            layout = replace(layout, names=_OWN_NAMES[layout.format])
         if _has(layout):
             return _fitted(layout, settings)
     if settings.format == "auto" and any((root / f"{name}.csv").is_file() for name in names["train"]):
@@ -127,22 +142,38 @@ def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
     raise _wrong_layout(settings, root, "none of the accepted layouts of images and masks")
 
 
+def _pair_layouts(root: Path, names: dict[str, tuple[str, ...]]) -> Iterator[MaskLayout]:
+    """The layouts that names of folders and files in root suggest."""
+    if not root.is_dir():
+        return
+    if (pair := folder_pair(root)) is not None:
+        yield MaskLayout("pairs", root, f"{pair.images}/{{split}}", f"{pair.masks}/{{split}}", names=names)
+    for train in (root / name for name in names["train"]):
+        if (inside := folder_pair(train)) is not None:
+            yield MaskLayout("pairs", root, f"{{split}}/{inside.images}", f"{{split}}/{inside.masks}", names=names)
+        if suffix := mask_suffix_beside(train):
+            yield MaskLayout("pairs", root, "{split}", "{split}", mask_suffix=suffix, names=names)
+    if pair is not None:
+        yield MaskLayout("pairs", root, pair.images, pair.masks, names=names)
+    if suffix := suffix_below(root):
+        yield MaskLayout("pairs", root, "", "", mask_suffix=suffix, names=names)
+
+
 def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
-    """List all images with their masks, without decoding them."""
+    """List all images with their masks, without decoding them.
+
+    Raises:
+        UserError: VA-D001, listed images do not exist; VA-D002, VA-D012, lists that cannot be used.
+    """
     if layout.format == "csv":
         return _read_csv(layout)
-    skipped: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+    walker = image_walker(settings)
     pairs = Pairs({}, [], [], [])
     for split in ("all",) if layout.unsplit else SPLITS:
-        chosen = None
-        if layout.unsplit:
-            images, masks = layout.root / layout.images, layout.root / layout.masks
-        elif layout.lists:
-            listed = layout.part(layout.lists, split)
-            if listed is None:
+        listed = layout.part(layout.lists, split) if layout.lists else None
+        if layout.unsplit or layout.lists:
+            if layout.lists and listed is None:
                 continue
-            chosen = {line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()}
             images, masks = layout.root / layout.images, layout.root / layout.masks
         else:
             found, annotated = layout.part(layout.images, split), layout.part(layout.masks, split)
@@ -151,16 +182,16 @@ def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
             if annotated is None and split == "test":
                 pairs.notes.append(Note("info", "", "test has no masks and is left out"))
                 continue
-            images, masks = found, annotated or layout.root / layout.masks.format(split=layout.names[split][0])
-        image_paths = image_files(images, settings, skipped, others)
-        mask_paths = image_files(masks, settings, skipped, others)
-        _match(pairs, split, (images, masks), (image_paths, mask_paths), layout, chosen)
+            images, masks = found, annotated or layout.root / layout.masks.replace("{split}", layout.names[split][0])
+        image_paths = walker.files(images)
+        mask_paths = image_paths if images == masks else walker.files(masks) if masks.is_dir() else []
+        if layout.mask_suffix:
+            image_paths = [path for path in image_paths if not path.endswith(layout.mask_suffix)]
+        used = None if listed is None else set(find_listed(read_lines(listed), image_paths, images, layout.root, where=listed))
+        _match(pairs, split, (images, masks), (image_paths, mask_paths), layout, used)
     if layout.unsplit:
         _deal_out(pairs, layout)
-    if skipped:
-        examples = shown(", ".join(name for name, _ in skipped.most_common(4)))
-        text = f"{sum(skipped.values()):,} hidden or system files and folders skipped ({examples}); data.exclude"
-        pairs.notes.append(Note("info", "", text))
+    pairs.notes.extend(Note("info", "", line) for line in walker.report())
     return pairs
 
 
@@ -197,7 +228,7 @@ def _fitted(layout: MaskLayout, settings: MaskDataConfig) -> MaskLayout:
 
 
 def _match(
-    pairs: Pairs, split: str, folders: tuple[Path, Path], paths: tuple[list[str], list[str]], layout: MaskLayout, chosen: set[str] | None
+    pairs: Pairs, split: str, folders: tuple[Path, Path], paths: tuple[list[str], list[str]], layout: MaskLayout, listed: set[str] | None
 ) -> None:
     images = [(key, path) for path in paths[0] if (key := _key(path, folders[0], layout.image_suffix)) is not None]
     masks: dict[str, str] = {}
@@ -208,14 +239,14 @@ def _match(
             masks.setdefault(key, path)
     used = {key for key, _ in images}
     for key, path in images:
-        if chosen is not None and key not in chosen:
+        if listed is not None and path not in listed:
             continue
         if key not in masks:
             pairs.without_mask.append(_id(path, layout.root))
             continue
         pair = Pair(_id(path, layout.root), path, _id(masks[key], layout.root), masks[key])
         pairs.parts.setdefault(split, []).append(pair)
-    if chosen is None:
+    if listed is None:
         pairs.without_image.extend(_id(path, layout.root) for key, path in masks.items() if key not in used)
 
 
@@ -238,29 +269,23 @@ def _deal_out(pairs: Pairs, layout: MaskLayout) -> None:
     everything = pairs.parts.get("all", [])
     if path is None or not everything:
         return
-    header = csv_header(path)
-    column = next((name for name in ("image", "path", "file") if name in header), None)
-    if column is None or "split" not in header:
-        raise UserError(
-            "VA-D002", f"{path.name} needs the columns image,split", where=str(path), why=shown(f"columns found: {', '.join(header)}")
-        )
-    split_of = {Path(row[column]).stem: row["split"] for row in _rows(path)}
+    table = read_csv(path, ("image|path|file", "split"))
+    require_one_value([table], "image", "split")
     by_name = {name: split for split, known in layout.names.items() for name in known}
-    _require_known(split_of.values(), by_name, path)
-    missing = [pair.id for pair in everything if Path(pair.id).stem not in split_of]
+    _require_known((row["split"] for row in table.rows), by_name, path)
+    listed = [row["image"] for row in table.rows]
+    without_mask = [str(layout.root / name) for name in pairs.without_mask]
+    found = find_listed(listed, [*(pair.path for pair in everything), *without_mask], layout.root / layout.images, layout.root, where=path)
+    split_of = {name: by_name[row["split"]] for name, row in zip(found, table.rows, strict=True)}
+    missing = [pair.id for pair in everything if pair.path not in split_of]
     if missing:
         pairs.notes.append(
             Note("warning", "", f"{len(missing):,} images left out, not listed in {path.name}: {shown(', '.join(missing[:3]))}")
         )
     del pairs.parts["all"]
     for pair in everything:
-        if Path(pair.id).stem in split_of:
-            pairs.parts.setdefault(by_name[split_of[Path(pair.id).stem]], []).append(pair)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return [{name.strip(): (value or "").strip() for name, value in row.items() if name} for row in csv.DictReader(file)]
+        if pair.path in split_of:
+            pairs.parts.setdefault(split_of[pair.path], []).append(pair)
 
 
 def _require_known(values: Iterable[str], by_name: dict[str, str], path: Path) -> None:
@@ -281,24 +306,17 @@ def _read_csv(layout: MaskLayout) -> Pairs:
     else:
         files = {split: path for split in SPLITS for name in layout.names[split] if (path := layout.root / f"{name}.csv").is_file()}
     pairs = Pairs({}, [], [], [])
-    for file_split, path in files.items():
-        header = csv_header(path)
-        if "image" not in header or "mask" not in header:
-            raise UserError(
-                "VA-D002", f"{path.name} needs the columns image,mask", where=str(path), why=shown(f"columns found: {', '.join(header)}")
-            )
-        rows = _rows(path)
-        if not file_split and "split" in header:
-            _require_known((row["split"] for row in rows), by_name, path)
-        absent = [row["image"] for row in rows if not (path.parent / to_path(row["image"])).is_file()]
-        if absent:
-            why = f"paths are relative to the folder of the CSV file, {path.parent}"
-            raise UserError(
-                "VA-D001", f"{len(absent):,} of {len(rows):,} listed images do not exist", where="\n".join(map(shown, absent[:5])), why=why
-            )
-        for row in rows:
-            split = file_split or (by_name[row["split"]] if "split" in header else "all")
-            image, mask = path.parent / to_path(row["image"]), path.parent / to_path(row["mask"])
+    tables = {file_split: read_csv(path, PAIR_COLUMNS) for file_split, path in files.items()}
+    require_one_value(tables.values(), "image", "mask")
+    for file_split, table in tables.items():
+        folder, has_split = table.path.parent, "split" in table.columns
+        if not file_split and has_split:
+            _require_known((row["split"] for row in table.rows), by_name, table.path)
+        names = [row["image"] for row in table.rows]
+        require_files([str(folder / to_path(name)) for name in names], names, folder)
+        for row in table.rows:
+            split = file_split or (by_name[row["split"]] if has_split else "all")
+            image, mask = folder / to_path(row["image"]), folder / to_path(row["mask"])
             if row["mask"] and mask.is_file():
                 pairs.parts.setdefault(split, []).append(Pair(row["image"], str(image), row["mask"], str(mask)))
             else:
@@ -307,7 +325,7 @@ def _read_csv(layout: MaskLayout) -> Pairs:
 
 
 def _wrong_layout(settings: MaskDataConfig, root: Path, what: str) -> UserError:
-    folders = [path for path in root.iterdir() if path.is_dir() and not excluded(path.name, settings)] if root.is_dir() else []
+    folders = class_folders(root, settings) if root.is_dir() else []
     fix = (
         f"data.images={folders[0].name} data.masks={folders[1].name}" if len(folders) == 2 else "arrange the files in one of these layouts"
     )

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from visionattn.data.masks.settings import IGNORE
+from visionattn.data.tables import read_lines
 from visionattn.errors import UserError
 from visionattn.names import to_path
 
@@ -21,6 +22,7 @@ Colour = tuple[int, int, int]
 
 _SHIPPED = files("visionattn") / "data" / "masks" / "classes"
 _IGNORED_NAMES = frozenset({"void", "unlabelled", "unlabeled", "ignore", "ignored"})
+_LONGEST_LINE = 300
 # forms of a line in a class list; the first that matches all lines is used
 _FORMS = tuple(
     re.compile(pattern, re.ASCII)
@@ -56,20 +58,21 @@ def read_classes(source: str | Path) -> list[ClassEntry]:
     """Read a shipped list by name, or a file with one class per line: `name`, `index name` or `index name R G B`.
 
     Raises:
-        UserError: VA-D001, no such file; VA-C002, a duplicate index or an invalid colour.
+        UserError: VA-D001, no such file; VA-D002, not text; VA-C002, a duplicate index or an invalid colour.
     """
     if str(source) in shipped_class_lists():
-        return _parse_classes((_SHIPPED / f"{source}.txt").read_text(encoding="utf-8"), str(source))
+        return _parse_classes(read_lines(Path(str(_SHIPPED / f"{source}.txt"))), str(source))
     path = Path(to_path(str(source))).expanduser()
     if not path.is_file():
         raise UserError(
             "VA-D001", f'list of classes "{source}" not found', fix=f"a text file, or one of {', '.join(shipped_class_lists())}"
         )
-    return _parse_classes(path.read_text(encoding="utf-8-sig"), str(path))
+    return _parse_classes(read_lines(path), str(path))
 
 
-def _parse_classes(text: str, where: str) -> list[ClassEntry]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _parse_classes(lines: list[str], where: str) -> list[ClassEntry]:
+    if any(len(line) > _LONGEST_LINE for line in lines):  # the forms take long to try on such a line
+        raise UserError("VA-C002", f"the list of classes has a line of more than {_LONGEST_LINE} characters", where=where)
     if not lines:
         raise UserError("VA-C002", "the list of classes is empty", where=where, fix="one class per line: index name R G B")
     form = next(form for form in _FORMS if all(form.fullmatch(line) for line in lines))

@@ -9,15 +9,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionattn.data.images.layouts import SPLITS, check_settings, folder_name, groups_from_paths, no_validation_split
+from visionattn.data.images.layouts import (
+    SPLITS,
+    check_settings,
+    folder_name,
+    groups_from_paths,
+    no_validation_split,
+    require_distinct,
+)
 from visionattn.data.masks.layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
 from visionattn.data.masks.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
-from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask, upright_size
+from visionattn.data.readers import MaskPixels, UnreadableFile, file_content, read_mask, upright_size
 from visionattn.data.sources import FileImages
 from visionattn.data.splits import Data, ManifestRow, Note, content_hash, split_off
 from visionattn.errors import UserError
-from visionattn.names import shown, to_path
+from visionattn.names import shown
 
 _STRAY = 254  # marks a value that is not a class, until it is rejected
 
@@ -96,7 +103,7 @@ class MaskSet:
             UnreadableFile: a damaged file, or one that the data check rejects.
         """
         path = self.mask_paths[index]
-        labels, stray = self.rule.encode(read_mask(Path(path), max_pixels=self.images.settings.max_pixels))
+        labels, stray = self.rule.encode(read_mask(Path(path), max_bytes=self.images.settings.max_bytes))
         if stray:
             raise UnreadableFile(path, f"values without a class: {stray[:8]}", "VA-D012")
         if labels.shape != size:
@@ -112,13 +119,11 @@ class MaskData(Data[MaskSet]):
 
     Attributes:
         without_mask: ids of images without a mask.
-        root: folder of the data.
     """
 
     classes: list[str]
     palette: list[Colour]
     without_mask: list[str]
-    root: str
 
 
 def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> MaskData:
@@ -141,8 +146,7 @@ def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> Mas
         first = shown(", ".join(pairs.without_image[:3]))
         notes.append(Note("warning", "VA-D021", f"{len(pairs.without_image):,} masks have no image and are left out: {first}"))
     test = parts.get("test")
-    root = str(Path(to_path(settings.root)).expanduser())
-    return MaskData(folder_name(settings), parts["train"], parts["val"], test, notes, names, palette, pairs.without_mask, root)
+    return MaskData(folder_name(settings), parts["train"], parts["val"], test, notes, names, palette, pairs.without_mask)
 
 
 def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> MaskSet:
@@ -184,14 +188,15 @@ def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow
         hashes: by id of images and masks, from the check; missing ones are computed from the files.
     """
 
-    def digest(name: str, path: str) -> str:
-        return hashes.get(name) or content_hash(Path(path).read_bytes())
+    def digest(name: str, path: str, max_bytes: int) -> str:
+        return hashes.get(name) or content_hash(file_content(Path(path), max_bytes=max_bytes))
 
     rows = []
     for part in data.sets:
         for index, (name, mask_id) in enumerate(zip(part.ids, part.mask_ids, strict=True)):
             path, mask_path = part.images.path(index), part.mask_paths[index]
-            both = content_hash(f"{digest(name, path)} {digest(mask_id, mask_path)}".encode())
+            limit = part.images.settings.max_bytes
+            both = content_hash(f"{digest(name, path, limit)} {digest(mask_id, mask_path, limit)}".encode())
             rows.append(ManifestRow(name, mask_id, part.name, Path(path).stat().st_size, both))
     return rows
 
@@ -201,7 +206,7 @@ def count_pixels(masks: MaskSet, num_classes: int) -> np.ndarray:
     counts = np.zeros(num_classes, np.int64)
     for index in range(len(masks)):
         try:
-            size = upright_size(Path(masks.images.path(index)), max_pixels=masks.images.settings.max_pixels)
+            size = upright_size(Path(masks.images.path(index)), max_bytes=masks.images.settings.max_bytes)
             counts += np.bincount(masks.label(index, size).ravel(), minlength=256)[:num_classes]
         except UnreadableFile:
             continue
@@ -260,6 +265,7 @@ def _splits(
 def _entries(settings: MaskDataConfig, layout: MaskLayout) -> list[ClassEntry] | None:
     given = settings.classes
     if isinstance(given, int):
+        _require_few(given)
         return [ClassEntry(number, str(number), None) for number in range(given)]
     if isinstance(given, list):
         return [ClassEntry(number, name, None) for number, name in enumerate(given)]
@@ -299,13 +305,18 @@ def _classes(
         entries = _shifted(entries)
         ignored |= {0, IGNORE}
     kept = [entry for entry in entries if entry.value not in ignored]
-    if not 1 <= len(kept) < _STRAY:
-        raise UserError("VA-C002", f"data.classes: {len(kept)} classes, expected 1 to {_STRAY - 1}")
+    _require_few(len(kept))
+    require_distinct([entry.name for entry in kept])
     numbers = {entry.value: number for number, entry in enumerate(kept)} | dict.fromkeys(ignored, IGNORE)
     rule = LabelRule(len(kept), _mapped(numbers, settings.map), _colours(settings, entries), settings.mask_resize == "nearest")
     shown = {value: _unpacked(packed) for packed, value in rule.colours.items()}
     spare = default_palette(len(kept))
     return [entry.name for entry in kept], [shown.get(e.value, spare[i]) for i, e in enumerate(kept)], rule, notes
+
+
+def _require_few(count: int) -> None:
+    if not 1 <= count < _STRAY:
+        raise UserError("VA-C002", f"data.classes: {count:,} classes, expected 1 to {_STRAY - 1}")
 
 
 def _shifted(entries: list[ClassEntry]) -> list[ClassEntry]:
@@ -358,7 +369,7 @@ def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
     values: set[int] = set()
     for path in paths:
         try:
-            pixels = read_mask(Path(path), max_pixels=settings.max_pixels)
+            pixels = read_mask(Path(path), max_bytes=settings.max_bytes)
         except UnreadableFile:
             continue
         if not pixels.colour:

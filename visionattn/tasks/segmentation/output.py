@@ -53,7 +53,7 @@ class MaskPrediction(Prediction):
         """
         if self.mask is None:
             raise ValueError(f"the mask of {self.path} was not saved")
-        return np.asarray(Image.open(BytesIO(self.mask) if isinstance(self.mask, bytes) else self.mask))
+        return np.asarray(Image.open(BytesIO(self.mask) if isinstance(self.mask, bytes) else self.mask, formats=["PNG"]))
 
     def display_row(self) -> dict[str, str]:
         """Row of the table on the terminal."""
