@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 BIN := $(dir $(PYTHON))
 
-.PHONY: install format check test test-fast test-gpu bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
+.PHONY: install format check test test-fast test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -28,6 +28,13 @@ test-fast:          ## tests of less than ten seconds each
 
 test-gpu: gpu       ## tests that need a GPU
 	$(PYTHON) -m pytest -m gpu
+
+soak:               ## kills, signals, full disks and a lack of memory, many times; writes docs/reliability.md
+	$(PYTHON) -m pytest -p no:xdist --soak tests/faults tests/cli tests/data
+
+fuzz:               ## ten minutes of configs and checkpoints changed at random; exit code 1 at an internal fault
+	$(PYTHON) tools/fuzz_configs.py --count 1000000 --seconds 300 --seed $$(date +%s)
+	$(PYTHON) tools/fuzz_weights.py --count 1000000 --seconds 300 --seed $$(date +%s)
 
 bench: bench-loop bench-data bench-kernels bench-models
 

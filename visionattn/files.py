@@ -24,6 +24,9 @@ from visionattn.names import shown
 
 TEMPORARY = ".tmp-"
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+
 _FORMULA = re.compile("'*[=+\\-@\uff1d\uff0b\uff0d\uff20]")  # also in full width: spreadsheets compute both
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -160,34 +163,33 @@ def disk_full(folder: Path, why: str, *, what: str = "the checkpoint", fix: str 
 
 
 def write_error(error: BaseException, fix: str) -> UserError | None:
-    """The error for a user if a disk refused a write: VA-R004 where it is full, VA-R007 where it may not be written to.
+    """The error for a user if the system refused a file: VA-R004 where the disk is full, VA-R007 where the place is not to be used.
 
     Libraries report a refused write in their own words, with the system's error somewhere in the chain or in the text.
 
     Args:
-        fix: what to do; the space or the rights are named already.
+        fix: what to do.
     """
     system = _system_error(error)
-    if system is None:
+    if system is None or system.errno not in (*_FULL, *_REFUSED):
         return None
-    why = f"{os.strerror(system.errno or 0)}; what was written before is intact"
-    where = str(system.filename or "")
-    if system.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError("VA-R004", "the disk is full, or a quota or limit on file sizes is reached", where=where, why=why, fix=fix)
-    if system.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return UserError("VA-R007", "a file or folder cannot be written", where=where, why=why, fix=fix)
-    return None
+    why, where = os.strerror(system.errno), "" if system.filename is None else shown(os.fsdecode(system.filename))
+    if system.errno in _FULL:
+        what = "the disk is full, or a quota or a limit on file sizes is reached"
+        return UserError("VA-R004", what, where=where, why=f"{why}; what was written before is intact", fix=fix)
+    return UserError("VA-R007", "cannot read or write there", where=where, why=why, fix=fix)
 
 
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The first system error along the causes of an error."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error
-        number = re.search(r"\(os error (\d+)\)", str(error))  # of libraries written in Rust
-        if number is not None:
-            return OSError(int(number[1]), os.strerror(int(number[1])))
-        error = error.__cause__ or error.__context__
+def _system_error(error: BaseException) -> OSError | None:
+    """The system's error that an error is or stands for; of those along its causes only one of a full disk."""
+    number = re.search(r"\(os error (\d+)\)", str(error))  # of libraries written in Rust
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and (cause is error or cause.errno in _FULL):
+            return cause
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.commands import CLASSES, picture
@@ -67,3 +72,16 @@ def place(tmp_path: Path) -> Path:
     """A folder for runs."""
     (tmp_path / "runs").mkdir()
     return tmp_path
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write what was tried into docs/reliability.md, after `make soak`."""
+    if not config.getoption("--soak") or terminalreporter.stats.get("failed") or terminalreporter.stats.get("error"):
+        return
+    figures = [text for report in terminalreporter.stats.get("passed", []) for name, text in report.user_properties if name == "figure"]
+    page = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+    before, begin, rest = page.read_text(encoding="utf-8").partition("<!-- soak -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    facts = f"{date.today()}, Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores"
+    lines = [f"{facts}:\n", *(f"- {figure}" for figure in sorted(figures))]
+    page.write_text("".join([before, begin, "\n".join(lines), "\n", end, after]), encoding="utf-8")

@@ -15,7 +15,8 @@ from typer.core import TyperGroup
 
 from visionattn.cli import config, data, doctor, kernels, models, run, weights
 from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, Interrupted, UserError
-from visionattn.names import shown, shown_lines
+from visionattn.files import write_error
+from visionattn.names import shown_lines
 
 _verbose = False
 
@@ -30,13 +31,10 @@ class Commands(TyperGroup):
             _fail(error.block(), error.exit_code)
         except (Interrupted, KeyboardInterrupt):
             sys.exit(EXIT_INTERRUPTED)
-        except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            fix = "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE"
-            _fail(
-                f"error VA-R007: cannot read or write there: {error.strerror}\n  where {shown(str(error.filename))}\n  fix   {fix}",
-                EXIT_CODES["R"],
-            )
         except Exception as error:
+            fix = "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE"
+            if (told := write_error(error, fix)) is not None:
+                _fail(told.block(), told.exit_code)
             dispatch = sys.modules.get("visionattn.kernels.dispatch")  # loaded where an operation can have raised
             if dispatch is not None and isinstance(error, dispatch.BackendError):
                 fix = "unset VISIONATTN_BACKEND: the fastest backend that can run is chosen then\nvisionattn kernels list"

@@ -63,7 +63,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
         candidates += [beside / name, beside / f"{name}.yaml"]
     candidates.append(Path(str(SHIPPED)) / f"{name}.yaml")
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):  # false, too, for a name that no file can have
             return path
     leaves = {known.rpartition("/")[2]: known for known in shipped_names()}
     near = [leaves[leaf] for leaf in get_close_matches(name.removesuffix(".yaml").rpartition("/")[2], leaves, 3, 0.55)]
