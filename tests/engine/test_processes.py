@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ LIMIT = 150  # seconds
 
 # A plug-in that makes the second process misbehave at its third step; `how` is the body of the function.
 SABOTAGE = """
-import os, signal
+import os, signal, time
 import torch
 from visionattn.tasks.classification.objective import ClassificationObjective
 
@@ -61,34 +62,53 @@ class Launched:
 
 
 def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = "") -> Launched:
-    """Train with two processes in `folder`."""
+    """Train with two processes in `folder`, on one node or, with the launcher "nodes", on two."""
+    torchrun, nodes = ["-m", "torch.distributed.run"], ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+    port = f"--master_port={_free_port()}"
     launchers = {
-        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-        "accelerate": ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"],
+        "torchrun": [[*torchrun, "--standalone", "--nproc_per_node", "2"]],
+        "nodes": [[*torchrun, *nodes, port, f"--node_rank={rank}"] for rank in range(2)],
+        "accelerate": [["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"]],
     }
     tiny = ["model.args={width: 8}", "model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false"]
     if how:
         (folder / "sabotage.py").write_text(SABOTAGE.format(how=how))
         tiny.append("plugins=[sabotage.py]")
     arguments = ["-m", "visionattn", "train", f"data.root={folder / 'flowers'}", "output.name=two", *tiny, *settings]
-    command = [sys.executable, *launchers[launcher], *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, *chosen, *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for chosen in launchers[launcher]
+    ]
     try:
-        output, _ = process.communicate(timeout=LIMIT)
+        output = "".join(process.communicate(timeout=LIMIT)[0] for process in started)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+        output = "".join(process.communicate()[0] for process in started)
         pytest.fail(f"a process still waits after {LIMIT} s:\n{output}")
-    return Launched(process.returncode, output, folder / "runs" / "two" / "001")
+    return Launched(max(process.returncode for process in started), output, folder / "runs" / "two" / "001")
+
+
+def _free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 @pytest.mark.slow
 def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) -> None:
+    """On two nodes, as far as one machine can tell; afterwards one process goes on."""
     (flowers / "val" / "rose" / "3.png").unlink()  # 11 images: one process has one more
-    done = launch(flowers.parent)
+    done = launch(flowers.parent, launcher="nodes")
     # The gloo backend now and then aborts after all work is done; the files tell whether it was.
     assert done.state["state"] == "done", done.output
     assert [line["step"] for line in done.epochs()] == [4, 8]  # 24 images, 2 processes of batch 3
@@ -97,6 +117,16 @@ def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) ->
     best = next(line for line in done.epochs() if line["epoch"] == done.state["best"]["epoch"])
     assert best["val_top1"] == alone.metrics["top1"]
     assert best["val_loss"] == pytest.approx(alone.metrics["loss"], rel=1e-4)
+
+    config = va.load_config(done.run / "config.yaml", ["train.epochs=3"])
+    with pytest.raises(UserError) as caught:
+        va.train(config, resume=done.run, console=Console(quiet=True))
+    assert caught.value.code == "VA-C010" and caught.value.fix == "train.batch_size=6"
+    va.train(
+        va.load_config(done.run / "config.yaml", ["train.epochs=3", "train.batch_size=6"]), resume=done.run, console=Console(quiet=True)
+    )
+    assert [line["step"] for line in done.epochs()] == [4, 8, 12]
+    assert "2 -> 1 processes: order and learning rate go on" in (done.run / "log.txt").read_text()
 
 
 @pytest.mark.slow
@@ -138,17 +168,23 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both(flowers: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "reason"),
-    [("raise RuntimeError('out of luck')", "out of luck"), ("os.kill(os.getpid(), signal.SIGKILL)", "")],
-    ids=["error", "killed"],
+    [
+        ("raise RuntimeError('out of luck')", "out of luck"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ""),
+        ("signal.signal(signal.SIGTERM, signal.SIG_DFL); time.sleep(600)", ""),
+    ],
+    ids=["error", "killed", "hanging"],
 )
 def test_an_error_on_one_process_ends_the_other_with_its_reason(flowers: Path, how: str, reason: str) -> None:
     started = time.monotonic()
-    done = launch(flowers.parent, "train.epochs=50", how=how)
+    done = launch(flowers.parent, "train.epochs=50", "train.process_timeout=5", how=how)
     assert done.code != 0 and time.monotonic() - started < LIMIT
     assert done.state["state"] == "failed", done.output
     if reason:
         assert done.state["failure"] == {"rank": 1, "what": f"RuntimeError: {reason}"}
         assert f"error VA-R006: process 1 failed: RuntimeError: {reason}" in done.output
+    else:
+        assert done.state["reason"] == "VA-R006" and "error VA-R006: another process of the run does not answer" in done.output
 
 
 @pytest.mark.slow

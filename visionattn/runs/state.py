@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from signal import Signals
 from typing import Any
+
+import torch.distributed as dist
 
 from visionattn.console import Console
 from visionattn.errors import Interrupted, UserError
@@ -14,6 +17,8 @@ from visionattn.files import write_error
 from visionattn.runs.checkpoint import latest_checkpoint, read_meta
 from visionattn.runs.folder import RunFolder, process_facts
 from visionattn.runs.interrupts import ignore
+
+_LOST = re.compile("timed out|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
 @contextmanager
@@ -45,11 +50,11 @@ def running(run: RunFolder, console: Console, *, rank: int, signals: Sequence[Si
         raise
     except BaseException as error:
         ignore(signals)
-        told = _told(run, error)
         failure = run.read_state().get("failure")
-        if isinstance(failure, dict) and failure.get("rank") != rank and not isinstance(told, UserError):
+        if isinstance(failure, dict) and failure.get("rank") != rank and not isinstance(error, UserError):
             what = f"process {failure.get('rank')} failed: {failure.get('what')}"
             raise UserError("VA-R006", what, where=str(run.path / "log.txt")) from error
+        told = _told(run, error)
         with suppress(OSError):
             if rank == 0 or run.read_state().get("state") == "running":
                 code, what = (told.code, told.what) if isinstance(told, UserError) else ("internal", f"{type(told).__name__}: {told}")
@@ -61,12 +66,16 @@ def running(run: RunFolder, console: Console, *, rank: int, signals: Sequence[Si
 
 
 def _told(run: RunFolder, error: BaseException) -> BaseException:
-    """The error as a user can act on it, where a write was refused or the run folder is gone."""
+    """The error as a user can act on it: a write was refused, the run folder is gone, a process does not answer."""
     if isinstance(error, UserError):
         return error
     if not run.path.is_dir():
         fix = "the weights are lost unless a copy of the folder exists: start again"
         return UserError("VA-R007", "the run folder was deleted or moved while the run wrote in it", where=str(run.path), fix=fix)
+    if isinstance(error, RuntimeError) and dist.is_initialized() and _LOST.search(str(error)):
+        fix = f"see why it stopped, then visionattn train --resume {run.path}\ntrain.process_timeout=SECONDS waits longer"
+        why = str(error).splitlines()[0]
+        return UserError("VA-R006", "another process of the run does not answer", where=str(run.path), why=why, fix=fix)
     return write_error(error, f"free space or correct the rights, then visionattn train --resume {run.path}") or error
 
 
