@@ -72,7 +72,7 @@ def test_a_process_that_ends_is_reported_with_the_reason(number: str, why: str) 
     with pytest.raises(UserError) as caught:
         list(eval_loader(Samples(lambda: os.kill(os.getpid(), getattr(signal, number))), 1, 1))
     error = caught.value
-    assert (error.code, error.exit_code) == ("VA-R008", 7) and why in error.why and "data.workers=0" in error.fix
+    assert (error.code, error.exit_code) == ("VA-R009", 7) and why in error.why and "data.workers=0" in error.fix
 
 
 def test_its_end_is_reported_by_the_loader_alone() -> None:
@@ -83,7 +83,7 @@ def test_its_end_is_reported_by_the_loader_alone() -> None:
 
 
 def test_a_batch_that_cannot_be_sent_is_not_waited_for() -> None:
-    with pytest.raises(UserError, match="VA-R008"):
+    with pytest.raises(UserError, match="VA-R009"):
         list(eval_loader(Samples(lambda: lambda: None), 1, 1))
 
 
@@ -94,7 +94,7 @@ def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", refuse)
     with pytest.raises(UserError) as caught:
         list(eval_loader(Samples(lambda: None), 1, 2))
-    assert caught.value.code == "VA-R008" and "Cannot allocate memory" in caught.value.why and "data.workers=0" in caught.value.fix
+    assert caught.value.code == "VA-R009" and "Cannot allocate memory" in caught.value.why and "data.workers=0" in caught.value.fix
 
 
 def test_signals_to_all_processes_leave_loader_processes_alone() -> None:

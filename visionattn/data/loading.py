@@ -85,7 +85,7 @@ class Loader:
         """Load the batches.
 
         Raises:
-            UserError: VA-R008, loader processes could not be started, or one ended; and those of the dataset.
+            UserError: VA-R009, loader processes could not be started, or one ended; and those of the dataset.
         """
         found = self._started()
         try:
@@ -107,7 +107,7 @@ class Loader:
             found = iter(self._loader)
         except OSError as error:
             what = f"{self.workers} loader processes could not be started"
-            raise UserError("VA-R008", what, why=str(error), fix="data.workers=0, or fewer than now") from error
+            raise UserError("VA-R009", what, why=str(error), fix="data.workers=0, or fewer than now") from error
         self._processes += [child for child in multiprocessing.active_children() if child not in before]
         if handler is not None and threading.current_thread() is threading.main_thread():
             # torch's handler raises when a loader process ends, wherever this one is: in the middle of saving, say. The loader asks too.
@@ -126,7 +126,7 @@ class Loader:
             why, fix = "it was killed, which the system does when memory runs out", f"{fix}: each takes memory; or a smaller batch"
         elif "SIGBUS" in ends:
             why, fix = "shared memory (/dev/shm) ran out", f"--shm-size=2g where a container is started\nor {fix}"
-        return UserError("VA-R008", "a loader process ended before its work was done", why=why, fix=fix)
+        return UserError("VA-R009", "a loader process ended before its work was done", why=why, fix=fix)
 
     def _received(self, batch: Any) -> Any:
         """Restore tensors that came through a pipe, which is reported once."""

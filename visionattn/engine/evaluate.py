@@ -44,7 +44,7 @@ def evaluate_model(
         stopped: whether to give up; asked before each batch.
 
     Raises:
-        UserError: VA-D010, no sample of the split could be read; VA-R001, out of memory; VA-R008, a loader process ended.
+        UserError: VA-D010, no sample of the split could be read; VA-R001, out of memory; VA-R009, a loader process ended.
         Interrupted: `stopped` on any process.
     """
     predictor, meter = task.predictor(config, target, model, device), task.meter(config, target)

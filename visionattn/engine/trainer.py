@@ -168,7 +168,7 @@ class Trainer:
         """Train to the last epoch.
 
         Raises:
-            UserError: VA-R001, out of memory; VA-R002, diverged; VA-R004, disk full; VA-R008, a loader process ended; VA-D010,
+            UserError: VA-R001, out of memory; VA-R002, diverged; VA-R004, disk full; VA-R009, a loader process ended; VA-D010,
                 unreadable samples.
             Interrupted: after a stop signal and a save.
         """

@@ -40,7 +40,7 @@ def evaluate(
 
     Raises:
         UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings;
-            VA-R001, out of memory; VA-R008, a loader process ended.
+            VA-R001, out of memory; VA-R009, a loader process ended.
     """
     console = console or Console()
     settings = name_plugins(settings)

@@ -60,7 +60,7 @@ def predict(
     Raises:
         TypeError: `files` are not paths.
         UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`; VA-R001, out of memory;
-            VA-R007, files that would be overwritten; VA-R008, a loader process ended.
+            VA-R007, files that would be overwritten; VA-R009, a loader process ended.
     """
     sources = _paths(files)
     console = console or Console(quiet=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from visionattn.console import Console
 from visionattn.files import atomic_folder, counted, csv_lines, csv_text, json_text
-from visionattn.names import file_name
+from visionattn.names import file_name, shown
 from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
 
 WORST = 16  # cases shown in the report and kept in `worst/`
@@ -59,9 +59,9 @@ def print_evaluation(evaluation: Evaluation, display: Display, unit: str, consol
         bounds = f"{display.text(name, low, 1)}-{display.text(name, high, 1)}"
         console.field("", f"95 % interval of {display.metric_name(name)}: {bounds}")
     if evaluation.unreadable:
-        shown = "; ".join(f"{name} ({reason})" for name, reason in evaluation.unreadable[:3])
+        named = "; ".join(f"{shown(name)} ({shown(reason)})" for name, reason in evaluation.unreadable[:3])
         more = ", ..." if len(evaluation.unreadable) > 3 else ""
-        console.warn(f"{counted(len(evaluation.unreadable), unit)} could not be read, not counted: {shown}{more}")
+        console.warn(f"{counted(len(evaluation.unreadable), unit)} could not be read, not counted: {named}{more}")
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, dataset: Dataset, unit: str) -> None:
