@@ -98,11 +98,19 @@ def test_processes_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_signals_to_all_processes_leave_loader_processes_alone() -> None:
-    def signals() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            os.kill(os.getpid(), number)
+    seen: list[int] = []
 
-    assert [batch.ids for batch in eval_loader(Samples(signals), 1, 1)] == [["0"], ["1"], ["2"], ["3"]]
+    def signals() -> list[int]:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        return seen
+
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        found = list(eval_loader(Samples(signals), 1, 1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [batch.ids for batch in found] == [["0"], ["1"], ["2"], ["3"]] and found[2]["more"] == [[]] and seen == []
 
 
 def loading(workers: Any, seconds: float) -> None:

@@ -154,15 +154,16 @@ def worker_count(settings: DataConfig) -> int:
 def start_worker(worker: int, *, leaving: Connection) -> None:
     """Prepare a loader process.
 
-    Ctrl-C reaches all processes of a terminal, and SIGTERM all of a group, a job or a service. Workers ignore both, so that the step
-    and the checkpoint can finish; they end with the process that they load for. Workers already run in parallel, so OpenCV uses no
-    extra threads.
+    Ctrl-C reaches all processes of a terminal, and SIGTERM all of a group, a job or a service. Workers ignore both, and whatever else
+    their parent handles (train.save_signal), so that the step and the checkpoint can finish; they end with the process that they load
+    for. Workers already run in parallel, so OpenCV uses no extra threads.
 
     Args:
         leaving: see `_leaving`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    handled = {number for number in signal.valid_signals() if callable(signal.getsignal(number))}
+    for number in {signal.SIGINT, signal.SIGTERM, *handled} - {getattr(signal, "SIGCHLD", None)}:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(leaving,), daemon=True).start()
     # A batch that cannot be sent is dropped otherwise, and waited for without end.
     Queue._on_queue_feeder_error = staticmethod(_end_after_error)  # type: ignore[attr-defined]
