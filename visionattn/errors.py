@@ -14,6 +14,17 @@ EXIT_DIVERGED = 5
 EXIT_OUT_OF_MEMORY = 6
 EXIT_INTERRUPTED = 130
 
+# torch on GPUs, on CPUs (Linux, Windows) and its CUDA libraries; C++; OpenCV; the system, when it maps or forks.
+_LACKS_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "_status_alloc_failed",
+    "bad_alloc",
+    "insufficient memory",
+    "cannot allocate memory",
+)
+
 
 class UserError(ValueError):
     """A mistake or a circumstance the user can fix; printed as one block, without a traceback.
@@ -69,6 +80,11 @@ class ArgumentError(UserError, TypeError):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM, after the state of the run was saved."""
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error reports a lack of memory, of the CPU or a GPU: libraries have no common type for it."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _LACKS_MEMORY)
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:

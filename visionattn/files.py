@@ -6,6 +6,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -31,12 +32,17 @@ _FORMULA = re.compile("'*[=+\\-@\uff1d\uff0b\uff0d\uff20]")  # also in full widt
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file so that it has its old or its new content, whatever interrupts the write."""
+def atomic_write(path: Path, content: str | bytes | Iterable[str]) -> None:
+    """Write a file so that it has its old or its new content, whatever interrupts the write.
+
+    Args:
+        content: the whole, or pieces of text that are written as they come.
+    """
+    pieces = [content] if isinstance(content, (str, bytes)) else content
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+            file.writelines(piece.encode(errors="backslashreplace") if isinstance(piece, str) else piece for piece in pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -86,9 +92,17 @@ def _take_place(folder: Path, path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """The folder of downloads and of results that can be recomputed: VISIONATTN_CACHE, or the user's cache folder."""
+    """The folder of downloads and of results that can be recomputed: VISIONATTN_CACHE, or the user's cache folder.
+
+    Raises:
+        UserError: VA-R007, the user has no home folder.
+    """
     given = os.environ.get("VISIONATTN_CACHE")
-    return Path(given).expanduser() if given else user_cache_path("visionattn", appauthor=False)
+    try:
+        return Path(given).expanduser() if given else user_cache_path("visionattn", appauthor=False)
+    except RuntimeError as error:
+        fix = "VISIONATTN_CACHE=FOLDER (an environment variable), or HOME"
+        raise UserError("VA-R007", "there is no home folder for downloads and caches", why=str(error), fix=fix) from error
 
 
 def sync_folder(path: Path) -> None:
@@ -204,11 +218,18 @@ def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     Text that begins like a formula gets an apostrophe before it: who needs it as it was removes one from cells that begin
     with apostrophes and one of `=+-@`. Numbers stay numbers.
     """
+    return "".join(csv_lines(columns, rows))
+
+
+def csv_lines(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """`csv_text` row by row, for rows that may be many."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(map(_csv_cell, columns))
-    writer.writerows(map(_csv_cell, row) for row in rows)
-    return buffer.getvalue()
+    for row in itertools.chain([columns], rows):
+        writer.writerow(map(_csv_cell, row))
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
 
 
 def json_text(value: Any) -> str:

@@ -8,8 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import visionattn as va
 from tests.commands import CLASSES, Trained, done, picture, refused, tree
+from visionattn.data.sources import FileImages
+from visionattn.tasks.classification import Classification
 
 
 @pytest.mark.parametrize("source", ["", "checkpoints/best", "checkpoints/last/model.safetensors"])
@@ -105,3 +109,70 @@ def test_w005_w006_weights_of_a_run(trained: Trained, tmp_path: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     refused(tmp_path, "VA-W006", 4, "eval", run)
+
+
+def test_eval_of_a_run_that_cannot_be_written(trained: Trained, tmp_path: Path) -> None:
+    """A file is where the folder would be; nobody's permissions matter to root."""
+    run = trained.copy(tmp_path)
+    shutil.rmtree(run / "eval")
+    (run / "eval").touch()
+    result = done("eval", run, "--json")
+    assert json.loads(result.stdout)["metrics"]["top1"] is not None
+    assert "top1" in result.stderr and f"not saved to {run / 'eval' / 'val'}" in result.stderr
+
+
+def test_unreadable_images_are_counted_and_named(trained: Trained, flowers: Path) -> None:
+    (flowers / "val" / "rose" / "0.png").write_bytes(b"cut off")
+    result = done("eval", trained.run, "--data", flowers, "--json")
+    answer = json.loads(result.stdout)
+    assert (answer["count"], answer["unreadable"]) == (11, 1)
+    assert "1 image could not be read, not counted: val/rose/0.png (not an image" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, fp16 is used")
+def test_a_run_trained_in_fp16(trained: Trained, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path)
+    for path in run.glob("checkpoints/*/meta.json"):
+        meta = json.loads(path.read_text())
+        meta["config"]["train"]["precision"] = "fp16"
+        path.write_text(json.dumps(meta))
+    for command in (("eval", run, "train.device=auto"), ("predict", run, "--source", trained.data / "test" / "rose")):
+        assert done(*command).stdout.count("trained in fp16") == 1
+    refused(run, "VA-C002", 2, "eval", run, "train.precision=fp16")  # a wish, not a record
+
+
+def test_out_of_memory(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(Classification, "predictor", lambda *given: fail)
+    for command in (("eval", trained.run, "--batch-size", 6), ("predict", trained.run, "--source", trained.data, "--batch-size", 6)):
+        text = refused(trained.run, "VA-R001", 6, *command)
+        assert "--batch-size 3" in text and "you tried to allocate 9 bytes" in text
+    monkeypatch.setattr(Classification, "build_model", fail)  # where no job expects it
+    refused(trained.run, "VA-R001", 6, "eval", trained.run)
+
+
+def test_the_sources_of_a_prediction(trained: Trained) -> None:
+    folder = trained.data / "test" / "rose"
+    for given in (str(folder / "0.png"), folder / "0.png", iter([folder / "0.png"])):
+        found, unreadable = va.predict(trained.run, given)
+        assert [item.path for item in found] == [str(folder / "0.png")] and not unreadable
+    for wrong, text in (
+        (b"0.png", "got bytes"),
+        ([b"0.png"], "one of type bytes"),
+        (3, "got int"),
+        ([folder, None], "one of type NoneType"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            va.predict(trained.run, wrong)  # type: ignore[arg-type]
+
+
+def test_no_image_is_kept(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """data.cache=ram is for images that are read again."""
+    kept: list[int] = []
+    read = FileImages.read
+    monkeypatch.setattr(FileImages, "read", lambda self, index: (read(self, index), kept.append(len(self._cache)))[0])
+    va.evaluate(trained.run, settings=["data.cache=ram"])
+    va.predict(trained.run, trained.data / "test", settings=["data.cache=ram"])
+    assert kept == [0] * 18

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 import visionattn as va
 from visionattn.console import Console
-from visionattn.engine.devices import deterministic, open_accelerator
+from visionattn.engine.devices import deterministic, inference_settings, open_accelerator
 from visionattn.errors import UserError
 from visionattn.tasks import load_config
 
@@ -93,3 +93,13 @@ def test_the_precision_of_a_job_is_its_own() -> None:
     with pytest.raises(UserError, match="VA-C002"), open_accelerator(load_config(None, ["train.precision=fp16", "train.device=cpu"]).train):
         raise AssertionError("fp16 on a CPU")
     assert precision_of_a_new_accelerator() == "bf16"
+
+
+def test_a_model_trained_in_fp16_is_used_on_a_cpu() -> None:
+    lines: list[str] = []
+    trained = load_config(None, ["train.precision=fp16", "train.device=cpu"]).train
+    with open_accelerator(inference_settings(trained, lines.append)) as accelerator:
+        assert accelerator.mixed_precision in ("no", "bf16")
+    assert len(lines) == 1 and "fp16" in lines[0]
+    other = trained.model_copy(update={"precision": "bf16"})
+    assert inference_settings(other, lines.append) == other and len(lines) == 1

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from visionattn.cli import config, data, doctor, kernels, models, run, weights
-from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, Interrupted, UserError
+from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, Interrupted, UserError, lacks_memory
 from visionattn.files import write_error
 from visionattn.names import shown_lines
 
@@ -39,6 +39,9 @@ class Commands(TyperGroup):
             if dispatch is not None and isinstance(error, dispatch.BackendError):
                 fix = "unset VISIONATTN_BACKEND: the fastest backend that can run is chosen then\nvisionattn kernels list"
                 _fail(UserError("VA-C002", str(error), where="environment variable VISIONATTN_BACKEND", fix=fix).block(), EXIT_CODES["C"])
+            if lacks_memory(error):
+                fix = "fewer data.workers, a smaller batch or smaller images"
+                _fail(UserError("VA-R001", "out of memory", why=str(error), fix=fix).block(), EXIT_OUT_OF_MEMORY)
             hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
             _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)
 

@@ -57,13 +57,10 @@ def evaluate(
 ) -> None:
     """Metrics of a run or a checkpoint on a split."""
     from visionattn.jobs.evaluate import evaluate as run_evaluation
-    from visionattn.report.tables import evaluation_dict, print_evaluation
-    from visionattn.tasks import TASKS
+    from visionattn.report.tables import evaluation_dict
 
     console = console_for(as_json)
     result = run_evaluation(source, data=data, split=split, batch_size=batch_size, settings=overrides or (), console=console)
-    task = TASKS[result.task]
-    print_evaluation(result, task.display, task.unit, console)
     if as_json:
         print_json(evaluation_dict(result))
 
@@ -78,15 +75,18 @@ def predict(
         typer.Option(help="What to write to --out: json,csv; of segmentation also mask,overlay.", show_default="json,csv or mask,overlay"),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step, of classification.")] = 32,
     as_json: Json = False,
 ) -> None:
     """Predict on files: classes of images, or of their pixels."""
     from visionattn.jobs.predict import predict as run_prediction
-    from visionattn.jobs.predict import predictions_dict
+    from visionattn.jobs.predict import predictions_json
 
     formats = [] if save is None else [name.strip() for name in save.split(",")]
     console = console_for(as_json)
-    predictions, unreadable = run_prediction(run, source, topk=topk, out=out, save=formats, settings=overrides or (), console=console)
+    predictions, unreadable = run_prediction(
+        run, source, topk=topk, batch_size=batch_size, out=out, save=formats, settings=overrides or (), console=console
+    )
     rows = [item.display_row() for item in predictions[:20]]
     console.table(list(rows[0]), [list(row.values()) for row in rows])
     if len(predictions) > len(rows):
@@ -94,4 +94,5 @@ def predict(
     for path, reason in unreadable:
         console.warn(f"unreadable: {shown(path)} ({shown(reason)})")
     if as_json:
-        print_json(predictions_dict(predictions, unreadable))
+        for piece in predictions_json(predictions, unreadable):
+            typer.echo(piece, nl=False)

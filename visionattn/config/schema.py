@@ -78,6 +78,10 @@ class DataConfig(Section):
         """The same settings for other data, which need not be laid out alike."""
         return self.model_copy(update={"root": root, "val_fraction": None})
 
+    def read_once(self) -> Self:
+        """The same settings for data that are read only once, so that nothing is kept for another time."""
+        return self
+
 
 class OptimConfig(Section):
     name: Literal["adamw", "sgd"] = setting("adamw", "Optimizer.")

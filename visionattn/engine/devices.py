@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -30,7 +30,7 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
     Raises:
         UserError: VA-C002, a precision the device lacks; VA-R006, processes that do not find each other.
     """
-    cpu = config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    cpu = _on_cpu(config)
     precision = {"auto": "bf16" if fast_bf16(cpu) else "no", "fp32": "no"}.get(config.precision, config.precision)
     if precision == "fp16" and cpu:
         raise UserError("VA-C002", "train.precision: fp16 needs a GPU", fix="train.precision=auto")
@@ -47,6 +47,18 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
         if dist.is_initialized():
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def inference_settings(config: TrainConfig, report: Callable[[str], object]) -> TrainConfig:
+    """The settings that a trained model is used with: a precision that only its training's device had becomes auto, which is reported."""
+    if config.precision != "fp16" or not _on_cpu(config):
+        return config
+    report(f"trained in fp16, which a CPU does not compute: this is {'bf16' if fast_bf16(cpu=True) else 'fp32'}")
+    return config.model_copy(update={"precision": "auto"})
+
+
+def _on_cpu(config: TrainConfig) -> bool:
+    return config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def _require_processes(found: int) -> None:

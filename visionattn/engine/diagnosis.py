@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from visionattn.config.schema import RunConfig
-from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, UserError
+from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, UserError, lacks_memory
 from visionattn.tasks.base import Task
 from visionattn.tasks.batch import Batch
 
@@ -55,17 +57,56 @@ def diverged(config: RunConfig, record: dict[str, Any], place: str, precision: s
     )
 
 
-def out_of_memory(config: RunConfig, step: int, precision: str, error: Exception) -> UserError:
+@contextmanager
+def memory_explained(out_of_memory: Callable[[Exception], UserError]) -> Iterator[None]:
+    """Raise a lack of memory as an error that says what to change.
+
+    Args:
+        out_of_memory: VA-R001 of the job.
+
+    Raises:
+        UserError: VA-R001.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise out_of_memory(error) from error
+        raise
+
+
+def out_of_memory_in_training(config: RunConfig, step: int, precision: str, error: Exception) -> UserError:
     """VA-R001 with what to change, in the order to try it."""
     train, (height, width) = config.train, config.model.size
     return UserError(
         "VA-R001",
         f"out of memory at step {step + 1}: batch {train.batch_size}, {height}x{width} px, {precision}",
-        why=str(error).splitlines()[0],
+        why=_reason(error),
         fix=f"in this order: train.batch_size={max(1, train.batch_size // 2)} train.accum={train.accum * 2} (same effective batch)\n"
         "model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then start a new run",
         exit_code=EXIT_OUT_OF_MEMORY,
     )
+
+
+def out_of_memory_in_inference(what: str, batch_size: int, error: Exception) -> UserError:
+    """VA-R001 of an evaluation or a prediction, with what to change, in the order to try it."""
+    smaller = f"--batch-size {max(1, batch_size // 2)} (batch_size in Python)\n" if batch_size > 1 else ""
+    return UserError(
+        "VA-R001",
+        f"out of memory in {what}: batch {batch_size}",
+        why=_reason(error),
+        fix=f"in this order: {smaller}data.workers=0 if the CPU's memory ran out\neval.mode=slide where the task has it\n"
+        "train.device=cpu if a GPU's memory ran out",
+        exit_code=EXIT_OUT_OF_MEMORY,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says what happened; one from a loader process ends with it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if lines[0].startswith("Caught ") else lines[0]
 
 
 def single_value_norm(config: RunConfig, count: int, error: Exception) -> UserError:

@@ -21,7 +21,14 @@ from visionattn.console import Console, duration
 from visionattn.data.check import too_many_unreadable
 from visionattn.data.loading import eval_loader, train_loader, worker_count
 from visionattn.data.sampling import TrainSampler, derive_seed
-from visionattn.engine.diagnosis import diverged, first_bad_gradient, first_bad_module, out_of_memory, single_value_norm
+from visionattn.engine.diagnosis import (
+    diverged,
+    first_bad_gradient,
+    first_bad_module,
+    memory_explained,
+    out_of_memory_in_training,
+    single_value_norm,
+)
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.engine.guard import LossWatch, copy_buffers, restore_buffers
 from visionattn.engine.optim import build_optimizer, build_schedule
@@ -126,8 +133,9 @@ class Trainer:
         self.ema = ModelEmaV3(model, decay=config.train.ema, use_warmup=True) if config.train.ema else None
 
         workers = worker_count(config.data)
-        self.train_loader = train_loader(setup.train_set, self.sampler, workers, pin_memory=accelerator.device.type == "cuda")
-        self.val_loader = eval_loader(setup.val_set, self.task.eval_batch_size(config), workers, rank, world)
+        pin_memory = accelerator.device.type == "cuda"
+        self.train_loader = train_loader(setup.train_set, self.sampler, workers, pin_memory=pin_memory, warn=console.warn)
+        self.val_loader = eval_loader(setup.val_set, self.task.eval_batch_size(config), workers, rank, world, warn=console.warn)
         self.progress = Progress()
         self.unreadable: set[str] = set()
         self.monitor = self.task.monitor(config) if config.eval.best == "auto" else config.eval.best
@@ -160,7 +168,8 @@ class Trainer:
         """Train to the last epoch.
 
         Raises:
-            UserError: VA-R001, out of memory; VA-R002, diverged; VA-R004, disk full; VA-D010, unreadable samples.
+            UserError: VA-R001, out of memory; VA-R002, diverged; VA-R004, disk full; VA-R009, a loader process ended; VA-D010,
+                unreadable samples.
             Interrupted: after a stop signal and a save.
         """
         if self.processes.is_main and self.config.log.tensorboard:
@@ -168,7 +177,7 @@ class Trainer:
             folder, images, purge_step = self.run.path / "tb", self.config.log.images, self.step + 1 if self.step else None
             self.tensorboard = TensorBoard(folder, self.task.display, pictures, images, purge_step=purge_step)
         try:
-            with first_signal(stop_signals(self.config.train.save_signal), self._interrupt):
+            with first_signal(stop_signals(self.config.train.save_signal), self._interrupt), memory_explained(self._out_of_memory):
                 if not self.progress.evaluated:
                     self._end_of_epoch()
                 while self.step < self.total_steps:
@@ -176,11 +185,12 @@ class Trainer:
                     self._end_of_epoch()
                     if self.step < self.total_steps and self.processes.any_of(self._interrupted)[0]:
                         raise Interrupted(f"after epoch {self.step // self.steps_per_epoch}")
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(self.config, self.step, self.accelerator.mixed_precision, error) from error
         finally:
             if self.tensorboard is not None:
                 self.tensorboard.close()
+
+    def _out_of_memory(self, error: Exception) -> UserError:
+        return out_of_memory_in_training(self.config, self.step, self.accelerator.mixed_precision, error)
 
     def _interrupt(self) -> None:
         self._interrupted = True

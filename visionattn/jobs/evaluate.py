@@ -7,10 +7,10 @@ from pathlib import Path
 
 from visionattn.console import Console
 from visionattn.data.loading import eval_loader, worker_count
-from visionattn.engine.devices import open_accelerator
+from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.errors import UserError
-from visionattn.report.tables import save_evaluation
+from visionattn.report.tables import print_evaluation, save_evaluation
 from visionattn.runs.load import CHANGEABLE, load_model
 from visionattn.tasks import change_config, name_plugins
 from visionattn.tasks.base import Evaluation
@@ -27,7 +27,8 @@ def evaluate(
 ) -> Evaluation:
     """Metrics of a run or a checkpoint; preprocessing, target and model come from it.
 
-    With the data and the settings of the run itself the result is also written to `eval/<split>/` in its folder.
+    The result is printed. With the data and the settings of the run itself it is also written to `eval/<split>/` in its folder; if
+    that is not possible, a line says so.
 
     Args:
         source: see `load_model`.
@@ -35,29 +36,35 @@ def evaluate(
         split: train, val or test.
         batch_size: samples per step; default as in the run.
         settings: `key=value` strings that differ from the run, of the keys in `CHANGEABLE`: `eval.flips=both`.
-        console: where progress is printed.
+        console: where progress and the result are printed.
 
     Raises:
-        UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings.
+        UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings;
+            VA-R001, out of memory; VA-R009, a loader process ended.
     """
     console = console or Console()
     settings = name_plugins(settings)
     loaded = load_model(source, lambda text: console.field("", text))
     task, target, model = loaded.task, loaded.target, loaded.model
-    config = change_config(loaded.config, settings, CHANGEABLE)
-    if data is not None:
-        config = config.model_copy(update={"data": config.data.at(str(data))})
+    config = loaded.config.model_copy(update={"train": inference_settings(loaded.config.train, console.warn)})
+    config = change_config(config, settings, CHANGEABLE)
+    config = config.model_copy(update={"data": (config.data if data is None else config.data.at(str(data))).read_once()})
     if not config.data.has_source:
         raise UserError("VA-D001", f"{source} has no data to evaluate on", fix="--data FOLDER")
     dataset = task.eval_dataset(config, model, task.read_split(config, split, target))
     objective = task.objective(config, target, dataset)
-    loader = eval_loader(dataset, batch_size or task.eval_batch_size(config), worker_count(config.data))
+    loader = eval_loader(dataset, batch_size or task.eval_batch_size(config), worker_count(config.data), warn=console.warn)
     with open_accelerator(config.train) as accelerator:
         model.to(accelerator.device)
         device, autocast = accelerator.device, accelerator.autocast
         result = evaluate_model(
             task, config, target, model, objective, loader, split=split, device=device, autocast=autocast, console=console
         )
+    print_evaluation(result, task.display, task.unit, console)
     if loaded.run is not None and data is None and not settings:
-        save_evaluation(loaded.run.path / "eval" / split, result, task.pictures(target), dataset, task.unit)
+        folder = loaded.run.path / "eval" / split
+        try:
+            save_evaluation(folder, result, task.pictures(target), dataset, task.unit)
+        except (OSError, UserError) as error:  # a disk that is full, or a run that lies where nothing can be written
+            console.warn(f"not saved to {folder}: {error.what if isinstance(error, UserError) else error.strerror or error}")
     return result

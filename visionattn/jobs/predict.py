@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 from visionattn.console import Console
 from visionattn.data.loading import FEW_SAMPLES, eval_loader, worker_count
 from visionattn.data.walk import Walker, matches
-from visionattn.engine.devices import open_accelerator
+from visionattn.engine.devices import inference_settings, open_accelerator
+from visionattn.engine.diagnosis import memory_explained, out_of_memory_in_inference
 from visionattn.errors import UserError, did_you_mean
-from visionattn.files import atomic_write, csv_text, json_text
+from visionattn.files import atomic_write, csv_lines, json_text
 from visionattn.names import shown
 from visionattn.runs.load import CHANGEABLE, LoadedModel, load_model
+from visionattn.spill import Rows
 from visionattn.tasks import change_config, name_plugins
 from visionattn.tasks.base import Dataset, Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
@@ -25,7 +28,7 @@ from visionattn.tasks.batch import Batch
 
 def predict(
     source: str | Path,
-    files: Sequence[str | Path],
+    files: str | Path | Iterable[str | Path],
     *,
     topk: int = 5,
     batch_size: int = 32,
@@ -33,15 +36,16 @@ def predict(
     save: Collection[str] = (),
     settings: Sequence[str] = (),
     console: Console | None = None,
-) -> tuple[list[Any], list[tuple[str, str]]]:
+) -> tuple[Sequence[Any], list[tuple[str, str]]]:
     """Predictions for files, in their order.
 
     Of classification they are `Prediction`s: classes with probabilities. Of segmentation they are `MaskPrediction`s, made one image
-    at a time, whose class maps are kept as compressed PNGs, in `out` or else in memory: `prediction.class_map()` decodes one.
+    at a time, whose class maps are kept as compressed PNGs: `prediction.class_map()` decodes one. Many predictions lie on the disk, in
+    a temporary file or in `out`, and are loaded one at a time.
 
     Args:
         source: see `load_model`.
-        files: files, folders (searched recursively) and globs.
+        files: a file, a folder (searched recursively) or a glob, or several.
         topk: classes per image, of classification.
         batch_size: files per step, of classification.
         out: folder for the results; None saves nothing.
@@ -54,19 +58,22 @@ def predict(
         Predictions, and (path, reason) of files that could not be read.
 
     Raises:
-        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`; VA-R007, files that
-            would be overwritten.
+        TypeError: `files` are not paths.
+        UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`; VA-R001, out of memory;
+            VA-R007, files that would be overwritten; VA-R009, a loader process ended.
     """
+    sources = _paths(files)
     console = console or Console(quiet=True)
     settings = name_plugins(settings)
     loaded = load_model(source, lambda text: console.field("", text))
-    loaded = loaded.with_config(change_config(loaded.config, settings, CHANGEABLE))
+    config = loaded.config.model_copy(update={"train": inference_settings(loaded.config.train, console.warn)})
+    loaded = loaded.with_config(change_config(config, settings, CHANGEABLE))
     task, target = loaded.task, None if out is None else Path(out)
     formats = tuple(save) or task.default_formats
     if wrong := set(formats) - set(task.formats):
         known = ", ".join(task.formats)
         raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {task.name}")
-    request = WriterRequest(find_files(files, task.input_suffixes, loaded.config.data.exclude, console), target, formats, topk)
+    request = WriterRequest(find_files(sources, task.input_suffixes, loaded.config.data.exclude, console), target, formats, topk)
     writer = task.writer(loaded.config, loaded.target, request)
     if target is not None:
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
@@ -77,12 +84,27 @@ def predict(
     return predictions, unreadable
 
 
-def predictions_dict(predictions: Sequence[Prediction], unreadable: list[tuple[str, str]]) -> dict[str, Any]:
-    """The object that `predict --json` prints and `predictions.json` holds."""
-    return {
-        "predictions": [prediction.as_dict() for prediction in predictions],
-        "unreadable": [{"path": path, "reason": reason} for path, reason in unreadable],
-    }
+def predictions_json(predictions: Iterable[Prediction], unreadable: list[tuple[str, str]]) -> Iterator[str]:
+    """The object that `predict --json` prints and `predictions.json` holds, in pieces: a line per prediction."""
+    yield '{"predictions": ['
+    for number, prediction in enumerate(predictions):
+        yield (",\n " if number else "\n ") + json_text(prediction.as_dict())
+    missing = [{"path": path, "reason": reason} for path, reason in unreadable]
+    yield f'\n], "unreadable": {json_text(missing)}}}\n'
+
+
+def _paths(files: Any) -> list[str | Path]:
+    """The paths that `predict` was given: one, or several.
+
+    Raises:
+        TypeError: anything else.
+    """
+    several = isinstance(files, Iterable) and not isinstance(files, (str, bytes, bytearray, Path))
+    found = list(files) if several else [files]
+    wrong = [type(item).__name__ for item in found if not isinstance(item, (str, Path))]
+    if wrong:
+        raise TypeError(f"files: expected a path (str or pathlib.Path) or several, got {'one of type ' * several}{wrong[0]}")
+    return found
 
 
 def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude: Sequence[str], console: Console) -> dict[Path, Path]:
@@ -134,19 +156,22 @@ def _glob(pattern: Path, above: Path, walker: Walker) -> list[str]:
 
 def _run(
     loaded: LoadedModel, request: WriterRequest, writer: Writer, batch_size: int, console: Console
-) -> tuple[list[Prediction], list[tuple[str, str]]]:
+) -> tuple[Rows[Prediction], list[tuple[str, str]]]:
     task, config, model = loaded.task, loaded.config, loaded.model
     dataset = task.file_dataset(config, model, list(request.files))
-    predictions: list[Prediction] = []
+    predictions: Rows[Prediction] = Rows()
     unreadable: list[tuple[str, str]] = []
-    with open_accelerator(config.train) as accelerator:
+    batch_size = task.file_batch_size(batch_size)
+    explained = memory_explained(partial(out_of_memory_in_inference, "the prediction", batch_size))
+    with open_accelerator(config.train) as accelerator, explained:
         model.to(accelerator.device)
         predictor = task.file_predictor(config, loaded.target, model, accelerator.device, console.warn)
         workers = worker_count(config.data) if len(dataset) > FEW_SAMPLES else 0
-        for batch in _batches(dataset, task.file_batch_size(batch_size), workers, unreadable, console):
+        for batch in _batches(dataset, batch_size, workers, unreadable, console):
             with accelerator.autocast(), torch.inference_mode():
                 found = predictor(batch)
-            predictions += writer.write(found, batch)
+            predictions.extend(writer.write(found, batch))
+            del found  # before the next ones are made
     if len(unreadable) == len(dataset):
         raise UserError("VA-D010", f"none of the {task.unit}s could be read", where=shown(unreadable[0][0]), why=shown(unreadable[0][1]))
     return predictions, unreadable
@@ -154,7 +179,7 @@ def _run(
 
 def _batches(dataset: Dataset, batch_size: int, workers: int, unreadable: list[tuple[str, str]], console: Console) -> Iterator[Batch]:
     """Batches with samples; (id, reason) of unreadable ones are added to `unreadable`."""
-    loader = eval_loader(dataset, batch_size, workers)
+    loader = eval_loader(dataset, batch_size, workers, warn=console.warn)
     with console.progress("predict", len(loader)) as bar:
         for step, batch in enumerate(loader):
             unreadable += batch.unreadable
@@ -176,16 +201,13 @@ def _require_new(files: Sequence[Path]) -> None:
 
 
 def _save(
-    out: Path, formats: Collection[str], predictions: list[Prediction], unreadable: list[tuple[str, str]], writer: Writer, console: Console
+    out: Path, formats: Collection[str], predictions: Rows[Prediction], unreadable: list[tuple[str, str]], writer: Writer, console: Console
 ) -> None:
     """Write the tables and report what was written."""
     out.mkdir(parents=True, exist_ok=True)
     for folder in dict.fromkeys(path.relative_to(out).parts[0] for path in writer.planned_files()):
         console.field("written", f"{out / folder}: {len(predictions)} files")
-    texts = {
-        "json": lambda: json_text(predictions_dict(predictions, unreadable)),
-        "csv": lambda: csv_text(*writer.table(predictions)),
-    }
+    texts = {"json": lambda: predictions_json(predictions, unreadable), "csv": lambda: csv_lines(*writer.table(predictions))}
     for name, text in texts.items():
         if name in formats:
             atomic_write(out / f"predictions.{name}", text())

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 
 from visionattn.console import Console
-from visionattn.files import atomic_folder, csv_text, json_text
-from visionattn.names import file_name
+from visionattn.files import atomic_folder, counted, csv_lines, csv_text, json_text
+from visionattn.names import file_name, shown
 from visionattn.tasks.base import Dataset, Display, Evaluation, Pictures
 
 WORST = 16  # cases shown in the report and kept in `worst/`
@@ -59,7 +59,9 @@ def print_evaluation(evaluation: Evaluation, display: Display, unit: str, consol
         bounds = f"{display.text(name, low, 1)}-{display.text(name, high, 1)}"
         console.field("", f"95 % interval of {display.metric_name(name)}: {bounds}")
     if evaluation.unreadable:
-        console.warn(f"{len(evaluation.unreadable)} {unit}s could not be read and are not counted")
+        named = "; ".join(f"{shown(name)} ({shown(reason)})" for name, reason in evaluation.unreadable[:3])
+        more = ", ..." if len(evaluation.unreadable) > 3 else ""
+        console.warn(f"{counted(len(evaluation.unreadable), unit)} could not be read, not counted: {named}{more}")
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, dataset: Dataset, unit: str) -> None:
@@ -73,7 +75,8 @@ def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, da
             (temporary / "per_class.csv").write_text(csv_text(list(scores.per_class[0]), rows), encoding="utf-8")
         names = [name for name in scores.per_case[0] if name != "index"]
         further = scores.case_values[0] if scores.case_values else []
-        (temporary / f"per_{unit}.csv").write_text(csv_text([*names, *further], _case_rows(evaluation, names)), encoding="utf-8")
+        with (temporary / f"per_{unit}.csv").open("w", encoding="utf-8") as file:
+            file.writelines(csv_lines([*names, *further], _case_rows(evaluation, names)))
         for panel in pictures.panels(evaluation):
             panel.figure.savefig(temporary / file_name(panel.name, ".png"), dpi=120)
         (temporary / "worst").mkdir()

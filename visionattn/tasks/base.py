@@ -10,7 +10,7 @@ Importing this module loads no torch; a task imports its parts when they are fir
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
@@ -46,6 +46,7 @@ class Scores:
         metrics: fractions from 0 to 1 unless `Display.plain` names them; None where not defined.
         per_class: a row per class (or whatever the task breaks its metrics down by); may be empty.
         per_case: a row per case in the order of the split: `index` of its first sample, `id`, `case`, then the task's own columns.
+            Where cases may be many, `visionattn.spill.Rows` keeps them on the disk.
         intervals: 95 % interval by the name of its metric.
         remarks: sentences that go with the table.
         case_values: further columns of numbers per case: their names, and an array `[cases, columns]`.
@@ -54,7 +55,7 @@ class Scores:
 
     metrics: Metrics
     per_class: list[dict[str, Any]]
-    per_case: list[dict[str, Any]]
+    per_case: Sequence[dict[str, Any]]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     case_values: tuple[list[str], np.ndarray] | None = None
@@ -219,12 +220,11 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, predictions: Any, batch: Batch) -> Sequence[Prediction]:
-        """Results of the cases that the batch completes; their files are written."""
+        """Results of the cases that the batch completes, picklable; their files are written."""
 
-    def table(self, predictions: Sequence[Any]) -> tuple[list[str], list[list[Any]]]:
-        """Columns and rows of `predictions.csv`."""
-        rows = [prediction.as_dict() for prediction in predictions]
-        return list(rows[0]), [list(row.values()) for row in rows]
+    def table(self, predictions: Sequence[Any]) -> tuple[list[str], Iterable[Sequence[Any]]]:
+        """Columns and rows of `predictions.csv`; predictions may be many, so rows are made one at a time."""
+        return list(predictions[0].as_dict()), (list(prediction.as_dict().values()) for prediction in predictions)
 
 
 @dataclass(frozen=True)

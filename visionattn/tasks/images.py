@@ -44,9 +44,8 @@ class ImageFiles(SampleDataset):
 
 
 def image_files(config: Any, files: Sequence[Path], transform: Callable[[np.ndarray], torch.Tensor]) -> ImageFiles:
-    """Image files as samples, read by the config's `data` section; each is read once, so none is kept in memory."""
-    settings = config.data.model_copy(update={"cache": "none"})
-    return ImageFiles(FileImages(tuple(map(str, files)), settings, config.model.in_chans), transform)
+    """Image files as samples, read by the config's `data` section."""
+    return ImageFiles(FileImages(tuple(map(str, files)), config.data.read_once(), config.model.in_chans), transform)
 
 
 def unnormalise(image: torch.Tensor, cfg: dict[str, Any]) -> np.ndarray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
+from visionattn import spill
 from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.classification.scores import ClassificationMeter, class_metrics, confusion_matrix, wilson_interval
@@ -94,3 +96,40 @@ def test_cases_with_several_labels() -> None:
     first, second = scored(ClassificationMeter(CLASSES, multi_label=True), logits, label, [0, 1]).result().per_case
     assert (first["label"], first["prediction"]) == ("a;b", "a;c") and first["probability"] == pytest.approx(1 / (1 + np.exp(-3)))
     assert (second["label"], second["prediction"]) == ("none", "")
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_scores_of_many_images_are_those_of_few(multi_label: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the disk and in small parts, also when processes come together out of order."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 4, generator=generator)
+    label = (torch.rand(60, 4, generator=generator) > 0.5).float() if multi_label else torch.arange(60) % 4
+    want = scored(ClassificationMeter(CLASSES, multi_label=multi_label), logits, label, list(range(60))).result()
+    monkeypatch.setattr(spill, "HELD_BYTES", 100)
+    monkeypatch.setattr(spill, "BLOCK", 32)
+    whole = ClassificationMeter(CLASSES, multi_label=multi_label)
+    for first in (1, 0):
+        whole.merge([scored(ClassificationMeter(CLASSES, multi_label=multi_label), logits, label, list(range(first, 60, 2))).state()])
+    got = whole.result()
+    assert isinstance(got.details.probabilities, np.memmap)
+    assert (got.metrics, got.per_class, got.intervals) == (want.metrics, want.per_class, want.intervals)
+    for row, wanted in zip(got.per_case, want.per_case, strict=True):
+        assert row == wanted | {"probability": pytest.approx(wanted["probability"])}
+
+
+def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "HELD_BYTES", 2**12)
+    classes = [f"class {number}" for number in range(200)]
+    logits, label = torch.zeros(32, 200), torch.zeros(32, dtype=torch.int64)
+    meter = ClassificationMeter(classes, multi_label=False)
+    tracemalloc.start()
+    try:
+        held = []
+        for step in range(40):
+            indices = list(range(32 * step, 32 * step + 32))
+            names = [f"{index}.png" for index in indices]
+            meter.update(logits, Batch({"label": label}, indices, names, names))
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[9] < 30 * 32 * 50  # bytes per image: two numbers

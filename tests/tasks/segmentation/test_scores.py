@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.tasks.segmentation.noise import CLASSES, batch, labels, noise, upsampled
+from visionattn import spill
 from visionattn.data.masks.settings import IGNORE
 from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.batch import Batch
@@ -93,3 +94,17 @@ def test_intervals_over_images() -> None:
     assert one_wrong == intervals(list(reversed(range(12))))  # whatever process had which image
     assert one_wrong["dice"] == pytest.approx((8 / 11, 1.0), abs=0.08) and one_wrong["miou"][0] < one_wrong["dice"][0]
     assert intervals(list(range(5))) == {}
+
+
+def test_scores_of_many_images_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the disk and in small parts, also when processes come together out of order."""
+    logits, label = noise(12, 3, 6, 6), labels(12, 6, 6)
+    want = scored(SegmentationMeter(CLASSES, per_case=True), logits, label).result()
+    monkeypatch.setattr(spill, "HELD_BYTES", 100)
+    monkeypatch.setattr(spill, "BLOCK", 50)
+    whole = SegmentationMeter(CLASSES, per_case=True)
+    for part in (slice(5, 12), slice(0, 5)):
+        whole.merge([scored(SegmentationMeter(CLASSES, per_case=True), logits[part], label[part], part.start).state()])
+    got = whole.result()
+    assert (got.metrics, got.per_class, got.per_case, got.details) == (want.metrics, want.per_class, want.per_case, want.details)
+    assert got.intervals == {name: pytest.approx(bounds) for name, bounds in want.intervals.items()}

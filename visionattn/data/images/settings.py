@@ -24,6 +24,9 @@ class ImageDataConfig(DataConfig):
     cache: Literal["none", "ram"] = setting("none", "ram keeps decoded images in memory, up to data.cache_bytes; not in predict.")
     cache_bytes: int = setting(2**32, "Memory for data.cache=ram in bytes, per split, all loader processes together.", ge=0)
 
+    def read_once(self) -> Self:
+        return self.model_copy(update={"cache": "none"})
+
 
 class LabelDataConfig(ImageDataConfig):
     """The `data` section of classification."""

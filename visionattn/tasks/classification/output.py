@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,23 +36,23 @@ class RankedClasses(base.Writer):
     """
 
     def __init__(self, names: list[str], files: Sequence[Path], topk: int, *, multi_label: bool) -> None:
-        self.names, self.files, self.topk, self.multi_label = names, files, topk, multi_label
+        self.names, self.files, self.topk, self.multi_label = names, files, min(topk, len(names)), multi_label
 
     def write(self, predictions: torch.Tensor, batch: Batch) -> list[Prediction]:
         """Results of logits `[B, classes]`."""
         found = probabilities(predictions, multi_label=self.multi_label)
         return [self._ranked(str(self.files[index]), row) for index, row in zip(batch.indices, found, strict=True)]
 
-    def table(self, predictions: Sequence[Prediction]) -> tuple[list[str], list[list[Any]]]:
+    def table(self, predictions: Sequence[Prediction]) -> tuple[list[str], Iterable[list[Any]]]:
         """Classes and probabilities in columns by rank."""
-        count = max(len(prediction.classes) for prediction in predictions)
-        columns = ["path", *(name for rank in range(1, count + 1) for name in (f"class{rank}", f"probability{rank}"))]
-        rows = [
-            [item.path, *(value for pair in zip(item.classes, (f"{p:.6f}" for p in item.probabilities), strict=True) for value in pair)]
-            for item in predictions
-        ]
-        return columns, rows
+        columns = ["path", *(name for rank in range(1, self.topk + 1) for name in (f"class{rank}", f"probability{rank}"))]
+        return columns, map(_table_row, predictions)
 
     def _ranked(self, path: str, found: torch.Tensor) -> Prediction:
-        values, order = found.topk(min(self.topk, len(self.names)))
+        values, order = found.topk(self.topk)
         return Prediction(path, [self.names[index] for index in order.tolist()], values.tolist())
+
+
+def _table_row(item: Prediction) -> list[Any]:
+    pairs = zip(item.classes, (f"{value:.6f}" for value in item.probabilities), strict=True)
+    return [item.path, *(value for pair in pairs for value in pair)]

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from visionattn.figures import confusion_figure, picture_grid
 from visionattn.names import shown
+from visionattn.spill import blocks
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.classification.scores import Guesses, confusion_matrix, names_of
@@ -91,7 +92,7 @@ def _worst_rows(guesses: Guesses, count: int) -> list[int]:
         truth = probabilities[np.arange(len(labels)), labels]
         wrong = probabilities.argmax(1) != labels
     else:
-        truth = 1 - np.abs(probabilities - labels).max(1)
+        truth = np.concatenate([1 - np.abs(probabilities[part] - labels[part]).max(1) for part in blocks(*labels.shape)])
         wrong = truth < 0.5
     order = np.argsort(truth, kind="stable")
     return [int(row) for row in order if wrong[row]][:count]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from visionattn.spill import Rows, Table, blocks
 from visionattn.tasks.base import Metrics, Scores
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.means import mean, ratio
@@ -31,50 +34,54 @@ class Guesses:
 
 
 class ClassificationMeter:
-    """Keeps the probabilities of all images: AUROC and the confusion matrix need them at once."""
+    """Keeps the probabilities of all images, if they are many on the disk: AUROC and the confusion matrix need them at once."""
 
     def __init__(self, classes: list[str], *, multi_label: bool) -> None:
         self.classes, self.multi_label = classes, multi_label
-        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self.names: dict[int, tuple[str, str]] = {}  # id and case by position
+        self.indices = array("q")
+        self.rows: Rows[dict[str, Any]] = Rows()
+        self.probabilities, self.labels = Table(), Table()
 
     def update(self, predictions: torch.Tensor, batch: Batch) -> None:
         """Add logits `[B, classes]` and labels."""
         found = probabilities(predictions, multi_label=self.multi_label).cpu().numpy()
-        self.parts.append((found, batch["label"].cpu().numpy(), np.asarray(batch.indices)))
-        self.names |= dict(zip(batch.indices, zip(batch.ids, batch.cases, strict=True), strict=True))
+        labels = batch["label"].cpu().numpy()
+        self.indices.extend(batch.indices)
+        self.rows.extend(self._rows(found, labels, batch))
+        self.probabilities.append(found)
+        self.labels.append(labels)
 
     def state(self) -> Any:
-        return self.parts, self.names
+        return self.indices, self.rows, self.probabilities, self.labels
 
     def merge(self, states: list[Any]) -> None:
-        for parts, names in states:
-            self.parts += parts
-            self.names |= names
+        for indices, rows, found, labels in states:
+            self.indices.extend(indices)
+            self.rows.extend(rows)
+            self.probabilities.append(found.array())
+            self.labels.append(labels.array())
 
     def result(self) -> Scores:
         """Scores with the interval of top-1, and `Guesses` as details."""
-        found, labels, indices = (np.concatenate(arrays) for arrays in zip(*self.parts, strict=True))
-        order = np.argsort(indices, kind="stable")
-        guesses = Guesses(found[order], labels[order], indices[order])
+        order = np.argsort(self.indices, kind="stable")
+        guesses = Guesses(self.probabilities.ordered(order), self.labels.ordered(order), np.array(self.indices)[order])
         metrics, per_class = class_metrics(guesses.probabilities, guesses.labels, self.classes, multi_label=self.multi_label)
         top1 = metrics.get("top1")
-        intervals = {} if top1 is None else {"top1": wilson_interval(round(top1 * len(labels)), len(labels))}
+        intervals = {} if top1 is None else {"top1": wilson_interval(round(top1 * len(order)), len(order))}
         columns = [f"p({name})" for name in self.classes]
-        return Scores(metrics, per_class, self._per_case(guesses), intervals, case_values=(columns, guesses.probabilities), details=guesses)
+        return Scores(
+            metrics, per_class, self.rows.reordered(order), intervals, case_values=(columns, guesses.probabilities), details=guesses
+        )
 
-    def _per_case(self, guesses: Guesses) -> list[dict[str, Any]]:
+    def _rows(self, found: np.ndarray, labels: np.ndarray, batch: Batch) -> Iterator[dict[str, Any]]:
         classes = self.classes
-        rows = []
-        for index, label, found in zip(guesses.indices.tolist(), guesses.labels, guesses.probabilities, strict=True):
+        for index, name, case, label, values in zip(batch.indices, batch.ids, batch.cases, labels, found, strict=True):
             if self.multi_label:
-                truth, guess = ";".join(names_of(label, classes)) or "none", ";".join(names_of(found, classes))
+                truth, guess = ";".join(names_of(label, classes)) or "none", ";".join(names_of(values, classes))
             else:
-                truth, guess = classes[int(label)], classes[int(found.argmax())]
-            name, case = self.names[index]
+                truth, guess = classes[int(label)], classes[int(values.argmax())]
             row = {"index": index, "id": name, "case": case}
-            rows.append(row | {"label": truth, "prediction": guess, "probability": float(found.max())})
-        return rows
+            yield row | {"label": truth, "prediction": guess, "probability": float(values.max())}
 
 
 def probabilities(logits: torch.Tensor, *, multi_label: bool) -> torch.Tensor:
@@ -91,30 +98,55 @@ def class_metrics(
         found: probabilities `[N, classes]`.
         labels: `[N]` class indices, or `[N, classes]` 0/1.
     """
-    truth = labels.astype(bool) if multi_label else np.eye(len(classes), dtype=bool)[labels]
-    guess = found >= 0.5 if multi_label else np.eye(len(classes), dtype=bool)[found.argmax(1)]
-    hits, support, guessed = (truth & guess).sum(0), truth.sum(0), guess.sum(0)
+    hits, support, guessed = np.zeros((3, len(classes)), np.int64)
+    whole = first = among = 0  # images whose labels are all right; whose label is first; among the first five
+    for part in blocks(*found.shape):
+        truth = labels[part]
+        if multi_label:
+            truth, guess = truth > 0, found[part] >= 0.5
+            hits += (truth & guess).sum(0)
+            support += truth.sum(0)
+            guessed += guess.sum(0)
+            whole += int((truth == guess).all(1).sum())
+        else:
+            guess = found[part].argmax(1)
+            hits += np.bincount(truth[guess == truth], minlength=len(classes))
+            support += np.bincount(truth, minlength=len(classes))
+            guessed += np.bincount(guess, minlength=len(classes))
+            correct = np.argsort(-found[part], axis=1, kind="stable")[:, :5] == truth[:, None]
+            first += int(correct[:, 0].sum())
+            among += int(correct.any(1).sum())
+    aurocs, precisions = _ranked_metrics(found, labels, support, multi_label=multi_label)
     rows: list[dict[str, Any]] = []
     for index, name in enumerate(classes):
         recall = ratio(hits[index], support[index])
         precision = ratio(hits[index], guessed[index])
         f1 = ratio(2 * hits[index], support[index] + guessed[index])
-        defined = 0 < support[index] < len(truth)
-        auroc = float(roc_auc_score(truth[:, index], found[:, index])) if defined else None
-        rows.append({"class": name, "support": int(support[index]), "precision": precision, "recall": recall, "f1": f1, "auroc": auroc})
+        facts = {"class": name, "support": int(support[index]), "precision": precision, "recall": recall, "f1": f1}
+        rows.append(facts | {"auroc": aurocs[index]})
     common: Metrics = {
         "balanced_accuracy": mean([row["recall"] for row in rows]),
         # A class without images has no F1 to average, even if it was guessed.
         "macro_f1": mean([row["f1"] for row in rows if row["support"]]),
-        "auroc": mean([row["auroc"] for row in rows]),
+        "auroc": mean(aurocs),
     }
     if multi_label:
-        present = support > 0
-        average = float(average_precision_score(truth[:, present], found[:, present], average="macro")) if present.any() else None
-        return {"exact_match": float((truth == guess).all(1).mean()), "mean_average_precision": average, **common}, rows
-    order = np.argsort(-found, axis=1, kind="stable")[:, :5]
-    correct = order == labels[:, None]
-    return {"top1": float(correct[:, 0].mean()), "top5": float(correct.any(1).mean()), **common}, rows
+        return {"exact_match": ratio(whole, len(found)), "mean_average_precision": mean(precisions), **common}, rows
+    return {"top1": ratio(first, len(found)), "top5": ratio(among, len(found)), **common}, rows
+
+
+def _ranked_metrics(
+    found: np.ndarray, labels: np.ndarray, support: np.ndarray, *, multi_label: bool
+) -> tuple[list[float | None], list[float | None]]:
+    """AUROC of each class, and of several labels per image the average precision."""
+    aurocs: list[float | None] = []
+    precisions: list[float | None] = []
+    for part in blocks(found.shape[1], len(found)):
+        for index, values in enumerate(np.ascontiguousarray(found[:, part].T), part.start):
+            truth = labels[:, index] > 0 if multi_label else labels == index
+            aurocs.append(float(roc_auc_score(truth, values)) if 0 < support[index] < len(truth) else None)
+            precisions.append(float(average_precision_score(truth, values)) if multi_label and support[index] else None)
+    return aurocs, precisions
 
 
 def names_of(vector: np.ndarray, classes: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -95,11 +95,13 @@ class MaskWriter(Writer):
         triples = zip(batch["image"], predictions, range(len(batch)), strict=True)
         return [self._write(image.numpy(), found, batch.indices[row], batch.ids[row]) for image, found, row in triples]
 
-    def table(self, predictions: Sequence[MaskPrediction]) -> tuple[list[str], list[list[Any]]]:
+    def table(self, predictions: Sequence[MaskPrediction]) -> tuple[list[str], Iterable[list[Any]]]:
         """Tabulate the size of each image and the share of each class."""
         columns = ["path", "height", "width", *self.classes]
-        rows = [[item.path, item.height, item.width, *(f"{item.shares.get(name, 0):.6f}" for name in self.classes)] for item in predictions]
-        return columns, rows
+        return columns, ([item.path, item.height, item.width, *self._shares(item)] for item in predictions)
+
+    def _shares(self, item: MaskPrediction) -> list[str]:
+        return [f"{item.shares.get(name, 0):.6f}" for name in self.classes]
 
     def _write(self, image: np.ndarray, class_map: np.ndarray, index: int, path: str) -> MaskPrediction:
         counts = np.bincount(class_map.ravel(), minlength=len(self.classes))

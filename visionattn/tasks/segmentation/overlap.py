@@ -10,7 +10,7 @@ Undefined values are None; they are excluded from means and counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -136,6 +136,35 @@ class CaseScore:
     unit: Literal["mm", "px"]
 
 
+class _Total:
+    """Sums over the cases of one class."""
+
+    def __init__(self, first: CaseScore) -> None:
+        self.label, self.kind = first.label, (first.variant, first.unit)
+        self.sums = dict.fromkeys(("dice", "iou", "hd95", "nsd"), 0.0)  # over the cases where they are defined
+        self.defined = self.missed = self.hits = self.wrong = 0
+
+    def add(self, score: CaseScore) -> None:
+        if (score.variant, score.unit) != self.kind:
+            raise ValueError(f"cases with different kinds of HD95: {sorted({self.kind, (score.variant, score.unit)})}")
+        self.hits += score.true_positives
+        self.wrong += score.false_positives + score.false_negatives
+        self.missed += score.missed
+        if score.dice is None or score.iou is None or score.hd95 is None or score.nsd is None:
+            return
+        self.defined += 1
+        values = (score.dice, score.iou, score.diagonal if score.missed else score.hd95, score.nsd)
+        self.sums = {name: total + value for (name, total), value in zip(self.sums.items(), values, strict=True)}
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Means and counts of the class."""
+        means = {key: ratio(total, self.defined) for key, total in self.sums.items()}
+        pooled = ratio(2 * self.hits, 2 * self.hits + self.wrong)
+        counts = {"n_defined": self.defined, "n_missed": self.missed}
+        variant, unit = self.kind
+        return {"class": name, **means, "dice_pooled": pooled, **counts, "hd95_variant": variant, "hd95_unit": unit}
+
+
 def case_scores(
     pred: np.ndarray,
     label: np.ndarray,
@@ -197,7 +226,7 @@ def case_scores(
     return scores
 
 
-def summarise(cases: Sequence[Sequence[CaseScore]], classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
+def summarise(cases: Iterable[Sequence[CaseScore]], classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
     """Average over cases, then over classes; returns metrics and a row per class.
 
     `dice`, `iou`, `hd95` and `nsd` of a class are means over the cases where they are defined: all except those with the class in
@@ -212,28 +241,12 @@ def summarise(cases: Sequence[Sequence[CaseScore]], classes: Sequence[str] | Non
     Raises:
         ValueError: variants or units are mixed.
     """
-    kinds = {(score.variant, score.unit) for case in cases for score in case}
-    if len(kinds) > 1:
-        raise ValueError(f"cases with different kinds of HD95: {sorted(kinds)}")
-    rows: list[dict[str, Any]] = []
-    for scores in zip(*cases, strict=True):
-        defined = [score for score in scores if score.dice is not None]
-        hits = sum(score.true_positives for score in scores)
-        wrong = sum(score.false_positives + score.false_negatives for score in scores)
-        rows.append(
-            {
-                "class": str(scores[0].label) if classes is None else classes[scores[0].label],
-                "dice": mean([score.dice for score in defined]),
-                "iou": mean([score.iou for score in defined]),
-                "hd95": mean([score.diagonal if score.missed else score.hd95 for score in defined]),
-                "nsd": mean([score.nsd for score in defined]),
-                "dice_pooled": ratio(2 * hits, 2 * hits + wrong),
-                "n_defined": len(defined),
-                "n_missed": sum(score.missed for score in scores),
-                "hd95_variant": scores[0].variant,
-                "hd95_unit": scores[0].unit,
-            }
-        )
+    totals: list[_Total] = []
+    for case in cases:
+        totals = totals or [_Total(score) for score in case]
+        for total, score in zip(totals, case, strict=True):
+            total.add(score)
+    rows = [total.row(str(total.label) if classes is None else classes[total.label]) for total in totals]
     metrics: Metrics = {key: mean([row[key] for row in rows]) for key in ("dice", "iou", "hd95", "nsd", "dice_pooled")}
     metrics |= {key: float(sum(row[key] for row in rows)) for key in ("n_defined", "n_missed")}
     return metrics, rows

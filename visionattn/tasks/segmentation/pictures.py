@@ -110,7 +110,7 @@ class SegmentationPictures(Pictures):
             return None
         picture = _resized(as_picture(image))
         size = (picture.shape[0], picture.shape[1])
-        truth, guess = resize_labels(truth, size), resize_labels(maps.small[index].array(), size)
+        truth, guess = resize_labels(truth, size), resize_labels(maps.small[row].array(), size)
         counts = np.bincount(truth.ravel(), minlength=256) + np.bincount(guess.ravel(), minlength=256)
         counts[IGNORE] = 0
         parts = {"image": picture, "truth": overlay(picture, truth, self.palette), "prediction": overlay(picture, guess, self.palette)}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from visionattn.spill import Rows, Table, blocks
 from visionattn.tasks.base import Scores
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.overlap import CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
@@ -16,6 +19,7 @@ from visionattn.tasks.windows import resized_classes
 
 # With fewer images, resampling does not estimate the spread.
 LEAST_RESAMPLED = 10
+DRAWS = 1000
 
 # Per-class columns of case scores, and their names in a summary of cases.
 CASE_COLUMNS = {"case_dice": "dice", "case_iou": "iou"} | {
@@ -52,24 +56,15 @@ class Maps:
 
     Attributes:
         confusion: pixel counts, true class x predicted class.
-        small: prediction of each image by its position in the split.
+        small: prediction of each image, in the order of the split.
     """
 
     confusion: list[list[int]]
-    small: dict[int, SmallMap]
-
-
-class ImageScores(NamedTuple):
-    """Scores of one image: its row, its case scores, the correct, true and predicted pixels per class, and the predicted map."""
-
-    row: dict[str, Any]
-    case: list[CaseScore]
-    areas: np.ndarray
-    small: SmallMap
+    small: Sequence[SmallMap]
 
 
 class SegmentationMeter:
-    """Count pixels over the split and score each image; predictions are resized to the label.
+    """Count pixels over the split and score each image; predictions are resized to the label. Of many images, scores lie on the disk.
 
     Args:
         classes: class names; the background, if there is one, comes first.
@@ -91,7 +86,13 @@ class SegmentationMeter:
         self.classes, self.per_case = classes, per_case
         self.distances: dict[str, Any] = {"spacing": spacing, "variant": hausdorff, "tolerance": tolerance}
         self.matrix = ConfusionMatrix(len(classes))
-        self.images: list[ImageScores] = []
+        self.indices = array("q")
+        self.rows: Rows[dict[str, Any]] = Rows()
+        self.cases: Rows[list[CaseScore]] = Rows()
+        self.small: Rows[SmallMap] = Rows()
+        # Per image what intervals are resampled from: correct, true and predicted pixels of each class, Dice of each class from 1 on
+        # (0 where it is not defined), and where it is defined.
+        self.parts = Table()
 
     def update(self, predictions: torch.Tensor, batch: Batch) -> None:
         """Add logits `[B, K, h, w]` and labels `[B, H, W]`."""
@@ -109,32 +110,43 @@ class SegmentationMeter:
                 case = case_scores(guess, truth, len(self.classes), **self.distances)
                 scores, _ = summarise([case])
                 row |= {name: scores[name] for name in ("dice", "iou", "hd95", "nsd", "n_missed")}
-            areas = np.stack([alone.counts.diagonal(), alone.counts.sum(1), alone.counts.sum(0)])
-            self.images.append(ImageScores(row, case, areas, SmallMap.of(guess)))
+            areas = [alone.counts.diagonal(), alone.counts.sum(1), alone.counts.sum(0)]
+            dice = np.array([np.nan if score.dice is None else score.dice for score in case])
+            self.indices.append(batch.indices[position])
+            self.rows.append(row)
+            self.cases.append(case)
+            self.small.append(SmallMap.of(guess))
+            self.parts.append(np.concatenate([*areas, np.nan_to_num(dice), np.isfinite(dice)])[None].astype(float))
 
     def state(self) -> Any:
-        return self.matrix, self.images
+        return self.matrix, self.indices, self.rows, self.cases, self.small, self.parts
 
     def merge(self, states: list[Any]) -> None:
-        for matrix, images in states:
+        for matrix, indices, rows, cases, small, parts in states:
             self.matrix.add(matrix)
-            self.images += images
+            self.indices.extend(indices)
+            self.rows.extend(rows)
+            self.cases.extend(cases)
+            self.small.extend(small)
+            if len(rows):
+                self.parts.append(parts.array())
 
     def result(self) -> Scores:
         """Compute metrics of pixels and cases; in rows of classes, means over cases are `case_dice`, `case_iou`, `hd95` and so on.
 
         Intervals (of `miou`, and of `dice` over cases) are the 2.5th to 97.5th percentile over images drawn with replacement.
         """
-        images = sorted(self.images, key=lambda image: int(image.row["index"]))
+        order = np.argsort(self.indices, kind="stable")
         metrics, rows = self.matrix.scores(self.classes)
         if self.per_case:
-            case_metrics, case_rows = summarise([image.case for image in images], self.classes)
+            case_metrics, case_rows = summarise(self.cases.reordered(order), self.classes)
             metrics |= case_metrics
             for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background has no case scores; without cases no class has
                 row |= {name: case.get(key) for name, key in CASE_COLUMNS.items()}
-        maps = Maps(self.matrix.counts.tolist(), {image.row["index"]: image.small for image in images})
-        remarks = _distance_remarks(rows, len(images), metrics)
-        return Scores(metrics, rows, [image.row for image in images], _intervals(images, self.per_case), remarks, details=maps)
+        maps = Maps(self.matrix.counts.tolist(), self.small.reordered(order))
+        intervals = {} if len(order) < LEAST_RESAMPLED else _intervals(self.parts.ordered(order), len(self.classes))
+        remarks = _distance_remarks(rows, len(order), metrics)
+        return Scores(metrics, rows, self.rows.reordered(order), intervals, remarks, details=maps)
 
 
 def _distance_remarks(rows: list[dict[str, Any]], images: int, metrics: dict[str, float | None]) -> list[str]:
@@ -150,17 +162,22 @@ def _distance_remarks(rows: list[dict[str, Any]], images: int, metrics: dict[str
     ]
 
 
-def _intervals(images: list[ImageScores], per_case: bool) -> dict[str, tuple[float, float]]:
-    if len(images) < LEAST_RESAMPLED:
-        return {}
-    draws = np.random.default_rng(0).multinomial(len(images), np.full(len(images), 1 / len(images)), size=1000).astype(float)
-    areas = np.stack([image.areas for image in images]).astype(float)  # images, 3, classes
-    hits, truth, guess = (draws @ areas[:, kind] for kind in range(3))
-    intervals: dict[str, tuple[float, float] | None] = {"miou": _percentiles(hits, truth + guess - hits)}
-    if per_case:
-        dice = np.array([[np.nan if score.dice is None else score.dice for score in image.case] for image in images])
-        intervals["dice"] = _percentiles(draws @ np.nan_to_num(dice), draws @ np.isfinite(dice).astype(float))
+def _intervals(parts: np.ndarray, num_classes: int) -> dict[str, tuple[float, float]]:
+    """Intervals of the values that can be computed from sums over images of `SegmentationMeter.parts`."""
+    hits, truth, guess, *cases = np.split(_resampled(parts), [num_classes, 2 * num_classes, 3 * num_classes], axis=1)
+    intervals = {"miou": _percentiles(hits, truth + guess - hits), "dice": _percentiles(*np.split(cases[0], 2, axis=1))}
     return {name: bounds for name, bounds in intervals.items() if bounds is not None}
+
+
+def _resampled(values: np.ndarray) -> np.ndarray:
+    """Sums of values `[images, columns]` over images drawn with replacement, `[draws, columns]`; equal for equal values."""
+    count = len(values)
+    generator, sums = np.random.default_rng(0), np.zeros((DRAWS, values.shape[1]))
+    for draws in blocks(DRAWS, count):
+        times = generator.multinomial(count, np.full(count, 1 / count), size=draws.stop - draws.start).astype(float)
+        for images in blocks(count, values.shape[1]):
+            sums[draws] += times[:, images] @ values[images]
+    return sums
 
 
 def _percentiles(parts: np.ndarray, wholes: np.ndarray) -> tuple[float, float] | None:
