@@ -121,13 +121,14 @@ def left(run: Path) -> dict[str, Any]:
     return {"log": log, **weights}
 
 
-def killed_until_done(server: Server, settings: list[str], folder: Path, name: str, chance: random.Random, most: int) -> int:
-    """Train, killed at random moments and resumed, to the end; returns the number of kills."""
-    run, output, kills = folder / "runs" / name / "001", folder / f"{name}.txt", 0
+def killed_until_done(server: Server, settings: list[str], folder: Path, name: str, chance: random.Random, most: int) -> tuple[Path, int]:
+    """Train, killed at random moments and resumed, to the end; returns the run and the number of kills."""
+    output, kills = folder / f"{name}.txt", 0
     while True:
-        resume = (run / "config.yaml").is_file()
-        command = server.start(["train", "--resume", str(run)] if resume else ["train", *settings, f"output.name={name}"], output)
+        started = sorted((folder / "runs" / name).glob("*/config.yaml"))  # none, if the kill came before it was written
+        arguments = ["--resume", str(started[0].parent)] if started else [*settings, f"output.name={name}"]
+        command = server.start(["train", *arguments], output)
         if kills == most or not command.kill_after(chance.uniform(0.2, 3.0)):
             assert command.wait() == 0, command.text
-            return kills
+            return next((folder / "runs" / name).glob("*/config.yaml")).parent, kills
         kills += 1
