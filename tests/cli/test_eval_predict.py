@@ -12,7 +12,7 @@ import torch
 
 import visionattn as va
 from tests.commands import CLASSES, Trained, done, picture, refused, tree
-from visionattn.data.sources import FileImages
+from visionattn.data.sources import KeptImages
 from visionattn.tasks.classification import Classification
 
 
@@ -170,9 +170,6 @@ def test_the_sources_of_a_prediction(trained: Trained) -> None:
 
 def test_no_image_is_kept(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """data.cache=ram is for images that are read again."""
-    kept: list[int] = []
-    read = FileImages.read
-    monkeypatch.setattr(FileImages, "read", lambda self, index: (read(self, index), kept.append(len(self._cache)))[0])
-    va.evaluate(trained.run, settings=["data.cache=ram"])
-    va.predict(trained.run, trained.data / "test", settings=["data.cache=ram"])
-    assert kept == [0] * 18
+    monkeypatch.setattr(KeptImages, "keep", lambda *given: pytest.fail("an image is kept"))
+    assert va.evaluate(trained.run, settings=["data.cache=ram"]).count == 12
+    assert len(va.predict(trained.run, trained.data / "test", settings=["data.cache=ram"])[0]) == 6
