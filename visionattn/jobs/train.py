@@ -135,9 +135,10 @@ def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder |
         config = load_config(resumed.path / "config.yaml" if resumed and config is None else config, settings)
     elif overrides:
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
+    complete: RunConfig = task_of(config).with_weights_args(config)
     if resumed is not None:
-        _require_same_config(resumed, config)
-    return config
+        _require_same_config(resumed, complete)
+    return complete
 
 
 def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes, console: Console, *, strict: bool, keep: bool) -> Prepared:
@@ -173,6 +174,7 @@ def _require_same_config(run: RunFolder, after: RunConfig) -> None:
         UserError: VA-C010 with all that differ.
     """
     before = load_config(run.path / "config.yaml")
+    before = task_of(before).with_weights_args(before)
     changes = _changes(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
     refused = [line for key, line in changes if not any(key == free or key.startswith(f"{free}.") for free in RESUMABLE_KEYS)]
     if refused:
