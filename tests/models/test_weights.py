@@ -71,7 +71,7 @@ SAVED: dict[str, tuple[Any, str]] = {
             "optimizer_states": [{"state": {}}],
             "callbacks": {"checkpoint": {"best": 0.5}},
         },
-        "model taken, without 1 other tensors (loss.weight, ...)",
+        "model taken, without 1 other tensor (loss.weight, ...)",
     ),
     "Lightning, compiled": (lambda good, bad: {"state_dict": prefixed(good, "net._orig_mod.")}, ""),
     "Lightning, with an average": (
@@ -91,7 +91,7 @@ SAVED: dict[str, tuple[Any, str]] = {
     "average without names": (lambda good, bad: {"ema": {"shadow": list(bad.values())}, "model": good}, ""),
     "stochastic weight averaging": (
         lambda good, bad: {"n_averaged": torch.tensor(5), **prefixed(good, "module.")},
-        "average of 5 models (SWA) taken",
+        "average of weights (torch's AveragedModel) taken",
     ),
     "two sets": (lambda good, bad: {"model": bad, "state_dict": good}, "state_dict taken; model is there too"),
 }

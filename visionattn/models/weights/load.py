@@ -227,20 +227,21 @@ def tensors_of(content: Mapping[str, Any], known: Collection[str] = ()) -> Named
     return NamedTensors(state, "; ".join(filter(None, [*notes, *unwrapped])))
 
 
-def _holds_tensors(value: Any, depth: int = MAX_NESTING) -> bool:
-    if not isinstance(value, Mapping) or not depth:
+def _holds_tensors(value: Any, *, below: bool = True) -> bool:
+    """Whether a mapping holds tensors, itself or `below`, in a container of its own."""
+    if not isinstance(value, Mapping):
         return False
-    inner = any(_holds_tensors(value.get(key), depth - 1) for key in (*AVERAGES, *CONTAINERS))
-    return inner or any(isinstance(item, torch.Tensor) for item in value.values())
+    if any(isinstance(item, torch.Tensor) for item in value.values()):
+        return True
+    return below and any(_holds_tensors(value.get(key), below=False) for key in (*AVERAGES, *CONTAINERS))
 
 
 def _unwrap(state: State, known: Collection[str]) -> tuple[State, list[str]]:
     """Remove prefixes that all tensors have, and what training modules hold beside their model; return the rest and notes."""
     notes: list[str] = []
     while state and sum(key in known for key in state) <= len(state) / 2:
-        count = state.get("n_averaged")
-        if count is not None and all(key == "n_averaged" or key.startswith("module.") for key in state):
-            notes.append(f"average of {int(count.flatten()[0]) if count.numel() else 0} models (SWA) taken")
+        if "n_averaged" in state and all(key == "n_averaged" or key.startswith("module.") for key in state):
+            notes.append("average of weights (torch's AveragedModel) taken")
             state = {key: value for key, value in state.items() if key != "n_averaged"}
             continue
         common = next((prefix for prefix in WRAPPERS if all(key.startswith(prefix) for key in state)), "")
@@ -249,7 +250,7 @@ def _unwrap(state: State, known: Collection[str]) -> tuple[State, list[str]]:
             break
         outside = [key for key in state if not key.startswith(inside)]
         if outside:
-            notes.append(f"{inside[:-1]} taken, without {len(outside)} other tensors ({outside[0]}, ...)")
+            notes.append(f"{inside[:-1]} taken, without {counted(len(outside), 'other tensor')} ({outside[0]}, ...)")
         state = {key.removeprefix(inside): value for key, value in state.items() if key.startswith(inside)}
     return state, notes
 
