@@ -381,6 +381,57 @@ def test_a_redirect_to_an_unencrypted_address_is_refused(server: Server, monkeyp
     assert "weights.example: redirect to an unencrypted address refused" in error.why and not server.seen
 
 
+@pytest.mark.parametrize("place", ["file:///etc/hostname", "ftp://127.0.0.1/file.pth", "http://weights.example/file.pth", "http://[::1"])
+def test_a_redirect_to_what_is_not_the_web_is_refused(server: Server, place: str) -> None:
+    url = server.page("/file.pth", content=b"", status=302, headers={"Location": place})
+    why = refused("VA-W001", record(url)).why
+    assert ("refused" in why or "Invalid IPv6" in why) and len(server.seen) == 1
+
+
+def test_an_unencrypted_address_is_refused(server: Server) -> None:
+    for place in ("http://weights.example/a.pth", "http://127.0.0.1.weights.example/a.pth"):
+        assert "unencrypted address refused" in refused("VA-W001", record(place)).why
+
+
+def test_redirects_end_and_their_text_is_not_read(server: Server) -> None:
+    url = server.page("/file.pth", status=302, headers={"Location": "/file.pth"}, stalls=[0] * 20)
+    assert "too many redirects" in refused("VA-W001", record(url)).why and len(server.seen) == download.REDIRECTS
+
+
+def test_passwords_are_not_shown(server: Server) -> None:
+    with pytest.raises(ValueError, match="url"):
+        record("https://me:secret@weights.example/file.pth")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    for place in ("http://me:secret@127.0.0.1/file.pth", f"http://127.0.0.1:{port}/file.pth?signature=secret"):
+        error = refused("VA-W001", record(server.page("/file.pth", content=b"", status=302, headers={"Location": place})))
+        assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("published", [True, False])
+def test_a_file_larger_than_expected(server: Server, monkeypatch: pytest.MonkeyPatch, length: bool, published: bool) -> None:
+    monkeypatch.setattr(download, "MAX_BYTES", 400_000)
+    url = server.page("/file.pth", length=length)
+    size = {"bytes": 400_000} if published else {}
+    error = refused("VA-W001", record({"url": url, **size}))
+    assert ("published are 400,000" if length and published else "more than 400,000 bytes") in error.why and files() == set()
+    monkeypatch.setenv("VISIONATTN_MAX_DOWNLOAD", "0.001")
+    if published:
+        refused("VA-W001", record({"url": url, **size}))
+    else:
+        assert fetch(record({"url": url, **size})).sha256 == SHA
+        monkeypatch.setenv("VISIONATTN_MAX_DOWNLOAD", "much")
+        with pytest.raises(UserError, match="expected GiB"):
+            fetch(record(url, tag="other"))
+
+
+def test_a_length_that_is_no_number(server: Server) -> None:
+    url = server.page("/file.pth", length=False, headers={"Content-Length": "9" * 5000})
+    assert fetch(record({"url": url, "sha256": SHA})).path.read_bytes() == CONTENT
+
+
 def test_no_space(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     item = record({"url": server.page("/file.pth"), "sha256": SHA})
     monkeypatch.setattr("visionattn.files.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())

@@ -19,10 +19,19 @@ from typer.testing import CliRunner
 
 import visionattn as va
 from tests.parity import Record
+from tests.tiny import TINY
+from visionattn.backbones import registry
+from visionattn.backbones.registry import Variant, get_variant
 from visionattn.cli import app
+from visionattn.console import Console
 from visionattn.errors import UserError
+from visionattn.jobs.weights import load_initial_weights
+from visionattn.models.weights import importing
 from visionattn.models.weights.importing import import_file
+from visionattn.models.weights.records import Record as ModelRecord
 from visionattn.models.weights.records import find_record
+from visionattn.tasks import load_config, task_of
+from visionattn.tasks.classification.model import open_published
 
 # Family, record, name of the file, and under which key the authors keep the tensors.
 FILES = [
@@ -136,6 +145,75 @@ def test_a_model_of_ones_own_with_classes_channels_and_window(tmp_path: Path) ->
     with pytest.raises(UserError) as caught:
         import_file(tmp_path / "Cells v2.pth", class_names=["round"])
     assert caught.value.code == "VA-M003"
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small Swin as the only registered model, without published weights."""
+    name, cut = TINY["Swin"]
+    whole = get_variant(name)
+    monkeypatch.setattr(registry, "_VARIANTS", {"small": Variant("small", whole.cls, {**whole.args, **cut}, whole.cfg)})
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("part", [{"num_classes": 0}, {"features_only": True}], ids=["features", "backbone"])
+def test_a_file_without_classifier(part: dict[str, Any], tmp_path: Path) -> None:
+    """What the import advises works, and prediction, which cannot, advises the same."""
+    state = va.create_model("small", **part).state_dict()
+    torch.save(state, tmp_path / "trunk.pth")
+    shown = command("weights", "import", tmp_path / "trunk.pth")
+    advice = "visionattn train --model small model.weights=trunk --data FOLDER"
+    assert advice in shown and "predict" not in shown
+    with pytest.raises(UserError) as caught:
+        open_published("small.trunk", None)
+    assert caught.value.code == "VA-M003" and advice in caught.value.fix
+    config = load_config(None, ["model.name=small", "model.weights=trunk", "model.img_size=32"])
+    model = task_of(config).build_model(config, {"classes": ["a", "b"]})
+    console = Console(quiet=True)
+    assert "the file has no classifier: head re-initialised" in load_initial_weights(task_of(config), model, config, console)
+    given = {key.removeprefix("backbone."): value for key, value in state.items()}
+    assert all(torch.equal(value, given[key]) for key, value in model.backbone.state_dict().items())
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_holds_the_arguments_of_imported_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(va.create_model("small", num_classes=3, window_size=5).state_dict(), tmp_path / "mine.pth")
+    import_file(tmp_path / "mine.pth", report=lambda text: None)
+    config = load_config(None, ["model.name=small", "model.weights=mine", "model.img_size=32"])
+    task = task_of(config)
+    whole = task.with_weights_args(config)
+    assert whole.model.args == {"window_size": 5} and task.with_weights_args(whole) == whole
+    here = task.build_model(whole, {"classes": ["a", "b", "c"]})
+    monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path / "another machine"))
+    there = task.build_model(load_config(None, [f"model={whole.model.model_dump_json()}"]), {"classes": ["a", "b", "c"]})
+    there.load_state_dict(here.state_dict())
+    facts = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    assert [here.pretrained_cfg[key] for key in facts] == [there.pretrained_cfg[key] for key in facts]
+
+
+@pytest.mark.usefixtures("small")
+def test_values_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are reported; a published file cannot have them."""
+    state = va.create_model("small", num_classes=3).state_dict()
+    state["head.fc.bias"][1] = float("nan")
+    torch.save(state, tmp_path / "mine.pth")
+    assert "! VA-W005 NaN or infinite values in 1 tensor of the file, first head.fc.bias" in command(
+        "weights", "import", tmp_path / "mine.pth"
+    )
+    source = {"url": "https://weights.example/mine.pth", "publisher": "author", "status": "ok"}
+    made = find_record("small.mine").model_dump() | {"tag": "made", "sources": [source]}
+    monkeypatch.setattr(importing, "records", lambda: (ModelRecord.model_validate(made),))
+    with pytest.raises(UserError) as caught:
+        import_file(tmp_path / "mine.pth")
+    assert caught.value.code == "VA-W005" and "not small.made as published" in caught.value.what
+
+
+@pytest.mark.usefixtures("small")
+def test_names_that_no_tag_can_have(tmp_path: Path) -> None:
+    torch.save(va.create_model("small", num_classes=3).state_dict(), tmp_path / f"{'a' * 200}.pth")
+    assert import_file(tmp_path / f"{'a' * 200}.pth", report=lambda text: None).record.tag == "a" * 60
+    with pytest.raises(UserError, match="VA-W007: --tag"):
+        import_file(tmp_path / f"{'a' * 200}.pth", tag="../A")
 
 
 class Trap:

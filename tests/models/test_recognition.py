@@ -44,7 +44,7 @@ def test_the_authors_files(family: str, name: str) -> None:
 
 def test_prefixes_and_our_own_layout() -> None:
     given = shapes("eca", "eca_resnet18_k3577__64x64")
-    assert recognise(tensors_of({"state_dict": {f"module.{key}": value for key, value in given.items()}})) == recognise(given)
+    assert recognise(tensors_of({"state_dict": {f"module.{key}": value for key, value in given.items()}}).state) == recognise(given)
     with torch.device("meta"):
         ours = va.create_model("van_b1", num_classes=7, in_chans=4).state_dict()
     assert recognise(ours) == Recognised(("van_b1",), {}, 7, 4, 1.0)

@@ -54,6 +54,108 @@ def test_containers_of_official_files(container: str, official: dict[str, torch.
     assert torch.equal(logits(model), logits(reference))
 
 
+def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+# What training code makes of a state dict, and what is reported beside the number of tensors.
+SAVED: dict[str, tuple[Any, str]] = {
+    "compiled": (lambda good, bad: prefixed(good, "_orig_mod."), ""),
+    "compiled, then parallel": (lambda good, bad: {"state_dict": prefixed(good, "module._orig_mod.")}, ""),
+    "parallel, then compiled": (lambda good, bad: {"model_state_dict": prefixed(good, "_orig_mod.module.")}, ""),
+    "a model of models": (lambda good, bad: {"net": prefixed(good, "model.net.backbone.encoder.")}, ""),
+    "containers in containers": (lambda good, bad: {"model": {"state_dict": good}, "optimizer": {"state": {}}}, ""),
+    "Lightning": (
+        lambda good, bad: {
+            "state_dict": {**prefixed(good, "model."), "loss.weight": torch.ones(5)},
+            "optimizer_states": [{"state": {}}],
+            "callbacks": {"checkpoint": {"best": 0.5}},
+        },
+        "model taken, without 1 other tensor (loss.weight, ...)",
+    ),
+    "Lightning, compiled": (lambda good, bad: {"state_dict": prefixed(good, "net._orig_mod.")}, ""),
+    "Lightning, with an average": (
+        lambda good, bad: {"state_dict": {**prefixed(bad, "model."), **prefixed(good, "ema_model.module.")}},
+        "ema_model taken, without 130 other tensors (model.conv1.weight, ...)",
+    ),
+    "timm": (
+        lambda good, bad: {"state_dict": bad, "state_dict_ema": good},
+        "moving average (state_dict_ema) taken; state_dict is there too",
+    ),
+    "ConvNeXt": (lambda good, bad: {"model": bad, "model_ema": good}, "moving average (model_ema) taken; model is there too"),
+    "average with its decay": (
+        lambda good, bad: {"ema": {"module": good, "decay": 0.9}, "model": bad},
+        "moving average (ema) taken; model is there too",
+    ),
+    "average alone": (lambda good, bad: {"ema_state_dict": prefixed(good, "module.")}, "moving average (ema_state_dict) taken"),
+    "average without names": (lambda good, bad: {"ema": {"shadow": list(bad.values())}, "model": good}, ""),
+    "stochastic weight averaging": (
+        lambda good, bad: {"n_averaged": torch.tensor(5), **prefixed(good, "module.")},
+        "average of weights (torch's AveragedModel) taken",
+    ),
+    "two sets": (lambda good, bad: {"model": bad, "state_dict": good}, "state_dict taken; model is there too"),
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_files_of_training_code(name: str, official: dict[str, torch.Tensor]) -> None:
+    save, note = SAVED[name]
+    taken, found = tensors_of(save(official, {key: torch.zeros_like(value) for key, value in official.items()}))
+    assert taken.keys() == official.keys() and all(taken[key] is value for key, value in official.items())
+    assert found == note
+
+
+def test_the_report_names_the_weights_that_were_taken(official: dict[str, torch.Tensor]) -> None:
+    report = va.load_checkpoint(va.create_model("eca_resnet18"), {"model": official, "model_ema": official})
+    assert report.reason == "110 of 110 tensors loaded; moving average (model_ema) taken; model is there too"
+
+
+def test_names_of_the_model_itself_are_no_wrappers() -> None:
+    model = torch.nn.Module()
+    model.backbone = va.create_model("eca_resnet18", features_only=True)  # type: ignore[assignment]
+    assert va.load_checkpoint(model, model.state_dict()).matched == 108
+    wrapped: Any = torch.nn.Module()
+    wrapped.net = torch.nn.Linear(2, 2)
+    assert tensors_of(wrapped.state_dict(), wrapped.state_dict()).state.keys() == {"net.weight", "net.bias"}
+    assert tensors_of(wrapped.state_dict()).state.keys() == {"weight", "bias"}
+
+
+def test_a_file_without_classifier_is_a_start(official: dict[str, torch.Tensor]) -> None:
+    trunk = {key: value for key, value in official.items() if not key.startswith("fc.")}
+    model = va.create_model("eca_resnet18", num_classes=5)
+    before = model.head.fc.weight.clone()
+    report = va.load_checkpoint(model, trunk)
+    assert report.skipped == ["the file has no classifier: head re-initialised"] and report.matched == 108
+    assert torch.equal(model.head.fc.weight, before)
+    with pytest.raises(UserError, match=r"missing head\.fc\.weight"):
+        va.load_checkpoint(model, trunk, allow=())
+
+
+def test_values_that_are_not_finite(official: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    damaged = {key: value.clone() for key, value in official.items()}
+    damaged["bn1.bias"][3], damaged["fc.weight"][7, 7] = float("nan"), float("inf")
+    report = va.load_checkpoint(va.create_model("eca_resnet18"), damaged)
+    assert report.not_finite == "NaN or infinite values in 2 tensors of the file, first backbone.stem.1.bias"
+    assert report.reason == f"110 of 110 tensors loaded; {report.not_finite}"
+    torch.save(damaged, tmp_path / "file.pth")
+    va.create_model("eca_resnet18", checkpoint_path=tmp_path / "file.pth")
+    assert [item.levelname for item in caplog.records] == ["WARNING"] and "NaN" in caplog.text
+
+
+def test_numbers_of_another_kind_are_refused(official: dict[str, torch.Tensor]) -> None:
+    whole = {**official, "conv1.weight": official["conv1.weight"].long()}
+    with pytest.raises(UserError, match=r"VA-W003(.|\n)*file \[64, 3, 7, 7\] int64, model \[64, 3, 7, 7\]"):
+        va.load_checkpoint(va.create_model("eca_resnet18"), whole)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in official.items()}
+    assert va.load_checkpoint(va.create_model("eca_resnet18"), half).matched == 110
+
+
+def test_more_names_than_a_model_has() -> None:
+    for state in ({str(number): torch.zeros(0) for number in range(20_001)}, {"a" * 501: torch.zeros(0)}):
+        with pytest.raises(UserError, match="VA-W005: no model has"):
+            tensors_of(state)
+
+
 def test_yacs_node_is_read_as_data_without_yacs(official: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """Swin's files hold the training config as a dict subclass of another package."""
     yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
@@ -166,7 +268,7 @@ def test_the_log_in_a_checkpoint_of_mmengine_is_left_alone(official: dict[str, t
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / "iter_5.pth")
     assert {"mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "numpy.ndarray"} <= set(unsafe)
     found = read_file(tmp_path / "iter_5.pth")
-    assert tensors_of(found).keys() == official.keys() and found["meta"]["time"] == "now"
+    assert tensors_of(found).state.keys() == official.keys() and found["meta"]["time"] == "now"
     assert vars(found["message_hub"]["log_scalars"]["loss"]) == {}
     assert va.load_checkpoint(va.create_model("eca_resnet18"), tmp_path / "iter_5.pth").reason == "110 of 110 tensors loaded"
 

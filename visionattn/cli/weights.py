@@ -80,7 +80,10 @@ def weights_import(
     console = console_for(as_json)
     if classes is not None and not Path(classes).is_file():
         raise UserError("VA-D001", f'--classes "{classes}" not found')
-    names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else []
+    try:
+        names = Path(classes).read_text(encoding="utf-8").split("\n") if classes else []
+    except UnicodeDecodeError as error:
+        raise UserError("VA-D001", f'--classes "{classes}" is not UTF-8 text', why=str(error)) from error
     done = import_file(file, model=model, tag=tag, class_names=[name.strip() for name in names if name.strip()], report=console.line)
     record, found = done.record, done.recognised
     facts = {
@@ -102,11 +105,17 @@ def weights_import(
     traits += [f"head {found.decoder.head}"] if found.decoder else []
     console.field("recognised", f"{record.model}: {', '.join(traits)}\n{done.report.reason}")
     console.field("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
+    if done.report.not_finite:
+        console.warn(f"VA-W005 {done.report.not_finite}")
+    train = f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER"
+    if not found.num_classes:
+        console.field("use", train)
+        return
     console.field("use", f"visionattn predict {record.name} --source FILE_OR_FOLDER")
     if found.decoder:
         console.field("", f'segmenter_from_file("{record.name}") of visionattn.models')
         return
-    console.field("", f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER")
+    console.field("", train)
 
 
 @app.command("verify", epilog="Example: visionattn weights verify")

@@ -130,9 +130,10 @@ def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder |
         config = run_config(resumed.path / "config.yaml", settings) if resumed and config is None else load_config(config, settings)
     elif overrides:
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
+    complete: RunConfig = task_of(config).with_weights_args(config)
     if resumed is not None:
-        require_same_config(resumed, config)
-    return config
+        require_same_config(resumed, complete)
+    return complete
 
 
 def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes, console: Console, *, strict: bool, keep: bool) -> Prepared:

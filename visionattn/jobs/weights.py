@@ -41,4 +41,6 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
         report = load_checkpoint(model, path)
     if report.skipped:
         console.warn(f"VA-M003 {report.skipped[0]} ({report.matched} tensors loaded)")
+    if report.not_finite:
+        console.warn(f"VA-W005 {report.not_finite}")
     return f"{source}  {report.reason}"

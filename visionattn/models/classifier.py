@@ -138,8 +138,13 @@ class Classifier(nn.Module):
             Keys whose values the model keeps, and one line per reason.
         """
         given, own = state.get("head.fc.weight"), getattr(self.head.fc, "weight", None)
-        if "classifier" not in allow or given is None or (own is not None and given.shape == own.shape):
-            return set(), []  # where only the model has a classifier, the strict load reports it
+        if "classifier" not in allow:
+            return set(), []
+        if given is None:  # of a backbone, or of a model for features: whatever the head has besides starts anew too
+            missing = {key for key in self.state_dict() if key.startswith("head.")} - state.keys()
+            return missing, ["the file has no classifier: head re-initialised"] if own is not None else []
+        if own is not None and given.shape == own.shape:
+            return set(), []
         for key in ("head.fc.weight", "head.fc.bias"):
             state.pop(key, None)
         if own is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -85,9 +84,7 @@ def create_model(
     if img_size is not None and "img_size" in accepted:
         args["img_size"] = img_size
     check_arguments(variant, args)
-    given = {**variant.args, **(asked.args if asked else {}), **args}
-    if asked and "pretrain_size" in accepted:  # their position tables are scaled relative to the training size
-        given.setdefault("pretrain_size", asked.input_size[1:])
+    given = {**variant.args, **(weights_args(variant, asked) if asked else {}), **args}
     file = fetch(asked) if asked and download else None
     backbone = variant.cls(in_chans=in_chans, **given)
     model: Classifier | Backbone = backbone
@@ -96,7 +93,7 @@ def create_model(
         cfg = pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
         model = Classifier(backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, pretrained_cfg=cfg)
     if source := checkpoint_path or (file and file.path):
-        logging.getLogger(__name__).info("%s: %s", source, load_checkpoint(model, source).reason)
+        load_checkpoint(model, source).log(source)
     if features_only:  # after loading: the file has all stages
         backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
     if backbone.strides[-1] > output_stride:
@@ -105,6 +102,14 @@ def create_model(
             "use features_only=True with out_indices that exclude it"
         )
     return model
+
+
+def weights_args(variant: Variant, record: Record) -> dict[str, Any]:
+    """Return the arguments that a model of these weights is built with, besides its own."""
+    args = dict(record.args)
+    if "pretrain_size" in inspect.signature(variant.cls.__init__).parameters and "pretrain_size" not in variant.args:
+        args.setdefault("pretrain_size", record.input_size[1:])  # their position tables are scaled relative to the training size
+    return args
 
 
 def model_info(name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -102,7 +101,7 @@ def create_segmenter(
     model = Segmenter(network, head, num_classes, aux=aux, pretrained_cfg=cfg, **given)
     if checkpoint_path:
         path = _local_file(checkpoint_path)
-        logging.getLogger(__name__).info("%s: %s", path, load_checkpoint(model, path).reason)
+        load_checkpoint(model, path).log(path)
     return model
 
 
@@ -138,7 +137,7 @@ def segmenter_from_file(
     """
     published, path = _published(path), _local_file(path, report)
     content = read_file(path)
-    given = tensors_of(content)
+    given = tensors_of(content).state
     found = recognise(given)
     if found is None or found.decoder is None or found.fit < 1:
         raise _not_a_segmenter(path, found)
@@ -154,7 +153,7 @@ def segmenter_from_file(
         backbone_args=args,
         **{**decoder.args, **head_args},
     )
-    load_checkpoint(model, given, allow=())
+    load_checkpoint(model, content, allow=()).log(path)
     if found.in_chans == 3:
         model.pretrained_cfg |= IMAGENET
     return SegmenterFile(model, *classes_and_palette(content, found.num_classes))

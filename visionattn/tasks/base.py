@@ -418,6 +418,19 @@ class Task(ABC):
 
         return named_weights(self.backbone_name(config), config.model.weights)
 
+    def with_weights_args(self, config: Any) -> Any:
+        """The config with the arguments that come with `model.weights`, so that a run needs no record of an imported file."""
+        from visionattn.backbones.registry import get_variant
+        from visionattn.models.factory import weights_args
+        from visionattn.models.weights.records import named_weights
+
+        name = self.backbone_name(config)
+        record = named_weights(name, config.model.weights)
+        if record is None:
+            return config
+        args = {**weights_args(get_variant(name), record), **config.model.args}
+        return config.model_copy(update={"model": config.model.model_copy(update={"args": args})})
+
     def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         """The model of published weights, by name or file; None if it belongs to another task."""
         return None

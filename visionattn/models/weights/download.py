@@ -1,9 +1,9 @@
 """Download published weights into the cache: once, resumed after an interruption, used only after a check of their sha256.
 
-requests does the HTTP. What is added: a time limit for the first answer, resumption by range, a check of
-length and hash, quarantine. A file is named after its record, for example `weights/swin_tiny.in1k.pth` in the
-cache folder. Without a published hash, the hash of the first download is stored in `hashes.json` next to it
-and later downloads must match.
+requests does the HTTP. What is added: a time limit for the first answer, resumption by range, a bound on the size, a check of
+length and hash, quarantine, and encryption at every redirect. A file is named after its record, for example
+`weights/swin_tiny.in1k.pth` in the cache folder. Without a published hash, the hash of the first download is stored in
+`hashes.json` next to it and later downloads must match.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from rich.console import Console
@@ -40,6 +41,10 @@ STALL_TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # per source, as long as each receives something
 SUFFIXES = (".safetensors", ".pth")
 CHUNK = 2**18
+MAX_BYTES = 4 * 2**30  # of a file whose size is not published; the largest model takes 1 GiB, 3 with its optimizer
+LIMIT = "VISIONATTN_MAX_DOWNLOAD"  # environment variable: GiB instead of these
+REDIRECTS = 10
+LOCAL = ("localhost", "127.0.0.1", "::1")  # need no encryption
 WEB_PAGE = "the host sent a web page (sign-in, consent or error) instead of the file"
 FREE_SPACE = "free space, or move the cache: VISIONATTN_CACHE=FOLDER"
 
@@ -88,7 +93,8 @@ def fetch(
         stall_timeout: seconds without data after which a transfer is cut off.
 
     Raises:
-        UserError: VA-W001 no source works, or downloads are off; VA-W002 unexpected hash; VA-R004 no space.
+        UserError: VA-W001 no source works, or downloads are off; VA-W002 unexpected hash; VA-R004 no space; VA-C002 not a
+            number in VISIONATTN_MAX_DOWNLOAD.
     """
     show_bar, report = report is not None, report or (lambda text: None)
     if path := cached_path(record):
@@ -245,16 +251,20 @@ def _transfer(source: Source, part: Path, report: Report, show_bar: bool, patien
         if response.headers.get("Content-Type", "").partition(";")[0] in ("text/html", "application/xhtml+xml", "application/json"):
             raise Unavailable(WEB_PAGE)
         if response.status_code == 206:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != offset or (total is not None and match[2] not in (str(total), "*")):
                 _forget(part)
                 raise Unavailable("the file changed since the transfer began: try again")
             total = int(match[2]) if match[2] != "*" else total
         else:  # the whole file: a fresh start, or a host without ranges
             length = response.headers.get("Content-Length", "")
-            offset, total = 0, int(length) if length.isdecimal() else None
+            offset, total = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
         if source.bytes and total not in (None, source.bytes):
             raise Unavailable(f"the file has {total:,} bytes, published are {source.bytes:,}")
+        total = total or source.bytes
+        limit = source.bytes or _limit()
+        if total and total > limit:
+            raise _too_large(limit)
         require_space(part.parent, (total or 0) - offset, what=part.name, fix=FREE_SPACE)
         etag = response.headers.get("ETag", "")
         validator = response.headers.get("Last-Modified", "") if not etag or etag.startswith("W/") else etag
@@ -268,6 +278,9 @@ def _transfer(source: Source, part: Path, report: Report, show_bar: bool, patien
                 while chunk := response.raw.read1(CHUNK):
                     if offset == 0 and chunk.lstrip()[:1] == b"<":
                         raise Unavailable(WEB_PAGE)
+                    if offset + len(chunk) > limit:  # the host gave no length
+                        offset = 0  # forget the part
+                        raise _too_large(limit)
                     file.write(chunk)
                     offset += len(chunk)
                     update(offset)
@@ -288,19 +301,35 @@ def _transfer(source: Source, part: Path, report: Report, show_bar: bool, patien
         raise CutOff(f"cut off after {offset:,}{of_total} bytes")
 
 
+class _Session(requests.Session):
+    """A session that follows no redirects: requests would read the text of each, however long, and go to any address."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        return None
+
+
 def _open(url: str, headers: dict[str, str], patience: float, stall_timeout: float) -> requests.Response:
-    """Request a file and wait for the headers of the answer.
+    """Request a file, following redirects to addresses that are safe, and wait for the headers of the answer.
 
     The thread gives name look-up and the attempts at all addresses one time limit, which sockets do not offer.
     """
-    session = requests.Session()
-    if url.startswith("https:"):
-        del session.adapters["http://"]  # redirects to unencrypted addresses fail
     answer: Future[requests.Response] = Future()
+
+    def follow() -> requests.Response:
+        session, address, encrypted = _Session(), url, False
+        for _ in range(REDIRECTS):
+            _require_safe(address, encrypted)
+            encrypted |= urlsplit(address).scheme == "https"
+            response = session.get(address, headers=headers, stream=True, timeout=stall_timeout)
+            if not response.is_redirect:
+                return response
+            response.close()
+            address = urljoin(address, response.headers["Location"])
+        raise Unavailable("too many redirects")
 
     def connect() -> None:
         try:
-            answer.set_result(session.get(url, headers=headers, stream=True, timeout=stall_timeout))
+            answer.set_result(follow())
         except Exception as error:
             answer.set_exception(error)
 
@@ -309,10 +338,44 @@ def _open(url: str, headers: dict[str, str], patience: float, stall_timeout: flo
         return answer.result(patience)
     except FutureTimeoutError:
         raise Unavailable(f"no answer within {patience:.1f} s", answered=False) from None
-    except requests.exceptions.InvalidSchema as error:
-        raise Unavailable("redirect to an unencrypted address refused") from error
-    except requests.RequestException as error:
-        raise Unavailable(f"cannot be reached: {error}", answered=False) from error
+    except (requests.RequestException, ValueError) as error:  # ValueError: addresses that are none
+        raise Unavailable(f"cannot be reached: {_without_secrets(str(error))}", answered=False) from error
+
+
+def _require_safe(address: str, encrypted: bool) -> None:
+    """Check the address of a file, or of a redirect, which must not leave encryption.
+
+    Raises:
+        Unavailable: it is not safe.
+    """
+    try:
+        parts = urlsplit(address)
+        local = parts.scheme == "http" and parts.hostname in LOCAL
+        whole = parts.hostname and parts.username is None and parts.password is None
+    except ValueError:
+        local = whole = False
+    if not whole:
+        raise Unavailable("an address without a host, or with a password in it, is refused")
+    if parts.scheme != "https" and (encrypted or not local):
+        raise Unavailable(f"{'redirect to an' if encrypted else 'an'} unencrypted address refused ({parts.scheme}://{parts.hostname})")
+
+
+def _without_secrets(text: str) -> str:
+    """Remove what may be a password from the addresses in a message: user names, and what follows a question mark."""
+    return re.sub(r"\?[^\s'\")]+", "?...", re.sub(r"//[^/@\s]+@", "//", text))
+
+
+def _limit() -> int:
+    given = os.environ.get(LIMIT, "")
+    if not given:
+        return MAX_BYTES
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", given):
+        raise UserError("VA-C002", f"{LIMIT}={given}: expected GiB, for example 20")
+    return int(float(given) * 2**30)
+
+
+def _too_large(limit: int) -> Unavailable:
+    return Unavailable(f"the file has more than {limit:,} bytes; larger ones are allowed by {LIMIT}=GIB, where no size is published")
 
 
 @contextmanager

@@ -52,7 +52,8 @@ def import_file(
         UserError: VA-W003 not recognised, or several models fit; VA-W002, VA-W004 to VA-W006; VA-R004 no space.
     """
     path = Path(path).expanduser()
-    given = tensors_of(read_file(path))
+    content = read_file(path)
+    given = tensors_of(content).state
     found = recognise(given)
     if found is None or found.fit < 1:
         raise _unknown(path, found)
@@ -62,14 +63,24 @@ def import_file(
         network = create_segmenter(
             segmenter.model, segmenter.head, found.num_classes, aux=found.decoder.aux, backbone_args=args, **found.decoder.args
         )
-        loaded = load_checkpoint(network, given, allow=())
+        loaded = load_checkpoint(network, content, allow=())
+        _require_finite(path, segmenter, loaded)
         return Imported(segmenter, store(path, segmenter.model, segmenter.tag, report=report), found, loaded)
     record = _published(path, found, model, tag) or _local(path, found, model, tag, class_names)
     classifier = create_model(record.model, num_classes=found.num_classes, in_chans=found.in_chans, **record.args)
-    loaded = load_checkpoint(classifier, given, allow=("position",))  # before anything is stored
-    if not record.sources:
+    allow = ("position",) if found.num_classes else ("position", "classifier")  # the norm of a head may be missing with it
+    loaded = load_checkpoint(classifier, content, allow=allow)  # before anything is stored
+    if record.sources:
+        _require_finite(path, record, loaded)
+    else:
         add_local_record(record)
     return Imported(record, store(path, record.model, record.tag, report=report), found, loaded)
+
+
+def _require_finite(path: Path, record: Weights, loaded: LoadReport) -> None:
+    if loaded.not_finite:
+        fix = "download it again, or import it as weights of your own: --tag NAME"
+        raise UserError("VA-W005", f"{path.name} is not {record.name} as published", where=str(path), why=loaded.not_finite, fix=fix)
 
 
 def _published(path: Path, found: Recognised, model: str | None, tag: str | None) -> Record | None:
@@ -106,13 +117,17 @@ def _published_segmenter(path: Path, found: Recognised, decoder: Decoder, model:
 def _local(path: Path, found: Recognised, model: str | None, tag: str | None, class_names: Sequence[str]) -> Record:
     name = one_name(path, found, model, fix=f"visionattn weights import {path} --model {found.names[0]}")
     stem = path.name.partition(".")[0].lower()
-    tag = tag or re.sub(r"[^a-z0-9]+", "_", stem).strip("_") or "local"
+    tag = tag or re.sub(r"[^a-z0-9]+", "_", stem).strip("_")[:60] or "local"
+    if not re.fullmatch(r"[a-z0-9_]{1,60}", tag):
+        raise UserError("VA-W007", f'--tag "{tag}": expected at most 60 small letters, digits and _', where=str(path))
     if any(record.sources for record in records_of(name) if record.tag == tag):
         raise UserError("VA-W007", f"{name}.{tag} is a published file with different content", where=str(path), fix="choose another --tag")
     if class_names and len(class_names) != found.num_classes:
         raise UserError("VA-M003", f"{len(class_names)} class names for a classifier of {found.num_classes}", where=str(path))
     label_sets = {1000: "imagenet-1k", 21841: "imagenet-22k"}
-    cfg = get_variant(name).cfg
+    # As for the model without weights, so that a run needs no record of them.
+    published = next((record for record in records_of(name) if record.sources), None)
+    cfg = published.model_dump() if published else get_variant(name).cfg
     return Record.model_validate(
         {
             "model": name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,8 @@ State = dict[str, torch.Tensor]
 
 # Parts of a segmentation file that are not its backbone; the neck is a part of our head.
 DECODER = ("decode_head.", "auxiliary_head.", "neck.")
+# What the rules of a family or head raise on tensors that have its names but other shapes.
+MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -81,22 +83,32 @@ def recognise(given: State) -> Recognised | None:
 def _recognise_decoder(parts: State, backbone: Backbone) -> Decoder | None:
     """Identify head and auxiliary head over the maps of a backbone; None if less than nine tenths of the tensors match."""
     aux = any(key.startswith("auxiliary_head.") for key in parts)
-    for name, cls in HEADS.items():
-        own = cls.from_upstream({key.removeprefix("decode_head."): value for key, value in parts.items() if key.startswith("decode_head.")})
-        if "conv_seg.weight" not in own or (args := cls.infer_args(own)) is None:
+    for name in HEADS:
+        try:
+            decoder = _as_head(name, parts, backbone, aux)
+        except MISFITS:  # names of this head on the tensors of another
             continue
-        classes = own["conv_seg.weight"].shape[0]
-        channels, strides = backbone.channels, backbone.strides
-        with torch.device("meta"):
-            head = cls(*maps_of(cls, backbone), classes, **args)  # type: ignore[call-arg]  # as every head takes them
-            wanted = {f"decode_head.{key}": value for key, value in head.state_dict().items()}
-            if aux:
-                wanted |= {f"auxiliary_head.{key}": value for key, value in auxiliary(channels, strides, classes).state_dict().items()}
-        have = {f"decode_head.{key}": value for key, value in own.items()}
-        fit = _share(have | {key: value for key, value in parts.items() if key.startswith("auxiliary_head.")}, wanted)
-        if fit > 0.9:
-            return Decoder(name, args, aux, classes, fit)
+        if decoder is not None and decoder.fit > 0.9:
+            return decoder
     return None
+
+
+def _as_head(name: str, parts: State, backbone: Backbone, aux: bool) -> Decoder | None:
+    """Compare the tensors of a head with one of ours; None if they belong to another."""
+    cls = HEADS[name]
+    own = cls.from_upstream({key.removeprefix("decode_head."): value for key, value in parts.items() if key.startswith("decode_head.")})
+    if "conv_seg.weight" not in own or (args := cls.infer_args(own)) is None:
+        return None
+    classes = own["conv_seg.weight"].shape[0]
+    channels, strides = backbone.channels, backbone.strides
+    with torch.device("meta"):
+        head = cls(*maps_of(cls, backbone), classes, **args)  # type: ignore[call-arg]  # as every head takes them
+        wanted = {f"decode_head.{key}": value for key, value in head.state_dict().items()}
+        if aux:
+            wanted |= {f"auxiliary_head.{key}": value for key, value in auxiliary(channels, strides, classes).state_dict().items()}
+    have = {f"decode_head.{key}": value for key, value in own.items()}
+    fit = _share(have | {key: value for key, value in parts.items() if key.startswith("auxiliary_head.")}, wanted)
+    return Decoder(name, args, aux, classes, fit)
 
 
 def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
@@ -104,32 +116,42 @@ def _recognise_backbone(given: State, dense: bool) -> Recognised | None:
     families: dict[type[Backbone], list[Variant]] = {}
     for name in list_models():
         families.setdefault(get_variant(name).cls, []).append(get_variant(name))
-    for cls, variants in families.items():
-        example = _shallow(variants[0].name)
-        state = to_our_keys(given, example)
-        own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
-        first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
-        if first is None or first.dim() != 4 or not _alike(own, example):
+    for variants in families.values():
+        try:
+            found += _matches(given, variants, dense)
+        except MISFITS:  # names of this family on the tensors of another
             continue
-        inferred = {**cls.infer_args(given), "in_chans": first.shape[1]}
-        defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
-        if any(key.startswith("out_norms.") for key in own) or (dense and "out_norm" in defaults):
-            inferred["out_norm"] = True
-        for variant in _as_deep(own, variants):
-            backbone = _on_meta(cls, {**variant.args, **inferred})
-            fitting = dict(own)
-            backbone.adapt(fitting)
-            fit = _share(fitting, backbone.state_dict())
-            usual = {**defaults, **variant.args, "in_chans": inferred["in_chans"]}
-            beyond = {key: value for key, value in inferred.items() if usual[key] != value}
-            classes = head.shape[0] if head is not None else 0
-            found.append((fit, -len(beyond), Recognised((variant.name,), beyond, classes, first.shape[1], fit)))
     best = max(((fit, plain) for fit, plain, _ in found), default=(0.0, 0))
     if best[0] <= 0.9:
         return None
     same = [one for fit, plain, one in found if (fit, plain) == best]
     names = tuple(name for one in same for name in one.names)
     return Recognised(names, same[0].args, same[0].num_classes, same[0].in_chans, best[0])
+
+
+def _matches(given: State, variants: list[Variant], dense: bool) -> Iterator[tuple[float, int, Recognised]]:
+    """Compare a file with the variants of a family: share of the tensors, minus the number of unusual arguments, what it would be."""
+    cls, example = variants[0].cls, _shallow(variants[0].name)
+    state = to_our_keys(given, example)
+    own = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
+    if first is None or first.dim() != 4 or not first.numel() or not _alike(own, example):
+        return
+    inferred = {**cls.infer_args(given), "in_chans": first.shape[1]}
+    defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    if any(key.startswith("out_norms.") for key in own) or (dense and "out_norm" in defaults):
+        inferred["out_norm"] = True
+    for variant in _as_deep(own, variants):
+        backbone = _on_meta(cls, {**variant.args, **inferred})
+        if _numel(backbone.state_dict()) > 4 * _numel(own):
+            continue  # adapting tables to it would take more memory than the file has
+        fitting = dict(own)
+        backbone.adapt(fitting)
+        fit = _share(fitting, backbone.state_dict())
+        usual = {**defaults, **variant.args, "in_chans": inferred["in_chans"]}
+        beyond = {key: value for key, value in inferred.items() if usual[key] != value}
+        classes = head.shape[0] if head is not None else 0
+        yield fit, -len(beyond), Recognised((variant.name,), beyond, classes, first.shape[1], fit)
 
 
 def one_name(path: Path, found: Recognised, asked: str | None, *, fix: str) -> str:
@@ -228,6 +250,10 @@ def _as_deep(own: State, variants: list[Variant]) -> list[Variant]:
             blocks[stage] = max(blocks.get(stage, 0), block + 1)
     depths = [blocks[stage] for stage in sorted(blocks)]
     return [variant for variant in variants if list(variant.args.get("depths", ())) == depths] or variants
+
+
+def _numel(state: State) -> int:
+    return sum(value.numel() for value in state.values())
 
 
 def _share(given: State, wanted: State) -> float:

@@ -40,7 +40,7 @@ class Fact(BaseModel):
 class Source(Fact):
     """A location of a checkpoint file."""
 
-    url: str = Field(pattern=r"^https?://[^/\s]+/\S*$")
+    url: str = Field(pattern=r"^https?://[^/\s@]+/\S*$", description="Without a password: addresses are shown and stored.")
     publisher: Literal["author", "timm", "torchvision", "openmmlab"]
     layout: Literal["author", "timm", "torchvision", "mmpretrain", "transformers"] = Field(
         "author", description="Naming scheme of the tensors."

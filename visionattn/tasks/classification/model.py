@@ -6,7 +6,7 @@ from timm.data import ImageNetInfo
 
 from visionattn.backbones import list_models
 from visionattn.errors import UserError
-from visionattn.models import Classifier, create_model
+from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.weights.download import Report, fetch
 from visionattn.models.weights.records import find_record, named_weights, split_name
 from visionattn.tasks.base import PublishedModel
@@ -49,10 +49,13 @@ def open_published(source: str, report: Report | None) -> PublishedModel | None:
     record = find_record(source)
     if record.num_classes is None:
         raise UserError(
-            "VA-M003", f"{record.name} has no classifier", fix=f"train one: model.name={record.model} model.weights={record.tag}"
+            "VA-M003",
+            f"{record.name} has no classifier",
+            fix=f"train one: visionattn train --model {record.model} model.weights={record.tag} --data FOLDER",
         )
     file = fetch(record, report=report)
-    model = create_model(record.name, checkpoint_path=file.path, in_chans=record.in_chans)
+    model = create_model(record.name, in_chans=record.in_chans)
+    load_checkpoint(model, file.path, allow=("position",)).log(file.path)  # with its own classifier, or not at all
     settings = ClassifierConfig(name=record.model, weights=record.tag, in_chans=record.in_chans, img_size=record.input_size[1:])
     config = ClassifyConfig(model=settings)
     if record.label_set is None:
