@@ -237,5 +237,5 @@ def test_r002_diverged(trained: Trained, tmp_path: Path) -> None:
     state = json.loads((run / "run.json").read_text())
     assert (state["state"], state["reason"]) == ("failed", "VA-R002")
     assert "VA-R002" in (run / "log.txt").read_text() and lockable(run)
-    assert read_checkpoint(run / "checkpoints/last")[2]["step"] == record["step"]
+    assert read_checkpoint(run / "checkpoints/last")[2]["progress"]["step"] == record["step"]
     assert not [name for name in tree(run) if ".tmp-" in name or "/next" in name]
