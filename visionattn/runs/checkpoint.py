@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, require_space, sha256_of, sweep_temporary, sync_folder
+from visionattn.models.weights.load import read_file
 
 State = dict[str, torch.Tensor]
 T = TypeVar("T")
@@ -193,14 +194,7 @@ def read_weights(checkpoint: Path, name: str | None = None) -> State:
         known = ", ".join(known for known in WEIGHTS if known in hashes)
         raise UserError("VA-W006", f'"{name}" is not a weights file of the checkpoint', where=str(checkpoint), fix=f"one of {known}")
     _verify(checkpoint / name, hashes[name])
-    return _load_tensors(checkpoint / name)
-
-
-def _load_tensors(path: Path) -> State:
-    try:
-        return load_file(path)
-    except Exception as error:  # the hash is right, so the file was written like this
-        raise UserError("VA-W005", f"{path.name} of the checkpoint is no safetensors file", where=str(path), why=str(error)) from error
+    return dict(read_file(checkpoint / name))
 
 
 def load_weights(model: nn.Module, checkpoint: Path, name: str | None = None) -> None:
@@ -230,13 +224,9 @@ def read_checkpoint(checkpoint: Path) -> tuple[State, State | None, dict[str, An
     hashes = read_meta(checkpoint)["sha256"]
     for name, digest in hashes.items():
         _verify(checkpoint / name, digest)
-    ema = _load_tensors(checkpoint / "ema.safetensors") if "ema.safetensors" in hashes else None
-    try:
-        state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # not written by this program, or not there
-        path = str(checkpoint / "state.pt")
-        raise UserError("VA-W005", "state.pt of the checkpoint cannot be read", where=path, why=str(error).split("\n")[0]) from error
-    return _load_tensors(checkpoint / "model.safetensors"), ema, state
+    model, ema = (dict(read_file(checkpoint / name)) if name in hashes else None for name in WEIGHTS)
+    assert model is not None  # `read_meta` requires it
+    return model, ema, dict(read_file(checkpoint / "state.pt"))
 
 
 def _verify(path: Path, digest: str) -> None:
