@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import visionattn as va
 from visionattn.config.schema import TrainConfig
 from visionattn.console import Console
 from visionattn.engine.devices import open_accelerator
 from visionattn.errors import UserError
+from visionattn.runs.checkpoint import read_checkpoint
 
 LIMIT = 150  # seconds
 
@@ -61,8 +63,8 @@ class Launched:
         return [line for line in lines if line["kind"] == "epoch"]
 
 
-def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = "") -> Launched:
-    """Train with two processes in `folder`, on one node or, with the launcher "nodes", on two."""
+def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = "", resume: Path | None = None) -> Launched:
+    """Train or resume with two processes in `folder`, on one node or, with the launcher "nodes", on two."""
     torchrun, nodes = ["-m", "torch.distributed.run"], ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
     port = f"--master_port={_free_port()}"
     launchers = {
@@ -70,11 +72,14 @@ def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = 
         "nodes": [[*torchrun, *nodes, port, f"--node_rank={rank}"] for rank in range(2)],
         "accelerate": [["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"]],
     }
-    tiny = ["model.args={width: 8}", "model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false"]
+    tiny = ["model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false"]
     if how:
         (folder / "sabotage.py").write_text(SABOTAGE.format(how=how))
         tiny.append("plugins=[sabotage.py]")
-    arguments = ["-m", "visionattn", "train", f"data.root={folder / 'flowers'}", "output.name=two", *tiny, *settings]
+    tiny += [f"data.root={folder / 'flowers'}", "output.name=two"]
+    if not any(setting.startswith("model.name=") for setting in settings):
+        tiny.append("model.args={width: 8}")
+    arguments = ["-m", "visionattn", "train", *(tiny if resume is None else ["--resume", str(resume)]), *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
@@ -127,6 +132,27 @@ def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) ->
     )
     assert [line["step"] for line in done.epochs()] == [4, 8, 12]
     assert "2 -> 1 processes: order and learning rate go on" in (done.run / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_shared_out_weights_are_those_of_one_process(flowers: Path) -> None:
+    """Without batch statistics two processes compute what one does with their batches together, also after they resume."""
+    small = "model.args={patch_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [1, 2], window_size: 4}"
+    chosen = ["model.name=swin_tiny", small, "train.precision=fp32", "schedule.name=constant", "optim.name=adamw"]
+    first = launch(flowers.parent, *chosen, "train.shard=true", "train.epochs=1")
+    assert first.state["state"] == "done", first.output
+    again = launch(flowers.parent, "train.epochs=2", resume=first.run)
+    assert again.state["state"] == "done" and len(first.epochs()) == 2, again.output
+    tiny = ["train.epochs=2", "train.batch_size=6", "model.img_size=32", "data.workers=0", "log.tensorboard=false"]
+    config = va.load_config(None, [*chosen, *tiny, f"data.root={flowers}", f"output.dir={flowers.parent / 'one'}"])
+    one = va.train(config, console=Console(quiet=True))
+    assert one is not None
+    state, whole = (read_checkpoint(run / "checkpoints" / "last") for run in (first.run, one.run))
+    assert state[0].keys() == whole[0].keys() and all(torch.allclose(state[0][name], whole[0][name], atol=1e-5) for name in whole[0])
+    moments = [[values["exp_avg"].shape for values in part[2]["optimizer"]["state"].values()] for part in (state, whole)]
+    assert moments[0] == moments[1]
+    last = va.evaluate(first.run / "checkpoints" / "last", console=Console(quiet=True))
+    assert first.epochs()[1]["val_loss"] == pytest.approx(last.metrics["loss"])
 
 
 @pytest.mark.slow

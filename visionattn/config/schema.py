@@ -125,6 +125,9 @@ class TrainConfig(Section):
         "stop", "A loss or gradient that is not finite: stop, leave the step out, or go back to the weights of the last checkpoint."
     )
     nan_limit: int = setting(3, "Steps left out in a row, or returns to a checkpoint in a run, before it stops nevertheless.", ge=1)
+    shard: bool = setting(
+        False, "Share weights, gradients and optimizer state out among the processes (FSDP2), for models too large for one device."
+    )
     process_timeout: float = setting(1800.0, "Seconds that processes wait for each other before the run ends.", gt=0)
 
 
@@ -173,6 +176,8 @@ class RunConfig(Section):
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")
         if name in ("SIGKILL", "SIGSTOP"):
             raise ValueError(f"train.save_signal: {name} cannot be handled by a program")
+        if self.train.shard and self.train.ema is not None:
+            raise ValueError("train.shard: the moving average needs whole weights at each step; train.ema=null")
         if not all(0 <= beta < 1 for beta in self.optim.betas):
             raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")
         return self

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import EXIT_DIVERGED, EXIT_OUT_OF_MEMORY, UserError, lacks_memory
@@ -40,7 +41,8 @@ def first_bad_module(task: Task, model: nn.Module, batch: Batch, accelerator: Ac
 
 def first_bad_gradient(model: nn.Module) -> str:
     """Name the module whose gradient broke first; the backward pass runs from the last layer to the first."""
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+    gradients = [(name, p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad) for name, p in model.named_parameters()]
+    bad = [name for name, gradient in gradients if gradient is not None and not torch.isfinite(gradient).all()]
     return bad[-1].rpartition(".")[0] if bad else "unknown"
 
 

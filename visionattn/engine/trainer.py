@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -34,6 +35,7 @@ from visionattn.engine.guard import LossWatch, copy_buffers, restore_buffers
 from visionattn.engine.optim import build_optimizer, build_schedule
 from visionattn.engine.processes import Processes
 from visionattn.engine.random_state import random_state, set_random_state
+from visionattn.engine.sharding import load_model, load_optimizer, shard, whole
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
 from visionattn.names import shown
@@ -120,15 +122,22 @@ class Trainer:
         self.epochs = -(-self.total_steps // self.steps_per_epoch)  # the last one may be cut off by train.steps
 
         backbone: Any = model.backbone
+        shared = config.train.shard and world > 1
         channels_last = getattr(backbone, "cnn", False) if config.train.channels_last == "auto" else config.train.channels_last
+        channels_last = channels_last and not shared  # torch shares out contiguous tensors only
         if config.train.freeze == "backbone":
             backbone.requires_grad_(False)
         model.set_grad_checkpointing(config.model.grad_checkpointing)  # type: ignore[operator]
         model.to(accelerator.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
         if self.task.synchronises_norms and world > 1 and accelerator.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # torch has none for the CPU
+        # Processes evaluate different numbers of batches, which a model in parts cannot.
+        self.replica = copy.deepcopy(model) if shared else None
+        if shared:
+            shard(model, accelerator.device, world)
         optimizer = build_optimizer(model, config.optim, self.batch_size * world)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = model if shared else accelerator.prepare(model)
+        self.optimizer = accelerator.prepare(optimizer)
         self.schedule = build_schedule(optimizer, config.schedule, steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
         self.ema = ModelEmaV3(model, decay=config.train.ema, use_warmup=True) if config.train.ema else None
 
@@ -286,10 +295,10 @@ class Trainer:
                 with accelerator.no_sync(self.model):
                     accelerator.backward(loss)
         if config.optim.clip_grad is not None:
-            norm = float(accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip_grad))
+            norm = float(whole(accelerator.clip_grad_norm_(self.model.parameters(), config.optim.clip_grad)))
         else:
             accelerator.unscale_gradients()
-            norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None]))
+            norm = float(whole(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])))
         # fp16: the scaler skips a step with a gradient that is not finite, and lowers its scale
         bad_norm = not math.isfinite(norm) and accelerator.mixed_precision != "fp16"
         bad_loss, bad_norm, stop = processes.any_of(not math.isfinite(total), bad_norm, self._interrupted)
@@ -348,6 +357,9 @@ class Trainer:
         """Metrics on the validation set, of the moving average if there is one."""
         model = self.ema.module if self.ema is not None else self.bare_model
         self.processes.share_buffers(model)
+        if self.replica is not None:
+            self.replica.load_state_dict(whole(model.state_dict()))
+            model = self.replica
         return evaluate_model(
             self.task,
             self.config,
@@ -366,10 +378,11 @@ class Trainer:
     def save(self) -> None:
         """Write `checkpoints/last`; every process contributes its random state."""
         randoms = self.processes.gather(random_state())
+        model, optimizer = whole(self.bare_model.state_dict()), whole(self.optimizer.state_dict())
         if self.processes.is_main:
             state = {
                 "progress": asdict(self.progress),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizer": optimizer,
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
                 "random": randoms,
             }
@@ -383,7 +396,7 @@ class Trainer:
                 "config": self.config.model_dump(mode="json"),
             }
             ema = self.ema.module.state_dict() if self.ema is not None else None
-            save_checkpoint(self.run.checkpoints, model=self.bare_model.state_dict(), ema=ema, state=state, meta=meta)
+            save_checkpoint(self.run.checkpoints, model=model, ema=ema, state=state, meta=meta)
             if self.tensorboard is not None:
                 self.tensorboard.flush()
         self.processes.wait()
@@ -415,10 +428,10 @@ class Trainer:
         """Load weights, optimizer and scaler; returns the rest of the state."""
         model, ema, state = read_checkpoint(checkpoint)
         try:
-            self.bare_model.load_state_dict(model)
+            load_model(self.bare_model, model)
             if self.ema is not None and ema is not None:
                 self.ema.module.load_state_dict(ema)
-            self.optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(self.optimizer, state["optimizer"])
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             Progress(**state["progress"])
