@@ -253,7 +253,7 @@ class Trainer:
         if not self.progress.updates:
             raise UserError(
                 "VA-D010",
-                f"epoch {epoch} trained on nothing: none of its {self.task.unit}s could be read",
+                f"epoch {epoch} trained on nothing: its {self.task.unit}s cannot be read, or each of its steps was left out",
                 where=shown(", ".join(sorted(self.unreadable)[:3])),
                 fix=f"restore the files, then visionattn train --resume {self.run.path}",
             )
