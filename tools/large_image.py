@@ -1,7 +1,7 @@
 """Measure peak memory and time of `visionattn.predict` on one large image: loading, windows, mask, overlay.
 
 python tools/large_image.py --limit 1.86                               # van_b0 + segformer, 150 classes: below 2 GB
-python tools/large_image.py --backbone eca_resnet18 --head unet --classes 2
+python tools/large_image.py --backbone eca_resnet18 --head unet --classes 2 "model.args={width: 32}"
 
 The model has random weights, which affects neither time nor memory.
 """
@@ -23,7 +23,7 @@ import torch
 import visionattn
 from visionattn.console import Console
 from visionattn.runs.checkpoint import save_checkpoint
-from visionattn.tasks import load_config
+from visionattn.tasks import load_config, task_of
 
 
 def peak_gib() -> float:
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--device", choices=("auto", "cpu"), default="cpu")
     parser.add_argument("--limit", type=float, help="peak memory in GiB above which the exit code is 1")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings of the config")
     args = parser.parse_args()
 
     torch.manual_seed(0)
@@ -61,8 +62,8 @@ def main() -> None:
         f"model.img_size={args.window}",
         f"train.device={args.device}",
     ]
-    config = load_config(None, ["task=segment", "train.precision=fp32", *settings])
-    model = visionattn.create_segmenter(args.backbone, args.head, args.classes, img_size=args.window)
+    config = load_config(None, ["task=segment", "train.precision=fp32", *settings, *args.settings])
+    model = task_of(config).build_model(config, {"classes": names})
     with tempfile.TemporaryDirectory() as folder:
         meta = {"step": 0, "epoch": 0, "best": None, "target": {"classes": names}, "config": config.model_dump(mode="json")}
         save_checkpoint(Path(folder), model=model.state_dict(), ema=None, state={}, meta=meta)

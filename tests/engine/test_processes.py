@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import visionattn as va
+from tests.faults.harness import Server
 from visionattn.config.schema import TrainConfig
 from visionattn.console import Console
 from visionattn.engine.devices import open_accelerator
@@ -27,6 +28,7 @@ from visionattn.errors import UserError
 from visionattn.runs.checkpoint import read_checkpoint
 
 LIMIT = 150  # seconds
+PATIENCE = 5  # seconds that the others have after one has failed; launchers end them then
 
 # A plug-in that makes the second process misbehave at its third step; `how` is the body of the function.
 SABOTAGE = """
@@ -63,29 +65,44 @@ class Launched:
         return [line for line in lines if line["kind"] == "epoch"]
 
 
-def launch(folder: Path, *settings: str, launcher: str = "torchrun", how: str = "", resume: Path | None = None) -> Launched:
-    """Train or resume with two processes in `folder`, on one node or, with the launcher "nodes", on two."""
-    torchrun, nodes = ["-m", "torch.distributed.run"], ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
-    port = f"--master_port={_free_port()}"
-    launchers = {
-        "torchrun": [[*torchrun, "--standalone", "--nproc_per_node", "2"]],
-        "nodes": [[*torchrun, *nodes, port, f"--node_rank={rank}"] for rank in range(2)],
-        "accelerate": [["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"]],
-    }
-    tiny = ["model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false"]
+TINY = ("model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false", "output.name=two")
+SMALL = "model.args={width: 8}"
+
+
+def two(server: Server, folder: Path, *settings: str, how: str = "", resume: Path | None = None) -> Launched:
+    """Train or resume with two processes in `folder`, started as launchers do."""
+    settings = (*((*TINY, f"data.root={folder / 'flowers'}") if resume is None else ("--resume", str(resume))), *settings)
     if how:
         (folder / "sabotage.py").write_text(SABOTAGE.format(how=how))
-        tiny.append("plugins=[sabotage.py]")
-    tiny += [f"data.root={folder / 'flowers'}", "output.name=two"]
-    if not any(setting.startswith("model.name=") for setting in settings):
-        tiny.append("model.args={width: 8}")
-    arguments = ["-m", "visionattn", "train", *(tiny if resume is None else ["--resume", str(resume)]), *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        settings = (*settings, "plugins=[sabotage.py]")
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    commands = [
+        server.start(["train", *settings], folder / f"rank{rank}.txt", {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    commands[0].until(lambda: bool(commands[1].ended and commands[1].code))
+    deadline = time.monotonic() + PATIENCE
+    for command in commands:
+        if command.until(lambda: time.monotonic() > deadline):
+            command.kill()
+    codes = [command.code or 0 for command in commands]
+    output = "".join(command.text for command in commands)
+    return Launched(max(codes, key=abs), output, folder / "runs" / "two" / "001")
+
+
+def launch(folder: Path, *settings: str, launcher: str) -> Launched:
+    """Train with two processes in `folder`, started by accelerate, or by torchrun as two nodes."""
+    nodes = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
+    launchers = {
+        "nodes": [[*nodes, f"--node_rank={rank}"] for rank in range(2)],
+        "accelerate": [["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"]],
+    }
+    arguments = ["-m", "visionattn", "train", *TINY, SMALL, f"data.root={folder / 'flowers'}", *settings]
     started = [
         subprocess.Popen(
             [sys.executable, *chosen, *arguments],
             cwd=folder,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -135,13 +152,13 @@ def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) ->
 
 
 @pytest.mark.slow
-def test_shared_out_weights_are_those_of_one_process(flowers: Path) -> None:
+def test_shared_out_weights_are_those_of_one_process(server: Server, flowers: Path) -> None:
     """Without batch statistics two processes compute what one does with their batches together, also after they resume."""
     small = "model.args={patch_size: 4, embed_dim: 16, depths: [1, 1], num_heads: [1, 2], window_size: 4}"
     chosen = ["model.name=swin_tiny", small, "train.precision=fp32", "schedule.name=constant", "optim.name=adamw"]
-    first = launch(flowers.parent, *chosen, "train.shard=true", "train.epochs=1")
+    first = two(server, flowers.parent, *chosen, "train.shard=true", "train.epochs=1")
     assert first.state["state"] == "done", first.output
-    again = launch(flowers.parent, "train.epochs=2", resume=first.run)
+    again = two(server, flowers.parent, "train.epochs=2", resume=first.run)
     assert again.state["state"] == "done" and len(first.epochs()) == 2, again.output
     tiny = ["train.epochs=2", "train.batch_size=6", "model.img_size=32", "data.workers=0", "log.tensorboard=false"]
     config = va.load_config(None, [*chosen, *tiny, f"data.root={flowers}", f"output.dir={flowers.parent / 'one'}"])
@@ -175,16 +192,16 @@ def test_a_batch_without_a_readable_image_on_one_process_is_skipped_by_both(flow
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_and_ends_both(flowers: Path) -> None:
-    done = launch(flowers.parent, "train.epochs=50", how="os.kill(os.getpid(), signal.SIGINT)")
+def test_a_signal_to_one_process_saves_and_ends_both(server: Server, flowers: Path) -> None:
+    done = two(server, flowers.parent, SMALL, "train.epochs=50", how="os.kill(os.getpid(), signal.SIGINT)")
     assert done.state["state"] == "interrupted", done.output
     assert json.loads((done.run / "checkpoints/last/meta.json").read_text())["step"] == 3
     assert f"resume with:  visionattn train --resume {done.run.relative_to(flowers.parent)}" in done.output
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_on_one_process_stops_both(flowers: Path) -> None:
-    done = launch(flowers.parent, how="return {'loss': true_loss(self, outputs, batch)['loss'] * float('nan')}")
+def test_a_loss_that_is_not_finite_on_one_process_stops_both(server: Server, flowers: Path) -> None:
+    done = two(server, flowers.parent, SMALL, how="return {'loss': true_loss(self, outputs, batch)['loss'] * float('nan')}")
     assert done.state["state"] == "failed" and done.state["reason"] == "VA-R002", done.output
     assert done.output.count("error VA-R002") == 1
     record = json.loads((done.run / "diverged.json").read_text())
@@ -201,9 +218,9 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both(flowers: Path) -> N
     ],
     ids=["error", "killed", "hanging"],
 )
-def test_an_error_on_one_process_ends_the_other_with_its_reason(flowers: Path, how: str, reason: str) -> None:
+def test_an_error_on_one_process_ends_the_other_with_its_reason(server: Server, flowers: Path, how: str, reason: str) -> None:
     started = time.monotonic()
-    done = launch(flowers.parent, "train.epochs=50", "train.process_timeout=5", how=how)
+    done = two(server, flowers.parent, SMALL, "train.epochs=50", "train.process_timeout=5", how=how)
     assert done.code != 0 and time.monotonic() - started < LIMIT
     assert done.state["state"] == "failed", done.output
     if reason:
@@ -214,10 +231,10 @@ def test_an_error_on_one_process_ends_the_other_with_its_reason(flowers: Path, h
 
 
 @pytest.mark.slow
-def test_a_fault_in_the_data_is_reported_once(flowers: Path) -> None:
+def test_a_fault_in_the_data_is_reported_once(server: Server, flowers: Path) -> None:
     for path in (flowers / "val").rglob("*.png"):
         path.write_bytes(b"")
-    done = launch(flowers.parent)
+    done = two(server, flowers.parent, SMALL)
     assert done.code != 0 and done.output.count("error VA-D010") == 1 and not done.run.exists()
 
 

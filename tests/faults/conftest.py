@@ -1,10 +1,9 @@
-"""Tiny data of both tasks, and the server that starts commands on them."""
+"""Tiny data of both tasks, and what `make soak` writes."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from PIL import Image
 
 from tests.commands import CLASSES, picture
-from tests.faults.harness import Server
 
 SHARED = (
     "model.name=eca_resnet18",
@@ -27,16 +25,19 @@ SHARED = (
     "schedule.warmup_epochs=0",
 )
 SMALL = {
-    "classify": ("model.args={width: 8}", "train.batch_size=4", "model.drop_rate=0.1", "augment.mixup=0.4", "augment.color_jitter=0.2"),
+    "classify": (
+        "model.args={width: 8}",
+        "train.batch_size=4",
+        "model.drop_rate=0.1",
+        "model.drop_path_rate=0.2",
+        "augment.color_jitter=0.3",
+        "augment.rotate=20",
+        "augment.mixup=0.4",
+        "augment.cutmix=1.0",
+        "optim.layer_decay=0.9",
+    ),
     "segment": ("model.args={width: 8}", "model.head.name=segformer", "model.head.args={width: 16}", "train.batch_size=4"),
 }
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started = Server(tmp_path_factory.mktemp("cache"))
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="session")

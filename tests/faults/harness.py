@@ -37,9 +37,10 @@ class Server:
         self.process.stdin.flush()
         return json.loads(self._read())
 
-    def start(self, arguments: list[str], output: Path, **limits: int) -> Command:
-        """Start a command; `limits` are those of the module `resource`, for example RLIMIT_FSIZE."""
-        return Command(self, self.ask(start=arguments, output=str(output), limits=limits), output)
+    def start(self, arguments: list[str], output: Path, environment: dict[str, str] | None = None, **limits: int) -> Command:
+        """Start a command in the folder of its output; `limits` are those of the module `resource`, for example RLIMIT_FSIZE."""
+        request = {"start": arguments, "output": str(output), "limits": limits}
+        return Command(self, self.ask(**request, environment=environment or {}, folder=str(output.parent)), output)
 
     def run(self, arguments: list[str], output: Path, **limits: int) -> Command:
         """Start a command and wait for it."""

@@ -1,7 +1,8 @@
 """A process that has everything imported and starts commands by forking, so that hundreds of them cost little.
 
-It reads one JSON object a line, `{"start": [arguments], "output": file, "limits": {name: value}}` or `{"poll": pid}`, and answers
-with a line: the pid, or the exit code (negative: the signal), or null while the process runs.
+It reads one JSON object a line, `{"start": [arguments], "output": file, "limits": {name: value}, "environment": {name: value},
+"folder": path}` or `{"poll": pid}`, and answers with a line: the pid, or the exit code (negative: the signal), or null while the
+process runs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import visionattn.tasks.segmentation.model  # noqa: F401
 from visionattn.cli import app
 
 
-def run(arguments: list[str], output: str, limits: dict[str, int]) -> NoReturn:
+def run(arguments: list[str], output: str, limits: dict[str, int], environment: dict[str, str], folder: str) -> NoReturn:
     """Be a command of its own, in a session of its own."""
     os.setsid()
+    os.chdir(folder)
+    os.environ.update(environment)
     target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(target, stream)
@@ -56,7 +59,7 @@ def main() -> None:
         else:
             answer = os.fork()
             if not answer:
-                run(request["start"], request["output"], request["limits"])
+                run(request["start"], request["output"], request["limits"], request["environment"], request["folder"])
         print(json.dumps(answer), flush=True)
 
 

@@ -58,6 +58,7 @@ def test_signals_save_and_exit_with_130(
         assert command.wait() == 130, command.text
         state = json.loads((run / "run.json").read_text())
         assert state["state"] == "interrupted" and "saved checkpoints/last" in command.text
+        assert command.text.count("finishing this step, saving") == 1 and f"visionattn train --resume {run}" in command.text
         saved = json.loads((run / "checkpoints" / "last" / "meta.json").read_text())["step"]
         last = [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())][-1]
         assert saved == last > 0, "what was trained is saved"
@@ -80,7 +81,7 @@ def test_a_disk_that_fills_up_leaves_what_was_written(
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         pytest.skip("needs the right to mount")
     codes = []
-    for size in range(300, 2300, 100 if repeated else 700):
+    for size in range(300, 2300, 100 if repeated else 1400):
         folder = place / f"disk{size}"
         folder.mkdir()
         settings = placed(small, "classify", folder, "train.epochs=6", "log.tensorboard=true")
@@ -100,7 +101,7 @@ def test_a_disk_that_fills_up_leaves_what_was_written(
 
 
 def test_a_lack_of_memory(server: Server, small: Small, place: Path, record_property: Record) -> None:
-    settings = placed(small, "classify", place, "model.img_size=2048", "train.batch_size=12", "output.name=large", "model.args={width: 64}")
+    settings = placed(small, "classify", place, "model.img_size=6144", "train.batch_size=4", "output.name=large", "model.args={width: 64}")
     command = server.run(["train", *settings], place / "out.txt", RLIMIT_AS=8 * 2**30)
     assert command.code == 6 and "error VA-R001: out of memory" in command.text, command.text
     record_property("figure", "8 GiB of address space: VA-R001, exit 6")

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,6 @@ from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.errors import UserError
 from visionattn.jobs.check import check
-from visionattn.runs.checkpoint import latest_checkpoint, read_checkpoint
-from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config
 
 TINY = (
@@ -110,86 +104,6 @@ def test_accumulation_equals_the_large_batch(flowers: Path) -> None:
     whole, parts, other = trained(), trained("train.batch_size=2", "train.accum=3"), trained("train.batch_size=2")
     assert all(torch.allclose(parts[name], whole[name], atol=1e-5) for name in whole)
     assert not all(torch.allclose(other[name], whole[name], atol=1e-5) for name in whole)
-
-
-def start(root: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    code = "import sys, visionattn as va; va.train(va.load_config(None, sys.argv[1:]))"
-    settings = [*TINY, f"data.root={root / 'flowers'}", f"output.dir={root / 'runs'}", *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, *settings], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
-        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
-            return
-        time.sleep(0.01)
-    raise AssertionError(process.stdout.read().decode() if process.stdout else "no output")
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(flowers: Path) -> None:
-    """SIGKILL, with workers, augmentation, dropout, stochastic depth, mixup and a moving average."""
-    settings = (
-        "train.epochs=4",
-        "train.save_every=3",
-        "train.ema=0.9",
-        "data.workers=2",
-        "model.drop_rate=0.1",
-        "model.drop_path_rate=0.2",
-        "augment.color_jitter=0.3",
-        "augment.rotate=20",
-        "augment.mixup=0.4",
-        "augment.cutmix=1.0",
-        "optim.layer_decay=0.9",
-    )
-    torch.set_num_threads(1)  # sums differ between thread counts
-    straight = start(flowers.parent, *settings, "output.name=straight")
-    assert straight.wait(240) == 0, straight.stdout.read().decode()
-    killed = start(flowers.parent, *settings, "output.name=killed")
-    run = flowers.parent / "runs" / "killed" / "001"
-    wait_for_step(run, 7, killed)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert json.loads((run / "run.json").read_text())["state"] == "running"  # nobody could say otherwise
-    checkpoint = latest_checkpoint(run / "checkpoints")
-    assert checkpoint is not None
-    step = read_checkpoint(checkpoint)[2]["progress"]["step"]
-    assert 0 < step < 16
-    code = "import sys, visionattn as va; va.train(resume=sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(run)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    reference = flowers.parent / "runs" / "straight" / "001"
-    for checkpoint_name in ("last", "best"):
-        for part in ("model.safetensors", "ema.safetensors"):
-            one, two = (load_file(path / "checkpoints" / checkpoint_name / part) for path in (reference, run))
-            assert same(one, two), (checkpoint_name, part)
-    drop = ("seconds", "images_per_second", "schema")
-    logs = [
-        [{key: value for key, value in json.loads(line).items() if key not in drop} for line in (path / "metrics.jsonl").open()]
-        for path in (reference, run)
-    ]
-    assert logs[0] == logs[1]
-
-
-@pytest.mark.slow
-def test_interrupt_saves_and_says_how_to_go_on(flowers: Path) -> None:
-    process = start(flowers.parent, "train.epochs=500", "output.name=stopped", "data.workers=2")
-    run = flowers.parent / "runs" / "stopped" / "001"
-    wait_for_step(run, 2, process)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0].decode()
-    assert process.returncode != 0
-    assert output.count("finishing this step, saving") == 1
-    assert f"visionattn train --resume {run}" in output
-    assert json.loads((run / "run.json").read_text())["state"] == "interrupted"
-    assert latest_checkpoint(run / "checkpoints") is not None
-    with RunFolder(run).locked():
-        pass  # nobody holds it
 
 
 def test_more_epochs_go_on_from_the_end(flowers: Path) -> None:

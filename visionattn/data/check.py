@@ -155,26 +155,27 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
 def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tuple[Finding, str | None, dict[str, Any] | None]:
     """Examine one image; return the finding, its key in the cache, and the record to store."""
     key = None
-    digest, facts, code, reason = "", None, "", ""
+    digest, size, facts, code, reason = "", 0, None, "", ""
     try:
         key = images.stamp(index)
         known = None if key is None else cache.get(key)
-        if known is not None and fits(known, images.size(index), images.settings.max_bytes):
+        if known is not None and fits(known, images.settings.max_bytes):
             facts = None if known["facts"] is None else ImageFacts(**known["facts"])
             return Finding(name, known["hash16"], facts, known["code"], known["reason"]), key, known
-        digest = content_hash(images.content(index))
+        content = images.content(index)
+        digest, size = content_hash(content), len(content)
         facts = images.facts(index)
     except UnreadableFile as error:
         code, reason = error.code, error.reason
         if code == "VA-D020":  # depends on a setting, so it is not stored
             return Finding(name, digest, None, code, reason), None, None
-    record = {"hash16": digest, "facts": None if facts is None else asdict(facts), "code": code, "reason": reason}
+    record = {"hash16": digest, "bytes": size, "facts": None if facts is None else asdict(facts), "code": code, "reason": reason}
     return Finding(name, digest, facts, code, reason), key, record
 
 
-def fits(record: dict[str, Any], file_size: int, max_bytes: int) -> bool:
+def fits(record: dict[str, Any], max_bytes: int) -> bool:
     """Whether a file with a stored record is within data.max_bytes."""
-    return max(file_size, record["facts"]["decoded"] if record["facts"] else 0) <= max_bytes
+    return max(record["bytes"], record["facts"]["decoded"] if record["facts"] else 0) <= max_bytes
 
 
 def cache_name(images: Sequence[Images], name: str) -> str:

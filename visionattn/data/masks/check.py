@@ -145,7 +145,7 @@ def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Mas
         return MaskFinding(*names, "", None, "VA-D010", error.strerror or str(error)), None, None
     key = "||".join(f"{file}|{status.st_size}|{status.st_mtime_ns}" for file, status in stamps)
     record = cache.get(key)
-    if record is None or not fits(record, stamps[1][1].st_size, limit):
+    if record is None or not fits(record, limit):
         digest, facts, code, reason = "", None, "", ""
         try:
             digest = content_hash(file_content(Path(path), max_bytes=limit))
@@ -155,7 +155,7 @@ def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Mas
             if code == "VA-D020":  # depends on a setting, so it is not stored
                 return MaskFinding(*names, digest, None, code, reason), None, None
         plain = None if facts is None else json.loads(json.dumps(asdict(facts)))  # in the form that the cache returns
-        record = {"hash16": digest, "facts": plain, "code": code, "reason": reason}
+        record = {"hash16": digest, "bytes": stamps[1][1].st_size, "facts": plain, "code": code, "reason": reason}
     return MaskFinding(*names, record["hash16"], _restored(record["facts"]), record["code"], record["reason"]), key, record
 
 
