@@ -101,10 +101,10 @@ def test_a_disk_that_fills_up_leaves_what_was_written(
 
 
 def test_a_lack_of_memory(server: Server, small: Small, place: Path, record_property: Record) -> None:
-    settings = placed(small, "classify", place, "model.img_size=6144", "train.batch_size=4", "output.name=large", "model.args={width: 64}")
-    command = server.run(["train", *settings], place / "out.txt", RLIMIT_AS=8 * 2**30)
+    settings = placed(small, "classify", place, "model.img_size=512", "train.batch_size=12", "output.name=large", "model.args={width: 256}")
+    command = server.run(["train", *settings], place / "out.txt", RLIMIT_AS=6 * 2**30)
     assert command.code == 6 and "error VA-R001: out of memory" in command.text, command.text
-    record_property("figure", "8 GiB of address space: VA-R001, exit 6")
+    record_property("figure", "6 GiB of address space: VA-R001, exit 6")
 
 
 def test_a_run_folder_that_is_deleted_while_it_trains(server: Server, small: Small, place: Path, record_property: Record) -> None:
