@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import pytest
 import torch
 
 import visionattn as va
-from tests.faults.harness import Server
+from tests.faults.harness import Server, free_port, start_pair
 from visionattn.config.schema import TrainConfig
 from visionattn.console import Console
 from visionattn.engine.devices import open_accelerator
@@ -28,7 +27,6 @@ from visionattn.errors import UserError
 from visionattn.runs.checkpoint import read_checkpoint
 
 LIMIT = 150  # seconds
-PATIENCE = 5  # seconds that the others have after one has failed; launchers end them then
 
 # A plug-in that makes the second process misbehave at its third step; `how` is the body of the function.
 SABOTAGE = """
@@ -75,16 +73,7 @@ def two(server: Server, folder: Path, *settings: str, how: str = "", resume: Pat
     if how:
         (folder / "sabotage.py").write_text(SABOTAGE.format(how=how))
         settings = (*settings, "plugins=[sabotage.py]")
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    commands = [
-        server.start(["train", *settings], folder / f"rank{rank}.txt", {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    commands[0].until(lambda: bool(commands[1].ended and commands[1].code))
-    deadline = time.monotonic() + PATIENCE
-    for command in commands:
-        if command.until(lambda: time.monotonic() > deadline):
-            command.kill()
+    commands = start_pair(server, ["train", *settings], folder)
     codes = [command.code or 0 for command in commands]
     output = "".join(command.text for command in commands)
     return Launched(max(codes, key=abs), output, folder / "runs" / "two" / "001")
@@ -92,7 +81,7 @@ def two(server: Server, folder: Path, *settings: str, how: str = "", resume: Pat
 
 def launch(folder: Path, *settings: str, launcher: str) -> Launched:
     """Train with two processes in `folder`, started by accelerate, or by torchrun as two nodes."""
-    nodes = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
+    nodes = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     launchers = {
         "nodes": [[*nodes, f"--node_rank={rank}"] for rank in range(2)],
         "accelerate": [["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"]],
@@ -118,12 +107,6 @@ def launch(folder: Path, *settings: str, launcher: str) -> Launched:
         output = "".join(process.communicate()[0] for process in started)
         pytest.fail(f"a process still waits after {LIMIT} s:\n{output}")
     return Launched(max(process.returncode for process in started), output, folder / "runs" / "two" / "001")
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 120.0  # seconds that any command may take
+PATIENCE = 5.0  # seconds that a process has after the other failed; launchers end it then
 SERVER = Path(__file__).with_name("server.py")
 _TIMES = ("seconds", "images_per_second")
 
@@ -106,6 +108,25 @@ class Command:
         self.signal(signal.SIGKILL, group=True)
         while not self.ended:
             time.sleep(0.005)
+
+
+def start_pair(server: Server, arguments: list[str], folder: Path) -> list[Command]:
+    """Run a command as two processes, started and ended as launchers do."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    commands = [
+        server.start(arguments, folder / f"rank{rank}.txt", {**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)
+    ]
+    commands[0].until(lambda: bool(commands[1].ended and commands[1].code))
+    for command in commands:
+        command.kill_after(PATIENCE)
+    return commands
+
+
+def free_port() -> int:
+    """A port that no process listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def steps(run: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.harness import Server, killed_until_done, left, steps
+from tests.faults.harness import Server, killed_until_done, left, start_pair, steps
 
 Small = dict[str, list[str]]
 Record = Callable[[str, object], None]
@@ -40,6 +41,29 @@ def test_killed_runs_resume_to_the_same_bits(
         assert found.keys() == reference.keys() and all(found[key] == reference[key] for key in found), f"after {kills} kills"
         runs += 1
     record_property("figure", f"{task}: {kills} of {kills} random SIGKILLs, {runs} runs bit-equal")
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_one_and_two_processes_give_equal_metrics(server: Server, small: Small, place: Path, record_property: Record, task: str) -> None:
+    """On a validation set of an odd number, shared out unevenly."""
+    settings = placed(small, task, place, "train.epochs=1", "train.ema=null", "train.batch_size=2", "output.name=two")
+    root = Path(next(text for text in settings if text.startswith("data.root=")).removeprefix("data.root="))
+    shutil.copytree(root, place / "odd")
+    for path in (place / "odd").glob("val/*/0.png" if task == "classify" else "*/val/0.png"):
+        path.unlink()
+    commands = start_pair(server, ["train", *settings, f"data.root={place / 'odd'}"], place)
+    assert [command.code for command in commands] == [0, 0], commands[0].text + commands[1].text
+    run = place / "runs" / "two" / "001"
+    lines = list(map(json.loads, (run / "metrics.jsonl").read_text().splitlines()))
+    by_two = {key.removeprefix("val_"): value for key, value in lines[-1].items() if key.startswith("val_")}
+    count = by_two.pop("count")
+    alone = server.run(["eval", str(run / "checkpoints" / "last"), "--json"], place / "alone.txt")
+    assert alone.code == 0, alone.text
+    by_one = json.loads(alone.text[alone.text.index("{") : alone.text.rindex("}") + 1])
+    assert count == by_one["count"] == 3 and by_two.keys() == by_one["metrics"].keys()
+    for name, value in by_one["metrics"].items():
+        assert by_two[name] == (value if name != "loss" else pytest.approx(value, rel=1e-4)), name
+    record_property("figure", f"{task}: 1 and 2 processes give equal metrics")
 
 
 @pytest.mark.parametrize("kind", ["SIGINT", "SIGTERM", "SIGTERM to the group", "SIGUSR1"])

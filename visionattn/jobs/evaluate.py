@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visionattn.console import Console
+from visionattn.data.images.layouts import SPLITS
 from visionattn.data.loading import eval_loader, worker_count
 from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
-from visionattn.errors import UserError
+from visionattn.errors import UserError, did_you_mean
 from visionattn.report.tables import print_evaluation, save_evaluation
 from visionattn.runs.load import CHANGEABLE, load_model
 from visionattn.tasks import change_config, name_plugins
@@ -42,6 +43,8 @@ def evaluate(
         UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings;
             VA-R001, out of memory; VA-R009, a loader process ended.
     """
+    if split not in SPLITS:  # also a part of a path
+        raise UserError("VA-D002", f'no split "{split}"', why=f"found: {', '.join(SPLITS)}", fix=did_you_mean(split, SPLITS))
     console = console or Console()
     settings = name_plugins(settings)
     loaded = load_model(source, lambda text: console.field("", text))
