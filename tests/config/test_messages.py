@@ -79,6 +79,10 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("data.root=null", "data.root: expected text, got null"),
         ("model.img_size=16", "model.img_size: expected at least 32 pixels per side"),
         ("data.workers=-1", "data.workers: expected integer >= 0 or auto, got -1"),
+        ("train.save_signal=USR1", "train.save_signal: expected the name of a signal, for example SIGUSR1, got USR1"),
+        ("train.save_signal=SIGKILL", "train.save_signal: SIGKILL cannot be handled by a program"),
+        ("train={shard: true, ema: 0.9}", "train.shard: the moving average needs whole weights at each step; train.ema=null"),
+        ("train.on_nan=ignore", 'train.on_nan: expected one of stop, skip, rollback, got "ignore"'),
         ("optim.betas=[0.9, 1]", "optim.betas: expected numbers >= 0 and < 1, got [0.9, 1.0]"),
         (
             "augment.random_resized_crop.scale=[1, 0.5]",
