@@ -53,3 +53,11 @@ def test_code_that_a_run_names_is_not_imported(trained: Trained, tmp_path: Path,
         assert f"not imported: {name}" in text and f"plugins=[{name}]" in text
     done("eval", run, f"plugins=[{name}]")
     assert (run / "PWNED").exists()
+
+
+@pytest.mark.parametrize("target", [None, [], {}, {"classes": 3}, {"classes": None}, "x"])
+def test_w005_a_target_of_anything_else(trained: Trained, tmp_path: Path, target: object) -> None:
+    checkpoint = trained.copy(tmp_path) / "checkpoints" / "best"
+    meta = json.loads((checkpoint / "meta.json").read_text())
+    (checkpoint / "meta.json").write_text(json.dumps({**meta, "target": target}))
+    refused(tmp_path, "VA-W005", 4, "predict", checkpoint, "--source", trained.data / "test")

@@ -74,7 +74,11 @@ def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) 
     meta = read_meta(checkpoint)
     config = saved_config(meta.get("config"))
     task, target = task_of(config), target_of(meta)
-    model: Any = task.build_model(config, target)
+    try:
+        model: Any = task.build_model(config, target)
+    except (KeyError, TypeError, AttributeError) as error:  # the target is whatever the file says
+        why = f"{type(error).__name__}: {error}"
+        raise UserError("VA-W005", "meta.json of the checkpoint describes no model", where=str(checkpoint), why=why) from error
     load_weights(model, checkpoint, name)
     return LoadedModel(task, config, model.eval(), target, run)
 
