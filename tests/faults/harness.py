@@ -150,7 +150,22 @@ def killed_until_done(server: Server, settings: list[str], folder: Path, name: s
         started = sorted((folder / "runs" / name).glob("*/config.yaml"))  # none, if the kill came before it was written
         arguments = ["--resume", str(started[0].parent)] if started else [*settings, f"output.name={name}"]
         command = server.start(["train", *arguments], output)
-        if kills == most or not command.kill_after(chance.uniform(0.2, 3.0)):
+        if kills == most:
             assert command.wait() == 0, command.text
             return next((folder / "runs" / name).glob("*/config.yaml")).parent, kills
-        kills += 1
+        if started and chance.random() < 0.6:  # in the loop, a save or an evaluation; the others anywhere, mostly in the preparation
+            _at_the_next_step(command, started[0].parent)
+            delay = chance.uniform(0, 0.3)
+        else:
+            delay = chance.uniform(0, 3)
+        if command.kill_after(delay):
+            kills += 1
+        elif command.code == 0:
+            return next((folder / "runs" / name).glob("*/config.yaml")).parent, kills
+        else:
+            raise AssertionError(command.text)
+
+
+def _at_the_next_step(command: Command, run: Path) -> None:
+    before = steps(run)
+    command.until(lambda: steps(run) != before)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.harness import Server, killed_until_done, left, start_pair, steps
+from visionattn.files import counted
 
 Small = dict[str, list[str]]
 Record = Callable[[str, object], None]
@@ -40,7 +41,7 @@ def test_killed_runs_resume_to_the_same_bits(
         found, kills = left(run), kills + more
         assert found.keys() == reference.keys() and all(found[key] == reference[key] for key in found), f"after {kills} kills"
         runs += 1
-    record_property("figure", f"{task}: {kills} of {kills} random SIGKILLs, {runs} runs bit-equal")
+    record_property("figure", f"{task}: {kills} of {kills} random SIGKILLs in {counted(runs, 'run')}: bit-equal")
 
 
 @pytest.mark.parametrize("task", ["classify", "segment"])
