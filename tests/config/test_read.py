@@ -146,6 +146,13 @@ def test_key_value_that_is_not_utf8() -> None:
     assert load_config(None, ["data.root=b\udcc3\udcbccher"]).data.root == "b\u00fccher", "as LC_ALL=C gives it"
 
 
+@pytest.mark.parametrize("settings", [("optim=[]", "optim.clip_grad=1"), ("optim.lr=1", "optim.lr.x=2"), ("optim={}", "optim[0]=1")])
+def test_settings_that_do_not_fit_together(settings: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, settings)
+    assert caught.value.code in ("VA-C001", "VA-C002") and caught.value.block()
+
+
 @pytest.mark.parametrize("text", ["train.epochs=[", "train.epochs={", "train.epochs=*x"])
 def test_key_value_that_is_no_yaml(text: str) -> None:
     assert text in refused("VA-C002", None, text).block()

@@ -112,7 +112,9 @@ def override_values(values: dict[str, Any], origins: dict[str, Origin], override
             origins |= {key.strip(): Origin(where, node), **key_origins(node, f"{key.strip()}.", where)}
             settings.append(f"{key}={value}")
         return _over(values, OmegaConf.from_dotlist(settings))
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:  # TypeError: a list where a mapping is, or the reverse
+    except UserError:
+        raise
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:  # the last two: a list for a mapping or the reverse
         raise UserError(
             "VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=shortened(", ".join(overrides))
         ) from error
