@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tests.config.files import refused, write
 from visionattn.config.read import changed_values, describe, find_config, shipped_names, to_yaml
+from visionattn.errors import UserError
 from visionattn.tasks import TASKS, config_from_dict, load_config
 from visionattn.tasks.classification.settings import ClassifyConfig
 from visionattn.tasks.segmentation.settings import SegmentConfig
@@ -146,7 +147,9 @@ def test_key_value_that_is_not_utf8() -> None:
     assert load_config(None, ["data.root=b\udcc3\udcbccher"]).data.root == "b\u00fccher", "as LC_ALL=C gives it"
 
 
-@pytest.mark.parametrize("settings", [("optim=[]", "optim.clip_grad=1"), ("optim.lr=1", "optim.lr.x=2"), ("optim={}", "optim[0]=1")])
+@pytest.mark.parametrize(
+    "settings", [("optim=[]", "optim.clip_grad=1"), ("optim.lr=1", "optim.lr.x=2"), ("optim={}", "optim[0]=1"), ("[seed=1",)]
+)
 def test_settings_that_do_not_fit_together(settings: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as caught:
         load_config(None, settings)

@@ -114,10 +114,10 @@ def override_values(values: dict[str, Any], origins: dict[str, Origin], override
         return _over(values, OmegaConf.from_dotlist(settings))
     except UserError:
         raise
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError) as error:  # the last two: a list for a mapping or the reverse
-        raise UserError(
-            "VA-C002", f"the settings do not fit together: {str(error).splitlines()[0]}", where=shortened(", ".join(overrides))
-        ) from error
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError, ValueError, LookupError) as error:
+        # OmegaConf raises any of these, for a list where a mapping is and for the reverse.
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError("VA-C002", f"the settings do not fit together: {why}", where=shortened(", ".join(overrides))) from error
 
 
 def require_sections(overrides: Sequence[str], sections: Collection[str]) -> None:
