@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,25 @@ def test_a_state_file_of_anything_else(tmp_path: Path, text: str) -> None:
     (run.path / "run.json").write_text(text)
     (run.path / "metrics.jsonl").write_text('{"step": 1}\n[]\n{"step": "x"}\n{"ste')
     assert run.read_state() == {} and run.read_metrics() == [{"step": 1}]
+
+
+def test_a_run_is_opened_while_it_saves(tmp_path: Path) -> None:
+    """Folders are renamed and deleted between the moment they are listed and the moment they are looked into."""
+    run = run_folder(tmp_path)
+    stop = threading.Event()
+
+    def save() -> None:
+        while not stop.is_set():
+            for name in ("a", "b"):
+                (run / "checkpoints" / f".tmp-{name}" / "inside").mkdir(parents=True)
+            for name in ("a", "b"):
+                shutil.rmtree(run / "checkpoints" / f".tmp-{name}")
+
+    writer = threading.Thread(target=save)
+    writer.start()
+    try:
+        for _ in range(300):
+            RunFolder.open(run)
+    finally:
+        stop.set()
+        writer.join()
