@@ -136,8 +136,7 @@ class Trainer:
         if shared:
             shard(model, accelerator.device, world)
         optimizer = build_optimizer(model, config.optim, self.batch_size * world)
-        self.model = model if shared else accelerator.prepare(model)
-        self.optimizer = accelerator.prepare(optimizer)
+        self.model, self.optimizer = (model, accelerator.prepare(optimizer)) if shared else accelerator.prepare(model, optimizer)
         self.schedule = build_schedule(optimizer, config.schedule, steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
         self.ema = ModelEmaV3(model, decay=config.train.ema, use_warmup=True) if config.train.ema else None
 
