@@ -133,10 +133,14 @@ class Trainer:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # torch has none for the CPU
         # Processes evaluate different numbers of batches, which a model in parts cannot.
         self.replica = copy.deepcopy(model) if shared else None
+        self.model: Any = model
         if shared:
             shard(model, accelerator.device, world)
         optimizer = build_optimizer(model, config.optim, self.batch_size * world)
-        self.model, self.optimizer = (model, accelerator.prepare(optimizer)) if shared else accelerator.prepare(model, optimizer)
+        if shared:
+            self.optimizer = accelerator.prepare(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = build_schedule(optimizer, config.schedule, steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
         self.ema = ModelEmaV3(model, decay=config.train.ema, use_warmup=True) if config.train.ema else None
 
