@@ -10,7 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.commands import Trained, done, lockable, refused, truncate
+from visionattn.errors import UserError
+from visionattn.jobs.resume import require_same_target
+from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config
 
 
@@ -77,6 +82,15 @@ def test_c010_resume_with_the_classes_in_another_order(trained: Trained, tmp_pat
     (data / "classes.txt").write_text("rose\ndaisy\ntulip\n")
     text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "train.epochs=3", f"data.root={data}")
     assert "the order of the classes changed since the run started: daisy, rose, tulip -> rose, daisy, tulip" in text
+
+
+def test_a_target_is_compared_as_it_was_saved(tmp_path: Path) -> None:
+    """JSON has no tuples; colours are often given as such."""
+    run = RunFolder.create(tmp_path)
+    run.write_state("running", target={"classes": ["road"], "palette": [(1, 2, 3)]})
+    require_same_target(run, {"classes": ["road"], "palette": [(1, 2, 3)]})
+    with pytest.raises(UserError, match="the meaning of the outputs changed"):
+        require_same_target(run, {"classes": ["road"], "palette": [(3, 2, 1)]})
 
 
 def test_c010_resume_with_another_number_of_samples_in_a_step(trained: Trained, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_fifos_and_devices_are_not_read(root: Path) -> None:
     (root / "train/rose/lost.png").symlink_to("nowhere")
     _, report, _ = look(root)
     assert report.unreadable == {"train/rose/lost.png": "No such file or directory"}
-    assert any(note.text.startswith("2 left out that are no plain files") for note in report.notes)
+    assert any(note.text.startswith("2 left out because they are not regular files") for note in report.notes)
 
 
 def test_a_spare_band_is_said(root: Path) -> None:

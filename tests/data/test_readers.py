@@ -273,7 +273,7 @@ def test_only_plain_files_are_opened(kind: str, tmp_path: Path) -> None:
         path.mkdir()
     else:
         path = tmp_path / "x\0.png"
-    with pytest.raises(UnreadableFile, match="null" if kind == "zero byte" else "not a plain file"):
+    with pytest.raises(UnreadableFile, match="null" if kind == "zero byte" else "not a regular file"):
         read(path)
 
 

@@ -1,4 +1,4 @@
-"""The walk through folders: each folder once, plain files only, and a count of everything else."""
+"""The walk through folders: each folder once, regular files only, and a count of everything else."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert below(root, walk) == ["1.png", "lost.png"], "reading a link that leads nowhere gives the reason"
     hidden, others, special = walk.report()
     assert hidden.startswith("2 hidden or system files") and others == "3 files of other types left out (.jp2, README)"
-    assert special.startswith("2 left out that are no plain files") and "zero.png" in special
+    assert special.startswith("2 left out because they are not regular files") and "zero.png" in special
     assert ".hidden" in hidden and ".hidden" not in walk.report(hidden_names=False)[0]
 
 

@@ -53,8 +53,7 @@ def test_a_step_that_is_not_finite_is_left_out(task: Pressure, tmp_path: Path) -
     found = losses(tmp_path / "run")
     assert [step for step, loss in found.items() if loss is None] == [3, 4] and len(found) == 16
     assert all(torch.isfinite(tensor).all() for tensor in done.bare_model.state_dict().values())
-    states = [read_checkpoint(tmp_path / "run" / "checkpoints" / name)[2]["progress"] for name in ("prev", "last")]
-    assert [state["step"] for state in states] == [16, 16] or states[-1]["step"] == 16
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last")[2]["progress"]["step"] == 16
     log = (tmp_path / "log.txt").read_text()
     assert "loss is nan at step 4 (epoch 1): the step is left out (2 of 2 in a row)" in log and "diverged.json" in log
     epoch = metrics(tmp_path / "run", "epoch")[0]

@@ -111,7 +111,7 @@ def launch(folder: Path, *settings: str, launcher: str) -> Launched:
 
 @pytest.mark.slow
 def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) -> None:
-    """On two nodes, as far as one machine can tell; afterwards one process goes on."""
+    """Two launchers stand in for two nodes; one process resumes the run afterwards."""
     (flowers / "val" / "rose" / "3.png").unlink()  # 11 images: one process has one more
     done = launch(flowers.parent, launcher="nodes")
     # The gloo backend now and then aborts after all work is done; the files tell whether it was.

@@ -136,7 +136,7 @@ def steps(run: Path) -> int:
 
 
 def left(run: Path) -> dict[str, Any]:
-    """What two runs that computed the same have in common: weights by checkpoint, and the log without times."""
+    """Weights by checkpoint and the log without times: equal for runs that computed the same."""
     weights = {path.relative_to(run).as_posix(): path.read_bytes() for path in run.glob("checkpoints/[bl]*/*.safetensors")}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     log = [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]

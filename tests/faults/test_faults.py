@@ -92,7 +92,7 @@ def test_signals_save_and_exit_with_130(
 
 @pytest.mark.parametrize("size", [2**12, 2**16, 2**18])
 def test_files_that_cannot_grow(server: Server, small: Small, place: Path, record_property: Record, size: int) -> None:
-    """What the system says of a full disk, a quota and this limit takes the same way; here no root is needed."""
+    """A limit on file sizes takes the same path as a full disk or a quota, and setting one needs no root."""
     settings = placed(small, "classify", place, "output.name=full")
     command = server.run(["train", *settings], place / "out.txt", RLIMIT_FSIZE=size)
     assert command.code == 7 and "error VA-R004: " in command.text, command.text
@@ -104,7 +104,7 @@ def test_a_disk_that_fills_up_leaves_what_was_written(
 ) -> None:
     """On a real file system of a few MiB, in a mount namespace; every size fills it at another moment."""
     if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
+        pytest.skip("needs permission to mount")
     codes = []
     for size in range(2000, 18000, 1000) if repeated else (6000,):
         folder = place / f"disk{size}"

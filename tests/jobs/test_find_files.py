@@ -40,7 +40,7 @@ def test_a_folder_is_read_as_for_training(photos: Path, capsys: pytest.CaptureFi
     for line in (
         "3 hidden or system files and folders skipped",
         "1 file of other types left out (.jp2)",
-        "1 left out that are no plain files",
+        "1 left out because they are not regular files",
     ):
         assert line in said
     assert "2 links to folders that are read already left out" in said
@@ -49,13 +49,13 @@ def test_a_folder_is_read_as_for_training(photos: Path, capsys: pytest.CaptureFi
 def test_globs(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(find(photos / "**" / "*.png").values()) == ["a/1.png", "linked/5.png"]
     assert list(find(photos / "*" / "*.png").values()) == ["a/1.png", "linked/5.png"]
-    assert "no plain files (x.png)" in capsys.readouterr().out
+    assert "not regular files (x.png)" in capsys.readouterr().out
     assert list(find(photos / "a" / "*").values()) == ["1.png", "2.JPG"]
 
 
 @pytest.mark.parametrize("name", ["a/x.png", "zero.png", "a/x.*"])
 def test_fifos_and_devices(photos: Path, name: str) -> None:
     (photos / "zero.png").symlink_to("/dev/zero")
-    with pytest.raises(UserError, match="plain file") as caught:
+    with pytest.raises(UserError, match="regular file") as caught:
         find(photos / name)
     assert caught.value.code == "VA-D001"

@@ -158,7 +158,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("part", [{"num_classes": 0}, {"features_only": True}], ids=["features", "backbone"])
 def test_a_file_without_classifier(part: dict[str, Any], tmp_path: Path) -> None:
-    """What the import advises works, and prediction, which cannot, advises the same."""
+    """The command that the import suggests works; prediction needs a classifier, and suggests the same command."""
     state = va.create_model("small", **part).state_dict()
     torch.save(state, tmp_path / "trunk.pth")
     shown = command("weights", "import", tmp_path / "trunk.pth")

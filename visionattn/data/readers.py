@@ -167,15 +167,15 @@ def decoded_bytes(image: Image.Image) -> int:
 
 
 def file_content(path: Path, *, max_bytes: int) -> bytes:
-    """The bytes of a plain file.
+    """The bytes of a regular file.
 
     Raises:
-        UnreadableFile: no plain file, or larger than `max_bytes`.
+        UnreadableFile: not a regular file, or larger than `max_bytes`.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise UnreadableFile(str(path), "not a plain file, but a folder, FIFO, socket or device", "VA-D011")
+            raise UnreadableFile(str(path), "not a regular file, but a folder, FIFO, socket or device", "VA-D011")
         if status.st_size > max_bytes:
             raise UnreadableFile(str(path), f"file of {status.st_size:,} bytes: {_too_large(status.st_size, max_bytes)}", "VA-D020")
         return path.read_bytes()

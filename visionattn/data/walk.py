@@ -22,7 +22,7 @@ Identity = tuple[int, int]
 
 @dataclass
 class Walker:
-    """Lists the plain files below folders and counts what it leaves out.
+    """Lists the regular files below folders and counts what it leaves out.
 
     Attributes:
         suffixes: endings of the files to list.
@@ -129,7 +129,7 @@ class Walker:
         if self.others:
             lines.append(f"{counted(sum(self.others.values()), 'file')} of other types left out ({_examples(self.others)})")
         if self.special:
-            lines.append(f"{sum(self.special.values()):,} left out that are no plain files ({_examples(self.special)})")
+            lines.append(f"{sum(self.special.values()):,} left out because they are not regular files ({_examples(self.special)})")
         if self.repeated:
             links = counted(sum(self.repeated.values()), "link")
             lines.append(f"{links} to folders that are read already left out ({_examples(self.repeated)})")

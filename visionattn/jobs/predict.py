@@ -129,7 +129,7 @@ def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude
             items = walker.files(path)
         elif path.exists():
             if not path.is_file():
-                raise UserError("VA-D001", f'"{source}" is not a plain file', why="FIFOs, sockets and devices are not read")
+                raise UserError("VA-D001", f'"{source}" is not a regular file', why="FIFOs, sockets and devices are not read")
             items = [str(path)]
         else:
             above = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts[:-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def require_same_target(run: RunFolder, target: Target) -> None:
         UserError: VA-C010.
     """
     known = run.read_state().get("target")
-    if known is None or known == target:
+    if known is None or known == json.loads(json.dumps(target)):  # which makes lists of tuples
         return
     before, after = (kept.get("classes", []) if isinstance(kept, dict) else [] for kept in (known, target))
     what = "the meaning of the outputs changed since the run started"

@@ -269,7 +269,8 @@ def _dry_run(prepared: Prepared, accelerator: Accelerator, processes: Processes,
         trainer = Trainer(prepared.setup, RunFolder(Path(folder)), accelerator, processes, console)
         loss, norm, _ = trainer.train_step(next(iter(trainer.train_loader)))
     steps = f"{trainer.total_steps} steps would follow"
-    console.field("dry run", f"one step: loss {loss:.3f}, gradient norm {norm:.2f}; {steps}. Nothing was written.")
+    shown = "n/a (nothing was updated)" if loss is None else f"{loss:.3f}"
+    console.field("dry run", f"one step: loss {shown}, gradient norm {norm:.2f}; {steps}. Nothing was written.")
 
 
 # ---------------------------------------------------------------- finish

@@ -159,7 +159,7 @@ def process_facts() -> dict[str, Any]:
 
 
 def _require_plain(run: Path) -> None:
-    """Stop if a part of a run folder is not a plain file or folder.
+    """Stop if a part of a run folder is not a regular file or folder.
 
     Raises:
         UserError: VA-R008.
@@ -177,7 +177,7 @@ def _require_plain(run: Path) -> None:
                         f"{Path(entry.path).relative_to(run)} of the run is {kind}",
                         where=str(run),
                         why="a run is read, written and swept, and that must not reach out of its folder",
-                        fix="replace it by a plain file or folder, if you trust what it leads to",
+                        fix="replace it with a regular file or folder, if you trust what it leads to",
                         exit_code=2,
                     )
 

@@ -271,7 +271,7 @@ def test_csv_paths_may_be_absolute_and_name_plain_files_only(tmp_path: Path) -> 
     assert len(load(tmp_path / "lists/x.csv").train) == 2
     os.mkfifo(tmp_path / "lists/pipe.png")
     write_csv(tmp_path / "lists/x.csv", ["path", "label", "split"], [*rows, ["pipe.png", "x", "val"]])
-    assert "1 of 2 listed images do not exist, or are no plain files" in refused("VA-D001", 3, tmp_path / "lists/x.csv").what
+    assert "1 of 2 listed images do not exist or are not regular files" in refused("VA-D001", 3, tmp_path / "lists/x.csv").what
 
 
 def test_csv_of_excel_in_another_encoding(tmp_path: Path) -> None:

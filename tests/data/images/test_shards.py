@@ -228,7 +228,7 @@ def header(kind: bytes, content: bytes, count: int = 1) -> Callable[[bytes], byt
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (holding(member("x.png", tarfile.SYMTYPE)), "x.png is a symbolic link: expected plain files"),
+        (holding(member("x.png", tarfile.SYMTYPE)), "x.png is a symbolic link: expected regular files"),
         (holding(member("x.png", tarfile.LNKTYPE)), "x.png is a hard link"),
         (holding(member("x.png", tarfile.CHRTYPE)), "x.png is a device"),
         (holding(member("x.png", tarfile.FIFOTYPE)), "x.png is a named pipe"),

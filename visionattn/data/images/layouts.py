@@ -407,7 +407,7 @@ def require_files(paths: Sequence[str], ids: Sequence[str], folder: Path) -> Non
     if missing:
         raise UserError(
             "VA-D001",
-            f"{len(missing):,} of {len(ids):,} listed images do not exist, or are no plain files",
+            f"{len(missing):,} of {len(ids):,} listed images do not exist or are not regular files",
             where="\n".join(map(shown, missing[:5])),
             why=f"paths are relative to the folder of the CSV file, {folder}",
         )

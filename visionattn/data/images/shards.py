@@ -191,7 +191,7 @@ def read_shards(paths: Sequence[Path], root: Path, settings: ImageDataConfig, in
     The label of a sample is the text of KEY.cls, or `label` or `class` of KEY.json. Members are never extracted.
 
     Raises:
-        UserError: VA-D010, shards that are damaged, cut off or compressed, or that hold anything but plain files; VA-D021,
+        UserError: VA-D010, shards that are damaged, cut off or compressed, or that hold anything but regular files; VA-D021,
             samples without an image or a label; VA-D002, several images or labels of a sample.
     """
     shards: list[Shard] = []
@@ -218,7 +218,7 @@ def read_shards(paths: Sequence[Path], root: Path, settings: ImageDataConfig, in
         shards.append(shard)
     if broken:
         where = "\n".join(f"{name}: {reason}" for name, reason in list(broken.items())[:5])
-        fix = "download them again, or write them anew as uncompressed tar files of plain files"
+        fix = "download them again, or write them anew as uncompressed tar files of regular files"
         raise UserError("VA-D010", f"{len(broken):,} of {counted(len(paths), 'shard')} cannot be used", where=where, fix=fix)
     label = "the label is the text of KEY.cls, or label or class in KEY.json"
     _refuse("VA-D021", faults["without_label"], "sample", "without a label", label)
@@ -378,9 +378,9 @@ def _refuse_compressed(block: bytes, shard: Shard) -> None:
 
 def _require_plain(name: str, kind: bytes, extended: dict[str, str], shard: Shard) -> None:
     if kind in _REFUSED or any(key.startswith("GNU.sparse") for key in extended):
-        raise UnreadableFile(shard.path, f"{name} is {_REFUSED.get(kind, 'a sparse file')}: expected plain files")
+        raise UnreadableFile(shard.path, f"{name} is {_REFUSED.get(kind, 'a sparse file')}: expected regular files")
     if kind not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE):
-        raise UnreadableFile(shard.path, f"{name} is of type {kind!r}: expected plain files")
+        raise UnreadableFile(shard.path, f"{name} is of type {kind!r}: expected regular files")
     if name.startswith("/") or ".." in name.split("/"):
         raise UnreadableFile(shard.path, f"{name} is a path out of the shard")
 
