@@ -21,7 +21,8 @@ from visionattn.tasks import load_config
 
 def test_r003_no_run_folder(trained: Trained, tmp_path: Path) -> None:
     for command in (("eval", tmp_path), ("predict", tmp_path, "--source", trained.data), ("train", "--resume", tmp_path / "gone")):
-        assert "is not a run folder" in refused(tmp_path, "VA-R003", 2, *command)
+        text = refused(tmp_path, "VA-R003", 2, *command)
+        assert "is not a run folder" in text and "runs/<name>/<nnn>" in text
     assert f"Did you mean {trained.run}?" in refused(trained.run, "VA-R003", 2, "eval", trained.run.parent)
 
 
@@ -105,6 +106,9 @@ def test_w005_all_checkpoints_damaged(trained: Trained, tmp_path: Path) -> None:
     run = trained.copy(tmp_path)
     for name in ("last", "prev"):
         truncate(run / "checkpoints" / name / "model.safetensors")
+    shutil.copytree(run, tmp_path / "without")
+    shutil.rmtree(tmp_path / "without" / "checkpoints" / "best")
+    assert "every checkpoint of the run is damaged" in refused(tmp_path, "VA-W005", 4, "eval", tmp_path / "without")
     text = refused(tmp_path, "VA-W005", 4, "train", "--resume", run, "train.epochs=3")
     assert "every checkpoint of the run is damaged" in text and f"visionattn eval {run / 'checkpoints' / 'best'}" in text
 

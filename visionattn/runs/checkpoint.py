@@ -114,6 +114,15 @@ def recover_checkpoints(folder: Path, warn: Callable[[str], object]) -> Path | N
     return folder / name
 
 
+def missing_checkpoint(folder: Path) -> UserError:
+    """Why there is none to read: VA-W005, all are damaged; VA-W006, none was saved yet."""
+    reasons = {name: reason for name in _ORDER if (folder / name).is_dir() and (reason := damage(folder / name)) is not None}
+    if reasons:
+        return _all_damaged(folder, reasons)
+    fix = f"visionattn train --resume {folder.parent}"
+    return UserError("VA-W006", "the run has no checkpoint yet", where=str(folder), fix=fix)
+
+
 def _all_damaged(folder: Path, reasons: dict[str, str]) -> UserError:
     what = "every checkpoint of the run is damaged" if reasons else "the checkpoints of the run are gone"
     why = "\n".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -62,6 +62,7 @@ class RunFolder:
             siblings = [str(item.parent) for item in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
             inside = [str(item.parent) for item in sorted(path.glob("*/config.yaml"))] if path.is_dir() else []
             fix = f"Did you mean {inside[-1]}?" if inside else did_you_mean(str(path), siblings)
+            fix = fix or "give a folder that visionattn train has made: runs/<name>/<nnn>"
             raise UserError("VA-R003", f'"{path}" is not a run folder: it has no config.yaml', fix=fix, exit_code=2)
         _require_plain(path)
         return cls(path)

@@ -9,7 +9,7 @@ from typing import Any
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.models.weights.download import Report
-from visionattn.runs.checkpoint import latest_checkpoint, load_weights, read_meta, read_while_written
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, missing_checkpoint, read_meta, read_while_written
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import TASKS, saved_config, task_of
 from visionattn.tasks.base import Target, Task
@@ -92,10 +92,10 @@ def best_checkpoint(run: RunFolder) -> Path:
     """The checkpoint to use: the best one, or the latest while there is no best.
 
     Raises:
-        UserError: VA-W006, none was saved yet.
+        UserError: VA-W005, all are damaged; VA-W006, none was saved yet.
     """
     best = run.checkpoints / "best"
     found = best if best.is_dir() else latest_checkpoint(run.checkpoints)
     if found is None:
-        raise UserError("VA-W006", "the run has no checkpoint yet", where=str(run.checkpoints), fix=f"visionattn train --resume {run.path}")
+        raise missing_checkpoint(run.checkpoints)
     return found
