@@ -7,7 +7,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 import yaml
 from pydantic import BaseModel
@@ -170,6 +170,8 @@ def _expected(field: Any) -> str:
 
     def words(annotation: Any) -> str:
         origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+        if origin is Annotated:
+            return f"{words(args[0])} {bounds(args[1].metadata)}"
         if origin is Literal:
             return "one of " + ", ".join(str(value) for value in args) if len(args) > 1 else str(args[0])
         if origin in (Union, types.UnionType):
@@ -181,11 +183,12 @@ def _expected(field: Any) -> str:
             return "a mapping"
         return names.get(origin or annotation, getattr(annotation, "__name__", str(annotation)))
 
+    def bounds(marks: Any) -> str:
+        signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+        found = [(sign, getattr(mark, name, None)) for mark in marks for name, sign in signs.items()]
+        return " and ".join(f"{sign} {bound}" for sign, bound in found if bound is not None)
+
     text, null = words(field.annotation), ""
     if text.endswith(" or null"):
         text, null = text.removesuffix(" or null"), "or null"
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [
-        f"{sign} {getattr(mark, name)}" for mark in field.metadata for name, sign in signs.items() if getattr(mark, name, None) is not None
-    ]
-    return " ".join(filter(None, [text, " and ".join(bounds), null]))
+    return " ".join(filter(None, [text, bounds(field.metadata), null]))

@@ -7,11 +7,25 @@ from __future__ import annotations
 
 import signal
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
+
+Auto = Literal["auto"]
+_Value = TypeVar("_Value")
+
+
+def chosen(value: _Value | Auto) -> _Value:
+    """The value of a setting that may be `auto`, after a job has chosen it.
+
+    Raises:
+        ValueError: it is still `auto`.
+    """
+    if value == "auto":
+        raise ValueError("a setting is still auto: jobs.choices.choose gives it a value")
+    return value  # type: ignore[return-value]
 
 
 class Section(BaseModel):
@@ -36,20 +50,29 @@ def setting(default: Any, description: str, **bounds: Any) -> Any:
 class BackboneConfig(Section):
     """The `model` section: a backbone and its weights."""
 
-    name: str = setting("eca_resnet18", "Backbone, see `visionattn models list`.")
+    default_size: ClassVar[int] = 224
+
+    name: str = setting("davit_tiny", "Backbone, see `visionattn models list`.")
     weights: str = setting(
-        "none", "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, or none."
+        "auto",
+        "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, a run, or none; "
+        "auto: the model's default if a program can download it or it was imported, none with arguments of your own.",
     )
     in_chans: int = setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
-    img_size: int | tuple[int, int] = setting(224, "Input size in pixels: one number, or [height, width].")
-    drop_path_rate: float = setting(0.0, "Stochastic depth, growing linearly to this rate at the last block.", ge=0, lt=1)
+    img_size: int | tuple[int, int] | Auto = setting(
+        "auto", "Input size in pixels: one number, or [height, width]; auto: the size of the weights, or 224."
+    )
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] | Auto = setting(
+        "auto", "Stochastic depth, growing linearly to this rate at the last block."
+    )
     grad_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
     args: dict[str, Any] = setting({}, "Arguments of the family's class, for example depths or embed_dim.")
 
     @property
     def size(self) -> tuple[int, int]:
-        """Input height and width in pixels."""
-        return self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+        """Input height and width in pixels; the default where it is still auto."""
+        size = self.default_size if self.img_size == "auto" else self.img_size
+        return size if isinstance(size, tuple) else (size, size)
 
 
 class DataConfig(Section):
@@ -85,20 +108,26 @@ class DataConfig(Section):
 
 class OptimConfig(Section):
     name: Literal["adamw", "sgd"] = setting("adamw", "Optimizer.")
-    lr: float = setting(1e-3, "Learning rate, given for lr_batch samples per step.", gt=0)
+    lr: Annotated[float, Field(gt=0)] | Auto = setting("auto", "Learning rate, given for lr_batch samples per step.")
     lr_batch: int | None = setting(
         None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
     )
-    weight_decay: float = setting(0.05, "Weight decay; norms, biases and the family's own list are left out.", ge=0)
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = setting(
+        "auto", "Weight decay; norms, biases and the family's own list are left out."
+    )
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas.")
     momentum: float = setting(0.9, "SGD momentum (Nesterov).", ge=0, lt=1)
-    layer_decay: float | None = setting(None, "Factor on the rate from each layer to the one before it.", gt=0, le=1)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto | None = setting(
+        "auto", "Factor on the rate from each layer to the one before it; null: none."
+    )
     clip_grad: float | None = setting(5.0, "Largest gradient norm; null: no clipping.", gt=0)
 
 
 class ScheduleConfig(Section):
     name: Literal["cosine", "poly", "step", "constant"] = setting("cosine", "Learning rate over the run, set at each step.")
-    warmup_epochs: float = setting(0.0, "Epochs of linear warm-up from a thousandth of the rate; at most half of the run.", ge=0)
+    warmup_epochs: Annotated[float, Field(ge=0)] | Auto = setting(
+        "auto", "Epochs of linear warm-up from a thousandth of the rate; at most half of the run."
+    )
     warmup_steps: int | None = setting(None, "Optimizer steps of warm-up, instead of schedule.warmup_epochs.", ge=0)
     min_lr: float = setting(1e-6, "Rate at the end of cosine and poly.", ge=0)
     power: float = setting(0.9, "Exponent of poly.", gt=0)
@@ -107,7 +136,7 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: int = setting(20, "Passes over the training set.", ge=1)
+    epochs: Annotated[int, Field(ge=1)] | Auto = setting("auto", "Passes over the training set.")
     steps: int | None = setting(None, "Optimizer steps of the run, instead of train.epochs; its last epoch may be cut off.", ge=1)
     batch_size: int = setting(32, "Samples per step and device.", ge=1)
     accum: int = setting(1, "Steps whose gradients are added before an update.", ge=1)

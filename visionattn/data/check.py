@@ -38,6 +38,7 @@ class CheckReport:
         too_large: reason by id.
         counts: samples (or mask pixels) per split and class.
         hashes: content hash by id.
+        size: median height and width of the images in pixels, if known.
     """
 
     notes: list[Note]
@@ -45,6 +46,7 @@ class CheckReport:
     too_large: dict[str, str]
     counts: dict[str, dict[str, int]]
     hashes: dict[str, str]
+    size: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain values for check.json."""
@@ -103,7 +105,14 @@ def check_images(
         too_large={finding.id: finding.reason for finding in everything if finding.code == "VA-D020"},
         counts={part.name: data.class_counts(part) for part in data.sets},
         hashes={finding.id: finding.hash16 for finding in everything if finding.hash16},
+        size=median_size(everything),
     )
+
+
+def median_size(findings: Sequence[Finding]) -> tuple[int, int] | None:
+    """Median height and width of images as they are stored; None without any."""
+    facts = [finding.facts for finding in findings if finding.facts is not None]
+    return (int(np.median([item.height for item in facts])), int(np.median([item.width for item in facts]))) if facts else None
 
 
 def check_threads(settings: DataConfig) -> int:

@@ -8,12 +8,13 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from visionattn.config.schema import OptimConfig, ScheduleConfig
+from visionattn.config.schema import OptimConfig, ScheduleConfig, chosen
 
 
 def scaled_lr(config: OptimConfig, samples_per_step: int) -> float:
     """The learning rate for a step of this many samples: `lr * samples / lr_batch`, or `lr` unscaled."""
-    return config.lr if config.lr_batch is None else config.lr * samples_per_step / config.lr_batch
+    lr = chosen(config.lr)
+    return lr if config.lr_batch is None else lr * samples_per_step / config.lr_batch
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int) -> Optimizer:
@@ -23,8 +24,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int
         model,
         opt=config.name,
         lr=scaled_lr(config, samples_per_step),
-        weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
+        weight_decay=chosen(config.weight_decay),
+        layer_decay=chosen(config.layer_decay),
         **own,
     )
     return optimizer
@@ -40,7 +41,7 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, 
         steps_per_epoch: optimizer steps of an epoch.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+    warmup_steps = round(chosen(config.warmup_epochs) * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
     warmup = {
         "warmup_t": min(warmup_steps, steps // 2),
         "warmup_lr_init": peak / 1000,

@@ -13,6 +13,7 @@ from visionattn.data.check import CheckReport
 from visionattn.data.splits import ManifestRow
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted, csv_text, json_text
+from visionattn.jobs.choices import choose, with_weights
 from visionattn.names import file_name, shown
 from visionattn.tasks import task_of
 from visionattn.tasks.base import Target, Task
@@ -52,9 +53,11 @@ def preview_data(config: RunConfig, path: Path, count: int) -> None:
     Raises:
         UserError: VA-D002, the task draws none; VA-D010, no sample could be read.
     """
-    task = task_of(config)
+    config, task = with_weights(config), task_of(config)
     data = task.read_data(config)
-    model = task.build_model(config, task.target(config, data))
+    target = task.target(config, data)
+    config, _ = choose(task, config, target, None, samples=len(data.train), world=1)
+    model = task.build_model(config, target)
     if not task.preview(config, model, data, data.train, count, path, augmented=True):
         raise UserError("VA-D002", f"task {task.name} has no preview of its data")
 

@@ -12,7 +12,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from visionattn.config.schema import RunConfig
+from visionattn.config.choices import Choice
+from visionattn.config.schema import RunConfig, chosen
 from visionattn.console import Console, duration
 from visionattn.data.loading import eval_loader, worker_count
 from visionattn.data.sampling import derive_seed, require_batches
@@ -24,9 +25,10 @@ from visionattn.engine.trainer import Setup, Trainer
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
+from visionattn.jobs.choices import choose, print_choices, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data
-from visionattn.jobs.weights import load_initial_weights
+from visionattn.jobs.weights import fetch_published, load_initial_weights
 from visionattn.names import file_name, to_path
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
@@ -62,11 +64,13 @@ class Prepared:
         setup: what is trained.
         checked: its data.
         weights: the line that reports which weights were loaded.
+        choices: settings that the user left open.
     """
 
     setup: Setup
     checked: CheckedData
     weights: str
+    choices: list[Choice]
 
 
 def train(
@@ -130,17 +134,19 @@ def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder |
         config = run_config(resumed.path / "config.yaml", settings) if resumed and config is None else load_config(config, settings)
     elif overrides:
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
-    complete: RunConfig = task_of(config).with_weights_args(config)
-    if resumed is not None:
-        require_same_config(resumed, complete)
-    return complete
+    if resumed is None:
+        return with_weights(config)
+    require_same_config(resumed, config)
+    return config
 
 
 def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes, console: Console, *, strict: bool, keep: bool) -> Prepared:
     """Check the data, build the model and the objective, load initial weights; an error on one process stops all."""
 
+    task = task_of(config)
+
     def check() -> CheckedData:
-        checked = check_data(task_of(config), config, console, strict=strict, keep=keep)
+        checked = check_data(task, config, console, strict=strict, keep=keep)
         if resumed is not None:
             require_same_target(resumed, checked.target)
             checked = same_data(resumed, checked)
@@ -148,17 +154,20 @@ def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes,
         return checked
 
     def build() -> Prepared:
-        task = task_of(config)
-        set_seed(config.seed)
-        model = task.build_model(config, checked.target)
-        weights = "" if resumed is not None else load_initial_weights(task, model, config, console)
-        train_set: Dataset = task.train_dataset(config, model, checked.data, checked.report)
-        val_set = task.eval_dataset(config, model, checked.data.val)
-        objective = task.objective(config, checked.target, train_set)
+        samples = len(checked.data.train)
+        complete, choices = choose(task, config, checked.target, checked.report, samples=samples, world=processes.world)
+        set_seed(complete.seed)
+        model = task.build_model(complete, checked.target)
+        weights = "" if resumed is not None else load_initial_weights(task, model, complete, console)
+        train_set: Dataset = task.train_dataset(complete, model, checked.data, checked.report)
+        val_set = task.eval_dataset(complete, model, checked.data.val)
+        objective = task.objective(complete, checked.target, train_set)
         if checked.gaps:
             train_set = GappedDataset(train_set, checked.gaps)
-        return Prepared(Setup(config, task, checked.target, model, objective, train_set, val_set), checked, weights)
+        return Prepared(Setup(complete, task, checked.target, model, objective, train_set, val_set), checked, weights, choices)
 
+    if resumed is None:  # before the data are decoded, so that it is known soon whether they can be downloaded
+        processes.together(lambda: fetch_published(task, config, console), main_first=True)
     checked = processes.together(check, main_first=True)  # the others find what was decoded in the cache
     prepared = processes.together(build, main_first=True)  # and the weights that were downloaded
     set_seed(derive_seed(config.seed, 1 + processes.rank))  # dropout differs between processes
@@ -232,7 +241,7 @@ def _start(
     trainer.unreadable = set(processes.from_main(run.read_state().get("unreadable", ())))
     if resumed and checkpoint is None:
         weights = load_initial_weights(setup.task, trainer.bare_model, setup.config, console)
-    _print_start(trainer, run, weights, resumed, checkpoint)
+    _print_start(trainer, run, weights, prepared.choices, resumed, checkpoint)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     if resumed and processes.is_main:
@@ -240,7 +249,7 @@ def _start(
     return trainer
 
 
-def _print_start(trainer: Trainer, run: RunFolder, weights: str, resumed: bool, checkpoint: Path | None) -> None:
+def _print_start(trainer: Trainer, run: RunFolder, weights: str, choices: list[Choice], resumed: bool, checkpoint: Path | None) -> None:
     setup, config, console = trainer.setup, trainer.config, trainer.console
     params = sum(parameter.numel() for parameter in setup.model.parameters())
     height, width = config.model.size
@@ -256,6 +265,7 @@ def _print_start(trainer: Trainer, run: RunFolder, weights: str, resumed: bool, 
         if resumed:
             console.field("resume", "no checkpoint was saved yet: starting from the beginning")
         console.field("weights", weights)
+        print_choices(choices, console)
     accelerator, train = trainer.accelerator, config.train
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     processes = f" x {trainer.processes.world}" if trainer.processes.world > 1 else ""
@@ -269,6 +279,7 @@ def _dry_run(prepared: Prepared, accelerator: Accelerator, processes: Processes,
         trainer = Trainer(prepared.setup, RunFolder(Path(folder)), accelerator, processes, console)
         loss, norm, _ = trainer.train_step(next(iter(trainer.train_loader)))
     steps = f"{trainer.total_steps} steps would follow"
+    print_choices(prepared.choices, console)
     shown = "n/a (nothing was updated)" if loss is None else f"{loss:.3f}"
     console.field("dry run", f"one step: loss {shown}, gradient norm {norm:.2f}; {steps}. Nothing was written.")
 
@@ -305,7 +316,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
         "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
-        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
+        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {chosen(config.optim.lr):g}",
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }
     report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)

@@ -8,13 +8,23 @@ from typing import Any
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.models import load_checkpoint
-from visionattn.models.weights.download import fetch
+from visionattn.models.weights.download import Report, fetch
 from visionattn.models.weights.records import find_record
 from visionattn.names import to_path
 from visionattn.runs.checkpoint import read_weights, read_while_written
 from visionattn.runs.folder import RunFolder
 from visionattn.runs.load import best_checkpoint
 from visionattn.tasks.base import Task
+
+
+def fetch_published(task: Task, config: RunConfig, console: Console) -> None:
+    """Download the published weights that a config names, if it names some.
+
+    Raises:
+        UserError: VA-W001, VA-W002, VA-R004.
+    """
+    if (record := task.published_weights(config)) is not None:
+        fetch(record, report=_reporting(console))
 
 
 def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Console) -> str:
@@ -31,7 +41,7 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
     if record is None and (source == "pretrained" or (path.name == source and not path.suffix and not path.exists())):
         record = find_record(task.backbone_name(config), None if source == "pretrained" else source)  # raises with what there is
     if record is not None:
-        file = fetch(record, report=None if console.quiet else lambda text: console.field("", text))
+        file = fetch(record, report=_reporting(console))
         source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
         report = load_checkpoint(model, file.path)
     elif path.is_dir():
@@ -44,3 +54,8 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
     if report.not_finite:
         console.warn(f"VA-W005 {report.not_finite}")
     return f"{source}  {report.reason}"
+
+
+def _reporting(console: Console) -> Report | None:
+    """Where lines about a download go."""
+    return None if console.quiet else lambda text: console.field("", text)

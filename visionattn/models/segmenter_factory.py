@@ -65,7 +65,7 @@ def create_segmenter(
 
     Args:
         backbone: see `list_models()`; with a tag (`swin_tiny.in22k`), the preprocessing is that of these weights. Or a name in `PRESETS`.
-        head: a name in `visionattn.heads.HEADS`; None takes the preset's, or "upernet".
+        head: a name in `visionattn.heads.HEADS`; None takes the preset's, or "segformer", the cheapest.
         num_classes: logits per pixel.
         pretrained: start the backbone from published classification weights, as in `create_model`.
         checkpoint_path: a segmentation file of this model (see `load_checkpoint`), the name of a published one
@@ -107,7 +107,7 @@ def create_segmenter(
 
 def with_preset(backbone: str, head: str | None, head_args: Mapping[str, Any]) -> Preset:
     """Resolve a backbone or preset and a head; with a head other than the preset's, the preset's arguments are ignored."""
-    preset = PRESETS.get(backbone, Preset(backbone, "upernet", {}))
+    preset = PRESETS.get(backbone, Preset(backbone, "segformer", {}))
     own = preset.head_args if head in (None, preset.head) else {}
     return Preset(preset.backbone, head or preset.head, {**own, **head_args})
 

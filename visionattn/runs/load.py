@@ -83,6 +83,16 @@ def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) 
     return LoadedModel(task, config, model.eval(), target, run)
 
 
+def config_of_run(path: Path) -> RunConfig:
+    """The config of a run folder, or of a checkpoint folder in one.
+
+    Raises:
+        UserError: VA-R003, VA-R008, VA-W005, VA-W006; VA-C006, code of its own that is not imported yet.
+    """
+    checkpoint = path if (path / "meta.json").is_file() else best_checkpoint(RunFolder.open(path))
+    return saved_config(read_while_written(checkpoint, lambda: read_meta(checkpoint)).get("config"))
+
+
 def target_of(meta: dict[str, Any]) -> Target:
     """Meaning of the outputs of a checkpoint."""
     return meta["target"] if "target" in meta else {key: meta[key] for key in ("classes", "palette") if key in meta}

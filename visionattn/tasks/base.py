@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from visionattn.config.choices import Choice, Facts, fine_tuning_choices, scratch_choices
 from visionattn.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -418,18 +419,41 @@ class Task(ABC):
 
         return named_weights(self.backbone_name(config), config.model.weights)
 
-    def with_weights_args(self, config: Any) -> Any:
-        """The config with the arguments that come with `model.weights`, so that a run needs no record of an imported file."""
+    def with_weights(self, config: Any) -> Any:
+        """The config with what `model.weights` brings: the weights that auto means, and the arguments and the size that come with a tag.
+
+        A run then needs no record of an imported file.
+        """
         from visionattn.backbones.registry import get_variant
         from visionattn.models.factory import weights_args
+        from visionattn.models.weights.download import default_weights
         from visionattn.models.weights.records import named_weights
 
-        name = self.backbone_name(config)
-        record = named_weights(name, config.model.weights)
-        if record is None:
+        name, model = self.backbone_name(config), config.model
+        if model.weights == "auto":
+            model = model.model_copy(update={"weights": "none" if model.args else default_weights(name)})
+        if (record := named_weights(name, model.weights)) is not None:
+            args = {**weights_args(get_variant(name), record), **model.args}
+            size = self.size_of_weights(record) if model.img_size == "auto" else model.img_size
+            model = model.model_copy(update={"args": args, "img_size": size})
+        return config.model_copy(update={"model": model})
+
+    def size_of_weights(self, record: Any) -> Any:
+        """`model.img_size` for weights with a record, where it is auto."""
+        return tuple(record.input_size[1:])
+
+    def with_model_of(self, config: Any, other: RunConfig) -> Any:
+        """The config with the network of another run, whose weights it starts from, where its user left it open."""
+        model = config.model
+        if model.name != other.model.name:
             return config
-        args = {**weights_args(get_variant(name), record), **config.model.args}
-        return config.model_copy(update={"model": config.model.model_copy(update={"args": args})})
+        size = other.model.img_size if model.img_size == "auto" and other.task == self.name else model.img_size
+        args = {**other.model.args, **model.args}
+        return config.model_copy(update={"model": model.model_copy(update={"args": args, "img_size": size})})
+
+    def choices(self, config: Any, facts: Facts, report: CheckReport | None) -> list[Choice]:
+        """Values for all keys that may be `auto`, chosen for a network and its data."""
+        return fine_tuning_choices(config, facts) if facts.pretrained else scratch_choices()
 
     def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         """The model of published weights, by name or file; None if it belongs to another task."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from visionattn.config.schema import DataConfig, Section, setting
+from visionattn.config.schema import Auto, DataConfig, Section, setting
 
 
 class ImageDataConfig(DataConfig):
@@ -67,7 +67,7 @@ class LabelDataConfig(ImageDataConfig):
 
 
 class CropConfig(Section):
-    scale: tuple[float, float] = setting((0.08, 1.0), "Range of the crop's area, as a share of the image.")
+    scale: tuple[float, float] | Auto = setting("auto", "Range of the crop's area, as a share of the image.")
     ratio: tuple[float, float] = setting((0.75, 1.3333), "Range of the crop's width / height.")
 
 

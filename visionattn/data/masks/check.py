@@ -23,6 +23,7 @@ from visionattn.data.check import (
     examine,
     fits,
     format_notes,
+    median_size,
     read_cache,
     write_cache,
 )
@@ -119,7 +120,7 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
     hashes = {finding.id: finding.hash16 for finding in everything if finding.hash16}
     hashes |= {mask.mask_id: mask.hash16 for mask in masks if mask.hash16}
     counts = {split: dict(zip(data.classes, values[: len(data.classes)].tolist(), strict=True)) for split, values in labelled.items()}
-    return CheckReport(notes=notes, unreadable=broken, too_large=large, counts=counts, hashes=hashes)
+    return CheckReport(notes=notes, unreadable=broken, too_large=large, counts=counts, hashes=hashes, size=median_size(everything))
 
 
 # ---------------------------------------------------------------- one pair

@@ -292,10 +292,15 @@ def _classes(
     entries = _entries(settings, layout)
     if entries is None and known is not None:
         entries = [ClassEntry(number, name, None) for number, name in enumerate(known)]
-    if entries is None:
-        raise _no_classes(pairs, settings)
-    ignored = set() if settings.ignore_index == "none" else {entry.value for entry in entries if entry.ignored}
     notes = []
+    if entries is None:
+        values, count = _first_values(pairs, settings)
+        if values != {0, 1}:
+            raise _no_classes(values, count)
+        entries = [ClassEntry(0, "background", None), ClassEntry(1, "object", None)]
+        names = "the masks hold 0 and 1: classes background and object; other names: data.classes=[NAME,NAME]"
+        notes.append(Note("info", "", names))
+    ignored = set() if settings.ignore_index == "none" else {entry.value for entry in entries if entry.ignored}
     if ignored and not layout.classes:
         names = ", ".join(f"{entry.value} ({entry.name})" for entry in entries if entry.value in ignored)
         notes.append(Note("info", "", f"mask value {names} is ignored because of its name; data.ignore_index=none makes it a class"))
@@ -363,8 +368,8 @@ def _unpacked(packed: int) -> Colour:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
-    """Report the values in the first masks, so that the user can name them."""
+def _first_values(pairs: Pairs, settings: MaskDataConfig) -> tuple[set[int], int]:
+    """Values in the first masks, colours left out, and how many masks these are."""
     paths = [pair.mask_path for part in pairs.parts.values() for pair in part][:20]
     values: set[int] = set()
     for path in paths:
@@ -374,11 +379,16 @@ def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
             continue
         if not pixels.colour:
             values.update(np.unique(pixels.values).tolist())
+    return values, len(paths)
+
+
+def _no_classes(values: set[int], masks: int) -> UserError:
+    """Report the values in the first masks, so that the user can name them."""
     count = len(values - {IGNORE})
     names = ["background", *(["object"] if count == 2 else [f"class{number}" for number in range(1, count)])]
     return UserError(
         "VA-C002",
         "unknown classes: there is no classes.txt in data.root",
-        why=f"the first {len(paths)} masks contain the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
+        why=f"the first {masks} masks contain the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
         fix=f"name them in order of their values: data.classes=[{','.join(names)}]",
     )

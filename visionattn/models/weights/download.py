@@ -33,7 +33,7 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from visionattn import __version__
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import TEMPORARY, atomic_write, cache_folder, disk_full, locked, require_space, sha256_of, sync_folder
-from visionattn.models.weights.records import Source, Weights, find_weights
+from visionattn.models.weights.records import Source, Weights, find_weights, records_of
 from visionattn.names import shown, shown_lines
 
 ANSWER_TIMEOUT = 8.0  # seconds to wait for the first answer of a host; silent hosts share them
@@ -181,6 +181,12 @@ def cached_path(record: Weights) -> Path | None:
     """Return the unchecked file of a record in the cache; None if it has not been downloaded."""
     paths = (weights_folder() / f"{record.name}{suffix}" for suffix in SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
+
+
+def default_weights(model: str) -> str:
+    """The tag of a model's first weights that a program can download or that are in the cache; none if there are none."""
+    usable = (record.tag for record in records_of(model) if cached_path(record) or any(source.fetchable for source in record.sources))
+    return next(usable, "none")
 
 
 def offline() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionattn.config.choices import Choice, Facts
 from visionattn.tasks.base import (
     Dataset,
     Display,
@@ -91,6 +92,11 @@ class Classification(Task):
         return True
 
     # model
+
+    def choices(self, config: ClassifyConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
+        from visionattn.tasks.classification.data import crop_choice
+
+        return [*super().choices(config, facts, report), crop_choice(facts)]
 
     def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:
         from visionattn.tasks.classification.model import build_classifier

@@ -5,6 +5,7 @@ from __future__ import annotations
 from timm.data import ImageNetInfo
 
 from visionattn.backbones import list_models
+from visionattn.config.schema import chosen
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.weights.download import Report, fetch
@@ -28,7 +29,7 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
             in_chans=settings.in_chans,
             img_size=settings.size,
             drop_rate=settings.drop_rate,
-            drop_path_rate=settings.drop_path_rate,
+            drop_path_rate=chosen(settings.drop_path_rate),
             **settings.args,
         )
     except UserError:

@@ -42,7 +42,10 @@ class ClassifyConfig(RunConfig):
     @model_validator(mode="after")
     def _check(self) -> ClassifyConfig:
         crop = self.augment.random_resized_crop
-        for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
+        for name, bounds in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
+            if bounds == "auto":
+                continue
+            low, high = bounds
             if not 0 < low <= high:
                 raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
         if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):

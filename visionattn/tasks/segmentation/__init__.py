@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from visionattn.config.choices import Choice, Facts
+from visionattn.config.schema import RunConfig
 from visionattn.tasks.base import (
     Dataset,
     Display,
@@ -152,6 +154,25 @@ class Segmentation(Task):
         from visionattn.tasks.segmentation.model import build_segmenter
 
         return build_segmenter(config, len(target["classes"]))
+
+    def with_weights(self, config: SegmentConfig) -> SegmentConfig:
+        from visionattn.tasks.segmentation.model import with_published_head
+
+        return with_published_head(super().with_weights(config))
+
+    def size_of_weights(self, record: Any) -> Any:
+        return "auto"  # a crop has the size that suits the data, not that of the images a backbone was trained on
+
+    def with_model_of(self, config: SegmentConfig, other: RunConfig) -> SegmentConfig:
+        from visionattn.tasks.segmentation.model import with_head_of
+
+        return with_head_of(super().with_model_of(config, other), other)
+
+    def choices(self, config: SegmentConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
+        from visionattn.tasks.segmentation.data import crop_choice
+        from visionattn.tasks.segmentation.model import head_choice
+
+        return [*super().choices(config, facts, report), crop_choice(report), head_choice(config)]
 
     def published_weights(self, config: SegmentConfig) -> Weights | None:
         from visionattn.tasks.segmentation.model import published_weights

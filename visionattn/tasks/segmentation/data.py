@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from visionattn.data.check import contact_sheet
+from visionattn.config.choices import Choice
+from visionattn.data.check import CheckReport, contact_sheet
 from visionattn.data.masks.palettes import Colour, overlay
 from visionattn.data.masks.sets import MaskSet, count_pixels, resize_labels
 from visionattn.data.masks.transforms import MaskEvalTransform, MaskTrainTransform, mask_eval_transform, mask_train_transform
@@ -46,6 +47,14 @@ class MaskedImages(SampleDataset):
     def pixel_counts(self, num_classes: int) -> np.ndarray:
         """Count the pixels of each class, `[num_classes]`; loads all masks unless the counts are known."""
         return count_pixels(self.mask_set, num_classes) if self.counts is None else self.counts
+
+
+def crop_choice(report: CheckReport | None) -> Choice:
+    """The side of a square training crop: 512 px, or for smaller images their shorter side in steps of 32."""
+    if report is None or report.size is None:
+        return Choice("model.img_size", 512, "the default")
+    height, width = report.size
+    return Choice("model.img_size", min(512, max(32, min(height, width) // 32 * 32)), f"at most 512, images of {height} x {width} px")
 
 
 def augmentation(config: SegmentConfig, model: Any) -> MaskTrainTransform:

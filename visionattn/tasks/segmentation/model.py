@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from visionattn.backbones.registry import get_variant
+from visionattn.config.choices import Choice
+from visionattn.config.schema import RunConfig, chosen
 from visionattn.data.masks.palettes import read_classes
 from visionattn.data.masks.settings import MaskAugmentConfig
 from visionattn.errors import UserError
@@ -21,6 +23,30 @@ def parts_of(config: SegmentConfig) -> Preset:
     """Resolve backbone, head and head arguments, filling in those of a preset."""
     head = config.model.head
     return with_preset(config.model.name, None if head.name == "auto" else head.name, head.args)
+
+
+def with_published_head(config: SegmentConfig) -> SegmentConfig:
+    """The config with the head and the crop of published weights of a whole model, where they were left open."""
+    model, record = config.model, published_weights(config)
+    if not isinstance(record, SegmenterRecord):
+        return config
+    head = model.head.model_copy(update={"name": record.head}) if model.head.name == "auto" else model.head
+    size = record.crop if model.img_size == "auto" else model.img_size
+    return config.model_copy(update={"model": model.model_copy(update={"head": head, "img_size": size})})
+
+
+def head_choice(config: SegmentConfig) -> Choice:
+    """The head that auto means."""
+    return Choice("model.head.name", parts_of(config).head, "that of the preset, or the cheapest one")
+
+
+def with_head_of(config: SegmentConfig, other: RunConfig) -> SegmentConfig:
+    """The config with the head of another run, if that is a segmentation run with the same backbone and the head was left open."""
+    mine, theirs = config.model, other.model
+    if not isinstance(theirs, SegmenterConfig) or mine.name != theirs.name or mine.head.name != "auto":
+        return config
+    head = mine.head.model_copy(update={"name": theirs.head.name, "args": {**theirs.head.args, **mine.head.args}})
+    return config.model_copy(update={"model": mine.model_copy(update={"head": head})})
 
 
 def check_names(config: SegmentConfig) -> None:
@@ -56,7 +82,7 @@ def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
             num_classes,
             in_chans=settings.in_chans,
             img_size=settings.size,
-            drop_path_rate=settings.drop_path_rate,
+            drop_path_rate=chosen(settings.drop_path_rate),
             aux=None if aux.enabled == "auto" else aux.enabled,
             backbone_args={**(whole.args if whole else {}), **settings.args},
             **parts.head_args,

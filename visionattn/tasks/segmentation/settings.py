@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from visionattn.config.schema import BackboneConfig, EvalConfig, RunConfig, Section, setting
+from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
 
 
@@ -21,16 +21,22 @@ class AuxConfig(Section):
 
 
 class HeadConfig(Section):
-    name: str = setting("auto", "Segmentation head or decoder, see visionattn.heads.HEADS; auto: that of a preset, or upernet.")
+    name: str = setting(
+        "auto", "Segmentation head or decoder, see visionattn.heads.HEADS; auto: that of a preset or of the weights, or segformer."
+    )
     args: dict[str, Any] = setting({}, "Arguments of the head's class, for example width or dropout; they override a preset's.")
     aux: AuxConfig = AuxConfig()
 
 
 class SegmenterConfig(BackboneConfig):
+    default_size: ClassVar[int] = 512
+
     name: str = setting(
-        "eca_resnet18", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
+        "davit_tiny", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
     )
-    img_size: int | tuple[int, int] = setting(512, "Size of a training crop in pixels: one number, or [height, width].")
+    img_size: int | tuple[int, int] | Auto = setting(
+        "auto", "Size of a training crop in pixels: one number, or [height, width]; auto: 512, or less for smaller images."
+    )
     head: HeadConfig = HeadConfig()
 
 
@@ -64,6 +70,10 @@ class SegmentEvalConfig(EvalConfig):
     tolerance: float = setting(1.0, "Distance within which nsd accepts a surface, in mm or pixels.", gt=0)
 
 
+class SegmentTrainConfig(TrainConfig):
+    batch_size: int = setting(8, "Images per step and device.", ge=1)
+
+
 class SegmentConfig(RunConfig):
     """All settings of a segmentation run."""
 
@@ -72,6 +82,7 @@ class SegmentConfig(RunConfig):
     data: MaskDataConfig = MaskDataConfig()
     augment: MaskAugmentConfig = MaskAugmentConfig()
     loss: list[LossTermConfig] = setting([LossTermConfig()], "Terms of the loss, summed.", min_length=1)
+    train: SegmentTrainConfig = SegmentTrainConfig()
     eval: SegmentEvalConfig = SegmentEvalConfig()
 
     @model_validator(mode="after")

@@ -1,0 +1,105 @@
+"""What `auto` stands for: the settings that a user left open, each chosen with a reason.
+
+Training from scratch has fixed defaults. From weights, a fine-tuning rule follows the network, the number of samples and the batch;
+`docs/training.md` explains it, `docs/results.md` compares it with training from scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple, TypeVar
+
+from visionattn.config.schema import RunConfig
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+class Choice(NamedTuple):
+    """A key, the value chosen for it, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices follow.
+
+    Attributes:
+        pretrained: whether the run starts from weights.
+        samples: of the training set.
+        batch: samples per optimizer step, on all processes.
+        layers: of the model, as `optim.layer_decay` counts them.
+        params: number of parameters.
+        cnn: whether the backbone is a CNN.
+    """
+
+    pretrained: bool
+    samples: int
+    batch: int
+    layers: int
+    params: int
+    cnn: bool
+
+
+def scratch_choices() -> list[Choice]:
+    """The defaults of training from scratch."""
+    values = {
+        "train.epochs": 20,
+        "optim.lr": 1e-3,
+        "optim.layer_decay": None,
+        "optim.weight_decay": 0.05,
+        "schedule.warmup_epochs": 0.0,
+        "model.drop_path_rate": 0.0,
+    }
+    return [Choice(key, value, "from scratch") for key, value in values.items()]
+
+
+def fine_tuning_choices(config: RunConfig, facts: Facts) -> list[Choice]:
+    """The fine-tuning rule."""
+    network = "CNN" if facts.cnn else "attention"
+    epochs = min(max(round(20_000 / facts.samples), 10), 40)
+    if config.train.steps is not None:
+        planned = config.train.steps * facts.batch / facts.samples
+    else:
+        planned = epochs if config.train.epochs == "auto" else config.train.epochs
+    lr = (5e-4 if facts.cnn else 2.5e-4) * math.sqrt(facts.batch / 32) * (20 if config.optim.name == "sgd" else 1)
+    if config.optim.lr_batch is not None:  # it is scaled to the batch again
+        lr *= config.optim.lr_batch / facts.batch
+    drop_path = 0.0 if facts.cnn or facts.params < 20e6 else 0.1 if facts.params < 80e6 else 0.2
+    return [
+        Choice("train.epochs", epochs, f"about {epochs * facts.samples:,} of {facts.samples:,} samples are seen"),
+        Choice("optim.lr", rounded(lr), f"{network} from weights, {facts.batch} samples per step"),
+        Choice(
+            "optim.layer_decay", rounded(0.2 ** (1 / max(facts.layers - 1, 1))), f"the first of {facts.layers} layers learns at a fifth"
+        ),
+        Choice("optim.weight_decay", 1e-4 if facts.cnn else 0.05, network),
+        Choice("schedule.warmup_epochs", rounded(planned / 10), "a tenth of the run"),
+        Choice("model.drop_path_rate", drop_path, f"{network}, {facts.params / 1e6:.0f} million parameters"),
+    ]
+
+
+def apply_choices(config: Config, choices: Iterable[Choice]) -> tuple[Config, list[Choice]]:
+    """The config with values in the place of `auto`, and the choices that were needed."""
+    used = [choice for choice in choices if _value(config, choice.key) == "auto"]
+    values = config.model_dump()
+    for key, value, _ in used:
+        *sections, name = key.split(".")
+        reduce(lambda section, part: section[part], sections, values)[name] = value
+    return type(config).model_validate(values), used
+
+
+def rounded(value: float) -> float:
+    """A number of two digits, as people write them."""
+    return float(f"{value:.2g}")
+
+
+def _value(config: Any, key: str) -> Any:
+    """The value of a dotted key; None inside of a section that is null."""
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    return config

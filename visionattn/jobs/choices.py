@@ -1,0 +1,66 @@
+"""Give every setting that is `auto` a value, before a run starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from timm.models import group_parameters
+
+from visionattn.config.choices import Choice, Facts, apply_choices
+from visionattn.config.schema import RunConfig
+from visionattn.console import Console
+from visionattn.data.check import CheckReport
+from visionattn.names import to_path
+from visionattn.runs.load import config_of_run
+from visionattn.tasks import task_of
+from visionattn.tasks.base import Target, Task
+
+
+def with_weights(config: RunConfig) -> RunConfig:
+    """The config with what its weights bring: the network of a run, the arguments and the size of published ones.
+
+    Raises:
+        UserError: VA-R003, VA-C006, a run that cannot be opened.
+    """
+    task = task_of(config)
+    complete: RunConfig = task.with_weights(config)
+    source = Path(to_path(complete.model.weights)).expanduser()
+    if task.published_weights(complete) is None and source.is_dir():
+        complete = task.with_model_of(complete, config_of_run(source))
+    return complete
+
+
+def choose(
+    task: Task, config: RunConfig, target: Target, report: CheckReport | None, *, samples: int, world: int
+) -> tuple[RunConfig, list[Choice]]:
+    """The config without `auto`, and what was chosen.
+
+    Args:
+        report: findings in the data, if they were checked.
+        samples: of the training set.
+        world: number of processes.
+    """
+    # How many layers there are does not depend on what is chosen.
+    plain, _ = apply_choices(config, task.choices(config, Facts(False, samples, 1, 1, 1, False), report))
+    with torch.device("meta"):
+        model = task.build_model(plain, target)
+    layers = max(group_parameters(model, model.group_matcher(), reverse=True).values()) + 1  # type: ignore[operator]
+    facts = Facts(
+        pretrained=config.model.weights != "none",
+        samples=samples,
+        batch=config.train.batch_size * config.train.accum * world,
+        layers=layers,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        cnn=bool(getattr(model.backbone, "cnn", False)),
+    )
+    complete, chosen = apply_choices(config, task.choices(config, facts, report))
+    return complete, chosen if facts.pretrained else []
+
+
+def print_choices(choices: list[Choice], console: Console) -> None:
+    """A line per value, with its reason."""
+    for number, (key, value, reason) in enumerate(choices):
+        console.field(
+            "" if number else "fine-tuning", f"{key}={value:g}  ({reason})" if isinstance(value, float) else f"{key}={value}  ({reason})"
+        )
