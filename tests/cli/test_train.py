@@ -158,7 +158,7 @@ def test_config_errors_leave_nothing(trained: Trained, tmp_path: Path) -> None:
     args = ("train", "--config", mine, "--data", trained.data, *settings(tmp_path))
     text = refused(tmp_path, "VA-C001", 2, *args, "train.epochs=ten")
     assert "my.yaml:3 optim.weigth_decay: unknown key. Did you mean optim.weight_decay?" in text
-    assert 'command line train.epochs: expected integer >= 1, got "ten"' in text
+    assert 'command line train.epochs: expected integer >= 1 or auto, got "ten"' in text
     mine.write_text("seed: 1\n")
     refused(tmp_path, "VA-C002", 2, *args, "train.epochs=ten")
     refused(tmp_path, "VA-C001", 2, *args, "quickstart")

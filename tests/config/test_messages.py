@@ -43,7 +43,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
     assert {line.strip() for line in error.what.splitlines()} == {
         "low.yaml:2 loss.label_smothing: unknown key. Did you mean loss.label_smoothing?",
         "my.yaml:3 optim.weigth_decay: unknown key. Did you mean optim.weight_decay?",
-        'my.yaml:5 train.epochs: expected integer >= 1, got "ten"',
+        'my.yaml:5 train.epochs: expected integer >= 1 or auto, got "ten"',
         "my.yaml:6 train.batchsize: unknown key. Did you mean train.batch_size?",
         "my.yaml:7 model.nmae: unknown key. Did you mean model.name?",
         "my.yaml:8 xyzzy: unknown key.",
@@ -54,21 +54,21 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ("train.epochs=ten", 'train.epochs: expected integer >= 1, got "ten"'),
-        ("train.epochs=0", "train.epochs: expected integer >= 1, got 0"),
-        ("train.epochs=1.5", "train.epochs: expected integer >= 1, got 1.5"),
-        ("train.epochs=true", "train.epochs: expected integer >= 1, got true"),
-        ("train.epochs=", "train.epochs: expected integer >= 1, got null"),
-        ("optim.lr=0", "optim.lr: expected number > 0, got 0"),
-        ("optim.lr=true", "optim.lr: expected number > 0, got true"),
-        ("optim.lr=.nan", "optim.lr: expected number > 0, got NaN"),
-        ("optim.lr=.inf", "optim.lr: expected number > 0, got Infinity"),
+        ("train.epochs=ten", 'train.epochs: expected integer >= 1 or auto, got "ten"'),
+        ("train.epochs=0", "train.epochs: expected integer >= 1 or auto, got 0"),
+        ("train.epochs=1.5", "train.epochs: expected integer >= 1 or auto, got 1.5"),
+        ("train.epochs=true", "train.epochs: expected integer >= 1 or auto, got true"),
+        ("train.epochs=", "train.epochs: expected integer >= 1 or auto, got null"),
+        ("optim.lr=0", "optim.lr: expected number > 0 or auto, got 0"),
+        ("optim.lr=true", "optim.lr: expected number > 0 or auto, got true"),
+        ("optim.lr=.nan", "optim.lr: expected number > 0 or auto, got NaN"),
+        ("optim.lr=.inf", "optim.lr: expected number > 0 or auto, got Infinity"),
         ("optim.clip_grad=-1", "optim.clip_grad: expected number > 0 or null, got -1"),
         ("model.drop_rate=1", "model.drop_rate: expected number >= 0 and < 1, got 1"),
         ("optim.name=adam", 'optim.name: expected one of adamw, sgd, got "adam"'),
         ("optim.betas=[0.9]", "optim.betas: expected [number, number], got [0.9]"),
         ("optim.betas=[a, 1]", 'optim.betas: expected [number, number], got "a"'),
-        ("model.img_size=big", 'model.img_size: expected integer or [integer, integer], got "big"'),
+        ("model.img_size=big", 'model.img_size: expected integer or [integer, integer] or auto, got "big"'),
         ("data.classes=3", "data.classes: expected auto or a list of text or text, got 3"),
         ("plugins=mine", 'plugins: expected a list of text, got "mine"'),
         ("model.args=3", "model.args: expected a mapping, got 3"),
@@ -151,4 +151,4 @@ def test_unknown_keys_of_segmentation() -> None:
 @pytest.mark.parametrize("given", ["task=segmnt", "task=3", "task=null"])
 def test_an_unknown_task_is_said_with_all_else(given: str) -> None:
     what = refused("VA-C002", None, given, "train.epochs=0").what
-    assert f"task: expected one of {', '.join(TASKS)}, got " in what and "train.epochs: expected integer >= 1" in what
+    assert f"task: expected one of {', '.join(TASKS)}, got " in what and "train.epochs: expected integer >= 1 or auto" in what

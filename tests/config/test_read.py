@@ -25,7 +25,7 @@ from visionattn.tasks.segmentation.settings import SegmentConfig
 def test_defaults() -> None:
     config = load_config()
     assert config == ClassifyConfig() == config_from_dict({})
-    assert config.task == "classify" and config.model.weights == "none" and config.train.deterministic
+    assert config.task == "classify" and config.model.weights == "auto" and config.train.deterministic
     assert config.model.size == (224, 224) and load_config(None, ["model.img_size=[64, 96]"]).model.size == (64, 96)
     with pytest.raises(ValidationError):
         config.train.epochs = 3  # type: ignore[misc]
@@ -339,7 +339,7 @@ def test_what_is_written_reads_back_the_same(tmp_path: Path, values: dict[str, A
 
 def test_changed_values_holds_only_what_differs() -> None:
     assert changed_values(ClassifyConfig()) == {"task": "classify"}  # always named: it tells whose defaults the others are
-    config = load_config(None, ["optim.lr=0.5", "model.name=eca_resnet18", "augment.random_resized_crop=null"])
+    config = load_config(None, ["optim.lr=0.5", "model.name=davit_tiny", "augment.random_resized_crop=null"])
     assert changed_values(config) == {"task": "classify", "augment": {"random_resized_crop": None}, "optim": {"lr": 0.5}}
 
 
@@ -369,8 +369,9 @@ def test_schema_is_json_that_tells_types_and_bounds() -> None:
     schema = json.loads(json.dumps(ClassifyConfig.model_json_schema()))
     assert schema["type"] == "object" and schema["additionalProperties"] is False
     assert set(schema["properties"]) == set(ClassifyConfig.model_fields)
-    epochs = schema["$defs"]["TrainConfig"]["properties"]["epochs"]
-    assert epochs["type"] == "integer" and epochs["minimum"] == 1 and epochs["description"]
+    settings = schema["$defs"]["TrainConfig"]["properties"]
+    assert settings["accum"]["type"] == "integer" and settings["accum"]["minimum"] == 1 and settings["accum"]["description"]
+    assert settings["epochs"]["anyOf"] == [{"type": "integer", "minimum": 1}, {"const": "auto", "type": "string"}]
 
 
 # ---------------------------------------------------------------- tasks

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple, TypeVar
 
-from visionattn.config.schema import RunConfig
+from visionattn.config.schema import FROM_SCRATCH, RunConfig
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -46,21 +46,10 @@ class Facts:
     cnn: bool
 
 
-def scratch_choices() -> list[Choice]:
-    """The defaults of training from scratch."""
-    values = {
-        "train.epochs": 20,
-        "optim.lr": 1e-3,
-        "optim.layer_decay": None,
-        "optim.weight_decay": 0.05,
-        "schedule.warmup_epochs": 0.0,
-        "model.drop_path_rate": 0.0,
-    }
-    return [Choice(key, value, "from scratch") for key, value in values.items()]
-
-
-def fine_tuning_choices(config: RunConfig, facts: Facts) -> list[Choice]:
-    """The fine-tuning rule."""
+def choices(config: RunConfig, facts: Facts) -> list[Choice]:
+    """The defaults of training from scratch, or the fine-tuning rule."""
+    if not facts.pretrained:
+        return [Choice(key, value, "from scratch") for key, value in FROM_SCRATCH.items()]
     network = "CNN" if facts.cnn else "attention"
     epochs = min(max(round(20_000 / facts.samples), 10), 40)
     if config.train.steps is not None:

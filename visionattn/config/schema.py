@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import signal
 import typing
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 Auto = Literal["auto"]
-_Value = TypeVar("_Value")
+
+# What settings that are auto stand for when a run starts from scratch; from weights, `config/choices.py` chooses.
+FROM_SCRATCH: dict[str, Any] = {
+    "train.epochs": 20,
+    "optim.lr": 1e-3,
+    "optim.layer_decay": None,
+    "optim.weight_decay": 0.05,
+    "schedule.warmup_epochs": 0.0,
+    "model.drop_path_rate": 0.0,
+    "augment.random_resized_crop.scale": (0.08, 1.0),
+}
 
 
-def chosen(value: _Value | Auto) -> _Value:
-    """The value of a setting that may be `auto`, after a job has chosen it.
-
-    Raises:
-        ValueError: it is still `auto`.
-    """
-    if value == "auto":
-        raise ValueError("a setting is still auto: jobs.choices.choose gives it a value")
-    return value  # type: ignore[return-value]
+def chosen(value: Any, key: str) -> Any:
+    """The value of a setting that may be auto; a config that no job has completed is one from scratch."""
+    return FROM_SCRATCH[key] if value == "auto" else value
 
 
 class Section(BaseModel):

@@ -54,7 +54,7 @@ def diverged(config: RunConfig, record: dict[str, Any], place: str, precision: s
         f"{record['what']} at {place}",
         where=f"first module that is not finite: {record['module']}",
         why=f"lr {record['lr']:.2e}; the batch is listed in {file}; the last checkpoint is intact",
-        fix=f"{hint}a lower optim.lr (now {chosen(config.optim.lr):g}), a longer schedule.warmup_epochs, or optim.clip_grad=1",
+        fix=f"{hint}a lower optim.lr (now {chosen(config.optim.lr, 'optim.lr'):g}), a longer schedule.warmup_epochs, or optim.clip_grad=1",
         exit_code=EXIT_DIVERGED,
     )
 

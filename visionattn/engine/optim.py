@@ -13,7 +13,7 @@ from visionattn.config.schema import OptimConfig, ScheduleConfig, chosen
 
 def scaled_lr(config: OptimConfig, samples_per_step: int) -> float:
     """The learning rate for a step of this many samples: `lr * samples / lr_batch`, or `lr` unscaled."""
-    lr = chosen(config.lr)
+    lr: float = chosen(config.lr, "optim.lr")
     return lr if config.lr_batch is None else lr * samples_per_step / config.lr_batch
 
 
@@ -24,8 +24,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, samples_per_step: int
         model,
         opt=config.name,
         lr=scaled_lr(config, samples_per_step),
-        weight_decay=chosen(config.weight_decay),
-        layer_decay=chosen(config.layer_decay),
+        weight_decay=chosen(config.weight_decay, "optim.weight_decay"),
+        layer_decay=chosen(config.layer_decay, "optim.layer_decay"),
         **own,
     )
     return optimizer
@@ -41,7 +41,11 @@ def build_schedule(optimizer: Optimizer, config: ScheduleConfig, *, steps: int, 
         steps_per_epoch: optimizer steps of an epoch.
     """
     peak = max(group["lr"] for group in optimizer.param_groups)
-    warmup_steps = round(chosen(config.warmup_epochs) * steps_per_epoch) if config.warmup_steps is None else config.warmup_steps
+    warmup_steps = (
+        round(chosen(config.warmup_epochs, "schedule.warmup_epochs") * steps_per_epoch)
+        if config.warmup_steps is None
+        else config.warmup_steps
+    )
     warmup = {
         "warmup_t": min(warmup_steps, steps // 2),
         "warmup_lr_init": peak / 1000,

@@ -118,7 +118,7 @@ class Trainer:
         self.batch_size = config.train.batch_size * config.train.accum  # per process and step
         self.sampler = TrainSampler(len(setup.train_set), self.batch_size, config.seed, rank, world)
         self.steps_per_epoch = len(self.sampler)
-        self.total_steps = config.train.steps or chosen(config.train.epochs) * self.steps_per_epoch
+        self.total_steps = config.train.steps or chosen(config.train.epochs, "train.epochs") * self.steps_per_epoch
         self.epochs = -(-self.total_steps // self.steps_per_epoch)  # the last one may be cut off by train.steps
 
         backbone: Any = model.backbone

@@ -41,18 +41,17 @@ def choose(
         samples: of the training set.
         world: number of processes.
     """
-    # How many layers there are does not depend on what is chosen.
-    plain, _ = apply_choices(config, task.choices(config, Facts(False, samples, 1, 1, 1, False), report))
     with torch.device("meta"):
-        model = task.build_model(plain, target)
-    layers = max(group_parameters(model, model.group_matcher(), reverse=True).values()) + 1  # type: ignore[operator]
+        model = task.build_model(config, target)
+    matcher = getattr(model, "group_matcher", None)
+    layers = 1 if matcher is None else max(group_parameters(model, matcher(), reverse=True).values()) + 1
     facts = Facts(
         pretrained=config.model.weights != "none",
         samples=samples,
         batch=config.train.batch_size * config.train.accum * world,
         layers=layers,
         params=sum(parameter.numel() for parameter in model.parameters()),
-        cnn=bool(getattr(model.backbone, "cnn", False)),
+        cnn=bool(getattr(getattr(model, "backbone", None), "cnn", False)),
     )
     complete, chosen = apply_choices(config, task.choices(config, facts, report))
     return complete, chosen if facts.pretrained else []
@@ -61,6 +60,5 @@ def choose(
 def print_choices(choices: list[Choice], console: Console) -> None:
     """A line per value, with its reason."""
     for number, (key, value, reason) in enumerate(choices):
-        console.field(
-            "" if number else "fine-tuning", f"{key}={value:g}  ({reason})" if isinstance(value, float) else f"{key}={value}  ({reason})"
-        )
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        console.field("" if number else "fine-tuning", f"{key}={text}  ({reason})")

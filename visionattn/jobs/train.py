@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from visionattn.config.choices import Choice
-from visionattn.config.schema import RunConfig, chosen
+from visionattn.config.schema import RunConfig
 from visionattn.console import Console, duration
 from visionattn.data.loading import eval_loader, worker_count
 from visionattn.data.sampling import derive_seed, require_batches
@@ -316,7 +316,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
         "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
-        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {chosen(config.optim.lr):g}",
+        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }
     report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)

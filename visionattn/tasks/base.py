@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from visionattn.config.choices import Choice, Facts, fine_tuning_choices, scratch_choices
+from visionattn.config.choices import Choice, Facts, choices
 from visionattn.config.schema import RunConfig
 
 if TYPE_CHECKING:
@@ -453,7 +453,7 @@ class Task(ABC):
 
     def choices(self, config: Any, facts: Facts, report: CheckReport | None) -> list[Choice]:
         """Values for all keys that may be `auto`, chosen for a network and its data."""
-        return fine_tuning_choices(config, facts) if facts.pretrained else scratch_choices()
+        return choices(config, facts)
 
     def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         """The model of published weights, by name or file; None if it belongs to another task."""

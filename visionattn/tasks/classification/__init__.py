@@ -96,7 +96,7 @@ class Classification(Task):
     def choices(self, config: ClassifyConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
         from visionattn.tasks.classification.data import crop_choice
 
-        return [*super().choices(config, facts, report), crop_choice(facts)]
+        return [*super().choices(config, facts, report), *([crop_choice(facts)] if facts.pretrained else [])]
 
     def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:
         from visionattn.tasks.classification.model import build_classifier

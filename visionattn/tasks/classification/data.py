@@ -22,9 +22,7 @@ Transform = TrainTransform | RandAugmentTransform | EvalTransform
 
 
 def crop_choice(facts: Facts) -> Choice:
-    """How much of an image a training crop shows at least: from weights, short runs on few images learn from larger crops."""
-    if not facts.pretrained:
-        return Choice("augment.random_resized_crop.scale", (0.08, 1.0), "from scratch")
+    """How much of an image a training crop shows at least: short runs from weights learn from larger crops."""
     least = 0.35 if facts.samples < 10_000 else 0.2
     return Choice("augment.random_resized_crop.scale", (least, 1.0), f"crops of {100 * least:.0f} % and more: {facts.samples:,} samples")
 

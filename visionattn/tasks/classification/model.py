@@ -29,7 +29,7 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
             in_chans=settings.in_chans,
             img_size=settings.size,
             drop_rate=settings.drop_rate,
-            drop_path_rate=chosen(settings.drop_path_rate),
+            drop_path_rate=chosen(settings.drop_path_rate, "model.drop_path_rate"),
             **settings.args,
         )
     except UserError:

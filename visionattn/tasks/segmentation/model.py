@@ -82,7 +82,7 @@ def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
             num_classes,
             in_chans=settings.in_chans,
             img_size=settings.size,
-            drop_path_rate=chosen(settings.drop_path_rate),
+            drop_path_rate=chosen(settings.drop_path_rate, "model.drop_path_rate"),
             aux=None if aux.enabled == "auto" else aux.enabled,
             backbone_args={**(whole.args if whole else {}), **settings.args},
             **parts.head_args,
