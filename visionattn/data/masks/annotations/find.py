@@ -1,0 +1,170 @@
+"""Recognise what annotations a folder or a file contains, by names and first bytes; needs neither numpy nor torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from visionattn.config.schema import DataConfig
+from visionattn.data.walk import Walker
+from visionattn.errors import UserError
+from visionattn.names import shown, to_path
+
+COCO, ROBOFLOW, ROBOFLOW_MASKS, YOLO = "COCO", "Roboflow (COCO)", "Roboflow (masks)", "YOLO polygons"
+LABELME, CVAT, CVAT_MASKS, LABEL_STUDIO = "LabelMe", "CVAT (XML)", "CVAT (segmentation mask)", "Label Studio"
+
+_ACCEPTED = """accepted annotations:
+  COCO: a .json file per split; Roboflow's: _annotations.coco.json beside the images of each split
+  YOLO polygons: data.yaml, images/train/*.jpg and labels/train/*.txt (or train/images and train/labels)
+  LabelMe: a .json file per image
+  CVAT: annotations.xml of "CVAT for images 1.1", or labelmap.txt and SegmentationClass of "Segmentation mask 1.1"
+  Roboflow masks: X.jpg, X_mask.png and _classes.csv in the folder of each split
+  Label Studio: the .json file of its export "JSON\""""
+_START = 2**16  # bytes that tell what a JSON or XML file is
+_TEXTS = frozenset({".json", ".xml", ".yaml", ".yml", ".txt", ".csv"})
+_LAYOUT_ERRORS = ("VA-D002", "VA-D003", "VA-D021", "VA-C002")
+_FEW = 200  # text files of which one has to look like YOLO's; folders that are looked into for advice
+_DEPTH = 3  # of these folders
+_LISTED = 2000  # files of each
+_YOLO_LINE = re.compile(r"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
+_KEYS = {key: re.compile(rf'"{key}"\s*:\s*\[') for key in ("images", "annotations", "categories", "shapes", "completions")}
+
+
+class Found(NamedTuple):
+    """Annotations of one format: the folder given or that of the file given, and the files, sorted."""
+
+    format: str
+    root: Path
+    files: tuple[Path, ...]
+
+
+def find_annotations(source: Path) -> Found:
+    """The annotations in a folder or file.
+
+    Raises:
+        UserError: VA-D001, nothing there; VA-D002, none of the formats, or several.
+    """
+    if not source.exists():
+        raise UserError("VA-D001", f'"{shown(str(source))}" not found', fix="visionattn data masks from FOLDER_OR_FILE")
+    found = _in_folder(source, map(Path, annotation_walker(_TEXTS).files(source))) if source.is_dir() else _in_file(source)
+    if not found:
+        raise UserError(
+            "VA-D002", f'no annotations recognised in "{shown(str(source))}"', why=_ACCEPTED, fix="give the folder or file of one"
+        )
+    if len(found) > 1:
+        kinds = [f"{item.format}: {shown(str(item.files[0]))}" for item in found]
+        raise UserError(
+            "VA-D002",
+            "annotations of several formats",
+            where="\n".join(kinds),
+            fix="\n".join(map(masks_command, (i.files[0] for i in found))),
+        )
+    return found[0]
+
+
+@contextmanager
+def annotations_advised(root: str) -> Iterator[None]:
+    """Add to an error about the layout of a folder that annotations lie in it, with the command that draws them as masks."""
+    try:
+        yield
+    except UserError as error:
+        folder, found = Path(to_path(root)).expanduser(), []
+        if root and error.code in _LAYOUT_ERRORS:
+            with suppress(OSError):
+                found = _in_folder(folder, _some_files(folder))
+        # Masks of Roboflow are found as pairs, whose classes are then unknown.
+        if not found or (error.code == "VA-C002" and found[0].format != ROBOFLOW_MASKS):
+            raise
+        why = f"it contains annotations of {found[0].format}, which can be drawn as masks\n{error.why}".rstrip()
+        fix = f"{masks_command(folder)}\nor {error.fix}"
+        raise UserError(error.code, error.what, where=error.where, why=why, fix=fix, exit_code=error.exit_code) from error
+
+
+def _some_files(root: Path) -> list[Path]:
+    """Files near the top of a folder, of which there may be any number."""
+    found: list[Path] = []
+    for place, folders, names in islice(os.walk(root), _FEW):
+        if len(Path(place).relative_to(root).parts) >= _DEPTH:
+            folders.clear()
+        found += (Path(place, name) for name in names[:_LISTED] if os.path.splitext(name)[1].lower() in _TEXTS)
+    return found
+
+
+def masks_command(source: Path) -> str:
+    """`visionattn data masks from` for a folder or file."""
+    return f"visionattn data masks from {shlex.quote(str(source))}"
+
+
+def annotation_walker(suffixes: Iterable[str]) -> Walker:
+    """A walker that skips what data.exclude skips by default."""
+    return Walker(frozenset(suffixes), DataConfig().exclude)
+
+
+def _in_file(path: Path) -> list[Found]:
+    root, name = path.parent, path.name.lower()
+    if name == "_classes.csv":
+        return [Found(ROBOFLOW_MASKS, root, (path,))] if _lists_values(path) else []
+    if name == "labelmap.txt":
+        return [Found(CVAT_MASKS, root, (path,))] if (root / "SegmentationClass").is_dir() else []
+    if name.endswith((".yaml", ".yml")):
+        labels = any(folder.is_dir() for pattern in ("labels", "*/labels") for folder in root.glob(pattern))
+        return [Found(YOLO, root, (path,))] if labels and _names_classes(path) else []
+    kind = _kind(path)
+    return [Found(kind, root, (path,))] if kind else []
+
+
+def _in_folder(root: Path, paths: Iterable[Path]) -> list[Found]:
+    files: dict[str, list[Path]] = {}
+    texts: list[Path] = []
+    for path in paths:
+        if path.suffix.lower() == ".txt" and path.name.lower() != "labelmap.txt":
+            texts.append(path)
+        else:
+            for item in _in_file(path) if path.is_file() else ():
+                files.setdefault(item.format, []).append(path)
+    if YOLO not in files and _has_yolo_labels(texts):
+        files[YOLO] = [path for path in texts if "labels" in path.relative_to(root).parts[:-1]][:1]
+    return [Found(kind, root, tuple(sorted(paths))) for kind, paths in files.items()]
+
+
+def _kind(path: Path) -> str:
+    """The format of a JSON or XML file, by its beginning."""
+    if path.suffix.lower() not in (".json", ".xml") or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        text = file.read(_START).decode("utf-8-sig", "replace").lstrip()
+    if path.suffix.lower() == ".xml":
+        return CVAT if re.search(r"<annotations\b", text) else ""
+    has = {key for key, pattern in _KEYS.items() if pattern.search(text)}
+    if text.startswith("["):
+        return LABEL_STUDIO if has & {"annotations", "completions"} and re.search(r'"data"\s*:', text) else ""
+    if "shapes" in has:
+        return LABELME
+    if "images" in has or has >= {"annotations", "categories"}:
+        return ROBOFLOW if path.name == "_annotations.coco.json" else COCO
+    return ""
+
+
+def _lists_values(path: Path) -> bool:
+    return "pixel value" in _first_line(path).lower()
+
+
+def _names_classes(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return any(line.startswith("names:") for line in islice(file, 1000))
+
+
+def _has_yolo_labels(texts: list[Path]) -> bool:
+    inside = (path for path in texts if "labels" in path.parts[:-1] and path.is_file())
+    return any(_YOLO_LINE.fullmatch(_first_line(path)) for path in islice(inside, _FEW))
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(_START).decode("utf-8-sig", "replace").rstrip("\r\n")
