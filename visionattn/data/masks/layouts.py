@@ -228,7 +228,7 @@ def _fitted(layout: MaskLayout, settings: MaskDataConfig) -> MaskLayout:
     """
     if layout.format == "nnunet":
         ending = file_ending(layout.root, [folder for split in SPLITS if (folder := layout.part(layout.images, split))])
-        return replace(layout, image_suffix=f"_0000{ending}", mask_suffix=ending)
+        return replace(layout, image_suffix=f"_0000{ending}")
     if layout.format == "voc" and settings.classes == "auto" and (layout.root / "labelmap.txt").is_file():
         what = "the folders of Pascal VOC with classes of their own, in labelmap.txt"
         raise UserError("VA-D002", what, where=str(layout.root), fix="name the classes in order of the mask values: data.classes=[...]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,7 +174,7 @@ def coco_json(annotated: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], 
     for _, found in annotated:
         for annotation in found:
             number += 1
-            yield f"{',' * (number > 1)}\n {_one_line({'id': number, **annotation})}"
+            yield f"{',' * (number > 1)}\n {json.dumps({'id': number, **annotation})}"
     named = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
     yield f'\n], "categories": {_one_line(named)}}}\n'
 

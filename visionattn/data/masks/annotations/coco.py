@@ -32,9 +32,8 @@ _RULE = "the smaller object is on top: the format has no order of objects, and a
 
 
 def read_coco(found: Found) -> Annotations:
-    """Read all files, of the original data set those of objects; classes of several files are the same if their names are."""
-    files = [path for path in found.files if path.name.startswith("instances_")] or list(found.files)
-    contents = {path: load_json(path) for path in files}
+    """Read all files; classes of several files are the same if their names are."""
+    contents = {path: load_json(path) for path in found.files}
     left_out: Counter[str] = Counter()
     names: dict[str, None] = {}
     drawable = 0

@@ -29,7 +29,7 @@ from visionattn.data.tables import read_lines
 
 _RULE = "the object with the higher z_order is on top, of equal ones the later one, as CVAT shows them"
 _AREAS = ("polygon", "mask", "box", "ellipse")
-_MOST_BYTES = 2**30
+_MOST_BYTES = 2**28
 _COLOURED = "the masks are finished: what was on top in CVAT is in them"
 
 

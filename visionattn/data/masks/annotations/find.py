@@ -78,10 +78,10 @@ def annotations_advised(root: str) -> Iterator[None]:
         if root and error.code in _LAYOUT_ERRORS:
             with suppress(OSError):
                 found = _in_folder(folder, _some_files(folder))
-        # Masks of Roboflow are found as pairs, whose classes are then unknown.
-        if not found or (error.code == "VA-C002" and found[0].format != ROBOFLOW_MASKS):
+        # The folders of these two are taken for images with masks whose classes are unknown.
+        if not found or (error.code == "VA-C002" and found[0].format not in (ROBOFLOW_MASKS, YOLO)):
             raise
-        why = f"it contains annotations of {found[0].format}, which can be drawn as masks\n{error.why}".rstrip()
+        why = f"data.root contains annotations of {found[0].format}, which can be drawn as masks\n{error.why}".rstrip()
         fix = f"{masks_command(folder)}\nor {error.fix}"
         raise UserError(error.code, error.what, where=error.where, why=why, fix=fix, exit_code=error.exit_code) from error
 
@@ -130,7 +130,9 @@ def _in_folder(root: Path, paths: Iterable[Path]) -> list[Found]:
                 files.setdefault(item.format, []).append(path)
     if YOLO not in files and _has_yolo_labels(texts):
         files[YOLO] = [path for path in texts if "labels" in path.relative_to(root).parts[:-1]][:1]
-    return [Found(kind, root, tuple(sorted(paths))) for kind, paths in files.items()]
+    # The original data set has captions and key points of the same images in further files.
+    files[COCO] = [path for path in files.get(COCO, []) if path.name.startswith("instances_")] or files.get(COCO, [])
+    return [Found(kind, root, tuple(sorted(paths))) for kind, paths in files.items() if paths]
 
 
 def _kind(path: Path) -> str:

@@ -18,7 +18,7 @@ from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.names import shown
 
-_MOST_BYTES = 2**31  # of a file of annotations; COCO's largest has 0.5 GB
+_MOST_BYTES = 2**30  # of a file of annotations; COCO's largest has 0.5 GB
 _FARTHEST = 1e7  # pixels from the image at which a coordinate is a mistake
 _LONGEST_NAME = 255
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
@@ -121,7 +121,7 @@ def load_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        UserError: VA-D002, not JSON, or larger than 2 GiB.
+        UserError: VA-D002, not JSON, or larger than 1 GiB.
     """
     size = path.stat().st_size
     if size > _MOST_BYTES:
@@ -166,7 +166,7 @@ def size_of(record: dict[str, Any], height: str, width: str, where: str | Path) 
 
 def class_name(value: Any, where: str | Path) -> str:
     """The name of a class on one line, as it stands in classes.txt."""
-    name = " ".join(str(value).split()).strip(" ,") if isinstance(value, (str, int)) else ""
+    name = shown(" ".join(str(value).split())).strip(" ,") if isinstance(value, (str, int)) else ""
     if not name or len(name) > _LONGEST_NAME:
         refuse(where, f"a class without a name of 1 to {_LONGEST_NAME} characters")
     return name
@@ -214,6 +214,6 @@ def require_some(count: int, left_out: Counter[str], where: str | Path) -> None:
     Raises:
         UserError: VA-D002.
     """
-    if count == 0 and left_out:
-        why = "\n".join(f"{counted(number, 'object')}: {what}" for what, number in left_out.items())
+    if count == 0 and any(left_out.values()):
+        why = "\n".join(f"{counted(number, 'object')}: {what}" for what, number in left_out.items() if number)
         raise UserError("VA-D002", "the annotations contain no area", where=shown(str(where)), why=why, fix="export polygons or masks")

@@ -24,7 +24,7 @@ from visionattn.names import from_path
 
 _RULE = "the smaller object is on top, as in the masks that Ultralytics trains on"
 _BOX = "a box without a polygon"
-_MOST_BYTES = 2**20  # of a file of names
+_MOST_BYTES = 2**26  # of a text file
 
 
 def read_yolo(found: Found) -> Annotations:
@@ -51,6 +51,8 @@ def _label_file(image: Path) -> Path | None:
 
 def _polygons(path: Path, left_out: Counter[str]) -> list[tuple[int, np.ndarray]]:
     objects = []
+    if path.stat().st_size > _MOST_BYTES:
+        refuse(path, f"a file of {path.stat().st_size:,} bytes, at most {_MOST_BYTES:,} are read")
     for number, line in enumerate(read_lines(path), 1):
         first, *rest = line.split()
         where = f"{path}: line {number}"
@@ -87,7 +89,7 @@ def _classes(found: Found, highest: int) -> list[str]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_BYTES:
-        refuse(path, f"a file of {path.stat().st_size:,} bytes is no list of class names")
+        refuse(path, f"a file of {path.stat().st_size:,} bytes, at most {_MOST_BYTES:,} are read")
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
