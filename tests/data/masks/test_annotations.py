@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import random
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -372,6 +375,45 @@ def test_hostile_files(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=message) as caught:
         draw_masks(root)
     assert caught.value.code == "VA-D002" and {path.name for path in tmp_path.iterdir()} == {"pets"}
+
+
+WRONG = (None, True, -1, 1.5, 1e308, float("nan"), 2**70, "", "x\0", [], [[]], {}, {"a": 1}, ["x"], [1, 2, 3])
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of all values within one."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield (*above, key)
+        yield from places(item, (*above, key))
+
+
+@pytest.mark.parametrize("name", ["coco", "coco_compressed", "roboflow", "labelme", "label_studio"])
+def test_any_wrong_value_ends_in_a_mask_or_one_message(tmp_path: Path, name: str) -> None:
+    root = FORMATS[name][0](tmp_path / "pets")
+    path = sorted(root.rglob("*.json"))[-1]
+    content = json.loads(path.read_text())
+    known = list(places(content))
+    generator = random.Random(0)
+    refused = 0
+    for _ in range(25):
+        changed = json.loads(path.read_text())
+        *above, last = generator.choice(known)
+        holder = changed
+        for key in above:
+            holder = holder[key]
+        holder[last] = generator.choice(WRONG)
+        other = tmp_path / "changed" / path.name
+        other.parent.mkdir(exist_ok=True)
+        other.write_text(json.dumps(changed))
+        try:
+            draw_masks(other, images=root, out=tmp_path / "out")
+        except UserError as error:
+            refused += 1
+            assert error.code[3] in "DC" and not (tmp_path / "out").exists()
+        else:
+            shutil.rmtree(tmp_path / "out")
+    assert refused > 2
 
 
 def test_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from visionattn.data.masks.annotations.find import ROBOFLOW, Found
@@ -27,6 +26,7 @@ from visionattn.data.masks.annotations.records import (
     text,
 )
 from visionattn.data.masks.areas import BadArea, Patch, Size, run_area, unpacked_runs
+from visionattn.names import from_path
 
 _RULE = "the smaller object is on top: the format has no order of objects, and a larger one would hide it"
 
@@ -35,58 +35,66 @@ def read_coco(found: Found) -> Annotations:
     """Read all files; classes of several files are the same if their names are."""
     contents = {path: load_json(path) for path in found.files}
     left_out: Counter[str] = Counter()
-    names: dict[str, None] = {}
+    classes: dict[str, None] = {}
+    images: list[AnnotatedImage] = []
     drawable = 0
     for path, content in contents.items():
-        categories = records(content, "categories", path)
-        parents = {category.get("supercategory") for category in categories}
-        used = {annotation.get("category_id") for annotation in records(content, "annotations", path)}
+        where = from_path(path.relative_to(found.root).as_posix())
+        annotations = records(content, "annotations", where)
+        used = {_key(annotation, "category_id", where) for annotation in annotations}
+        names: dict[int | str, str] = {}
+        categories = records(content, "categories", where)
+        parents = {str(category.get("supercategory")) for category in categories}
         for category in categories:
-            # Roboflow's category 0 is the name of the project, under which the others stand.
-            if found.format == ROBOFLOW and category.get("name") in parents and category.get("id") not in used:
-                left_out[f'category "{category.get("name")}", which only groups the others'] = 1
+            number, name = _key(category, "id", where), class_name(category.get("name"), where)
+            # Roboflow's first category is the name of the project, under which the others stand.
+            if found.format == ROBOFLOW and name in parents and number not in used:
+                left_out[f'category "{name}", which only groups the others'] = 1
             else:
-                names[class_name(category.get("name"), path)] = None
-        drawable += sum(bool(annotation.get("segmentation")) for annotation in content["annotations"])
-    require_some(
-        drawable, Counter({"a box without a polygon": sum(len(content["annotations"]) for content in contents.values())}), found.root
-    )
-    return Annotations(list(names), list(_images(found, contents, left_out)), "smaller", _RULE, left_out)
-
-
-def _images(found: Found, contents: dict[Path, Any], left_out: Counter[str]) -> Iterator[AnnotatedImage]:
-    for path, content in contents.items():
-        where = path.relative_to(found.root).as_posix()
+                names[number] = name
+        classes |= dict.fromkeys(names.values())
+        drawable += sum(bool(annotation.get("segmentation")) for annotation in annotations)
         split = split_of(path.stem, path.parent.name if path.parent != found.root else "")
-        names = {category.get("id"): class_name(category.get("name"), where) for category in content["categories"]}
-        images = records(content, "images", where)
-        known = {_key(image.get("id"), "images", where) for image in images}
-        if len(known) < len(images):
-            refuse(where, "two images with the same id")
-        of_image: dict[int | str, list[dict[str, Any]]] = {}
-        for annotation in content["annotations"]:
-            image_id = _key(annotation.get("image_id"), "annotations", where)
-            if image_id not in known:
-                left_out["an object of an image that the file does not list"] += 1
-            elif annotation.get("category_id") not in names:
-                refuse(where, f"annotation {annotation.get('id')} has a category_id that the file does not list")
-            elif annotation.get("segmentation"):
-                of_image.setdefault(image_id, []).append(annotation)
-            else:
-                left_out["a box without a polygon"] += 1
-        for image in images:
-            objects = of_image.get(image["id"], [])
-            size = size_of(image, "height", "width", where)
-            yield AnnotatedImage(text(image, "file_name", where), split, size, partial(_shapes, objects, names, where), where)
+        images += _images(records(content, "images", where), annotations, names, split, where, left_out)
+    require_some(drawable, left_out, found.root)
+    return Annotations(list(classes), images, "smaller", _RULE, left_out)
 
 
-def _key(value: Any, key: str, where: str) -> int | str:
+def _images(
+    images: list[dict[str, Any]],
+    annotations: list[dict[str, Any]],
+    names: dict[int | str, str],
+    split: str,
+    where: str,
+    left_out: Counter[str],
+) -> Iterator[AnnotatedImage]:
+    objects: dict[int | str, list[dict[str, Any]]] = {_key(image, "id", where): [] for image in images}
+    if len(objects) < len(images):
+        refuse(where, "two images with the same id")
+    for annotation in annotations:
+        image_id = _key(annotation, "image_id", where)
+        if annotation["category_id"] not in names:
+            refuse(where, f"annotation {annotation.get('id')} has a category_id that the file does not list")
+        if image_id not in objects:
+            left_out["an object of an image that the file does not list"] += 1
+        elif annotation.get("segmentation"):
+            objects[image_id].append(annotation)
+        else:
+            left_out["a box without a polygon"] += 1
+    for image in images:
+        size = size_of(image, "height", "width", where)
+        draw = partial(_shapes, objects[image["id"]], names, where)
+        yield AnnotatedImage(text(image, "file_name", where), split, size, draw, where)
+
+
+def _key(record: dict[str, Any], key: str, where: str) -> int | str:
+    value = record.get(key)
     if not isinstance(value, (int, str)):
-        refuse(where, f'"{key}" with an image id that is neither a number nor a text')
+        refuse(where, f'"{key}" is neither a number nor a text')
     return value
 
 
-def _shapes(objects: list[dict[str, Any]], names: dict[Any, str], where: str, size: Size) -> list[Shape]:
+def _shapes(objects: list[dict[str, Any]], names: dict[int | str, str], where: str, size: Size) -> list[Shape]:
     shapes = []
     for annotation in objects:
         label, place = names[annotation["category_id"]], f"{where}: annotation {annotation.get('id')}"

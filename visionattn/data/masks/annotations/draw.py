@@ -356,7 +356,11 @@ def _labels_of(path: Path, annotations: Annotations, values: dict[str, int], lim
     pixels = read_mask(path, max_bytes=limit)
     classes = {index: values[name] for index, name in enumerate(annotations.classes)}
     changes = {number: classes[index] for number, index in annotations.numbers.items()}
-    labels = new_values(str(path), pixels, changes, annotations.colours, Counter(), Counter())
+    try:
+        labels = new_values(str(path), pixels, changes, annotations.colours, Counter(), Counter())
+    except UserError as error:
+        fix = "name them in the list of classes beside the masks"
+        raise UserError(error.code, error.what, where=error.where, why=error.why, fix=fix) from error
     known = {*annotations.numbers} if not annotations.colours else {*range(len(annotations.classes))}
     if not pixels.colour and not (pixels.palette and annotations.colours):
         stray = sorted(set(np.unique(pixels.values).tolist()) - known)
