@@ -26,6 +26,7 @@ from tests.data.masks.annotated import (
     corners,
     cvat,
     flat,
+    label_studio,
     labelme,
     photo,
     roboflow_masks,
@@ -430,6 +431,31 @@ def test_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "masks").exists()
 
 
+def test_folders_above_are_not_part_of_a_data_set(tmp_path: Path) -> None:
+    root = tmp_path / "images" / "pets"
+    yolo(root, "{}/images", "{}/labels")
+    photo(root / "photos/d.png")
+    (tmp_path / "labels/pets/photos").mkdir(parents=True)
+    (tmp_path / "labels/pets/photos/d.txt").write_text("0 0 0 1 0 1 1\n")
+    report, _ = drawn(root)
+    assert report.images == {"train": 2, "val": 1} and report.not_annotated == ["photos/d.png"]
+
+
+def test_long_beginnings_and_long_texts(tmp_path: Path) -> None:
+    root = label_studio(tmp_path / "pets")
+    (path,) = root.glob("*.json")
+    tasks = json.loads(path.read_text())
+    tasks[0]["annotations"][1]["result"].insert(0, {"type": "choices", "value": {"text": "x" * 100_000}})
+    path.write_text(json.dumps(tasks))
+    report, _ = drawn(root)
+    assert report.format == "Label Studio" and report.images == {"all": 3}
+    for changes in ({"segmentation": runs([1], ["y" * 100_000])}, {"id": "z" * 100_000, "segmentation": 1}):
+        other = broken_coco(tmp_path / "coco", **changes)
+        with pytest.raises(UserError) as caught:
+            draw_masks(other)
+        assert len(str(caught.value)) < 2000
+
+
 def test_links_in_circles(tmp_path: Path) -> None:
     root = labelme(tmp_path / "pets")
     (root / "again").symlink_to(root)
@@ -445,6 +471,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no annotations recognised"):
         draw_masks(tmp_path / "empty")
+    os.mkfifo(tmp_path / "data.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        draw_masks(tmp_path / "data.yaml")
     root = yolo(tmp_path / "pets")
     with pytest.raises(UserError, match="is not a folder"):
         draw_masks(root, images=root / "nowhere")

@@ -52,7 +52,7 @@ def file_ending(root: Path, folders: Sequence[Path]) -> str:
         )
     if others := [name for name in names if name not in numbered]:
         what = f"{counted(len(others), 'file')} not named as nnU-Net names images, CASE_0000{ending}"
-        raise UserError("VA-D002", what, where=shown("\n".join([str(root), *others[:5]])), fix="rename or remove them")
+        raise UserError("VA-D002", what, where="\n".join([str(root), *others[:5]]), fix="rename or remove them")
     return str(ending)
 
 

@@ -63,6 +63,7 @@ _CROSSING = 20  # pixels that take as long to fill as one crossing of an edge wi
 _LEAST_WORK = 10**8
 _MOST_CLASSES = 253
 _SHOWN = 5
+_LONGEST = 200  # characters of a name in a remark
 
 
 @dataclass
@@ -185,8 +186,9 @@ def draw_masks(source: Path, *, images: Path | None = None, out: Path | None = N
                 _add(report, areas, drawn, image)
             bar.update(number)
         if not report.images:
-            where = [*report.other_size, *report.unreadable][:_SHOWN]
-            raise UserError("VA-D013", "no image has the size of its annotations", where=shown("\n".join(where)), fix="--images FOLDER")
+            where = "\n".join([*report.other_size, *report.unreadable][:_SHOWN])
+            fix = "--images FOLDER, with the images that were annotated"
+            raise UserError("VA-D013", "no image can be read and has the size of its annotations", where=where, fix=fix)
         _finish(report, areas)
         atomic_write(new / "classes.txt", _class_lines(report))
         atomic_write(new / "report.json", json_text(asdict(report)))
@@ -217,8 +219,8 @@ def _with_paths(annotations: Annotations, folder: Path, report: DrawnMasks) -> l
         if len(fitting) > 1:
             raise UserError(
                 "VA-D002",
-                f'"{shown(image.name)}" fits {len(fitting):,} images',
-                where=shown("\n".join([image.where, *sorted(fitting)[:_SHOWN]])),
+                f'"{_some([image.name])}" fits {len(fitting):,} images',
+                where="\n".join([image.where, *sorted(fitting)[:_SHOWN]]),
                 fix="--images with the folder of those that are meant",
             )
         if not fitting:
@@ -231,7 +233,7 @@ def _with_paths(annotations: Annotations, folder: Path, report: DrawnMasks) -> l
         pairs.append((image, path))
     if not pairs:
         what = f"none of the {counted(len(annotations.images), 'annotated image')} is in {shown(str(folder))}"
-        example = f"for example {shown(report.without_image[0])}" if report.without_image else "the annotations name no image"
+        example = f"for example {_some(report.without_image[:1])}" if report.without_image else "the annotations name no image"
         raise UserError("VA-D001", what, why=example, fix="--images FOLDER")
     report.not_annotated = [from_path(os.path.relpath(path, folder)) for path in files if path not in twice]
     return pairs
@@ -490,4 +492,4 @@ def _finish(report: DrawnMasks, areas: dict[int, array[int]]) -> None:
 
 
 def _some(names: list[str]) -> str:
-    return shown(", ".join(names[:3])) + (", ..." if len(names) > 3 else "")
+    return shown(", ".join(name[:_LONGEST] for name in names[:3])) + (", ..." if len(names) > 3 else "")

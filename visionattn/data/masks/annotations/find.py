@@ -31,9 +31,9 @@ _TEXTS = frozenset({".json", ".xml", ".yaml", ".yml", ".txt", ".csv"})
 _LAYOUT_ERRORS = ("VA-D002", "VA-D003", "VA-D021", "VA-C002")
 _FEW = 200  # text files of which one has to look like YOLO's; folders that are looked into for advice
 _DEPTH = 3  # of these folders
-_LISTED = 2000  # files of each
+_LISTED = 20  # files of each
 _YOLO_LINE = re.compile(r"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
-_KEYS = {key: re.compile(rf'"{key}"\s*:\s*\[') for key in ("images", "annotations", "categories", "shapes", "completions")}
+_KEYS = {key: re.compile(rf'"{key}"\s*:\s*\[') for key in ("images", "annotations", "categories", "shapes", "completions", "result")}
 
 
 class Found(NamedTuple):
@@ -50,8 +50,9 @@ def find_annotations(source: Path) -> Found:
     Raises:
         UserError: VA-D001, nothing there; VA-D002, none of the formats, or several.
     """
-    if not source.exists():
-        raise UserError("VA-D001", f'"{shown(str(source))}" not found', fix="visionattn data masks from FOLDER_OR_FILE")
+    if not source.is_dir() and not source.is_file():
+        what = "is not a regular file" if source.exists() else "not found"
+        raise UserError("VA-D001", f'"{shown(str(source))}" {what}', fix="visionattn data masks from FOLDER_OR_FILE")
     found = _in_folder(source, map(Path, annotation_walker(_TEXTS).files(source))) if source.is_dir() else _in_file(source)
     if not found:
         raise UserError(
@@ -82,7 +83,7 @@ def annotations_advised(root: str) -> Iterator[None]:
         if not found or (error.code == "VA-C002" and found[0].format not in (ROBOFLOW_MASKS, YOLO)):
             raise
         why = f"data.root contains annotations of {found[0].format}, which can be drawn as masks\n{error.why}".rstrip()
-        fix = f"{masks_command(folder)}\nor {error.fix}"
+        fix = masks_command(folder) + (f"\nor {error.fix}" if error.fix else "")
         raise UserError(error.code, error.what, where=error.where, why=why, fix=fix, exit_code=error.exit_code) from error
 
 
@@ -92,7 +93,7 @@ def _some_files(root: Path) -> list[Path]:
     for place, folders, names in islice(os.walk(root), _FEW):
         if len(Path(place).relative_to(root).parts) >= _DEPTH:
             folders.clear()
-        found += (Path(place, name) for name in names[:_LISTED] if os.path.splitext(name)[1].lower() in _TEXTS)
+        found += [Path(place, name) for name in sorted(names) if os.path.splitext(name)[1].lower() in _TEXTS][:_LISTED]
     return found
 
 
@@ -128,8 +129,9 @@ def _in_folder(root: Path, paths: Iterable[Path]) -> list[Found]:
         else:
             for item in _in_file(path) if path.is_file() else ():
                 files.setdefault(item.format, []).append(path)
-    if YOLO not in files and _has_yolo_labels(texts):
-        files[YOLO] = [path for path in texts if "labels" in path.relative_to(root).parts[:-1]][:1]
+    labels = [path for path in texts if "labels" in path.relative_to(root).parts[:-1] and path.is_file()]
+    if YOLO not in files and any(_YOLO_LINE.fullmatch(_first_line(path)) for path in labels[:_FEW]):
+        files[YOLO] = labels[:1]
     # The original data set has captions and key points of the same images in further files.
     files[COCO] = [path for path in files.get(COCO, []) if path.name.startswith("instances_")] or files.get(COCO, [])
     return [Found(kind, root, tuple(sorted(paths))) for kind, paths in files.items() if paths]
@@ -139,13 +141,12 @@ def _kind(path: Path) -> str:
     """The format of a JSON or XML file, by its beginning."""
     if path.suffix.lower() not in (".json", ".xml") or not path.is_file():
         return ""
-    with path.open("rb") as file:
-        text = file.read(_START).decode("utf-8-sig", "replace").lstrip()
+    text = _start(path).lstrip()
     if path.suffix.lower() == ".xml":
         return CVAT if re.search(r"<annotations\b", text) else ""
     has = {key for key, pattern in _KEYS.items() if pattern.search(text)}
     if text.startswith("["):
-        return LABEL_STUDIO if has & {"annotations", "completions"} and re.search(r'"data"\s*:', text) else ""
+        return LABEL_STUDIO if has & {"annotations", "completions"} and ("result" in has or '"data"' in text) else ""
     if "shapes" in has:
         return LABELME
     if "images" in has or has >= {"annotations", "categories"}:
@@ -158,15 +159,13 @@ def _lists_values(path: Path) -> bool:
 
 
 def _names_classes(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return any(line.startswith("names:") for line in islice(file, 1000))
-
-
-def _has_yolo_labels(texts: list[Path]) -> bool:
-    inside = (path for path in texts if "labels" in path.parts[:-1] and path.is_file())
-    return any(_YOLO_LINE.fullmatch(_first_line(path)) for path in islice(inside, _FEW))
+    return re.search(r"^names:", _start(path), re.MULTILINE) is not None
 
 
 def _first_line(path: Path) -> str:
+    return _start(path).partition("\n")[0].rstrip("\r")
+
+
+def _start(path: Path) -> str:
     with path.open("rb") as file:
-        return file.readline(_START).decode("utf-8-sig", "replace").rstrip("\r\n")
+        return file.read(_START).decode("utf-8-sig", "replace")

@@ -21,6 +21,7 @@ from visionattn.names import shown
 _MOST_BYTES = 2**30  # of a file of annotations; COCO's largest has 0.5 GB
 _FARTHEST = 1e7  # pixels from the image at which a coordinate is a mistake
 _LONGEST_NAME = 255
+_LONGEST_TEXT = 500  # of a file that a message repeats
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 _BACKGROUND = frozenset({"background", "_background_", "bg"})
 _IGNORED = "__ignore__"  # LabelMe's name of areas without a class
@@ -93,9 +94,8 @@ def refuse(where: str | Path, what: str, why: str = "") -> NoReturn:
     Raises:
         UserError: VA-D002.
     """
-    raise UserError(
-        "VA-D002", f"annotations that cannot be used: {shown(what)}", where=shown(str(where)), why=why, fix="repair or remove them"
-    )
+    what, place = shown(what)[:_LONGEST_TEXT], shown(str(where))[-_LONGEST_TEXT:]
+    raise UserError("VA-D002", f"annotations that cannot be used: {what}", where=place, why=why, fix="repair or remove them")
 
 
 def is_background(name: str) -> bool:

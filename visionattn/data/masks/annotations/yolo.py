@@ -31,7 +31,7 @@ def read_yolo(found: Found) -> Annotations:
     """Read the text file of each image that lies in a folder `images`; an image without one has no objects."""
     left_out: Counter[str] = Counter()
     images = map(Path, annotation_walker(IMAGE_SUFFIXES).files(found.root))
-    pairs = [(path, label) for path in images if (label := _label_file(path)) is not None]
+    pairs = [(path, label) for path in images if (label := _label_file(path, found.root)) is not None]
     lines = {label: _polygons(label, left_out) for _, label in pairs if label.is_file()}
     require_some(sum(map(len, lines.values())), left_out, found.root)
     highest = max((number for objects in lines.values() for number, _ in objects), default=-1)
@@ -39,14 +39,14 @@ def read_yolo(found: Found) -> Annotations:
     return Annotations(classes, list(_images(found.root, pairs, lines, classes)), "smaller", _RULE, left_out)
 
 
-def _label_file(image: Path) -> Path | None:
-    """The text file of an image: the last folder `images` on its path becomes `labels`."""
-    parts = list(image.parts)
+def _label_file(image: Path, root: Path) -> Path | None:
+    """The text file of an image: the last folder `images` on its path within root becomes `labels`."""
+    parts = list(image.relative_to(root).parts)
     places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
     if not places:
         return None
     parts[places[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+    return root.joinpath(*parts).with_suffix(".txt")
 
 
 def _polygons(path: Path, left_out: Counter[str]) -> list[tuple[int, np.ndarray]]:
@@ -92,7 +92,7 @@ def _yaml(path: Path) -> dict[str, Any]:
         refuse(path, f"a file of {path.stat().st_size:,} bytes, at most {_MOST_BYTES:,} are read")
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         refuse(path, "not YAML", why=str(error).partition("\n")[0])
     return value if isinstance(value, dict) else {}
 
