@@ -486,11 +486,11 @@ def test_names_of_classes(tmp_path: Path) -> None:
     root = tmp_path / "pets"
     photo(root / "a.png")
     content = coco_content(("a.png",))
-    names = ["12 3", "a,  b,", "x\ty", "caf\u00e9\u2028z", "\x1b[1m\0", "Background"]
+    names = ["12 3", "a,  b,", "x\ty", "Z\u00fc\u2028rich", "\x1b[1m\0", "Background"]
     content["categories"] = [{"id": 17 + number, "name": name} for number, name in enumerate(names)]
     (root / "x.json").write_text(json.dumps(content))
     drawn(root)
-    expected = ["Background", "12 3", "a, b", "x y", "caf\u00e9 z", "\\x1b[1m\\x00"]
+    expected = ["Background", "12 3", "a, b", "x y", "Z\u00fc rich", "\\x1b[1m\\x00"]
     assert [entry.name for entry in read_classes(tmp_path / "out/classes.txt")] == expected
     content["categories"][0]["name"] = " "
     (root / "x.json").write_text(json.dumps(content))

@@ -130,7 +130,7 @@ def unpacked_runs(text: str) -> list[int]:
 def brush_area(packed: Any, size: Size) -> np.ndarray:
     """The mask that Label Studio's brush painted: run lengths of RGBA bytes, of which alpha counts.
 
-    The format is that of the package @thi.ng/rle-pack: 32 bits for the number of words, 5 for their bits, four times 4 for
+    The format is that of the JavaScript package rle-pack: 32 bits for the number of words, 5 for their bits, four times 4 for
     the bits of a length; then runs of equal or of different words.
 
     Raises:
