@@ -70,14 +70,14 @@ _KNOWN = (
     MaskLayout("voc", _HERE, "JPEGImages", "SegmentationClass", lists="ImageSets/Segmentation/{split}.txt", classes="voc"),
     MaskLayout("camvid", _HERE, "{split}", "{split}annot", classes="camvid"),
     MaskLayout("isic", _HERE, "*_{split}_Input", "*_{split}_GroundTruth", ".jpg", "_segmentation.png"),
-    MaskLayout("nnunet", _HERE, "images{split}", "labels{split}"),
     MaskLayout("isic", _HERE, "*_{split}_Data", "*_{split}_Part1_GroundTruth", ".jpg", "_segmentation.png"),
+    MaskLayout("nnunet", _HERE, "images{split}", "labels{split}"),
 )
 # Splits as these datasets call them, where data.train has its default.
 _OWN_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "ade20k": {"train": ("training",), "val": ("validation",), "test": ()},
-    "nnunet": {"train": ("Tr",), "val": (), "test": ("Ts",)},
     "isic": {"train": ("Training",), "val": ("Validation",), "test": ("Test_v2", "Test")},
+    "nnunet": {"train": ("Tr",), "val": (), "test": ("Ts",)},
 }
 
 
