@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.commands import CLASSES, TINY, done, only_run, picture, refused, save_npz, settings, tree, truncate
+from tests.data.masks.annotated import coco
 
 
 def test_data_check_and_preview(flowers: Path, tmp_path: Path) -> None:
@@ -182,3 +183,22 @@ def test_kinds_of_images_are_told_once(flowers: Path) -> None:
     answer = json.loads(done("data", "check", flowers, "--json", "data.alpha_background=white").stdout)
     texts = {(note["level"], note["code"]): note["text"] for note in answer["notes"]}
     assert "composited on white" in texts["info", "VA-D016"] and ("info", "VA-D015") in texts and ("warning", "VA-D018") in texts
+
+
+def test_masks_from_annotations(tmp_path: Path) -> None:
+    root = coco(tmp_path / "pets")
+    before = tree(root)
+    text = done("data", "masks", "from", root).stdout
+    assert "recognised  COCO: 2 files" in text and f"3 images with masks in {root}-masks: train 2, val 1" in text
+    assert "dog over cat: 120 pixels" in text and "classes without an object: eel" in text
+    assert f"next        visionattn train --data {root}-masks\n" in text and tree(root) == before
+    assert "check: 1 warning" not in done("data", "check", f"{root}-masks").stdout
+    refused(tmp_path, "VA-R007", 7, "data", "masks", "from", root)
+    val = root / "annotations/instances_val2017.json"
+    answer = json.loads(done("data", "masks", "from", val, "--out", tmp_path / "x", "--json").stdout)
+    assert answer["images"] == {"all": 1} and [item["pixels"] for item in answer["classes"]] == [700, 360, 140, 0]
+    done("train", "--data", f"{root}-masks", *settings(tmp_path, "train.batch_size=2"))
+    (tmp_path / "broken.json").write_text('{"images": [')
+    assert "not JSON" in refused(tmp_path, "VA-D002", 3, "data", "masks", "from", tmp_path / "broken.json")
+    assert "accepted annotations" in refused(tmp_path, "VA-D002", 3, "data", "masks", "from", root / "train2017")
+    refused(tmp_path, "VA-D001", 3, "data", "masks", "from", tmp_path / "nothing")

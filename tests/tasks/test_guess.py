@@ -20,6 +20,8 @@ from visionattn.tasks import guess_task
         (["images/train", "masks/train"], "segment"),
         (["images", "masks"], "segment"),
         (["images/training", "annotations/training"], "segment"),
+        (["img_dir/train", "ann_dir/train"], "segment"),
+        (["imagesTr", "labelsTr", "imagesTs"], "segment"),
         (["leftImg8bit/train", "gtFine/train"], "segment"),
         (["JPEGImages", "SegmentationClass", "Annotations"], "segment"),
         (["train", "trainannot", "val", "valannot"], "segment"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,10 @@ import typer
 
 from visionattn.cli.options import Json, Overrides, console_for, key_value, print_json, with_task
 from visionattn.errors import UserError
+from visionattn.files import counted
 
 app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
-masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: convert.")
+masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: from annotations, convert.")
 app.add_typer(masks_app, name="masks")
 
 Task = Annotated[str | None, typer.Option(help="Name of a task; default: by the layout.", show_default=False)]
@@ -86,6 +88,38 @@ def masks_convert(
     for change, count in done.changed.items():
         console.field("", f"{change}: {count:,} pixels")
     console.field("values", ", ".join(f"{value}: {count:,}" for value, count in list(done.values.items())[:20]))
+
+
+@masks_app.command("from", epilog="Example: visionattn data masks from coco --out coco-masks")
+def masks_from(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FOLDER_OR_FILE", help="Annotations of COCO, YOLO, LabelMe, CVAT, Roboflow or Label Studio."),
+    ],
+    images: Annotated[str | None, typer.Option(help="Folder of the images; default: below the annotations.", show_default=False)] = None,
+    out: Annotated[str | None, typer.Option(help="New folder; default: FOLDER_OR_FILE-masks.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw annotations as masks, in a new folder that training reads, and report what is in them."""
+    from dataclasses import asdict
+
+    from visionattn.data.masks.annotations.draw import draw_masks
+
+    console = console_for(as_json)
+    done = draw_masks(Path(source), images=Path(images) if images else None, out=Path(out) if out else None, console=console)
+    if as_json:
+        print_json(asdict(done))
+        return
+    console.field("recognised", f"{done.format}: {counted(done.files, 'file')}")
+    parts = ", ".join(f"{split} {count:,}" for split, count in done.images.items() if split != "all")
+    console.field("written", f"{counted(sum(done.images.values()), 'image')} with masks in {done.out}" + (f": {parts}" if parts else ""))
+    columns = ["value", "class", "objects", "images", "pixels", "smallest", "median", "largest"]
+    rows = [[c.value, c.name, c.objects, c.images, c.pixels, c.smallest, c.median, c.largest] for c in done.classes]
+    console.table(columns, rows)
+    for remark in done.remarks():
+        console.field("", remark)
+    console.field("report", str(Path(done.out) / "report.json"))
+    console.field("next", f"visionattn train --data {shlex.quote(done.out)}" + ("" if "val" in done.images else " --val-fraction 0.2"))
 
 
 def _config(root: str, overrides: list[str] | None, task: str | None, classes: str | None) -> Any:

@@ -72,7 +72,9 @@ def predict(
     out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
     save: Annotated[
         str | None,
-        typer.Option(help="What to write to --out: json,csv; of segmentation also mask,overlay.", show_default="json,csv or mask,overlay"),
+        typer.Option(
+            help="What to write to --out: json,csv; of segmentation also mask,overlay,coco.", show_default="json,csv or mask,overlay"
+        ),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step, of classification.")] = 32,

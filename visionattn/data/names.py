@@ -11,6 +11,28 @@ from visionattn.errors import UserError
 from visionattn.files import counted
 
 
+class FileNames:
+    """The names of files: paths relative to root or to the folder, or file names, each also without the ending of an image.
+
+    Args:
+        files: paths of all files below the folder.
+    """
+
+    def __init__(self, files: Sequence[str], folder: Path, root: Path) -> None:
+        self._readings: list[dict[str, set[str]]] = [{}, {}, {}, {}]
+        for path in files:
+            places = {Path(os.path.relpath(path, base)).as_posix() for base in (root, folder)}
+            name = os.path.basename(path)
+            for known, keys in zip(self._readings, (places, set(map(_stem, places)), {name}, {_stem(name)}), strict=True):
+                for key in keys:
+                    known.setdefault(key, set()).add(path)
+
+    def fitting(self, entry: str) -> set[str]:
+        """The files that an entry of a list may mean, by the most exact of these readings that fits any."""
+        text = os.path.normpath(entry.replace("\\", "/")).replace(os.sep, "/").lstrip("/")
+        return next((known[key] for known, key in zip(self._readings, (text, _stem(text)) * 2, strict=True) if key in known), set())
+
+
 def find_listed(listed: Sequence[str], files: Sequence[str], folder: Path, root: Path, *, where: Path) -> list[str]:
     """The file that each entry of a list names.
 
@@ -24,19 +46,12 @@ def find_listed(listed: Sequence[str], files: Sequence[str], folder: Path, root:
     Raises:
         UserError: VA-D001, entries without a file; VA-D002, entries that several files fit.
     """
-    readings: list[dict[str, set[str]]] = [{}, {}, {}, {}]
-    for path in files:
-        places = {Path(os.path.relpath(path, base)).as_posix() for base in (root, folder)}
-        name = os.path.basename(path)
-        for known, keys in zip(readings, (places, set(map(_stem, places)), {name}, {_stem(name)}), strict=True):
-            for key in keys:
-                known.setdefault(key, set()).add(path)
+    names = FileNames(files, folder, root)
     found: list[str] = []
     missing: list[str] = []
     several: list[str] = []
     for entry in listed:
-        text = os.path.normpath(entry.replace("\\", "/")).replace(os.sep, "/").lstrip("/")
-        fitting = next((known[key] for known, key in zip(readings, (text, _stem(text)) * 2, strict=True) if key in known), set())
+        fitting = names.fitting(entry)
         if len(fitting) == 1:
             found.append(next(iter(fitting)))
         else:

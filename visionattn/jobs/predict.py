@@ -50,7 +50,8 @@ def predict(
         batch_size: files per step, of classification.
         out: folder for the results; None saves nothing.
         save: what to write there: "json" and "csv", and of segmentation also "mask" (palette PNGs of the image's size, whose pixels
-            are class numbers) and "overlay". (): the task's default, json and csv, or mask and overlay.
+            are class numbers), "overlay" and "coco" (a file of polygons for annotation tools). (): the task's default, json and csv,
+            or mask and overlay.
         settings: as in `evaluate`.
         console: where progress is printed.
 
@@ -205,8 +206,9 @@ def _save(
 ) -> None:
     """Write the tables and report what was written."""
     out.mkdir(parents=True, exist_ok=True)
-    for folder in dict.fromkeys(path.relative_to(out).parts[0] for path in writer.planned_files()):
-        console.field("written", f"{out / folder}: {len(predictions)} files")
+    writer.finish()
+    for path in dict.fromkeys(out / path.relative_to(out).parts[0] for path in writer.planned_files()):
+        console.field("written", f"{path}: {len(predictions)} files" if path.is_dir() else str(path))
     texts = {"json": lambda: predictions_json(predictions, unreadable), "csv": lambda: csv_lines(*writer.table(predictions))}
     for name, text in texts.items():
         if name in formats:

@@ -223,6 +223,9 @@ class Writer(ABC):
     def write(self, predictions: Any, batch: Batch) -> Sequence[Prediction]:
         """Results of the cases that the batch completes, picklable; their files are written."""
 
+    def finish(self) -> None:  # noqa: B027
+        """Write what covers all cases."""
+
     def table(self, predictions: Sequence[Any]) -> tuple[list[str], Iterable[Sequence[Any]]]:
         """Columns and rows of `predictions.csv`; predictions may be many, so rows are made one at a time."""
         return list(predictions[0].as_dict()), (list(prediction.as_dict().values()) for prediction in predictions)

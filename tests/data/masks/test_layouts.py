@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import done
 from tests.data.images import folders
+from tests.data.masks.annotated import FORMATS, yolo
 from tests.data.masks.pairs import NAMES, load, mask, pairs, picture, settings
 from visionattn.data.masks.convert import convert_command, convert_masks
 from visionattn.data.masks.layouts import find_mask_layout, read_pairs
-from visionattn.data.masks.settings import MaskDataConfig
+from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.errors import UserError
-from visionattn.tasks import guess_task, load_config
+from visionattn.tasks import TASKS, guess_task, load_config
 
 
 def beside(root: Path, suffix: str = "_mask.png", folder: str = "{}") -> Path:
@@ -179,7 +182,104 @@ def test_pairs_that_contradict_each_other(tmp_path: Path) -> None:
         load(root / "all.csv")
 
 
+# ---------------------------------------------------------------- mmsegmentation and nnU-Net
+
+
+def test_mmsegmentation(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d", "img_dir/{}", "ann_dir/{}")
+    assert guess_task(root) == "segment" and [len(part) for part in load(root).sets] == [4, 2]
+    assert load(root).train.mask_ids[0] == "ann_dir/train/train0.png"
+
+
+def nnunet(root: Path, ending: str = ".png", **contents: object) -> Path:
+    for number in range(5):
+        picture(root / f"imagesTr/case_{number:03d}_0000{ending}", number)
+        mask(root / f"labelsTr/case_{number:03d}{ending}", number)
+    for number in range(2):
+        picture(root / f"imagesTs/case_{number + 5:03d}_0000{ending}", number + 5)
+    labels = {"background": 0, "crack": 1, "ignore": 2}
+    known = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": labels, "numTraining": 5, "file_ending": ending}
+    (root / "dataset.json").write_text(json.dumps(known | contents))
+    return root
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_nnunet(tmp_path: Path, ending: str) -> None:
+    root = nnunet(tmp_path / "Dataset120_Cracks", ending)
+    assert guess_task(root) == "segment"
+    with pytest.raises(UserError, match="VA-D003"):
+        load(root, classes="auto")
+    data = load(root, classes="auto", val_fraction=0.4)
+    assert data.classes == ["background", "crack"] and [len(part) for part in data.sets] == [3, 2] and data.without_mask == []
+    stored = np.asarray(Image.open(data.train.mask_paths[0]))
+    assert (data.train.label(0, (16, 20)) == np.where(stored == 2, IGNORE, stored)).all()
+    assert any("test has no masks" in note.text for note in data.notes)
+    for number in range(2):
+        mask(root / f"labelsTs/case_{number + 5:03d}{ending}", number)
+    assert [part.name for part in load(root, classes="auto", val_fraction=0.4).sets] == ["train", "val", "test"]
+    assert load(root, classes=NAMES, val_fraction=0.4).classes == NAMES
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({"file_ending": ".nii.gz"}, "NIfTI"),
+        ({"file_ending": None}, "files end in None"),
+        ({"labels": {"background": 0, "tumour": [1, 2]}}, "regions"),
+        ({"labels": {"0": "background", "1": "crack"}}, "nnU-Net 1"),
+        ({"labels": {"background": 0, "crack": 0}}, "same value"),
+    ],
+)
+def test_nnunet_that_is_not_read(tmp_path: Path, contents: dict[str, object], message: str) -> None:
+    root = nnunet(tmp_path / "d", **contents)
+    with pytest.raises(UserError, match=message) as caught:
+        load(root, classes="auto", val_fraction=0.4)
+    assert caught.value.code == "VA-D002" and caught.value.fix
+
+
+def test_nnunet_with_other_files(tmp_path: Path) -> None:
+    root = nnunet(tmp_path / "d")
+    picture(root / "imagesTr/case_001_0001.png", 1)
+    with pytest.raises(UserError, match=r"channels in files of their own: CASE_0001\.png"):
+        load(root, classes="auto", val_fraction=0.4)
+    (root / "imagesTr/case_001_0001.png").rename(root / "imagesTr/case_001.png")
+    with pytest.raises(UserError, match="1 file not named as nnU-Net names images"):
+        load(root, classes="auto", val_fraction=0.4)
+    for text, message in (("{", "cannot be read"), ("[" * 100_000, "cannot be read"), ("[]", "files end in None")):
+        (root / "dataset.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load(root, classes="auto", val_fraction=0.4)
+    (root / "dataset.json").unlink()
+    with pytest.raises(UserError, match=r"without dataset\.json"):
+        load(root, classes="auto", val_fraction=0.4)
+
+
 # ---------------------------------------------------------------- advice and conversion
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_annotations_are_named_in_errors(tmp_path: Path, name: str) -> None:
+    make, kind = FORMATS[name]
+    root = make(tmp_path / "my pets")
+    task = TASKS[guess_task(root)]
+    with pytest.raises(UserError) as caught:
+        task.read_data(task.config(data={"root": str(root)}))
+    assert f"data.root contains annotations of {kind}" in caught.value.why
+    command = shlex.split(caught.value.fix.splitlines()[0])
+    done(*command[1:])
+    assert [len(part) for part in load(tmp_path / "my pets-masks", classes="auto", val_fraction=0.34).sets] == [2, 1]
+
+
+def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
+    root = pairs(tmp_path / "d", "x/{}", "y/{}")
+    task = TASKS["segment"]
+    with pytest.raises(UserError) as caught:
+        task.read_data(task.config(data={"root": str(root)}))
+    assert "annotations of" not in caught.value.why and "masks from" not in caught.value.fix
+    yolo(tmp_path / "pets")
+    with pytest.raises(UserError) as caught:
+        task.read_data(task.config(data={"root": str(tmp_path / "nothing")}))
+    assert caught.value.code == "VA-D001" and "masks from" not in caught.value.fix
 
 
 def test_advice_carries_the_settings(tmp_path: Path) -> None:

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as library
 from typer.testing import CliRunner
 
 import visionattn as va
 from tests.tasks.segmentation.garden import CLASSES, PALETTE, SIZE, picture
 from visionattn.cli import app
+from visionattn.data.masks.annotations.draw import draw_masks
 from visionattn.data.readers import read_image
 from visionattn.errors import UserError
 from visionattn.runs.load import load_model
 from visionattn.tasks import TASKS
 from visionattn.tasks.segmentation import predictor
 from visionattn.tasks.segmentation.data import preprocessing
-from visionattn.tasks.segmentation.output import MaskPrediction, output_names
+from visionattn.tasks.segmentation.output import MaskPrediction, coco_json, coco_records, output_names
 from visionattn.tasks.segmentation.settings import SegmentConfig
 from visionattn.tasks.windows import resized_classes
 
@@ -59,6 +61,61 @@ def test_masks_are_the_argmax_at_the_size_of_the_image(garden_run: Path, photos:
     assert len(list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))) == 4
     with pytest.raises(UserError, match="VA-R007"):
         va.predict(garden_run, [photos], out=tmp_path / "out")
+
+
+def test_annotations_in_the_format_of_coco(garden_run: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = CliRunner().invoke(app, ["predict", str(garden_run), "--source", str(photos), "--out", str(out), "--save", "coco,mask"])
+    assert answer.exit_code == 0 and f"{out / 'coco.json'}\n" in answer.stdout and f"{out / 'masks'}: 4 files" in answer.stdout
+    content = json.loads((out / "coco.json").read_text())
+    assert [item["name"] for item in content["categories"]] == CLASSES  # none of them is called background
+    sizes = {"odd.png": (71, 50), "deep/grey.png": (71, 50), "deep/sixteen.tiff": (71, 50), "turned.jpg": (50, 71)}
+    assert {item["file_name"]: (item["width"], item["height"]) for item in content["images"]} == sizes
+    assert [item["id"] for item in content["annotations"]] == [*range(1, len(content["annotations"]) + 1)]
+    for image in content["images"]:
+        mask = np.asarray(Image.open(out / "masks" / Path(image["file_name"]).with_suffix(".png")))
+        back = np.zeros_like(mask)
+        for item in content["annotations"]:
+            if item["image_id"] == image["id"]:
+                area = library.frPyObjects(item["segmentation"], *mask.shape)
+                area = library.merge(area) if isinstance(area, list) else area
+                assert int(library.area(area)) == pytest.approx(item["area"], rel=0.01)
+                back += library.decode(area) * item["category_id"]
+        assert (back == mask + 1).mean() > 0.99
+    with pytest.raises(UserError, match=r"VA-R007.*coco\.json"):
+        va.predict(garden_run, [photos], out=out, save=["coco"])
+
+
+def test_from_coco_to_masks_and_back(tmp_path: Path) -> None:
+    """Areas of objects stay within 1 %, measured by COCO's own code on both sides."""
+    generator = np.random.default_rng(0)
+    annotations = []
+    for number in range(12):
+        angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+        radius = (16 + 2 * number) * (1 + 0.1 * np.sin(3 * angles + number)) + generator.uniform(-0.5, 0.5, 40)
+        centre = (50 + 100 * (number % 4), 50 + 100 * (number // 4))
+        ring = np.stack([centre[0] + radius * np.cos(angles), centre[1] + radius * np.sin(angles)], 1).round(2)
+        annotations.append({"id": number, "image_id": 1, "category_id": 1 + number % 2, "segmentation": [ring.ravel().tolist()]})
+    names = [{"id": 1, "name": "leaf"}, {"id": 2, "name": "stone"}]
+    (tmp_path / "d").mkdir()
+    Image.new("RGB", (400, 300)).save(tmp_path / "d/a.png")
+    images = [{"id": 1, "file_name": "a.png", "width": 400, "height": 300}]
+    (tmp_path / "d/a.json").write_text(json.dumps({"images": images, "annotations": annotations, "categories": names}))
+    draw_masks(tmp_path / "d", out=tmp_path / "out")
+    mask = np.asarray(Image.open(tmp_path / "out/masks/a.png"))
+
+    categories = {"leaf": 1, "stone": 2}
+    records = coco_records("a.png", mask, 1, ["background", "leaf", "stone"], categories)
+    content = json.loads("".join(coco_json([records], categories)))
+    assert content["images"] == images and [item["name"] for item in content["categories"]] == ["leaf", "stone"]
+    assert len(content["annotations"]) == 12
+
+    def measured(items: list[dict[str, Any]]) -> list[tuple[int, int]]:
+        return sorted((int(library.area(library.frPyObjects(item["segmentation"], 300, 400))[0]), item["category_id"]) for item in items)
+
+    for (before, label), (after, same) in zip(measured(annotations), measured(content["annotations"]), strict=True):
+        assert after == pytest.approx(before, rel=0.01) and label == same
+    assert sum(area for area, _ in measured(content["annotations"])) == pytest.approx((mask > 0).sum(), rel=0.01)
 
 
 def test_prediction_without_a_folder(garden_run: Path, photos: Path) -> None:

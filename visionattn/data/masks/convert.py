@@ -101,7 +101,7 @@ def convert_masks(
             pixels = _read(path, settings)
             if not certain:
                 _require_mask(path, pixels, {*(map or {}), *colours}, settings)
-            converted = _convert(path, pixels, map or {}, colours, changed, values)
+            converted = new_values(path, pixels, map or {}, colours, changed, values)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(mask_png(converted, shown))
 
@@ -199,9 +199,20 @@ def _unpacked(packed: int) -> Colour:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _convert(
+def new_values(
     path: str, pixels: MaskPixels, changes: Mapping[int, int], colours: Mapping[int, int], changed: Counter[str], values: Counter[int]
 ) -> np.ndarray:
+    """The values of a mask after a conversion, which is added to the counts.
+
+    Args:
+        changes: new value by old value; others stay.
+        colours: value by colour, packed into a number.
+        changed: pixels by `old -> new`.
+        values: pixels by new value.
+
+    Raises:
+        UserError: VA-D014, colours without a value; VA-D012, values that no file holds.
+    """
     found, inverse, counts = np.unique(pixels.values, return_inverse=True, return_counts=True)
     old = found.tolist()
     if pixels.palette and colours:  # an index may stand for another colour in each file

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from visionattn.data.images.layouts import SPLITS, class_folders, image_walker, require_files, require_one_value, split_names, tree
+from visionattn.data.masks.nnunet import file_ending
 from visionattn.data.masks.recognise import PAIR_COLUMNS, folder_pair, mask_suffix_beside, suffix_below
 from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.data.names import find_listed
@@ -22,6 +23,7 @@ _ACCEPTED = """accepted layouts:
   ROOT/images/*.jpg and ROOT/masks/*.png, with data.val_fraction=0.2 or ROOT/split.csv: columns image,split
   ROOT/train.csv and ROOT/val.csv, or ROOT a .csv file: columns image,mask[,split]
   also image, img, imgs; mask, gt, label, labels, annotation, annotations; and X.jpg beside X_mask.png in one folder
+  mmsegmentation's ROOT/img_dir/train and ROOT/ann_dir/train, nnU-Net's ROOT/imagesTr, ROOT/labelsTr and ROOT/dataset.json (2D)
   ADE20K, Cityscapes, Pascal VOC, CamVid or ISIC as they are published
   others: data.images=FOLDER/{split} data.masks=FOLDER/{split} (data.mask_suffix)"""
 
@@ -69,11 +71,13 @@ _KNOWN = (
     MaskLayout("camvid", _HERE, "{split}", "{split}annot", classes="camvid"),
     MaskLayout("isic", _HERE, "*_{split}_Input", "*_{split}_GroundTruth", ".jpg", "_segmentation.png"),
     MaskLayout("isic", _HERE, "*_{split}_Data", "*_{split}_Part1_GroundTruth", ".jpg", "_segmentation.png"),
+    MaskLayout("nnunet", _HERE, "images{split}", "labels{split}"),
 )
 # Splits as these datasets call them, where data.train has its default.
 _OWN_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
     "ade20k": {"train": ("training",), "val": ("validation",), "test": ()},
     "isic": {"train": ("Training",), "val": ("Validation",), "test": ("Test_v2", "Test")},
+    "nnunet": {"train": ("Tr",), "val": (), "test": ("Ts",)},
 }
 
 
@@ -217,7 +221,17 @@ def _has(layout: MaskLayout) -> bool:
 
 
 def _fitted(layout: MaskLayout, settings: MaskDataConfig) -> MaskLayout:
-    """Apply data.mask_suffix, or use Cityscapes' training ids if there are no others."""
+    """Apply data.mask_suffix, nnU-Net's file ending, or use Cityscapes' training ids if there are no others.
+
+    Raises:
+        UserError: VA-D002, files of nnU-Net that are not read; masks of CVAT, whose classes are not those of Pascal VOC.
+    """
+    if layout.format == "nnunet":
+        ending = file_ending(layout.root, [folder for split in SPLITS if (folder := layout.part(layout.images, split))])
+        return replace(layout, image_suffix=f"_0000{ending}")
+    if layout.format == "voc" and settings.classes == "auto" and (layout.root / "labelmap.txt").is_file():
+        what = "the folders of Pascal VOC with classes of their own, in labelmap.txt"
+        raise UserError("VA-D002", what, where=str(layout.root), fix="name the classes in order of the mask values: data.classes=[...]")
     if settings.mask_suffix:
         return replace(layout, mask_suffix=settings.mask_suffix)
     if layout.format == "cityscapes":

@@ -17,12 +17,12 @@ from visionattn.errors import UserError
 PAIR_COLUMNS = ("image", "mask")
 
 # Names of folders of images, and of their masks, in any case.
-_IMAGES = frozenset({"images", "image", "imgs", "img"})
-_MASKS = frozenset({"masks", "mask", "annotations", "annotation", "labels", "label", "gts", "gt", "groundtruth", "ground_truth"})
+_IMAGES = frozenset({"images", "image", "imgs", "img", "img_dir"})
+_MASKS = frozenset({"masks", "mask", "annotations", "annotation", "labels", "label", "gts", "gt", "groundtruth", "ground_truth", "ann_dir"})
 # Ends of the names of masks that lie beside their images.
 _ENDS = ("_mask", "_segmentation", "_seg", "_label", "_gt")
 # Folders of published datasets.
-_PUBLISHED = ({"leftImg8bit", "gtFine"}, {"JPEGImages", "SegmentationClass"}, {"train", "trainannot"})
+_PUBLISHED = ({"leftImg8bit", "gtFine"}, {"JPEGImages", "SegmentationClass"}, {"train", "trainannot"}, {"imagesTr", "labelsTr"})
 _ISIC = re.compile(r"_Training_(Part1_)?GroundTruth$")
 _FEW = 3  # folders in which masks are looked for beside images
 

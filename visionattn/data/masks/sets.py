@@ -18,6 +18,7 @@ from visionattn.data.images.layouts import (
     require_distinct,
 )
 from visionattn.data.masks.layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
+from visionattn.data.masks.nnunet import nnunet_classes
 from visionattn.data.masks.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.data.readers import MaskPixels, UnreadableFile, file_content, read_mask, upright_size
@@ -277,6 +278,8 @@ def _entries(settings: MaskDataConfig, layout: MaskLayout) -> list[ClassEntry] |
         entries = read_classes(root / "classes.txt")
     elif isinstance(settings.palette, str) and settings.palette != "auto":
         entries = read_classes(settings.palette)
+    elif layout.format == "nnunet":
+        entries = nnunet_classes(layout.root)
     elif layout.classes:
         entries = read_classes(layout.classes)
     if entries is not None and layout.mask_suffix.endswith("labelTrainIds.png"):

@@ -15,7 +15,7 @@ IGNORE = 255
 
 class MaskDataConfig(ImageDataConfig):
     root: str = setting("", "Folder of images and masks, or a CSV file of pairs.")
-    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid", "isic"] = setting(
+    format: Literal["auto", "pairs", "csv", "ade20k", "cityscapes", "voc", "camvid", "isic", "nnunet"] = setting(
         "auto", "Layout of data.root; auto detects it from the files."
     )
     images: str = setting("", "Folder of images, with {split} for the split; empty: the layout's, for example images/{split}.")

@@ -46,8 +46,10 @@ class Classification(Task):
 
     def read_data(self, config: ClassifyConfig) -> LabelledData:
         from visionattn.data.images.labels import load_data
+        from visionattn.data.masks.annotations.find import annotations_advised
 
-        return load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+        with annotations_advised(config.data.root):
+            return load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
 
     def read_split(self, config: ClassifyConfig, split: str, target: Target) -> ImageSet:
         from visionattn.data.images.labels import load_split

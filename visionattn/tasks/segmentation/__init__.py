@@ -40,7 +40,7 @@ class Segmentation(Task):
 
     name = "segment"
     config = SegmentConfig
-    formats = ("mask", "overlay", "json", "csv")
+    formats = ("mask", "overlay", "coco", "json", "csv")
     default_formats = ("mask", "overlay")
     display = Display(
         metrics=("dice", "iou", "miou", "mdice", "aacc"),
@@ -84,9 +84,11 @@ class Segmentation(Task):
         find_root(config.data)
 
     def read_data(self, config: SegmentConfig) -> MaskData:
+        from visionattn.data.masks.annotations.find import annotations_advised
         from visionattn.data.masks.sets import load_mask_data
 
-        return load_mask_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+        with annotations_advised(config.data.root):
+            return load_mask_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
 
     def read_split(self, config: SegmentConfig, split: str, target: Target) -> MaskSet:
         from visionattn.data.masks.sets import load_mask_split

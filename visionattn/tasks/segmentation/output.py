@@ -1,9 +1,10 @@
-"""Output of `predict`: masks at the image's size, overlays, and the share of each class."""
+"""Output of `predict`: masks at the image's size, overlays, annotations in COCO's format, and the share of each class."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -13,16 +14,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from visionattn.data.masks.annotations.records import is_background
+from visionattn.data.masks.areas import regions
 from visionattn.data.masks.palettes import Colour, mask_png, overlay
 from visionattn.data.masks.sets import resize_labels
 from visionattn.errors import UserError
-from visionattn.files import atomic_write
+from visionattn.files import atomic_write, json_text
 from visionattn.names import file_name, fitted, from_path, shown, to_path
+from visionattn.spill import Rows
 from visionattn.tasks.base import Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.pictures import as_picture, legend_entries, with_legend
 
 _OVERLAY_SIDE = 4096  # longest side of an overlay
+_COCO = "coco.json"
 
 
 @dataclass(frozen=True)
@@ -83,17 +88,25 @@ class MaskWriter(Writer):
         self.classes, self.palette, self.out = classes, palette, request.out
         self.formats = request.formats
         self.names = output_names(request.files)
+        self.places = list(request.files.values())
+        self.categories = {name: number for number, name in enumerate((name for name in classes if not is_background(name)), 1)}
+        self.annotated: Rows[tuple[dict[str, Any], list[dict[str, Any]]]] = Rows()
 
     def planned_files(self) -> list[Path]:
         if self.out is None:
             return []
         files = {"mask": mask_file, "overlay": overlay_file}
-        return [file(self.out, name) for kind, file in files.items() if kind in self.formats for name in self.names]
+        planned = [file(self.out, name) for kind, file in files.items() if kind in self.formats for name in self.names]
+        return planned + [self.out / _COCO] * ("coco" in self.formats)
 
     def write(self, predictions: list[np.ndarray], batch: Batch) -> list[MaskPrediction]:
         """Write the class maps `[H, W]` of images `[H, W, C]`."""
         triples = zip(batch["image"], predictions, range(len(batch)), strict=True)
         return [self._write(image.numpy(), found, batch.indices[row], batch.ids[row]) for image, found, row in triples]
+
+    def finish(self) -> None:
+        if self.out is not None and "coco" in self.formats:
+            atomic_write(self.out / _COCO, coco_json(self.annotated, self.categories))
 
     def table(self, predictions: Sequence[MaskPrediction]) -> tuple[list[str], Iterable[list[Any]]]:
         """Tabulate the size of each image and the share of each class."""
@@ -114,6 +127,9 @@ class MaskWriter(Writer):
             found = replace(found, mask=_save(mask_file(self.out, name), mask_png(class_map, self.palette)))
         if "overlay" in self.formats:
             found = replace(found, overlay=_save(overlay_file(self.out, name), self._overlay_jpeg(image, class_map, counts)))
+        if "coco" in self.formats:
+            place = from_path(self.places[index].as_posix())
+            self.annotated.append(coco_records(place, class_map, index + 1, self.classes, self.categories))
         return found
 
     def _overlay_jpeg(self, image: np.ndarray, class_map: np.ndarray, counts: np.ndarray) -> bytes:
@@ -128,6 +144,43 @@ class MaskWriter(Writer):
         buffer = BytesIO()
         Image.fromarray(with_legend(picture, entries, letters)).save(buffer, "JPEG", quality=90)
         return buffer.getvalue()
+
+
+def coco_records(
+    name: str, class_map: np.ndarray, number: int, classes: Sequence[str], categories: Mapping[str, int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An image and the connected regions of its classes as entries of a COCO file; their ids are given where they are written.
+
+    Args:
+        categories: ids of the classes to write.
+    """
+    image = {"id": number, "file_name": name, "width": class_map.shape[1], "height": class_map.shape[0]}
+    found = [
+        {"image_id": number, "category_id": categories[classes[value]], "iscrowd": 0, **region._asdict()}
+        for value in np.unique(class_map).tolist()
+        if classes[value] in categories
+        for region in regions(class_map == value)
+    ]
+    return image, found
+
+
+def coco_json(annotated: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], categories: Mapping[str, int]) -> Iterator[str]:
+    """A COCO file in pieces: a line per image and per annotation."""
+    yield '{"images": ['
+    for position, (image, _) in enumerate(annotated):
+        yield f"{',' * (position > 0)}\n {_one_line(image)}"
+    yield '\n], "annotations": ['
+    number = 0
+    for _, found in annotated:
+        for annotation in found:
+            number += 1
+            yield f"{',' * (number > 1)}\n {json.dumps({'id': number, **annotation})}"
+    named = [{"id": number, "name": name, "supercategory": ""} for name, number in categories.items()]
+    yield f'\n], "categories": {_one_line(named)}}}\n'
+
+
+def _one_line(value: Any) -> str:
+    return json_text(value).replace("\n", "")  # a line break in a text is an escape
 
 
 def mask_file(out: Path, name: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Annotations of segmentation tools, drawn as masks."""
