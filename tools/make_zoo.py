@@ -67,6 +67,24 @@ def zoo_table(counted: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def families_table(counted: dict[str, dict[str, Any]]) -> str:
+    """A row per family for the front page."""
+    lines = ["| family | models | parameters | best top-1, authors | weights |", "|---|---|---:|---:|---|"]
+    for family, (modules, paper, repository) in FAMILIES.items():
+        names = [name for module in modules for name in list_models(family=module)]
+        sizes = sorted(counted[name]["params"] / 1e6 for name in names)
+        own = [record for name in names for record in records_of(name) if record.sources]
+        theirs = [record for record in own if any(source.publisher == "author" for source in record.sources)]
+        top1 = max((record.top1 for record in theirs if record.top1), default=0.0)
+        best = f"{top1:.1f}" if top1 else "-"
+        licence = " or ".join(dict.fromkeys(record.weights_license or "licence not stated" for record in own))
+        links = f"[{paper}](https://arxiv.org/abs/{paper}), [code](https://github.com/{repository})"
+        examples = ", ".join(f"`{name}`" for name in sorted(names, key=lambda name: counted[name]["params"])[:2])
+        weights = f"{len(own)} files, {licence}" if own else "none published"
+        lines.append(f"| **{family}** ({links}) | {len(names)}: {examples} ... | {sizes[0]:.1f}-{sizes[-1]:.0f} M | {best} | {weights} |")
+    return "\n".join(lines)
+
+
 def weights_table() -> str:
     """List all published weights with figures, licences and sources."""
     lines = [
@@ -123,10 +141,11 @@ def main() -> int:
     args = parser.parse_args()
     readme, page = ROOT / "README.md", ROOT / "docs" / "zoo.md"
     counted = all_facts() if args.count else json.loads(FACTS.read_text(encoding="utf-8"))
-    weights = between_markers(page.read_text(encoding="utf-8"), f"{licences(records())}\n\n{weights_table()}")
+    models = between_markers(page.read_text(encoding="utf-8"), zoo_table(counted), "models")
+    weights = between_markers(models, f"{licences(records())}\n\n{weights_table()}")
     wanted = {
         FACTS: facts_text(counted),
-        readme: between_markers(readme.read_text(encoding="utf-8"), zoo_table(counted)),
+        readme: between_markers(readme.read_text(encoding="utf-8"), families_table(counted)),
         page: between_markers(weights, segmentation_table(), "segmentation"),
     }
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
-from visionattn.config.choices import Facts, apply_choices, choices
-from visionattn.config.read import shipped_names
+from visionattn.config.choices import Facts, choices
 from visionattn.config.schema import FROM_SCRATCH
-from visionattn.tasks import load_config, task_of
+from visionattn.tasks import load_config
 
 FACTS = Facts(pretrained=True, samples=500, batch=32, layers=11, params=28_000_000, cnn=False)
 
