@@ -1,8 +1,8 @@
 """Draw docs/quickstart.png from a run of the quick start: accuracy per epoch, and held-out digits with their predictions.
 
-    visionattn train --config quickstart
-    visionattn eval runs/quickstart/001 --split test
-    python tools/draw_quickstart.py runs/quickstart/001
+visionattn train --config quickstart
+visionattn eval runs/quickstart/001 --split test
+python tools/draw_quickstart.py runs/quickstart/001
 """
 
 from __future__ import annotations

@@ -50,25 +50,27 @@ def choices(config: RunConfig, facts: Facts) -> list[Choice]:
     """The defaults of training from scratch, or the fine-tuning rule."""
     if not facts.pretrained:
         return [Choice(key, value, "from scratch") for key, value in FROM_SCRATCH.items()]
-    network = "CNN" if facts.cnn else "attention"
+    network, millions = "CNN" if facts.cnn else "attention", facts.params / 1e6
     epochs = min(max(round(20_000 / facts.samples), 10), 40)
     if config.train.steps is not None:
         planned = config.train.steps * facts.batch / facts.samples
     else:
         planned = epochs if config.train.epochs == "auto" else config.train.epochs
-    lr = (5e-4 if facts.cnn else 2.5e-4) * math.sqrt(facts.batch / 32) * (20 if config.optim.name == "sgd" else 1)
+    # The rate that suits Adam falls with the width of a network, and grows with the square root of the batch.
+    lr = 1e-3 * math.sqrt(facts.batch / 32) * min(1.0, math.sqrt(3 / millions)) * (20 if config.optim.name == "sgd" else 1)
     if config.optim.lr_batch is not None:  # it is scaled to the batch again
         lr *= config.optim.lr_batch / facts.batch
-    drop_path = 0.0 if facts.cnn or facts.params < 20e6 else 0.1 if facts.params < 80e6 else 0.2
+    decay = 1.0 if facts.cnn else 0.3 ** (1 / max(facts.layers - 1, 1))
+    drop_path = 0.0 if facts.cnn or millions < 20 else 0.1 if millions < 80 else 0.2
+    average = None if config.train.shard else min(max(1 - 10 * facts.batch / (planned * facts.samples), 0.9), 0.9998)
     return [
-        Choice("train.epochs", epochs, f"about {epochs * facts.samples:,} of {facts.samples:,} samples are seen"),
-        Choice("optim.lr", rounded(lr), f"{network} from weights, {facts.batch} samples per step"),
-        Choice(
-            "optim.layer_decay", rounded(0.2 ** (1 / max(facts.layers - 1, 1))), f"the first of {facts.layers} layers learns at a fifth"
-        ),
-        Choice("optim.weight_decay", 1e-4 if facts.cnn else 0.05, network),
+        Choice("train.epochs", epochs, f"{epochs * facts.samples:,} images are seen, of {facts.samples:,}"),
+        Choice("optim.lr", rounded(lr), f"{millions:.0f} million parameters, {facts.batch} samples per step"),
+        Choice("optim.layer_decay", None if facts.cnn else rounded(decay), f"{network} of {facts.layers} layers"),
+        Choice("optim.weight_decay", 0.05, "as from scratch"),
         Choice("schedule.warmup_epochs", rounded(planned / 10), "a tenth of the run"),
-        Choice("model.drop_path_rate", drop_path, f"{network}, {facts.params / 1e6:.0f} million parameters"),
+        Choice("model.drop_path_rate", drop_path, f"{network}, {millions:.0f} million parameters"),
+        Choice("train.ema", average and float(f"{average:.4f}"), "over a tenth of the run"),
     ]
 
 

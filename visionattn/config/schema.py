@@ -23,7 +23,9 @@ FROM_SCRATCH: dict[str, Any] = {
     "optim.weight_decay": 0.05,
     "schedule.warmup_epochs": 0.0,
     "model.drop_path_rate": 0.0,
-    "augment.random_resized_crop.scale": (0.08, 1.0),
+    "train.ema": None,
+    "augment.color_jitter": 0.0,
+    "loss.label_smoothing": 0.0,
 }
 
 
@@ -67,7 +69,9 @@ class BackboneConfig(Section):
         "auto", "Input size in pixels: one number, or [height, width]; auto: the size of the weights, or 224."
     )
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] | Auto = setting(
-        "auto", "Stochastic depth, growing linearly to this rate at the last block."
+        "auto",
+        "Stochastic depth, growing linearly to this rate at the last block; auto: 0, from weights 0.1 for attention of 20 million "
+        "parameters and 0.2 of 80 million.",
     )
     grad_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
     args: dict[str, Any] = setting({}, "Arguments of the family's class, for example depths or embed_dim.")
@@ -112,17 +116,23 @@ class DataConfig(Section):
 
 class OptimConfig(Section):
     name: Literal["adamw", "sgd"] = setting("adamw", "Optimizer.")
-    lr: Annotated[float, Field(gt=0)] | Auto = setting("auto", "Learning rate, given for lr_batch samples per step.")
+    lr: Annotated[float, Field(gt=0)] | Auto = setting(
+        "auto",
+        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / 32), and for larger "
+        "networks times sqrt(3 million / parameters).",
+    )
     lr_batch: int | None = setting(
         None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
     )
     weight_decay: Annotated[float, Field(ge=0)] | Auto = setting(
-        "auto", "Weight decay; norms, biases and the family's own list are left out."
+        "auto", "Weight decay; norms, biases and the family's own list are left out; auto: 0.05."
     )
     betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas.")
     momentum: float = setting(0.9, "SGD momentum (Nesterov).", ge=0, lt=1)
     layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto | None = setting(
-        "auto", "Factor on the rate from each layer to the one before it; null: none."
+        "auto",
+        "Factor on the rate from each layer to the one before it; null: none; auto: null, from weights the first layer of attention "
+        "learns at 0.3 of the rate.",
     )
     clip_grad: float | None = setting(5.0, "Largest gradient norm; null: no clipping.", gt=0)
 
@@ -130,7 +140,7 @@ class OptimConfig(Section):
 class ScheduleConfig(Section):
     name: Literal["cosine", "poly", "step", "constant"] = setting("cosine", "Learning rate over the run, set at each step.")
     warmup_epochs: Annotated[float, Field(ge=0)] | Auto = setting(
-        "auto", "Epochs of linear warm-up from a thousandth of the rate; at most half of the run."
+        "auto", "Epochs of linear warm-up from a thousandth of the rate; at most half of the run; auto: 0, from weights a tenth of the run."
     )
     warmup_steps: int | None = setting(None, "Optimizer steps of warm-up, instead of schedule.warmup_epochs.", ge=0)
     min_lr: float = setting(1e-6, "Rate at the end of cosine and poly.", ge=0)
@@ -140,13 +150,19 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: Annotated[int, Field(ge=1)] | Auto = setting("auto", "Passes over the training set.")
+    epochs: Annotated[int, Field(ge=1)] | Auto = setting(
+        "auto", "Passes over the training set; auto: 20, from weights as many as show 20,000 samples, but 10 to 40."
+    )
     steps: int | None = setting(None, "Optimizer steps of the run, instead of train.epochs; its last epoch may be cut off.", ge=1)
     batch_size: int = setting(32, "Samples per step and device.", ge=1)
     accum: int = setting(1, "Steps whose gradients are added before an update.", ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
     device: Literal["auto", "cpu"] = setting("auto", "auto takes CUDA or MPS where available.")
-    ema: float | None = setting(None, "Decay of the moving average of the weights (then evaluated and exported); null: none.", gt=0, lt=1)
+    ema: Annotated[float, Field(gt=0, lt=1)] | Auto | None = setting(
+        "auto",
+        "Decay of the moving average of the weights (then evaluated and exported); null: none; auto: null, from weights it spans a "
+        "tenth of the run.",
+    )
     freeze: Literal["none", "backbone"] = setting("none", "What is not trained.")
     channels_last: bool | Literal["auto"] = setting("auto", "Memory layout; auto: on for the CNN families.")
     deterministic: bool = setting(True, "Use deterministic operations where torch has them.")
@@ -209,7 +225,7 @@ class RunConfig(Section):
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")
         if name in ("SIGKILL", "SIGSTOP"):
             raise ValueError(f"train.save_signal: {name} cannot be handled by a program")
-        if self.train.shard and self.train.ema is not None:
+        if self.train.shard and isinstance(self.train.ema, float):
             raise ValueError("train.shard: the moving average needs whole weights at each step; train.ema=null")
         if not all(0 <= beta < 1 for beta in self.optim.betas):
             raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")

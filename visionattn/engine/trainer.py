@@ -142,7 +142,8 @@ class Trainer:
         else:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = build_schedule(optimizer, config.schedule, steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
-        self.ema = ModelEmaV3(model, decay=config.train.ema, use_warmup=True) if config.train.ema else None
+        ema = chosen(config.train.ema, "train.ema")
+        self.ema = ModelEmaV3(model, decay=ema, use_warmup=True) if ema else None
 
         workers = worker_count(config.data)
         pin_memory = accelerator.device.type == "cuda"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from typing_extensions import Self
 
 from visionattn.config.schema import Auto, DataConfig, Section, setting
@@ -67,7 +68,7 @@ class LabelDataConfig(ImageDataConfig):
 
 
 class CropConfig(Section):
-    scale: tuple[float, float] | Auto = setting("auto", "Range of the crop's area, as a share of the image.")
+    scale: tuple[float, float] = setting((0.08, 1.0), "Range of the crop's area, as a share of the image.")
     ratio: tuple[float, float] = setting((0.75, 1.3333), "Range of the crop's width / height.")
 
 
@@ -79,7 +80,9 @@ class AugmentConfig(Section):
     rotate: float = setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
     shift: float = setting(0.0, "Largest shift, as a share of the size.", ge=0, lt=1)
     zoom: float = setting(0.0, "Largest relative change of scale.", ge=0, lt=1)
-    color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation changes (hue: a quarter).", ge=0)
+    color_jitter: Annotated[float, Field(ge=0)] | Auto = setting(
+        "auto", "Strength of brightness, contrast and saturation changes (hue: a quarter); auto: 0, or 0.2 from weights."
+    )
     rand_augment: str = setting("", "RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1.")
     random_erasing: float = setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
     mixup: float = setting(0.0, "Mixup alpha; 0 is off.", ge=0)

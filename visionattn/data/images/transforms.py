@@ -134,7 +134,7 @@ def train_transform(
     normalize = Normalize(mean, std)
     if not augment.rand_augment:
         return TrainTransform(augment, size, normalize)
-    others = [name for name in ("rotate", "shift", "zoom", "color_jitter") if getattr(augment, name)]
+    others = [name for name in ("rotate", "shift", "zoom", "color_jitter") if getattr(augment, name) not in (0, "auto")]
     if others:
         raise UserError(
             "VA-C002",
@@ -168,7 +168,7 @@ def _random_crop(image: np.ndarray, crop: CropConfig, generator: random.Random) 
     height, width = image.shape[:2]
     low, high = crop.ratio
     for _ in range(10):
-        area = height * width * generator.uniform(*chosen(crop.scale, "augment.random_resized_crop.scale"))
+        area = height * width * generator.uniform(*crop.scale)
         ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
         tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < tall <= height and 0 < wide <= width:
@@ -223,8 +223,7 @@ def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
                 p=1,
             )
         )
-    if augment.color_jitter:
-        strength = augment.color_jitter
+    if strength := chosen(augment.color_jitter, "augment.color_jitter"):
         around = (max(0.0, 1 - strength), 1 + strength)
         hue = min(strength / 4, 0.5)  # half the colour circle in either direction covers it
         steps.append(A.ColorJitter(around, around, around, (-hue, hue), p=1))
@@ -250,11 +249,7 @@ def _rand_augment(augment: AugmentConfig, size: tuple[int, int], normalize: Norm
     crop = augment.random_resized_crop
     steps: list[Any]
     if crop is not None:
-        steps = [
-            RandomResizedCropAndInterpolation(
-                size, chosen(crop.scale, "augment.random_resized_crop.scale"), crop.ratio, interpolation="bicubic"
-            )
-        ]
+        steps = [RandomResizedCropAndInterpolation(size, crop.scale, crop.ratio, interpolation="bicubic")]
     else:
         steps = [transforms.Resize(size, transforms.InterpolationMode.BICUBIC)]
     if augment.pad_crop:

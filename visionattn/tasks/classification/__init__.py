@@ -96,9 +96,11 @@ class Classification(Task):
     # model
 
     def choices(self, config: ClassifyConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
-        from visionattn.tasks.classification.data import crop_choice
-
-        return [*super().choices(config, facts, report), *([crop_choice(facts)] if facts.pretrained else [])]
+        found = super().choices(config, facts, report)
+        if facts.pretrained:
+            jitter = 0.0 if config.augment.rand_augment else 0.2  # RandAugment has its own
+            found += [Choice("augment.color_jitter", jitter, "mild"), Choice("loss.label_smoothing", 0.1, "few labels")]
+        return found
 
     def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:
         from visionattn.tasks.classification.model import build_classifier

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.config.choices import Choice, Facts
 from visionattn.data.check import contact_sheet
 from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.images.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
@@ -19,12 +18,6 @@ from visionattn.names import shown
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 Transform = TrainTransform | RandAugmentTransform | EvalTransform
-
-
-def crop_choice(facts: Facts) -> Choice:
-    """How much of an image a training crop shows at least: short runs from weights learn from larger crops."""
-    least = 0.35 if facts.samples < 10_000 else 0.2
-    return Choice("augment.random_resized_crop.scale", (least, 1.0), f"crops of {100 * least:.0f} % and more: {facts.samples:,} samples")
 
 
 def augmentation(config: ClassifyConfig, model: Any) -> TrainTransform | RandAugmentTransform:

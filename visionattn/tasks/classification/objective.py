@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
+from visionattn.config.schema import chosen
 from visionattn.errors import UserError
 from visionattn.tasks.base import Objective
 from visionattn.tasks.batch import Batch
@@ -26,13 +27,12 @@ class ClassificationObjective(Objective):
     """
 
     def __init__(self, config: ClassifyConfig, num_classes: int, dataset: Any) -> None:
-        self.multi_label, self.label_smoothing = config.data.multi_label, config.loss.label_smoothing
+        self.multi_label = config.data.multi_label
+        self.label_smoothing = chosen(config.loss.label_smoothing, "loss.label_smoothing")
         self.class_weights = _class_weights(config.loss, dataset, num_classes)
         self.mixup = None
         if config.augment.mixup or config.augment.cutmix:
-            self.mixup = Mixup(
-                config.augment.mixup, config.augment.cutmix, label_smoothing=config.loss.label_smoothing, num_classes=num_classes
-            )
+            self.mixup = Mixup(config.augment.mixup, config.augment.cutmix, label_smoothing=self.label_smoothing, num_classes=num_classes)
 
     def mix(self, batch: Batch) -> Batch:
         """Mixup or CutMix on a batch of even size; draws from numpy's global generator."""

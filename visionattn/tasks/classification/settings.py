@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from visionattn.config.schema import BackboneConfig, EvalConfig, RunConfig, Section, setting
+from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, setting
 from visionattn.data.images.settings import AugmentConfig, LabelDataConfig
 
 
@@ -15,7 +15,7 @@ class ClassifierConfig(BackboneConfig):
 
 
 class LossConfig(Section):
-    label_smoothing: float = setting(0.0, "Label smoothing.", ge=0, lt=1)
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | Auto = setting("auto", "Label smoothing; auto: 0, or 0.1 from weights.")
     class_weights: Literal["none", "balanced"] | list[float] = setting(
         "none", "Weight per class: none, balanced (inverse frequency), or a list."
     )
@@ -42,10 +42,7 @@ class ClassifyConfig(RunConfig):
     @model_validator(mode="after")
     def _check(self) -> ClassifyConfig:
         crop = self.augment.random_resized_crop
-        for name, bounds in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
-            if bounds == "auto":
-                continue
-            low, high = bounds
+        for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
             if not 0 < low <= high:
                 raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
         if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):
