@@ -31,7 +31,8 @@ from visionattn.data.sampling import TrainSampler
 from visionattn.data.sources import ArrayImages
 from visionattn.engine.devices import open_accelerator
 from visionattn.engine.processes import Processes
-from visionattn.engine.trainer import Setup, Trainer
+from visionattn.engine.setup import Setup
+from visionattn.engine.trainer import Trainer
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config, task_of
 from visionattn.tasks.batch import collate

@@ -80,6 +80,10 @@ class SegmentConfig(RunConfig):
             raise ValueError(f"eval.scales: expected numbers > 0, got {self.eval.scales}")
         if self.eval.best in ("dice", "iou", "nsd") and not self.eval.per_case:
             raise ValueError(f"eval.best: {self.eval.best} is a score of cases; set eval.per_case=true, or use mdice or miou")
+        if self.data.sampler == "balanced":
+            raise ValueError(
+                "data.sampler: an image with a mask has no single class; loss=[{name: cross_entropy, args: {class_weights: balanced}}]"
+            )
         if not any(term.weight for term in self.loss):
             raise ValueError("loss: expected a term with weight > 0")
         for key in ("tile", "stride"):
