@@ -53,7 +53,7 @@ def test_steps_are_tried_until_one_fits(
     task: Pressure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, found: tuple[int, int] | None
 ) -> None:
     """As on a GPU: real steps, whose lack of memory is caught."""
-    config = settings(tmp_path, "train.batch_size=4", "optim.lr_batch=8")
+    config = settings(tmp_path, "train.batch_size=8", "train.accum=1")
     monkeypatch.setattr(Starved, "most", most)
     with trainer(task, tmp_path / "run", config, Starved) as run:
         device = SimpleNamespace(device=SimpleNamespace(type="tried"), autocast=run.accelerator.autocast, mixed_precision="no")
@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_the_run_and_it_resumes_exactly(flowers: Path, 
     found = load_config(auto / "config.yaml").train
     assert found.batch_size * found.accum == 16 and found.accum > 1  # type: ignore[operator]
     numbers = f"train.batch_size={found.batch_size} train.accum={found.accum}"
-    assert f"auto: {numbers} fits cpu: 16 samples per step" in (auto / "log.txt").read_text()
+    assert f"auto: {numbers} fits cpu: 16 samples per step, the default" in (auto / "log.txt").read_text()
     monkeypatch.setattr("visionattn.jobs.train.fit_batch", None)
     assert trained("train.batch_size=auto", "train.epochs=2", resume=auto) == auto
     given = trained(*numbers.split(), "train.epochs=2")

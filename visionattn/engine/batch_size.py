@@ -39,21 +39,25 @@ def samples_per_step(config: RunConfig, size: int, world: int) -> int:
     return wanted if wanted <= most else 2 ** int(math.log2(most))
 
 
+def with_batch(config: RunConfig, size: int, accum: int) -> RunConfig:
+    """The config with these samples per step and device, and steps per update."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size, "accum": accum})})
+
+
 def fit_batch(setup: Setup, accelerator: Accelerator, processes: Processes) -> RunConfig:
     """The config with the largest batch that fits, and the accumulation that keeps the samples of a step.
 
-    The model is trained for some steps and of no use afterwards.
+    Args:
+        setup: with all samples of a step in one batch. Its model is trained for some steps, and of no use afterwards.
 
     Raises:
         UserError: VA-R001, not even a single sample fits.
     """
-    config = setup.config
-    samples = samples_per_step(config, len(setup.train_set), processes.world)
+    samples = int(setup.config.train.batch_size)
     sizes = [size for size in range(samples, 0, -1) if samples % size == 0]
     find = _largest_in_ram if accelerator.device.type == "cpu" else _largest_on_gpu
     size = min(processes.gather(processes.together(lambda: find(setup, accelerator, sizes, processes.world))))
-    train = config.train.model_copy(update={"batch_size": size, "accum": samples // size})
-    return config.model_copy(update={"train": train})
+    return with_batch(setup.config, size, samples // size)
 
 
 def _largest_on_gpu(setup: Setup, accelerator: Accelerator, sizes: list[int], world: int) -> int:
@@ -81,8 +85,7 @@ def _largest_on_gpu(setup: Setup, accelerator: Accelerator, sizes: list[int], wo
             gc.collect()
             if cuda:
                 torch.cuda.empty_cache()
-    tried = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": sizes[-1]})})
-    raise out_of_memory_in_training(tried, 0, accelerator.mixed_precision, failed)
+    raise out_of_memory_in_training(with_batch(config, sizes[-1], 1), 0, accelerator.mixed_precision, failed)
 
 
 def _largest_in_ram(setup: Setup, accelerator: Accelerator, sizes: list[int], world: int) -> int:

@@ -46,7 +46,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 def frozen_text(model: nn.Module, patterns: Sequence[str]) -> str:
     """How many parameters are frozen, and by which names."""
     total, trained = (sum(p.numel() for p in model.parameters() if p.requires_grad or counted) for counted in (True, False))
-    return f"{(total - trained) / 1e6:.2f} M of {total / 1e6:.2f} M parameters: {shown(', '.join(patterns))}"
+    return f"{total - trained:,} of {total:,} parameters: {shown(', '.join(patterns))}"
 
 
 def keep_frozen(model: nn.Module, frozen: Iterable[str]) -> None:

@@ -156,7 +156,8 @@ class Trainer:
                         raise Interrupted(f"after epoch {self.step // self.steps_per_epoch}")
             if self.ended:
                 rate = f"the learning rate was {progress.lr:.1e}, its schedule is over all {self.epochs}"
-                self.console.field("ended", f"{self.ended}, after {self.trained}; {rate}")
+                more = f"to go on:  visionattn train --resume {self.run.path} {self.ended.partition('=')[0]}=null"
+                self.console.field("ended", f"{self.ended}, after {self.trained}; {rate}\n{more}")
         finally:
             if self.tensorboard is not None:
                 self.tensorboard.close()
@@ -443,7 +444,7 @@ class Trainer:
             if due:
                 progress.values.append(value)
             line |= {f"val_{name}": metric for name, metric in evaluation.metrics.items()} | {"val_count": evaluation.count}
-            self._print_evaluation(evaluation, better, (self.epochs - number) * seconds)
+            self._print_evaluation(evaluation, better, max(0.0, min((self.epochs - number) * seconds, train.max_seconds - elapsed)))
         if over:
             progress.losses, progress.updates, progress.seconds = 0.0, 0, 0.0
         progress.closed = self.step

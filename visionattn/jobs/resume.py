@@ -12,6 +12,7 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.data.splits import ManifestRow, manifest_hash
+from visionattn.engine.batch_size import with_batch
 from visionattn.errors import UserError
 from visionattn.files import csv_text
 from visionattn.jobs.check import CheckedData
@@ -52,7 +53,7 @@ def batch_of_run(run: RunFolder, config: RunConfig) -> RunConfig:
     if config.train.batch_size != "auto":
         return config
     found = run_config(run.path / "config.yaml").train
-    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": found.batch_size, "accum": found.accum})})
+    return with_batch(config, int(found.batch_size), found.accum)
 
 
 def require_same_config(run: RunFolder, after: RunConfig) -> None:

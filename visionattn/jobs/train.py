@@ -17,7 +17,7 @@ from visionattn.console import Console, duration
 from visionattn.data.loading import eval_loader, worker_count
 from visionattn.data.sampling import derive_seed, require_batches
 from visionattn.data.splits import manifest_hash
-from visionattn.engine.batch_size import fit_batch
+from visionattn.engine.batch_size import fit_batch, samples_per_step, with_batch
 from visionattn.engine.devices import deterministic, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.engine.freezing import freeze, frozen_text
@@ -159,15 +159,22 @@ def _prepare(
         if resumed is not None:
             require_same_target(resumed, checked.target)
             checked = same_data(resumed, checked)
-        if config.train.batch_size != "auto":
-            require_batches(len(checked.data.train), config.train.batch_size * config.train.accum, processes.world)
+        require_batches(len(checked.data.train), samples(checked), processes.world)
         return checked
+
+    def samples(checked: CheckedData) -> int:
+        """Samples of a step on each process."""
+        train = config.train
+        if train.batch_size == "auto":
+            return samples_per_step(config, len(checked.data.train), processes.world)
+        return train.batch_size * train.accum
 
     checked = processes.together(check, main_first=True)  # the others find what was decoded in the cache
     if config.train.batch_size == "auto":
-        trial = processes.together(lambda: _build(config, checked, resumed, Console(quiet=True)), main_first=True)
+        whole = with_batch(config, samples(checked), 1)
+        trial = processes.together(lambda: _build(whole, checked, resumed, Console(quiet=True)), main_first=True)
         config = fit_batch(trial.setup, accelerator, processes)
-        del trial  # trained for some steps
+        del trial
         console.field("batch", _found_batch(config, accelerator, processes))
     # Weights that were downloaded are there for the others.
     prepared = processes.together(lambda: _build(config, checked, resumed, console), main_first=True)
@@ -195,7 +202,7 @@ def _found_batch(config: RunConfig, accelerator: Accelerator, processes: Process
     """What train.batch_size=auto found."""
     train = config.train
     samples = f"{int(train.batch_size) * train.accum * processes.world} samples per step"
-    what = "for optim.lr_batch" if config.optim.lr_batch is not None else "as by default"
+    what = "those of optim.lr_batch" if config.optim.lr_batch is not None else "the default"
     return f"auto: train.batch_size={train.batch_size} train.accum={train.accum} fits {accelerator.device}: {samples}, {what}"
 
 
