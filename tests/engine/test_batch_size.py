@@ -94,5 +94,13 @@ def test_the_numbers_are_those_of_the_run_and_it_resumes_exactly(flowers: Path, 
     assert load_config(auto / "config.yaml").train == load_config(given / "config.yaml").train
 
 
-def test_available_memory_is_that_of_the_machine_or_less() -> None:
-    assert 2**20 < available_memory() < 2**50
+def test_available_memory_is_within_the_limit_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = available_memory()
+    assert 2**20 < machine < 2**50
+    monkeypatch.setattr(batch_size, "Path", lambda path: tmp_path)
+    for name, text in (("current", f"{6 * 2**20}\n"), ("stat", f"anon 5\ninactive_file {2**20}\n"), ("max", f"{8 * 2**20}\n")):
+        assert available_memory() > 3 * 2**20  # as long as a file is missing
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert available_memory() == 3 * 2**20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory() > 3 * 2**20

@@ -60,6 +60,13 @@ def test_frozen_norms_keep_their_statistics() -> None:
     assert changed == before.keys() - kept and kept and changed
 
 
+def test_a_frozen_parameter_leaves_what_is_beside_it_in_training() -> None:
+    model = swin()
+    frozen = freeze(model, ["*.relative_position_bias_table"])
+    keep_frozen(model.train(), frozen)
+    assert len(frozen_names(model)) == 2 and all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize(
     ("pattern", "what", "fix"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def _largest_in_ram(setup: Setup, accelerator: Accelerator, sizes: list[int], wo
     count = min(2, sizes[0])
     per_sample = 2 * _kept_bytes(setup, accelerator, count) / count  # with temporary tensors
     copies = 4 + (setup.config.train.ema is not None)  # weights, gradients, two moments
-    room = CPU_SHARE * available_memory() / world - copies * _bytes(setup.model)
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes on this machine
+    room = CPU_SHARE * available_memory() / neighbours - copies * _bytes(setup.model)
     return next((size for size in sizes if size <= CPU_LARGEST and size * per_sample <= room), sizes[-1])
 
 
@@ -102,10 +104,13 @@ def available_memory() -> int:
     available = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, facts = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return available
-    return available if limit == "max" else min(available, max(0, int(limit) - int(used)))
+    if limit.strip() == "max":
+        return available
+    cached = dict(line.split() for line in facts.splitlines()).get("inactive_file", "0")  # files that make room when it is needed
+    return min(available, max(0, int(limit) - int(used) + int(cached)))
 
 
 def _train_steps(setup: Setup, accelerator: Accelerator, size: int) -> None:

@@ -52,7 +52,7 @@ def frozen_text(model: nn.Module, patterns: Sequence[str]) -> str:
 def keep_frozen(model: nn.Module, frozen: Iterable[str]) -> None:
     """Return the modules of `freeze` to evaluation mode, after the model was put in that of training."""
     for name in frozen:
-        model.get_submodule(name).eval()
+        model.get_submodule(name).training = False  # not what is in it: a bias table may be frozen, and the dropout beside it not
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -72,9 +72,9 @@ def _and_above(name: str) -> Iterator[str]:
 
 
 def _all_frozen(module: nn.Module) -> bool:
-    """Whether a module has parameters of its own, all of them frozen."""
-    own = list(module.parameters(recurse=False))
-    return bool(own) and not any(parameter.requires_grad for parameter in own)
+    """Whether a module without others in it, a norm for example, has parameters, all of them frozen."""
+    own = list(module.parameters())
+    return bool(own) and not any(parameter.requires_grad for parameter in own) and not any(module.children())
 
 
 def _nothing_named(pattern: str, names: Sequence[str]) -> UserError:
