@@ -164,8 +164,6 @@ def test_time_that_is_over_ends_both_after_the_same_step(server: Server, flowers
     saved = json.loads((first.run / "checkpoints/last/meta.json").read_text())
     assert "train.max_time=1s: 0:0" in first.output and saved["step"] < 15000 and saved["samples_per_step"] == 8
     assert first.epochs()[-1]["step"] == saved["step"] and first.epochs()[-1]["val_count"] == 12
-    done = two(server, flowers.parent, f"train.steps={saved['step'] + 4}", "train.max_time=null", resume=first.run)
-    assert done.state["state"] == "done" and done.epochs()[-1]["step"] == saved["step"] + 4, done.output
 
 
 @pytest.mark.slow

@@ -228,8 +228,9 @@ class Trainer:
 
     @property
     def trained(self) -> str:
-        """How many of its epochs the run has trained."""
-        return f"{f'{self.step / self.steps_per_epoch:.1f}'.removesuffix('.0')} of {self.epochs} epoch{'s' * (self.epochs != 1)}"
+        """How many epochs the run has trained, and of how many if it did not train all."""
+        done = "" if self.step == self.total_steps else f"{self.step / self.steps_per_epoch:.1f}".removesuffix(".0") + " of "
+        return f"{done}{self.epochs} epoch{'s' * (self.epochs != 1)}"
 
     def _why_ended(self, elapsed: float) -> str:
         """Why the run ends before its last step; empty if it does not."""
