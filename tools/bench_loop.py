@@ -31,7 +31,8 @@ from visionattn.data.sampling import TrainSampler
 from visionattn.data.sources import ArrayImages
 from visionattn.engine.devices import open_accelerator
 from visionattn.engine.processes import Processes
-from visionattn.engine.trainer import Setup, Trainer
+from visionattn.engine.setup import Setup
+from visionattn.engine.trainer import Trainer
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config, task_of
 from visionattn.tasks.batch import collate
@@ -67,7 +68,9 @@ class BareLoop:
         plain = [p for name, p in model.named_parameters() if p.ndim <= 1 or name in undecayed]
         decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in undecayed]
         groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, weight_decay=config.optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=config.optim.lr, betas=config.optim.betas or (0.9, 0.999), weight_decay=config.optim.weight_decay
+        )
         self.clip_grad = config.optim.clip_grad
         self.passes = 0
 

@@ -181,6 +181,19 @@ def test_m001_m002_unknown_model_or_argument(trained: Trained, tmp_path: Path) -
     assert '"widht"' in text and "Did you mean width?" in text
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("optim.name=adamm", 'timm has no optimizer "adamm"\n  fix   Did you mean'),
+        ("train.device=cuda:97", "train.device: cuda:97 is not there\n  why   found: cpu"),
+        ("train.freeze=[stages.7]", 'nothing in the model is called "stages.7"'),
+        ("train.max_time=soon", "expected a duration such as 90s, 30m, 2h or 1h30m, got soon"),
+    ],
+)
+def test_c002_options_that_cannot_be(trained: Trained, tmp_path: Path, setting: str, words: str) -> None:
+    assert words in refused(tmp_path, "VA-C002", 2, "train", "--data", trained.data, *settings(tmp_path, setting))
+
+
 def test_m003_another_head_goes_on_and_is_said(trained: Trained, flowers: Path, tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         shutil.rmtree(flowers / split / "tulip")

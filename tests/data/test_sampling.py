@@ -1,3 +1,5 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -40,17 +42,44 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
     assert epoch_of(TrainSampler(23, 5, seed=4), 1) != second
 
 
-def test_resuming_gives_the_remaining_batches() -> None:
-    sampler = TrainSampler(40, 4, seed=0)
-    whole = epoch_of(sampler, 2)
-    for step in (0, 1, 9, 10):
-        assert epoch_of(TrainSampler(40, 4, seed=0), 2, step) == whole[step:]
+CLASSES = [0] * 40 + [3] * 8 + [7] * 2
 
 
+def test_balanced_classes_are_equally_frequent_and_repeated_samples_differ() -> None:
+    sampler, seen = TrainSampler(50, 5, 3, classes=CLASSES), Counter[int]()
+    for epoch in range(6):
+        keys = [key for batch in epoch_of(sampler, epoch) for key in batch]
+        counts = Counter(CLASSES[index] for _, index in keys)
+        assert len(keys) == 50 and set(counts.values()) <= {16, 17}
+        assert len(set(keys)) == 50 and all(type(part) is int for key in keys for part in key)  # each is augmented in its own way
+        by_index = Counter(index for _, index in keys)
+        for number in (0, 3, 7):  # within a class, samples take turns
+            own = [by_index[index] for index in range(50) if CLASSES[index] == number]
+            assert max(own) - min(own) <= 1
+        assert {number % 2**32 for number, _ in keys} == {epoch}
+        seen += Counter(index for _, index in keys)
+    assert len(seen) == 50  # large classes are seen in turns too
+
+
+def test_a_class_per_sample_is_a_plain_epoch() -> None:
+    keys = [key for batch in epoch_of(TrainSampler(8, 2, 0, classes=range(8)), 1) for key in batch]
+    assert sorted(keys) == [(1, index) for index in range(8)]
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES])
+def test_resuming_within_an_epoch(classes: list[int] | None) -> None:
+    whole = epoch_of(TrainSampler(50, 4, 0, classes=classes), 2)
+    assert (
+        epoch_of(TrainSampler(50, 4, 0, classes=classes), 2, 5) == whole[5:]
+        and epoch_of(TrainSampler(50, 4, 1, classes=classes), 2) != whole
+    )
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES])
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_the_global_batch(world: int) -> None:
-    single = epoch_of(TrainSampler(50, 4 * world, seed=1), 5)
-    ranks = [epoch_of(TrainSampler(50, 4, 1, rank, world), 5) for rank in range(world)]
+def test_ranks_share_the_global_batch(world: int, classes: list[int] | None) -> None:
+    single = epoch_of(TrainSampler(50, 4 * world, seed=1, classes=classes), 5)
+    ranks = [epoch_of(TrainSampler(50, 4, 1, rank, world, classes), 5) for rank in range(world)]
     assert {len(batches) for batches in ranks} == {len(single)}
     for step, batch in enumerate(single):
         assert [key for rank in ranks for key in rank[step]] == batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from accelerate.state import AcceleratorState, PartialState
 
 import visionattn as va
 from visionattn.console import Console
-from visionattn.engine.devices import deterministic, inference_settings, open_accelerator
+from visionattn.engine import devices
+from visionattn.engine.devices import ACCELERATE_DEVICE, deterministic, inference_settings, open_accelerator
 from visionattn.errors import UserError
 from visionattn.tasks import load_config
 
@@ -103,3 +105,41 @@ def test_a_model_trained_in_fp16_is_used_on_a_cpu() -> None:
     assert len(lines) == 1 and "fp16" in lines[0]
     other = trained.model_copy(update={"precision": "bf16"})
     assert inference_settings(other, lines.append) == other and len(lines) == 1
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_devices", lambda: ["cpu", "cuda", "cuda:0", "cuda:1"])
+
+
+@pytest.mark.parametrize("device", ["cuda:2", "mps"])
+def test_a_device_that_is_not_there(two_gpus: None, device: str) -> None:
+    config = load_config(None, [f"train.device={device}"]).train
+    with pytest.raises(UserError) as caught, open_accelerator(config):
+        raise AssertionError(device)
+    assert caught.value.what == f"train.device: {device} is not there" and caught.value.why == "found: cpu, cuda, cuda:0, cuda:1"
+    lines: list[str] = []
+    assert inference_settings(config, lines.append).device == "auto" and f"trained on {device}" in lines[0]
+
+
+def test_one_gpu_is_not_for_several_processes(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(UserError, match="cuda:1 is one GPU, and 2 processes"),
+        open_accelerator(load_config(None, ["train.device=cuda:1"]).train),
+    ):
+        raise AssertionError("a device for two")
+
+
+def test_a_gpu_by_its_number_is_the_current_one_inside_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: chosen.append(device) or nullcontext())
+    for before in (None, "cuda:0"):
+        if before is not None:
+            monkeypatch.setenv(ACCELERATE_DEVICE, before)
+        with devices._one_gpu("cuda:1"):
+            assert os.environ[ACCELERATE_DEVICE] == "cuda:1"
+        assert os.environ.get(ACCELERATE_DEVICE) == before
+    assert chosen == ["cuda:1", "cuda:1"]
+    with devices._one_gpu("auto"):
+        assert len(chosen) == 2

@@ -12,7 +12,8 @@ from torch import nn
 
 import visionattn as va
 from visionattn.console import Console
-from visionattn.engine.trainer import Setup, Trainer
+from visionattn.engine.setup import Setup
+from visionattn.engine.trainer import Trainer
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.batch import collate

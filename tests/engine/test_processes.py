@@ -156,6 +156,17 @@ def test_shared_out_weights_are_those_of_one_process(server: Server, flowers: Pa
 
 
 @pytest.mark.slow
+def test_time_that_is_over_ends_both_after_the_same_step(server: Server, flowers: Path) -> None:
+    """With options that the processes have to agree on: who sees which of the balanced classes, what is frozen, and what fits."""
+    options = ("data.sampler=balanced", "train.freeze=[stem, stages.0]", "optim.name=lamb", "train.batch_size=auto", "optim.lr_batch=8")
+    first = two(server, flowers.parent, SMALL, *options, "train.epochs=5000", "train.max_time=1s", "train.patience=5000")
+    assert first.state["state"] == "done", first.output
+    saved = json.loads((first.run / "checkpoints/last/meta.json").read_text())
+    assert "train.max_time=1s: 0:0" in first.output and saved["step"] < 15000 and saved["samples_per_step"] == 8
+    assert first.epochs()[-1]["step"] == saved["step"] and first.epochs()[-1]["val_count"] == 12
+
+
+@pytest.mark.slow
 def test_a_batch_without_a_readable_image_on_one_process_is_skipped_by_both(flowers: Path) -> None:
     (flowers.parent / "breaking.py").write_text(
         "import os\nfrom visionattn.data.readers import UnreadableFile\nfrom visionattn.tasks.images import LabelledImages\n"

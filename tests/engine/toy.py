@@ -24,7 +24,8 @@ from visionattn.data.readers import UnreadableFile
 from visionattn.data.splits import Data, ManifestRow
 from visionattn.engine.devices import open_accelerator
 from visionattn.engine.processes import Processes
-from visionattn.engine.trainer import Setup, Trainer
+from visionattn.engine.setup import Setup
+from visionattn.engine.trainer import Trainer
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config
 from visionattn.tasks.base import Display, Scores, Target, Task, WriterRequest
@@ -258,6 +259,10 @@ class Pressure(Task):
     def objective(self, config: ToyConfig, target: Target, dataset: Any) -> Any:
         return ToyObjective()
 
+    def sample_classes(self, config: ToyConfig, dataset: Any) -> list[int]:
+        """The first case is a class, the other seven are one."""
+        return [int(case == "t0") for case in dataset.cases]
+
     def predictor(self, config: ToyConfig, target: Target, model: nn.Module, device: torch.device) -> Any:
         return lambda batch: model(readings=batch["readings"])
 
@@ -303,7 +308,8 @@ def trainer(
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     with open_accelerator(config.train) as accelerator:
         train_set, val_set = task.train_dataset(config, model, data, report), task.eval_dataset(config, model, data.val)  # type: ignore[arg-type]
-        setup = Setup(config, task, TARGET, model, objective(), train_set, val_set)
+        classes = task.sample_classes(config, train_set) if config.data.sampler == "balanced" else None
+        setup = Setup(config, task, TARGET, model, objective(), train_set, val_set, classes)
         torch.manual_seed(1)
         yield Trainer(setup, RunFolder(run), accelerator, Processes(accelerator, 60), console or Console(quiet=True))
 

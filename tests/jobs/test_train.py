@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
 import visionattn as va
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
-from visionattn.errors import UserError
+from visionattn.engine.trainer import Trainer
+from visionattn.errors import Interrupted, UserError
 from visionattn.jobs.check import check
-from visionattn.tasks import load_config
+from visionattn.tasks import load_config, task_of
 
 TINY = (
     "model.name=eca_resnet18",
@@ -115,6 +118,54 @@ def test_more_epochs_go_on_from_the_end(flowers: Path) -> None:
     with pytest.raises(UserError) as caught:
         quiet(load_config(first.run / "config.yaml", ["optim.lr=0.5", "train.epochs=3"]), resume=first.run)
     assert caught.value.code == "VA-C010" and "optim.lr: 0.001 -> 0.5" in caught.value.what and "epochs" not in caught.value.what
+
+
+def test_options_together_resume_to_the_same_bits(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Balanced classes, frozen parts, another optimizer; stopped within an epoch, resumed with other patience and time."""
+    for number in range(1, 8):
+        (flowers / "train" / "rose" / f"{number}.png").unlink()
+    options = ("data.sampler=balanced", "train.freeze=[stem, stages.0, '*.bn1']", "optim.name=lamb", "optim.lr=0.02", "train.patience=9")
+    settings = (*options, "train.epochs=3", "train.max_time=1h", "train.ema=0.9")
+    straight = quiet(config(flowers.parent, *settings))
+    take = Trainer.train_step
+
+    def interrupted(trainer: Trainer, batch: Any) -> Any:
+        trainer._interrupted = trainer.step == 2
+        return take(trainer, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "train_step", interrupted)
+        quiet(config(flowers.parent, *settings, "output.name=stopped"))
+    stopped = flowers.parent / "runs" / "stopped" / "001"
+    quiet(load_config(stopped / "config.yaml", ["train.patience=8", "train.max_time=null", "train.min_delta=0.001"]), resume=stopped)
+    names = [name for name, _ in va.create_model("eca_resnet18", num_classes=3, width=8).named_parameters()]
+    frozen = {name for name in names if name.startswith(("backbone.stem", "backbone.stages.0")) or ".bn1." in name}
+    statistics = {f"{name.rpartition('.')[0]}.running_mean" for name in frozen if "bn" in name}
+    for checkpoint in ("last", "best"):
+        assert same(weights(straight.run, checkpoint), weights(stopped, checkpoint))
+    final = weights(stopped)
+    assert all(torch.equal(final[name], torch.zeros_like(final[name])) for name in statistics) and statistics
+    set_seed(0)
+    start = load_config(stopped / "config.yaml")
+    begun = task_of(start).build_model(start, {"classes": ["daisy", "rose", "tulip"]}).state_dict()
+    kept = {name for name, value in final.items() if "weight" in name and torch.equal(value, begun[name])}
+    assert kept == {name for name in frozen if "weight" in name}
+    log = (stopped / "log.txt").read_text()
+    assert re.search(r"^frozen +[\d,]+ of [\d,]+ parameters: stem, stages\.0, \*\.bn1$", log, re.MULTILINE)
+
+
+def test_a_run_ends_when_it_no_longer_gains_and_goes_on_with_more_patience(flowers: Path) -> None:
+    given = config(
+        flowers.parent, "train.epochs=4", "train.patience=1", "optim.lr=1e-12", "schedule.name=constant", "train.freeze=backbone"
+    )
+    result = quiet(given)
+    assert result.best["epoch"] == 1 and json.loads((result.run / "run.json").read_text())["state"] == "done"
+    page, log = (result.run / "report.html").read_text(), (result.run / "log.txt").read_text()
+    assert "ended by train.patience=1: top1 has not risen in 1 evaluation" in page and "2 of 4 epochs" in page
+    assert "done in" in log and "its schedule is over all 4" in log
+    quiet(load_config(result.run / "config.yaml", ["train.patience=null"]), resume=result.run)
+    lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2, 3, 4]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_module_and_the_batch(flowers: Path) -> None:

@@ -5,6 +5,8 @@ A task adds its own sections beside its code (`tasks/<task>/settings.py`), and t
 
 from __future__ import annotations
 
+import math
+import re
 import signal
 import typing
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
+
+from visionattn.names import shown
 
 Auto = Literal["auto"]
 
@@ -99,6 +103,9 @@ class DataConfig(Section):
         "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
     )
     workers: int | Literal["auto"] = setting("auto", "Loader processes; auto is the number of cores, at most 8.")
+    sampler: Literal["shuffled", "balanced"] = setting(
+        "shuffled", "Order of training: shuffled, each sample once per epoch; balanced, each class equally often."
+    )
 
     @property
     def has_source(self) -> bool:
@@ -115,7 +122,7 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Literal["adamw", "sgd"] = setting("adamw", "Optimizer.")
+    name: str = setting("adamw", "Optimizer, by timm's name: adamw, sgd, lamb, lion, adan, nadamw, ...")
     lr: Annotated[float, Field(gt=0)] | Auto = setting(
         "auto",
         "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / 32), and for larger "
@@ -127,8 +134,8 @@ class OptimConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] | Auto = setting(
         "auto", "Weight decay; norms, biases and the family's own list are left out; auto: 0.05."
     )
-    betas: tuple[float, float] = setting((0.9, 0.999), "AdamW betas.")
-    momentum: float = setting(0.9, "SGD momentum (Nesterov).", ge=0, lt=1)
+    betas: list[float] | None = setting(None, "Betas; null: the optimizer's own, of AdamW [0.9, 0.999].")
+    momentum: float | None = setting(None, "Momentum; null: 0.9 where the optimizer has one; that of sgd is Nesterov's.", ge=0, lt=1)
     layer_decay: Annotated[float, Field(gt=0, le=1)] | Auto | None = setting(
         "auto",
         "Factor on the rate from each layer to the one before it; null: none; auto: null, from weights the first layer of attention "
@@ -154,16 +161,21 @@ class TrainConfig(Section):
         "auto", "Passes over the training set; auto: 20, from weights as many as show 20,000 samples, but 10 to 40."
     )
     steps: int | None = setting(None, "Optimizer steps of the run, instead of train.epochs; its last epoch may be cut off.", ge=1)
-    batch_size: int = setting(32, "Samples per step and device.", ge=1)
+    max_time: str | None = setting(None, "Time after which the run ends, for example 90s, 30m or 1h30m, counted over resumptions.")
+    patience: int | None = setting(None, "Evaluations without a better eval.best after which the run ends; null: never.", ge=1)
+    min_delta: float = setting(0.0, "Gain that train.patience asks for, in units of the metric: 0.001 is 0.1 percent.", ge=0)
+    batch_size: Annotated[int, Field(ge=1)] | Auto = setting(
+        32, "Samples per step and device; auto: what fits, with train.accum for steps of optim.lr_batch samples, or of 32 per device."
+    )
     accum: int = setting(1, "Steps whose gradients are added before an update.", ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
-    device: Literal["auto", "cpu"] = setting("auto", "auto takes CUDA or MPS where available.")
+    device: str = setting("auto", "cpu, mps, cuda or one GPU by its number, cuda:1; auto takes CUDA or MPS where available.")
     ema: Annotated[float, Field(gt=0, lt=1)] | Auto | None = setting(
         "auto",
         "Decay of the moving average of the weights (then evaluated and exported); null: none; auto: null, from weights it spans a "
         "tenth of the run.",
     )
-    freeze: Literal["none", "backbone"] = setting("none", "What is not trained.")
+    freeze: list[str] | str = setting("none", "What is not trained: none, backbone, or names: [stem, stages.0, '*.norm*'].")
     channels_last: bool | Literal["auto"] = setting("auto", "Memory layout; auto: on for the CNN families.")
     deterministic: bool = setting(True, "Use deterministic operations where torch has them.")
     save_every: int = setting(0, "Optimizer steps between checkpoints; 0: at each epoch's end.", ge=0)
@@ -178,6 +190,32 @@ class TrainConfig(Section):
         False, "Share weights, gradients and optimizer state out among the processes (FSDP2), for models too large for one device."
     )
     process_timeout: float = setting(1800.0, "Seconds that processes wait for each other before the run ends.", gt=0)
+
+    @field_validator("max_time", mode="before")
+    @classmethod
+    def _check_duration(cls, value: Any) -> Any:
+        if value is not None and seconds_of(value) is None:
+            raise ValueError(f"train.max_time: expected a duration such as 90s, 30m, 2h or 1h30m, got {shown(str(value))}")
+        return value
+
+    @property
+    def max_seconds(self) -> float:
+        """`max_time` in seconds; infinite without one."""
+        return math.inf if self.max_time is None else float(seconds_of(self.max_time) or 0)
+
+    @property
+    def frozen(self) -> list[str]:
+        """The names of `freeze`."""
+        return [] if self.freeze == "none" else [self.freeze] if isinstance(self.freeze, str) else self.freeze
+
+
+def seconds_of(duration: Any) -> float | None:
+    """Seconds of a duration such as 90s, 30m or 1h30m; None if it is not one, or has no length."""
+    found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(duration).replace(" ", ""))
+    if found is None or isinstance(duration, bool):
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return (((days * 24 + hours) * 60 + minutes) * 60 + seconds) or None
 
 
 class EvalConfig(Section):
@@ -220,6 +258,12 @@ class RunConfig(Section):
             raise ValueError("model.img_size: expected at least 32 pixels per side")
         if self.data.workers != "auto" and self.data.workers < 0:
             raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
+        if self.train.batch_size == "auto" and self.train.accum != 1:
+            raise ValueError("train.accum: train.batch_size=auto chooses it; train.accum=1")
+        if self.train.batch_size == "auto" and self.train.shard:
+            raise ValueError("train.batch_size: auto tries the whole model on each device, train.shard shares it out; give a number")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.train.device):
+            raise ValueError(f"train.device: expected auto, cpu, mps, cuda or a GPU by its number (cuda:0), got {shown(self.train.device)}")
         name = self.train.save_signal
         if name is not None and name not in signal.Signals.__members__:
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")
@@ -227,6 +271,6 @@ class RunConfig(Section):
             raise ValueError(f"train.save_signal: {name} cannot be handled by a program")
         if self.train.shard and isinstance(self.train.ema, float):
             raise ValueError("train.shard: the moving average needs whole weights at each step; train.ema=null")
-        if not all(0 <= beta < 1 for beta in self.optim.betas):
-            raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {list(self.optim.betas)}")
+        if not all(0 <= beta < 1 for beta in self.optim.betas or ()):
+            raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {self.optim.betas}")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from visionattn.errors import UserError
 
 _MASK = 2**64 - 1
+REPEAT = 2**32  # added to the epoch in the key of a sample that occurs again, which augments it anew
 
 
 def derive_seed(*numbers: int) -> int:
@@ -34,10 +35,12 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         size: samples in the training set.
         batch_size: samples per batch and process.
         rank: number of this process, which receives its part of each global batch of `batch_size * world`.
+        classes: class of each sample, to show each class equally often; samples of a small one occur several times in an epoch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, classes: Sequence[int] | None = None) -> None:
         self.size, self.batch_size, self.seed, self.rank, self.world = size, batch_size, seed, rank, world
+        self.members = None if classes is None else _by_class(np.asarray(classes))
         self.epoch, self.step = 0, 0
 
     def set_position(self, epoch: int, step: int) -> None:
@@ -49,11 +52,29 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
         return self.size // (self.batch_size * self.world)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch = self.epoch
-        order = np.random.default_rng(derive_seed(self.seed, epoch)).permutation(self.size)
+        passes, order = self._order(np.random.default_rng(derive_seed(self.seed, self.epoch)))
         for step in range(self.step, len(self)):
             start = (step * self.world + self.rank) * self.batch_size
-            yield [(epoch, int(index)) for index in order[start : start + self.batch_size]]
+            yield [(int(passes[place]), int(order[place])) for place in range(start, start + self.batch_size)]
+
+    def _order(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """First and second part of the keys of an epoch."""
+        if self.members is None:
+            return np.full(self.size, self.epoch), rng.permutation(self.size)
+        count = len(self.members)
+        turns = rng.permutation((np.arange(self.size) + rng.integers(count)) % count)  # classes: as many of each, or one more
+        passes, order = np.empty(self.size, np.int64), np.empty(self.size, np.int64)
+        for members, places in zip(self.members, _by_class(turns), strict=True):
+            repeats = np.arange(len(places)) // len(members)
+            order[places] = np.concatenate([rng.permutation(members) for _ in range(repeats[-1] + 1)])[: len(places)]
+            passes[places] = self.epoch + repeats * REPEAT
+        return passes, order
+
+
+def _by_class(classes: np.ndarray) -> list[np.ndarray]:
+    """The positions of each class that occurs, by its number."""
+    order = np.argsort(classes, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
 
 
 def require_batches(size: int, batch_size: int, world: int = 1) -> None:

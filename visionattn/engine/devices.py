@@ -19,6 +19,8 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from visionattn.config.schema import TrainConfig
 from visionattn.errors import UserError
 
+ACCELERATE_DEVICE = "ACCELERATE_TORCH_DEVICE"  # environment variable with the device that accelerate takes
+
 
 @contextmanager
 def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Iterator[Accelerator]:
@@ -28,8 +30,9 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
         leaves_unused: whether parameters may take no part in a step.
 
     Raises:
-        UserError: VA-C002, a precision the device lacks; VA-R006, processes that do not find each other.
+        UserError: VA-C002, a device that is not there, or a precision it lacks; VA-R006, processes that do not find each other.
     """
+    _require_device(config.device)
     cpu = _on_cpu(config)
     precision = {"auto": "bf16" if fast_bf16(cpu) else "no", "fp32": "no"}.get(config.precision, config.precision)
     if precision == "fp16" and cpu:
@@ -38,11 +41,12 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
     if leaves_unused:
         handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     AcceleratorState._reset_state()  # a job in the same process that ended in an error may have left its precision
-    # Without a GPU the CPU is requested explicitly: processes would not find each other otherwise.
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
     try:
-        _require_processes(accelerator.num_processes)
-        yield accelerator
+        with _one_gpu(config.device):
+            # Without a GPU the CPU is requested explicitly: processes would not find each other otherwise.
+            accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
+            _require_processes(accelerator.num_processes)
+            yield accelerator
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -50,7 +54,10 @@ def open_accelerator(config: TrainConfig, *, leaves_unused: bool = False) -> Ite
 
 
 def inference_settings(config: TrainConfig, report: Callable[[str], object]) -> TrainConfig:
-    """The settings that a trained model is used with: a precision that only its training's device had becomes auto, which is reported."""
+    """The settings to use a trained model with: a device or a precision that only its training had becomes auto, which is reported."""
+    if config.device not in ("auto", *_devices()):
+        report(f"trained on {config.device}, which is not here: train.device=auto")
+        config = config.model_copy(update={"device": "auto"})
     if config.precision != "fp16" or not _on_cpu(config):
         return config
     report(f"trained in fp16, which a CPU does not compute: this is {'bf16' if fast_bf16(cpu=True) else 'fp32'}")
@@ -59,6 +66,43 @@ def inference_settings(config: TrainConfig, report: Callable[[str], object]) -> 
 
 def _on_cpu(config: TrainConfig) -> bool:
     return config.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _devices() -> list[str]:
+    """Values of `train.device` that this machine has."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *(["mps"] if torch.backends.mps.is_available() else []), *(["cuda", *gpus] if gpus else [])]
+
+
+def _require_device(device: str) -> None:
+    """Stop if a device is not there, or is one for several processes.
+
+    Raises:
+        UserError: VA-C002.
+    """
+    found, processes = _devices(), int(os.environ.get("WORLD_SIZE", "1"))
+    if device not in ("auto", *found):
+        raise UserError("VA-C002", f"train.device: {device} is not there", why=f"found: {', '.join(found)}", fix="train.device=auto")
+    if processes > 1 and ":" in device:
+        fix = "train.device=cuda; the environment variable CUDA_VISIBLE_DEVICES chooses among them"
+        raise UserError("VA-C002", f"train.device: {device} is one GPU, and {processes} processes take one each", fix=fix)
+
+
+@contextmanager
+def _one_gpu(device: str) -> Iterator[None]:
+    """Make a GPU with a number the current one, for accelerate and for kernels; on leaving, the former one returns."""
+    if ":" not in device:
+        yield
+        return
+    before = os.environ.get(ACCELERATE_DEVICE)
+    os.environ[ACCELERATE_DEVICE] = device
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        os.environ.pop(ACCELERATE_DEVICE)
+        if before is not None:
+            os.environ[ACCELERATE_DEVICE] = before
 
 
 def _require_processes(found: int) -> None:

@@ -82,12 +82,14 @@ def memory_explained(out_of_memory: Callable[[Exception], UserError]) -> Iterato
 def out_of_memory_in_training(config: RunConfig, step: int, precision: str, error: Exception) -> UserError:
     """VA-R001 with what to change, in the order to try it."""
     train, (height, width) = config.train, config.model.size
+    batch = int(train.batch_size)
+    part = next((size for size in range(batch // 2, 0, -1) if batch % size == 0), 0)
+    smaller = f"train.batch_size={part} train.accum={train.accum * batch // part} (same effective batch)\n" if part else ""
     return UserError(
         "VA-R001",
-        f"out of memory at step {step + 1}: batch {train.batch_size}, {height}x{width} px, {precision}",
+        f"out of memory at step {step + 1}: batch {batch}, {height}x{width} px, {precision}",
         why=_reason(error),
-        fix=f"in this order: train.batch_size={max(1, train.batch_size // 2)} train.accum={train.accum * 2} (same effective batch)\n"
-        "model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then start a new run",
+        fix=f"in this order: {smaller}model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then start a new run",
         exit_code=EXIT_OUT_OF_MEMORY,
     )
 
@@ -111,10 +113,17 @@ def _reason(error: Exception) -> str:
     return lines[-1] if lines[0].startswith("Caught ") else lines[0]
 
 
-def single_value_norm(config: RunConfig, count: int, error: Exception) -> UserError:
-    """VA-C011: a batch norm saw a single value per channel."""
-    return UserError(
-        "VA-C011",
-        f"batch norm over a single value: {count} sample in a batch, {config.model.name} pools it to one pixel",
-        fix="train.batch_size=2 or more, or a larger model.img_size where the last map is one pixel",
-    )
+def forward(task: Task, config: RunConfig, model: Any, batch: Batch) -> Any:
+    """Outputs of a model in training.
+
+    Raises:
+        UserError: VA-C011, a batch norm saw a single value per channel.
+    """
+    try:
+        return task.forward(model, batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        what = f"batch norm over a single value: {len(batch)} sample in a batch, {config.model.name} pools it to one pixel"
+        fix = "train.batch_size=2 or more, or a larger model.img_size where the last map is one pixel"
+        raise UserError("VA-C011", what, fix=fix) from error

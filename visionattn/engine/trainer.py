@@ -7,7 +7,7 @@ import json
 import math
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from visionattn.config.schema import RunConfig, chosen
+from visionattn.config.schema import chosen
 from visionattn.console import Console, duration
 from visionattn.data.check import too_many_unreadable
 from visionattn.data.loading import eval_loader, train_loader, worker_count
@@ -26,15 +26,18 @@ from visionattn.engine.diagnosis import (
     diverged,
     first_bad_gradient,
     first_bad_module,
+    forward,
     memory_explained,
     out_of_memory_in_training,
-    single_value_norm,
 )
 from visionattn.engine.evaluate import evaluate_model
+from visionattn.engine.freezing import freeze, keep_frozen
 from visionattn.engine.guard import LossWatch, copy_buffers, restore_buffers
 from visionattn.engine.optim import build_optimizer, build_schedule
 from visionattn.engine.processes import Processes
+from visionattn.engine.progress import Progress, why_enough
 from visionattn.engine.random_state import random_state, set_random_state
+from visionattn.engine.setup import Setup
 from visionattn.engine.sharding import load_model, load_optimizer, shard, whole
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
@@ -43,56 +46,8 @@ from visionattn.report.tensorboard import TensorBoard
 from visionattn.runs.checkpoint import keep_best, latest_checkpoint, read_checkpoint, save_checkpoint
 from visionattn.runs.folder import RunFolder
 from visionattn.runs.interrupts import first_signal, stop_signals
-from visionattn.tasks.base import Dataset, Evaluation, Objective, Target, Task
+from visionattn.tasks.base import Evaluation
 from visionattn.tasks.batch import Batch
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Everything a run trains with, built from its config.
-
-    Attributes:
-        config: of the run.
-        task: its task.
-        target: meaning of the outputs.
-        model: a backbone with a head, on the CPU.
-        objective: the loss.
-        train_set, val_set: checked samples.
-    """
-
-    config: RunConfig
-    task: Task
-    target: Target
-    model: nn.Module
-    objective: Objective
-    train_set: Dataset
-    val_set: Dataset
-
-
-@dataclass
-class Progress:
-    """What a run carries from step to step besides its model and its optimizer.
-
-    Attributes:
-        step: optimizer steps done.
-        best: metric, value and epoch of the best evaluation.
-        lr: learning rate of the last step.
-        losses, updates: sum and number of the losses of the epoch so far; steps that updated nothing are not among them.
-        seconds: time of the epoch so far.
-        evaluated: whether the last finished epoch was.
-        skipped: steps left out in a row because of `train.on_nan`.
-        rollbacks: returns to a checkpoint because of it.
-    """
-
-    step: int = 0
-    best: dict[str, Any] | None = None
-    lr: float = 0.0
-    losses: float = 0.0
-    updates: int = 0
-    seconds: float = 0.0
-    evaluated: bool = True
-    skipped: int = 0
-    rollbacks: int = 0
 
 
 class Trainer:
@@ -115,8 +70,8 @@ class Trainer:
         self.setup, self.config, self.task, self.run = setup, config, setup.task, run
         self.accelerator, self.processes, self.console = accelerator, processes, console
         rank, world = processes.rank, processes.world
-        self.batch_size = config.train.batch_size * config.train.accum  # per process and step
-        self.sampler = TrainSampler(len(setup.train_set), self.batch_size, config.seed, rank, world)
+        self.batch_size = int(config.train.batch_size) * config.train.accum  # per process and step
+        self.sampler = TrainSampler(len(setup.train_set), self.batch_size, config.seed, rank, world, setup.classes)
         self.steps_per_epoch = len(self.sampler)
         self.total_steps = config.train.steps or chosen(config.train.epochs, "train.epochs") * self.steps_per_epoch
         self.epochs = -(-self.total_steps // self.steps_per_epoch)  # the last one may be cut off by train.steps
@@ -125,8 +80,7 @@ class Trainer:
         shared = config.train.shard and world > 1
         channels_last = getattr(backbone, "cnn", False) if config.train.channels_last == "auto" else config.train.channels_last
         channels_last = channels_last and not shared  # torch shares out contiguous tensors only
-        if config.train.freeze == "backbone":
-            backbone.requires_grad_(False)
+        self.frozen = freeze(model, config.train.frozen)
         model.set_grad_checkpointing(config.model.grad_checkpointing)  # type: ignore[operator]
         model.to(accelerator.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)  # type: ignore[call-overload]
         if self.task.synchronises_norms and world > 1 and accelerator.device.type == "cuda":
@@ -149,7 +103,8 @@ class Trainer:
         pin_memory = accelerator.device.type == "cuda"
         self.train_loader = train_loader(setup.train_set, self.sampler, workers, pin_memory=pin_memory, warn=console.warn)
         self.val_loader = eval_loader(setup.val_set, self.task.eval_batch_size(config), workers, rank, world, warn=console.warn)
-        self.progress = Progress()
+        self.progress, self.ended = Progress(), ""  # why the run ends before its last step
+        self._began = time.perf_counter()  # less the time before it was resumed
         self.unreadable: set[str] = set()
         self.monitor = self.task.monitor(config) if config.eval.best == "auto" else config.eval.best
         self.watch = LossWatch()
@@ -178,7 +133,7 @@ class Trainer:
         return model
 
     def fit(self) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch, or until `train.patience` or `train.max_time` end the run.
 
         Raises:
             UserError: VA-R001, out of memory; VA-R002, diverged; VA-R004, disk full; VA-R009, a loader process ended; VA-D010,
@@ -189,15 +144,22 @@ class Trainer:
             pictures = self.task.pictures(self.setup.target)
             folder, images, purge_step = self.run.path / "tb", self.config.log.images, self.step + 1 if self.step else None
             self.tensorboard = TensorBoard(folder, self.task.display, pictures, images, purge_step=purge_step)
+        train, progress = self.config.train, self.progress
+        self._began = time.perf_counter() - progress.elapsed
+        self.ended = self._why_ended(progress.elapsed)
         try:
-            with first_signal(stop_signals(self.config.train.save_signal), self._interrupt), memory_explained(self._out_of_memory):
-                if not self.progress.evaluated:
+            with first_signal(stop_signals(train.save_signal), self._interrupt), memory_explained(self._out_of_memory):
+                if self.step > progress.closed and progress.updates and (self._epoch_is_over or progress.elapsed >= train.max_seconds):
                     self._end_of_epoch()
-                while self.step < self.total_steps:
+                while self.step < self.total_steps and not self.ended:
                     self._epoch()
                     self._end_of_epoch()
-                    if self.step < self.total_steps and self.processes.any_of(self._interrupted)[0]:
+                    if self.step < self.total_steps and not self.ended and self.processes.any_of(self._interrupted)[0]:
                         raise Interrupted(f"after epoch {self.step // self.steps_per_epoch}")
+            if self.ended:
+                rate = f"the learning rate was {progress.lr:.1e}, its schedule is over all {self.epochs}"
+                more = f"to go on:  visionattn train --resume {self.run.path} {self.ended.partition('=')[0]}=null"
+                self.console.field("ended", f"{self.ended}, after {self.trained}; {rate}\n{more}")
         finally:
             if self.tensorboard is not None:
                 self.tensorboard.close()
@@ -217,8 +179,7 @@ class Trainer:
         last = self._end(epoch + 1)
         self.sampler.set_position(epoch, first)
         self.model.train()
-        if config.train.freeze == "backbone":
-            self.bare_model.backbone.eval()  # type: ignore[union-attr, operator]  # its statistics stay unchanged too
+        keep_frozen(self.bare_model, self.frozen)
         label = self._label(epoch + 1)
         samples, started, window, earlier = 0, time.perf_counter(), (time.perf_counter(), 0), progress.seconds
         with self.console.progress(label, last - epoch * self.steps_per_epoch, first) as bar:
@@ -243,12 +204,14 @@ class Trainer:
                 self.schedule.step_update(self.step)
                 if self.step == last:
                     break  # its evaluation belongs to the epoch: an interrupt waits for it to begin
+                if stop and not self.processes.any_of(self._interrupted)[0]:
+                    label = f"{label} to step {self.step - epoch * self.steps_per_epoch}/{self.steps_per_epoch}"
+                    break  # train.max_time is over: what was trained of the epoch is evaluated
                 if stop or (config.train.save_every and self.step % config.train.save_every == 0):
                     self.save()
                 if stop:
                     raise Interrupted(f"epoch {epoch + 1}, step {self.step - epoch * self.steps_per_epoch}/{self.steps_per_epoch}")
         self._require_updates(epoch + 1)
-        progress.evaluated = False
         mean_loss, seconds = progress.losses / progress.updates, progress.seconds
         summary = f"loss {mean_loss:.3f}  lr {progress.lr:.1e}  gnorm {grad_norm:.2f}  {unit}s/s {samples / (now - started):.0f}"
         self.console.line(f"{label}  {duration(seconds):>5}  {summary}")
@@ -264,6 +227,25 @@ class Trainer:
 
     def _label(self, epoch: int) -> str:
         return f"epoch {epoch:>3}/{self.epochs}"
+
+    @property
+    def trained(self) -> str:
+        """How many epochs the run has trained, and of how many if it did not train all."""
+        done = "" if self.step == self.total_steps else f"{self.step / self.steps_per_epoch:.1f}".removesuffix(".0") + " of "
+        return f"{done}{self.epochs} epoch{'s' * (self.epochs != 1)}"
+
+    def _why_ended(self, elapsed: float) -> str:
+        """Why the run ends before its last step; empty if it does not."""
+        return why_enough(self.config.train, self.progress.values, elapsed, self.monitor) if self.step < self.total_steps else ""
+
+    @property
+    def _epoch_is_over(self) -> bool:
+        return self.step == self._end(math.ceil(self.step / self.steps_per_epoch))
+
+    @property
+    def _elapsed(self) -> float:
+        """Time of the run, evaluations and saves included, over all resumptions."""
+        return time.perf_counter() - self._began
 
     @property
     def _lr(self) -> float:
@@ -284,13 +266,13 @@ class Trainer:
         if unreadable:
             self._count_unreadable([item for share in processes.gather(batch.unreadable) for item in share])
         if empty:  # on one process: the step updates nothing on any
-            return None, 0.0, processes.any_of(self._interrupted)[0]
+            return None, 0.0, processes.any_of(self._is_to_stop())[0]
         buffers = [] if config.train.on_nan == "stop" else copy_buffers(self.bare_model)
         parts = self.task.split(mixed, config.train.accum)
         total = 0.0
         for index, part in enumerate(parts):
             with accelerator.autocast():
-                outputs = self._forward(part)
+                outputs = forward(self.task, config, self.model, part)
             loss = self.setup.objective.loss(outputs, part)["loss"] / len(parts)
             total += float(loss.detach())
             if index == len(parts) - 1:
@@ -305,7 +287,7 @@ class Trainer:
             norm = float(whole(nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])))
         # fp16: the scaler skips a step with a gradient that is not finite, and lowers its scale
         bad_norm = not math.isfinite(norm) and accelerator.mixed_precision != "fp16"
-        bad_loss, bad_norm, stop = processes.any_of(not math.isfinite(total), bad_norm, self._interrupted)
+        bad_loss, bad_norm, stop = processes.any_of(not math.isfinite(total), bad_norm, self._is_to_stop())
         if bad_loss or bad_norm:
             self._leave_out(self._diverged(mixed, total, norm), buffers)
             return None, norm, stop
@@ -315,6 +297,11 @@ class Trainer:
             self.ema.update(self.bare_model, step=self.step)
         self.progress.skipped = 0
         return total, norm, stop
+
+    def _is_to_stop(self) -> bool:
+        """Whether a signal came, or the first process has run out of time, with something to evaluate."""
+        out_of_time = self.processes.is_main and self._elapsed >= self.config.train.max_seconds
+        return self._interrupted or (out_of_time and self.progress.updates > 0)
 
     def _leave_out(self, error: UserError, buffers: list[torch.Tensor]) -> None:
         """Undo what a step that is not finite did, as far as `train.on_nan` allows it.
@@ -349,14 +336,6 @@ class Trainer:
         if spike is not None:
             self.console.warn(f"step {self.step}: {spike}")
 
-    def _forward(self, part: Batch) -> Any:
-        try:
-            return self.task.forward(self.model, part)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise single_value_norm(self.config, len(part), error) from error
-
     def evaluate(self) -> Evaluation:
         """Metrics on the validation set, of the moving average if there is one."""
         model = self.ema.module if self.ema is not None else self.bare_model
@@ -381,6 +360,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write `checkpoints/last`; every process contributes its random state."""
+        self.progress.elapsed = self._elapsed
         randoms = self.processes.gather(random_state())
         model, optimizer = whole(self.bare_model.state_dict()), whole(self.optimizer.state_dict())
         if self.processes.is_main:
@@ -446,22 +426,36 @@ class Trainer:
         return state
 
     def _end_of_epoch(self) -> None:
-        """Evaluate the epoch that was just trained, write its line and save."""
-        progress, epoch = self.progress, -(-self.step // self.steps_per_epoch)
+        """Evaluate what was just trained, an epoch or the part of one that there was time for, write its line and save."""
+        progress, train, over = self.progress, self.config.train, self._epoch_is_over
+        number = math.ceil(self.step / self.steps_per_epoch)
+        epoch = number if over else self.step / self.steps_per_epoch
         train_loss, seconds = progress.losses / progress.updates, progress.seconds
         line: dict[str, Any] = {"kind": "epoch", "step": self.step, "epoch": epoch}
         line |= {"train_loss": train_loss, "lr": progress.lr, "seconds": seconds}
+        elapsed = self.processes.from_main(self._elapsed)
+        due = over and (number % self.config.eval.every == 0 or number == self.epochs)
         evaluation, better = None, False
-        if epoch % self.config.eval.every == 0 or epoch == self.epochs:
+        if due or elapsed >= train.max_seconds:
             evaluation = self._evaluate_or_stop(epoch)
+            elapsed = self.processes.from_main(self._elapsed)
             self._count_unreadable(evaluation.unreadable)
             value = evaluation.metrics[self.monitor]
             better = value is not None and (self.best is None or value > self.best["value"])
             if better:
                 progress.best = {"metric": self.monitor, "value": value, "epoch": epoch}
+            if due:
+                progress.values.append(value)
             line |= {f"val_{name}": metric for name, metric in evaluation.metrics.items()} | {"val_count": evaluation.count}
-            self._print_evaluation(evaluation, better, (self.epochs - epoch) * seconds)
-        progress.losses, progress.updates, progress.seconds, progress.evaluated = 0.0, 0, 0.0, True
+            self._print_evaluation(evaluation, better, max(0.0, min((self.epochs - number) * seconds, train.max_seconds - elapsed)))
+        if over:
+            progress.losses, progress.updates, progress.seconds = 0.0, 0, 0.0
+        progress.closed = self.step
+        self.ended = self._why_ended(elapsed)
+        if number == 1 and over and elapsed * self.epochs > train.max_seconds:
+            self.console.warn(
+                f"train.max_time={train.max_time} is enough for about {train.max_seconds / elapsed:.2g} of {self.epochs} epochs"
+            )
         if self.processes.is_main:
             # Before the save: a run killed in between goes back and writes them again.
             self.run.append_metrics(line)
@@ -472,15 +466,15 @@ class Trainer:
         if self.processes.is_main:
             if better:
                 keep_best(self.run.checkpoints / "last")
-            if self.tensorboard is not None and evaluation is not None and (better or epoch == self.epochs):
+            if self.tensorboard is not None and evaluation is not None and (better or number == self.epochs or self.ended):
                 self.tensorboard.show_evaluation(evaluation, self.setup.val_set, self.run.read_metrics())
 
-    def _evaluate_or_stop(self, epoch: int) -> Evaluation:
+    def _evaluate_or_stop(self, epoch: float) -> Evaluation:
         try:
             return self.evaluate()
         except Interrupted:
             self.save()
-            raise Interrupted(f"epoch {epoch}, before its evaluation") from None
+            raise Interrupted(f"epoch {epoch:.4g}, before its evaluation") from None
 
     def _print_evaluation(self, evaluation: Evaluation, better: bool, seconds_left: float) -> None:
         display, metrics = self.task.display, evaluation.metrics
@@ -491,9 +485,9 @@ class Trainer:
         texts += [f"loss {metrics['loss']:.3f}", part, "best -> saved" if better else "", eta]
         self.console.field("   val", "  ".join(filter(None, texts)))
 
-    def _end(self, epoch: int) -> int:
-        """The step at which an epoch, counted from 1, is over."""
-        return min(epoch * self.steps_per_epoch, self.total_steps)
+    def _end(self, epoch: float) -> int:
+        """The step at which an epoch, counted from 1, is over; of 2.5 that at which half of the third one is."""
+        return min(round(epoch * self.steps_per_epoch), self.total_steps)
 
     def _log_step(self, epoch: int, loss: float | None, lr: float, grad_norm: float, speed: float) -> None:
         if not self.processes.is_main:

@@ -56,7 +56,7 @@ def preview_data(config: RunConfig, path: Path, count: int) -> None:
     config, task = with_weights(config), task_of(config)
     data = task.read_data(config)
     target = task.target(config, data)
-    config, _ = choose(task, config, target, None, samples=len(data.train), world=1)
+    config, _ = choose(task, config, target, None, samples=len(data.train), batch=1)
     model = task.build_model(config, target)
     if not task.preview(config, model, data, data.train, count, path, augmented=True):
         raise UserError("VA-D002", f"task {task.name} has no preview of its data")

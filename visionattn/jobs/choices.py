@@ -32,14 +32,14 @@ def with_weights(config: RunConfig) -> RunConfig:
 
 
 def choose(
-    task: Task, config: RunConfig, target: Target, report: CheckReport | None, *, samples: int, world: int
+    task: Task, config: RunConfig, target: Target, report: CheckReport | None, *, samples: int, batch: int
 ) -> tuple[RunConfig, list[Choice]]:
     """The config without `auto`, and what was chosen.
 
     Args:
         report: findings in the data, if they were checked.
         samples: of the training set.
-        world: number of processes.
+        batch: samples of a step, on all processes.
     """
     with torch.device("meta"):
         model = task.build_model(config, target)
@@ -48,7 +48,7 @@ def choose(
     facts = Facts(
         pretrained=config.model.weights != "none",
         samples=samples,
-        batch=config.train.batch_size * config.train.accum * world,
+        batch=batch,
         layers=layers,
         params=sum(parameter.numel() for parameter in model.parameters()),
         cnn=bool(getattr(getattr(model, "backbone", None), "cnn", False)),

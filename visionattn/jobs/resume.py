@@ -12,6 +12,7 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.data.splits import ManifestRow, manifest_hash
+from visionattn.engine.batch_size import with_batch
 from visionattn.errors import UserError
 from visionattn.files import csv_text
 from visionattn.jobs.check import CheckedData
@@ -26,6 +27,9 @@ from visionattn.tasks.base import Target
 RESUMABLE_KEYS = (
     "train.epochs",
     "train.steps",
+    "train.max_time",
+    "train.patience",
+    "train.min_delta",
     "train.batch_size",
     "train.accum",
     "train.save_every",
@@ -42,6 +46,14 @@ RESUMABLE_KEYS = (
     "output",
     "eval.batch_size",
 )
+
+
+def batch_of_run(run: RunFolder, config: RunConfig) -> RunConfig:
+    """The config in which train.batch_size=auto is what it found when the run began."""
+    if config.train.batch_size != "auto":
+        return config
+    found = run_config(run.path / "config.yaml").train
+    return with_batch(config, int(found.batch_size), found.accum)
 
 
 def require_same_config(run: RunFolder, after: RunConfig) -> None:
@@ -86,7 +98,7 @@ def require_same_batch(checkpoint: Path, config: RunConfig, processes: int) -> N
         UserError: VA-C010, with a batch size that keeps the number if there is one.
     """
     meta = read_meta(checkpoint)
-    before, after = meta.get("samples_per_step"), config.train.batch_size * config.train.accum * processes
+    before, after = meta.get("samples_per_step"), int(config.train.batch_size) * config.train.accum * processes
     if before is None or before == after:
         return
     share, rest = divmod(before, config.train.accum * processes)

@@ -18,16 +18,20 @@ from visionattn.console import Console, duration
 from visionattn.data.loading import eval_loader, worker_count
 from visionattn.data.sampling import derive_seed, require_batches
 from visionattn.data.splits import manifest_hash
+from visionattn.engine.batch_size import fit_batch, samples_per_step, with_batch
 from visionattn.engine.devices import deterministic, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
+from visionattn.engine.freezing import freeze, frozen_text
+from visionattn.engine.optim import require_optimizer
 from visionattn.engine.processes import Processes
-from visionattn.engine.trainer import Setup, Trainer
+from visionattn.engine.setup import Setup
+from visionattn.engine.trainer import Trainer
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.choices import choose, print_choices, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
-from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data
+from visionattn.jobs.resume import batch_of_run, require_same_batch, require_same_config, require_same_target, same_data
 from visionattn.jobs.weights import fetch_published, load_initial_weights
 from visionattn.names import file_name, to_path
 from visionattn.report.page import write_report
@@ -103,6 +107,7 @@ def train(
     config = _complete_config(config, resumed, overrides)
     task = task_of(config)
     task.check_names(config)
+    require_optimizer(config.optim, shard=config.train.shard)
     signals = stop_signals(config.train.save_signal)
     with ExitStack() as stack:
         stack.enter_context(interrupting(signals))
@@ -111,7 +116,7 @@ def train(
         processes = Processes(accelerator, config.train.process_timeout)
         console = console or Console() if processes.is_main else Console(quiet=True)
         checkpoint = None if resumed is None or dry_run else _hold(resumed, config, processes, console, stack)
-        prepared = _prepare(config, resumed, processes, console, strict=strict, keep=not dry_run)
+        prepared = _prepare(config, resumed, accelerator, processes, console, strict=strict, keep=not dry_run)
         if dry_run:
             _dry_run(prepared, accelerator, processes, console)
             return None
@@ -136,13 +141,22 @@ def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder |
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
     if resumed is None:
         return with_weights(config)
-    require_same_config(resumed, config)
-    return config
+    complete = batch_of_run(resumed, config)
+    require_same_config(resumed, complete)
+    return complete
 
 
-def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes, console: Console, *, strict: bool, keep: bool) -> Prepared:
+def _prepare(
+    config: RunConfig,
+    resumed: RunFolder | None,
+    accelerator: Accelerator,
+    processes: Processes,
+    console: Console,
+    *,
+    strict: bool,
+    keep: bool,
+) -> Prepared:
     """Check the data, build the model and the objective, load initial weights; an error on one process stops all."""
-
     task = task_of(config)
 
     def check() -> CheckedData:
@@ -150,28 +164,56 @@ def _prepare(config: RunConfig, resumed: RunFolder | None, processes: Processes,
         if resumed is not None:
             require_same_target(resumed, checked.target)
             checked = same_data(resumed, checked)
-        require_batches(len(checked.data.train), config.train.batch_size * config.train.accum, processes.world)
+        require_batches(len(checked.data.train), samples(checked), processes.world)
         return checked
 
-    def build() -> Prepared:
-        samples = len(checked.data.train)
-        complete, choices = choose(task, config, checked.target, checked.report, samples=samples, world=processes.world)
-        set_seed(complete.seed)
-        model = task.build_model(complete, checked.target)
-        weights = "" if resumed is not None else load_initial_weights(task, model, complete, console)
-        train_set: Dataset = task.train_dataset(complete, model, checked.data, checked.report)
-        val_set = task.eval_dataset(complete, model, checked.data.val)
-        objective = task.objective(complete, checked.target, train_set)
-        if checked.gaps:
-            train_set = GappedDataset(train_set, checked.gaps)
-        return Prepared(Setup(complete, task, checked.target, model, objective, train_set, val_set), checked, weights, choices)
+    def samples(checked: CheckedData) -> int:
+        """Samples of a step on each process."""
+        train = config.train
+        if train.batch_size == "auto":
+            return samples_per_step(config, len(checked.data.train), processes.world)
+        return train.batch_size * train.accum
 
     if resumed is None:  # before the data are decoded, so that it is known soon whether they can be downloaded
         processes.together(lambda: fetch_published(task, config, console), main_first=True)
     checked = processes.together(check, main_first=True)  # the others find what was decoded in the cache
-    prepared = processes.together(build, main_first=True)  # and the weights that were downloaded
+    batch, size = samples(checked) * processes.world, len(checked.data.train)
+    config, choices = processes.together(lambda: choose(task, config, checked.target, checked.report, samples=size, batch=batch))
+    if config.train.batch_size == "auto":
+        whole = with_batch(config, samples(checked), 1)
+        trial = processes.together(lambda: _build(whole, checked, [], resumed, Console(quiet=True)), main_first=True)
+        config = fit_batch(trial.setup, accelerator, processes)
+        del trial
+        console.field("batch", _found_batch(config, accelerator, processes))
+    # Weights that were downloaded are there for the others.
+    prepared = processes.together(lambda: _build(config, checked, choices, resumed, console), main_first=True)
     set_seed(derive_seed(config.seed, 1 + processes.rank))  # dropout differs between processes
     return prepared
+
+
+def _build(config: RunConfig, checked: CheckedData, choices: list[Choice], resumed: RunFolder | None, console: Console) -> Prepared:
+    """The model with initial weights, the objective and the samples, a function of the config and the data alone."""
+    task = task_of(config)
+    set_seed(config.seed)
+    model = task.build_model(config, checked.target)
+    weights = "" if resumed is not None else load_initial_weights(task, model, config, console)
+    freeze(model, config.train.frozen)
+    train_set: Dataset = task.train_dataset(config, model, checked.data, checked.report)
+    val_set = task.eval_dataset(config, model, checked.data.val)
+    objective = task.objective(config, checked.target, train_set)
+    classes = task.sample_classes(config, train_set) if config.data.sampler == "balanced" else None
+    if checked.gaps:
+        train_set = GappedDataset(train_set, checked.gaps)
+    setup = Setup(config, task, checked.target, model, objective, train_set, val_set, classes)
+    return Prepared(setup, checked, weights, choices)
+
+
+def _found_batch(config: RunConfig, accelerator: Accelerator, processes: Processes) -> str:
+    """What train.batch_size=auto found."""
+    train = config.train
+    samples = f"{int(train.batch_size) * train.accum * processes.world} samples per step"
+    what = "those of optim.lr_batch" if config.optim.lr_batch is not None else "the default"
+    return f"auto: train.batch_size={train.batch_size} train.accum={train.accum} fits {accelerator.device}: {samples}, {what}"
 
 
 def _hold(run: RunFolder, config: RunConfig, processes: Processes, console: Console, stack: ExitStack) -> Path | None:
@@ -266,6 +308,8 @@ def _print_start(trainer: Trainer, run: RunFolder, weights: str, choices: list[C
             console.field("resume", "no checkpoint was saved yet: starting from the beginning")
         console.field("weights", weights)
         print_choices(choices, console)
+    if config.train.frozen:
+        console.field("frozen", frozen_text(setup.model, config.train.frozen))
     accelerator, train = trainer.accelerator, config.train
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     processes = f" x {trainer.processes.world}" if trainer.processes.world > 1 else ""
@@ -306,17 +350,17 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     def text(value: float | None, decimals: int) -> str:
         return display.text(best["metric"], value, decimals)
 
-    seconds = sum(line["seconds"] for line in run.read_metrics() if line["kind"] == "epoch")
+    seconds = trainer.progress.elapsed
     bounds = evaluation.scores.intervals.get(best["metric"])
     interval = f", 95 % interval {text(bounds[0], 1)}-{text(bounds[1], 1)}" if bounds else ""
-    summary = f"best {best['metric']} {text(best['value'], 2)} at epoch {best['epoch']} (val, {evaluation.count} {unit}s{interval})"
+    summary = f"best {best['metric']} {text(best['value'], 2)} at epoch {best['epoch']:.4g} (val, {evaluation.count} {unit}s{interval})"
     about = task.describe(config, target)
     facts = {
         "model": config.model.name,
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
-        "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
-        f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
+        "training": f"{trainer.trained}, {duration(seconds)}, seed {config.seed}, batch {config.train.batch_size} x {config.train.accum}, "
+        f"{config.optim.name}, lr {config.optim.lr:g}" + (f"; ended by {trainer.ended}" if trainer.ended else ""),
         "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
     }
     report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from visionattn.config.choices import Choice, Facts, choices
 from visionattn.config.schema import RunConfig
+from visionattn.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -482,6 +483,18 @@ class Task(ABC):
         Raises:
             UserError: VA-C002, a loss that cannot be computed.
         """
+
+    def sample_classes(self, config: Any, dataset: Any) -> Sequence[int]:
+        """The class of each training sample, which `data.sampler=balanced` shows equally often.
+
+        Args:
+            dataset: that of `train_dataset`.
+
+        Raises:
+            UserError: VA-C002, samples of the task have none.
+        """
+        what = f"data.sampler: a sample of task {self.name} has no single class to balance"
+        raise UserError("VA-C002", what, fix="data.sampler=shuffled")
 
     def predictor(self, config: Any, target: Target, model: nn.Module, device: torch.device) -> Predictor:
         """Inference for evaluation; what it returns goes to the meter and the objective."""

@@ -119,6 +119,10 @@ class Classification(Task):
 
         return ClassificationObjective(config, len(target["classes"]), dataset)
 
+    def sample_classes(self, config: ClassifyConfig, dataset: Any) -> Sequence[int]:
+        classes: Sequence[int] = dataset.image_set.labels
+        return classes
+
     def meter(self, config: ClassifyConfig, target: Target) -> Meter:
         from visionattn.tasks.classification.scores import ClassificationMeter
 
@@ -128,7 +132,7 @@ class Classification(Task):
         return "macro_f1" if config.data.multi_label else "top1"
 
     def eval_batch_size(self, config: ClassifyConfig) -> int:
-        return config.eval.batch_size or config.train.batch_size
+        return config.eval.batch_size or int(config.train.batch_size)
 
     def pictures(self, target: Target) -> Pictures:
         from visionattn.tasks.classification.pictures import ClassificationPictures

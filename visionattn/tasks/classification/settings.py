@@ -47,6 +47,8 @@ class ClassifyConfig(RunConfig):
                 raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
         if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):
             raise ValueError("augment.mixup and augment.cutmix mix single labels: set them to 0 with data.multi_label")
+        if self.data.multi_label and self.data.sampler == "balanced":
+            raise ValueError("data.sampler: an image of several classes has none to balance; loss.class_weights=balanced weights the loss")
         if self.data.multi_label and self.eval.best == "top1":
             raise ValueError("eval.best: top1 needs one label per image; use macro_f1 or auroc with data.multi_label")
         return self

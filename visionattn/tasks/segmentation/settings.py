@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
@@ -71,7 +71,9 @@ class SegmentEvalConfig(EvalConfig):
 
 
 class SegmentTrainConfig(TrainConfig):
-    batch_size: int = setting(8, "Images per step and device.", ge=1)
+    batch_size: Annotated[int, Field(ge=1)] | Auto = setting(
+        8, "Images per step and device; auto: what fits, with train.accum for steps of optim.lr_batch images, or of 8 per device."
+    )
 
 
 class SegmentConfig(RunConfig):
@@ -91,6 +93,10 @@ class SegmentConfig(RunConfig):
             raise ValueError(f"eval.scales: expected numbers > 0, got {self.eval.scales}")
         if self.eval.best in ("dice", "iou", "nsd") and not self.eval.per_case:
             raise ValueError(f"eval.best: {self.eval.best} is a score of cases; set eval.per_case=true, or use mdice or miou")
+        if self.data.sampler == "balanced":
+            raise ValueError(
+                "data.sampler: an image with a mask has no single class; loss=[{name: cross_entropy, args: {class_weights: balanced}}]"
+            )
         if not any(term.weight for term in self.loss):
             raise ValueError("loss: expected a term with weight > 0")
         for key in ("tile", "stride"):
