@@ -62,6 +62,11 @@ class DataConfig(Section):
     val_fraction: float | None = setting(
         None, "Share of the training set held out for validation: seeded, stratified, whole groups.", gt=0, lt=1
     )
+    fold: tuple[int, int] | None = setting(
+        None,
+        "[2, 5]: validate on the second of five stratified folds of the training and validation images, train on the others; "
+        "train --folds sets it.",
+    )
     group_by: str = setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
     exclude: list[str] = setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
     on_error: Literal["stop", "skip"] = setting(
@@ -76,7 +81,7 @@ class DataConfig(Section):
 
     def at(self, root: str) -> Self:
         """The same settings for other data, which need not be laid out alike."""
-        return self.model_copy(update={"root": root, "val_fraction": None})
+        return self.model_copy(update={"root": root, "val_fraction": None, "fold": None})
 
     def read_once(self) -> Self:
         """The same settings for data that are read only once, so that nothing is kept for another time."""
@@ -171,6 +176,8 @@ class RunConfig(Section):
             raise ValueError("model.img_size: expected at least 32 pixels per side")
         if self.data.workers != "auto" and self.data.workers < 0:
             raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
+        if self.data.fold is not None and not (self.data.fold[1] >= 2 and 1 <= self.data.fold[0] <= self.data.fold[1]):
+            raise ValueError(f"data.fold: expected [number, folds] with 1 <= number <= folds and folds >= 2, got {list(self.data.fold)}")
         name = self.train.save_signal
         if name is not None and name not in signal.Signals.__members__:
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")
