@@ -75,6 +75,10 @@ def train(
     from visionattn.tasks import load_config, run_config, task_of
 
     several = [] if resume is None else fold_folders(Path(resume))
+    if several and config is not None:
+        raise UserError(
+            "VA-C002", "--config and --resume: folds resume with their own configs", fix=_command("train", "--resume", resume or "")
+        )
     saved = None if resume is None else (several[0] if several else Path(resume)) / "config.yaml"
     # Before torch is loaded: a mistake is reported at once. The job reports what is wrong with a run that has no config.
     given = run_config(saved, settings) if config is None and saved is not None and saved.is_file() else load_config(config, settings)
@@ -89,19 +93,19 @@ def train(
             raise SystemExit(code)
 
     if (folds or several) and not dry_run:
-        train_fold = None
+        how: dict[str, Any] = {"strict": strict, "console": console_for(as_json)}
         if launch is not None:
+            how["options"] = _words({"--processes": processes, "--devices": devices})
             plugins = [key_value("plugins", given.plugins)] if given.plugins else []
+            how["train_fold"] = lambda path, changes: run_launched(["--resume", str(path), *plugins, *changes], launch, to_stderr=as_json)
+        from visionattn.jobs.folds import resume_folds, train_folds
 
-            def train_fold(path: Path, settings: Sequence[str]) -> None:
-                run_launched(["--resume", str(path), *plugins, *settings], launch, to_stderr=as_json)
-
-        _train_folds(given, folds, resume if config is None else None, settings, strict=strict, as_json=as_json, train_fold=train_fold)
+        done = train_folds(given, folds, **how) if folds else resume_folds(resume or "", settings=settings, **how)
+        if as_json:
+            print_json(done.as_dict())
         return
     if launch is not None:
-        named = {"--config": config, "--resume": resume}
-        words = [word for name, value in named.items() if value is not None for word in (name, value)]
-        words += ["--dry-run"] * dry_run + ["--json"] * as_json
+        words = [*_words({"--config": config, "--resume": resume}), *["--dry-run"] * dry_run, *["--json"] * as_json]
         run_launched([*words, *settings], launch)
         return
     from visionattn.jobs.train import train as run_training
@@ -178,18 +182,9 @@ def predict(
 # ---------------------------------------------------------------- train
 
 
-def _train_folds(
-    config: Any, folds: int | None, resume: str | None, settings: list[str], *, strict: bool, as_json: bool, train_fold: Any
-) -> None:
-    from visionattn.jobs.folds import resume_folds, train_folds
-
-    console = console_for(as_json)
-    if resume is not None:
-        result = resume_folds(resume, settings=settings, strict=strict, console=console, train_fold=train_fold)
-    else:
-        result = train_folds(config, folds or 0, strict=strict, console=console, train_fold=train_fold)
-    if as_json:
-        print_json(result.as_dict())
+def _words(options: dict[str, Any]) -> list[str]:
+    """Options with their values, of those that are given."""
+    return [word for name, value in options.items() if value is not None for word in (name, str(value))]
 
 
 def _require_one_split(folds: int | None, val_fraction: float | None, resume: str | None) -> None:

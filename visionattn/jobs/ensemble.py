@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -33,16 +31,18 @@ class Ensemble:
 
     @classmethod
     def of(cls, task: Task, members: Sequence[Member], datasets: Sequence[Dataset]) -> Ensemble:
-        """Combine models with the samples that each of them takes; models that take equal ones share them.
+        """Combine models with the samples that each of them takes; folds of one run take the same ones.
 
         Args:
             datasets: one per model, with the same samples in the same order.
         """
         if len(members) == 1:
             return cls(task, members, datasets[0], [0])
-        kinds: dict[bytes, int] = {}
-        places = [kinds.setdefault(_digest(dataset), len(kinds)) for dataset in datasets]
-        distinct = [datasets[places.index(place)] for place in range(len(kinds))]
+        ways = [_loading(member) for member in members]
+        first = [ways.index(way) for way in ways]
+        kinds = sorted(set(first))
+        places = [kinds.index(number) for number in first]
+        distinct = [datasets[number] for number in kinds]
         return cls(task, members, distinct[0] if len(distinct) == 1 else EnsembleDataset(distinct), places)
 
     def to(self, device: torch.device) -> nn.Module:
@@ -66,20 +66,7 @@ class Ensemble:
         return predict
 
 
-def _digest(dataset: Dataset) -> bytes:
-    """A hash of what a dataset loads and how; one that cannot be pickled equals no other."""
-
-    class Hash:
-        def __init__(self) -> None:
-            self.state = blake2b()
-
-        def write(self, part: Any) -> int:
-            self.state.update(part)
-            return memoryview(part).nbytes
-
-    into = Hash()
-    try:
-        pickle.Pickler(into, protocol=5).dump(dataset)
-    except Exception:  # whatever a dataset of a plug-in holds
-        return str(id(dataset)).encode()
-    return into.state.digest()
+def _loading(member: Member) -> Any:
+    """What samples depend on, and more: models for which it is equal take the same ones."""
+    config = member.config.model_copy(update={"seed": 0, "data": member.config.data.at("")})
+    return config.model_dump(mode="json"), getattr(member.model, "pretrained_cfg", None)

@@ -19,6 +19,7 @@ from visionattn.jobs.train import complete_config, runs_folder, train
 from visionattn.names import shown
 from visionattn.report.page import write_folds_page
 from visionattn.runs.folder import RunFolder, fold_folders, numbered_folder
+from visionattn.runs.state import resume_command
 from visionattn.tasks import name_plugins, run_config, task_of
 from visionattn.tasks.base import Display
 
@@ -52,6 +53,7 @@ def train_folds(
     strict: bool = False,
     console: Console | None = None,
     train_fold: TrainFold | None = None,
+    options: Sequence[str] = (),
     **overrides: Any,
 ) -> FoldsResult:
     """Train a model per fold of the training and validation images, and validate it on that fold.
@@ -60,6 +62,7 @@ def train_folds(
         config, strict, console, overrides: as in `train`.
         folds: how many.
         train_fold: trains one; default: `train` in this process.
+        options: further words of the command that resumes, which is printed when a fold does not end.
 
     Raises:
         UserError: as `train`; VA-D003, the data have no such folds; VA-C002, of a task that draws none.
@@ -71,7 +74,7 @@ def train_folds(
     parent = numbered_folder(runs_folder(config, name))
     for number, fold in enumerate(configs, 1):
         RunFolder.create_fold(parent, number, fold)
-    return resume_folds(parent, strict=strict, console=console, train_fold=train_fold)
+    return resume_folds(parent, strict=strict, console=console, train_fold=train_fold, options=options)
 
 
 def resume_folds(
@@ -81,13 +84,14 @@ def resume_folds(
     strict: bool = False,
     console: Console | None = None,
     train_fold: TrainFold | None = None,
+    options: Sequence[str] = (),
 ) -> FoldsResult:
     """Train the folds that are not done; with settings, resume those that are done too.
 
     Args:
         run: folder of the folds.
         settings: `key=value` strings that differ from the folds' configs.
-        strict, console, train_fold: as in `train_folds`.
+        strict, console, train_fold, options: as in `train_folds`.
     """
     _require_one_process()
     run, console = Path(run), console or Console()
@@ -106,7 +110,7 @@ def resume_folds(
         try:
             (train_fold or train_here)(fold.path, settings)
         except BaseException:
-            console.field("", f"all folds resume with:  visionattn train --resume {shlex.quote(str(run))}")
+            console.field("", f"all folds resume with:  {resume_command(run, options)}")
             raise
     return _finish(run, runs, console)
 
