@@ -47,7 +47,7 @@ def test_a_run_per_fold_with_mean_and_spread(parent: Path) -> None:
     assert [row["fold"] for row in rows] == ["1", "2", "mean", "std"] and float(rows[2]["top1"]) == answer["metrics"]["top1"]["mean"]
     text = (parent / "report.html").read_text()
     assert 'href="fold2/report.html"' in text and "over 2 folds" in text and answer["notes"] == []
-    assert "2 of 2; all of them: ../folds.csv" in (parent / "fold2/report.html").read_text()
+    assert "2 of 2; mean and spread over all: ../report.html" in (parent / "fold2/report.html").read_text()
 
 
 def test_each_image_is_validated_once_and_a_config_repeats_its_fold(parent: Path, trained: Trained, tmp_path: Path) -> None:

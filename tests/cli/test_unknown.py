@@ -48,6 +48,7 @@ MISTAKES = {
     "train flowers --lr 0.1 train.epochs=2": "train --data flowers --lr 0.1 train.epochs=2",
     "train quickstart": "train --config quickstart",
     "train my.yaml": "train --config my.yaml",
+    "train --data flowers more": "train --data flowers",
     "train --data flowers train.epochs 5": "train --data flowers train.epochs=5",
 }
 

@@ -204,7 +204,7 @@ def _require_settings(words: Sequence[str], context: typer.Context) -> None:
     """Stop at an argument that is not of the form key=value, with what was probably meant.
 
     Raises:
-        UserError: VA-C005.
+        UserError: VA-C001.
     """
     for word in words:
         if "=" in word:
@@ -213,8 +213,13 @@ def _require_settings(words: Sequence[str], context: typer.Context) -> None:
         place = typed.index(word)
         before, after = typed[:place], typed[place + 1 :]
         option, what = _meaning(word)
-        instead = [option, word] if option else [f"{word}={after.pop(0) if after and not after[0].startswith('-') else 'VALUE'}"]
-        raise UserError("VA-C005", f'"{word}": {what}', fix=_command(*before, *instead, *after))
+        if not option:
+            instead = [f"{word}={after.pop(0) if after and not after[0].startswith('-') else 'VALUE'}"]
+        elif any(other.partition("=")[0] == option for other in typed):
+            instead, what = [], f"not of the form key=value, and there is {option} already"
+        else:
+            instead = [option, word]
+        raise UserError("VA-C001", f'"{word}": {what}', fix=_command(*before, *instead, *after))
 
 
 def _meaning(word: str) -> tuple[str, str]:

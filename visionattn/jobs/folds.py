@@ -194,7 +194,7 @@ def _finish(run: Path, runs: Sequence[RunFolder], console: Console) -> FoldsResu
     summary = _summary(monitor, metrics[monitor], display, len(rows))
     report = write_folds_page(run, summary, notes, columns, table, [fold.path.name for fold in runs])
     console.line(f"done.  {summary}")
-    console.line(f"next:  visionattn predict {shlex.quote(str(run))} --source FILE_OR_FOLDER   (the mean of the {len(rows)} models)")
+    console.line(f"next:  visionattn predict {shlex.quote(str(run))} --source FILE_OR_FOLDER")
     console.line(f"report {report}")
     return result
 

@@ -313,10 +313,9 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     interval = f", 95 % interval {text(bounds[0], 1)}-{text(bounds[1], 1)}" if bounds else ""
     summary = f"best {best['metric']} {text(best['value'], 2)} at epoch {best['epoch']} (val, {evaluation.count} {unit}s{interval})"
     about = task.describe(config, target)
-    fold = {} if config.data.fold is None else {"fold": f"{config.data.fold[0]} of {config.data.fold[1]}; all of them: ../folds.csv"}
     facts = {
         "model": config.model.name,
-        **fold,
+        **_fold_fact(config, run.path),
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
         "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
@@ -332,3 +331,12 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         console.line(f"       tensorboard --logdir {run.path / 'tb'}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)
+
+
+def _fold_fact(config: RunConfig, run: Path) -> dict[str, str]:
+    """Which fold a run is, for the report."""
+    if config.data.fold is None:
+        return {}
+    number, count = config.data.fold
+    whole = "; mean and spread over all: ../report.html" if run.name == f"fold{number}" else ""
+    return {"fold": f"{number} of {count}{whole}"}

@@ -73,7 +73,7 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a job has written in it; the folders of folds are made before."""
-        return (self.path / "run.json").exists()
+        return any((self.path / name).exists() for name in ("run.json", "metrics.jsonl")) or any(self.checkpoints.glob("*"))
 
     @property
     def checkpoints(self) -> Path:
