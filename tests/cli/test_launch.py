@@ -82,6 +82,7 @@ def test_signals_are_passed_on_and_saving_may_take_long(tmp_path: Path, monkeypa
         assert [(place / f"saved{rank}").read_text() for rank in (0, 1)] == [str(int(number))] * 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_are_interrupted_and_say_how_to_resume(server: Server, flowers: Path) -> None:
     place = flowers.parent
     more = ["train.epochs=100000", "train.batch_size=3", f"output.dir={place / 'runs'}", "output.name=two"]

@@ -77,6 +77,7 @@ def test_what_nobody_knows_gets_the_help() -> None:
         "error VA-C001: visionattn train has no option --foo\n  fix   visionattn train --help\n        visionattn config show\n"
     )
     assert "fix   visionattn models list --help" in va("models", "list", "--seed", 3).stderr  # which takes no keys
+    assert va("train", "-hb").stderr.startswith("error VA-C001: visionattn train has no option -b\n")
 
 
 def test_a_key_is_named_beside_its_option() -> None:

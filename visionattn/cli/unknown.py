@@ -172,7 +172,9 @@ def _next_unknown(command: Any, context: Any, words: list[str]) -> str | None:
 
 def _repaired(command: Any, path: str, option: str, words: list[str]) -> tuple[str, list[str] | None]:
     """What an unknown option is, and the command with what was meant; None if nobody knows."""
-    place = next(index for index, word in enumerate(words) if _is_option(word, option))
+    place = next((index for index, word in enumerate(words) if _is_option(word, option)), None)
+    if place is None:  # the second letter of `-hb`
+        return f"visionattn {path} has no option {option}", None
     name, value = _parted(words[place], option)
     before, after = words[:place], words[place + 1 :]
     bare, what = name.lstrip("-").replace("_", "-").lower(), f"visionattn {path} has no option {name}"
@@ -288,7 +290,7 @@ def _of_a_group(context: Any, name: str, words: list[str]) -> UserError:
     """An option before the command that has it, or of no command."""
     path = context.command_path.partition(" ")[2]
     commands: Mapping[str, Any] = context.command.commands
-    place = words.index(next(word for word in words if _is_option(word, name)))
+    place = next((index for index, word in enumerate(words) if _is_option(word, name)), 0)
     later = next((index for index, word in enumerate(words) if index > place and word in commands), None)
     if later is not None and name in _options(commands[words[later]]):
         fix = _typed([*words[:place], words[later], *words[place:later], *words[later + 1 :]])

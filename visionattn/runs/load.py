@@ -99,10 +99,10 @@ def _require_same_outputs(first: LoadedModel, other: LoadedModel, name: str, oth
         what = f"different tasks: {first.task.name} and {other.task.name}"
     elif known != found and isinstance(known, list) and isinstance(found, list):
         if sorted(known) == sorted(found):
-            what = f"the same classes in another order: {_listed(known)}; {_listed(found)}"
+            what = f"the same classes in another order: {first_names(known)}; {first_names(found)}"
         else:
             odd = [label for label in (*known, *found) if label not in known or label not in found]
-            what = f"different classes: {_listed(odd)} only in one of them"
+            what = f"different classes: {first_names(odd)} only in one of them"
     elif known != found:
         what = "outputs of different meanings"
     if what:
@@ -110,7 +110,8 @@ def _require_same_outputs(first: LoadedModel, other: LoadedModel, name: str, oth
         raise UserError("VA-M004", f"the models cannot be averaged, they have {what}", where=where, fix="use them one at a time")
 
 
-def _listed(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first names of many, to show."""
     return shown(", ".join(names[:8])) + (", ..." if len(names) > 8 else "")
 
 
