@@ -96,6 +96,15 @@ def test_processes_train_each_fold(parent: Path, trained: Trained, tmp_path: Pat
     assert (run / "folds.csv").read_text() == (parent / "folds.csv").read_text()
 
 
+def test_a_dry_run_of_folds(trained: Trained, tmp_path: Path) -> None:
+    """Of a folder without a validation split, of which only folds can be trained."""
+    before = tree(tmp_path)
+    data = ("--data", trained.data, "data.val=none", *settings(tmp_path))
+    assert "val: fold 1 of 3, 8 images" in done("train", *data, "--folds", 3, "data.val_fraction=0.2", "--dry-run").stdout
+    assert tree(tmp_path) == before
+    refused(tmp_path, "VA-D003", 3, "train", *data, "--dry-run")
+
+
 def test_folds_are_refused(parent: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ("--data", trained.data, f"output.dir={tmp_path / 'runs'}")
     assert "cannot be made of 36 images" in refused(tmp_path, "VA-D003", 3, "train", *data, "--folds", 37)

@@ -99,8 +99,10 @@ def test_all_that_is_suggested_exists() -> None:
 
 
 def test_a_run_given_to_train_is_resumed(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
-    assert f"fix   visionattn train --resume {tmp_path}" in va("train", tmp_path).stderr
+    run = tmp_path / "runs" / "001"
+    run.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    assert f"fix   visionattn train --resume {run}" in va("train", run).stderr
 
 
 def test_flags_are_keys(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

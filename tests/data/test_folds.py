@@ -53,7 +53,7 @@ def test_classes_smaller_than_the_folds() -> None:
 def test_folds_are_made_of_training_and_validation_images(flowers: Path) -> None:
     seen: list[str] = []
     for number in (1, 2, 3):
-        settings = LabelDataConfig(root=str(flowers), fold=(number, 3), val_fraction=0.5)
+        settings = LabelDataConfig(root=str(flowers), fold=(number, 3))
         data = load_data(settings, seed=0, in_chans=3)
         assert data.classes == ["daisy", "rose", "tulip"] and data.val.class_counts(3) == [4, 4, 4] and len(data.train) == 24
         assert data.test is not None and len(data.test) == 6
@@ -109,3 +109,5 @@ def test_folds_of_masks_share_out_the_classes(tmp_path: Path) -> None:
 def test_a_fold_that_cannot_be(value: str) -> None:
     with pytest.raises(UserError, match=r"data\.fold: expected"):
         load_config(None, [f"data.fold={value}"])
+    with pytest.raises(UserError, match=r"data\.val_fraction=null"):
+        load_config(None, ["data.fold=[1,5]", "data.val_fraction=0.2"])

@@ -64,6 +64,7 @@ def train(
     }
     settings += [key_value(key, value) for key, value in flags.items() if value is not None]
     settings += [] if batch_size is None else [f"train.batch_size={batch_size}"]
+    settings += [f"data.fold=[1,{folds}]", "data.val_fraction=null"] if folds is not None and dry_run else []
     if data is not None and config is None and resume is None:
         settings = with_task(data, settings)
     if config is None and resume is None and not settings:

@@ -178,6 +178,8 @@ class RunConfig(Section):
             raise ValueError(f"data.workers: expected integer >= 0 or auto, got {self.data.workers}")
         if self.data.fold is not None and not (self.data.fold[1] >= 2 and 1 <= self.data.fold[0] <= self.data.fold[1]):
             raise ValueError(f"data.fold: expected [number, folds] with 1 <= number <= folds and folds >= 2, got {list(self.data.fold)}")
+        if self.data.fold is not None and self.data.val_fraction is not None:
+            raise ValueError("data.fold: it holds out the validation images; data.val_fraction=null")
         name = self.train.save_signal
         if name is not None and name not in signal.Signals.__members__:
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")

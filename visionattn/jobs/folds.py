@@ -131,7 +131,7 @@ def _require_one_process() -> None:
 
 
 def _with_fold(config: RunConfig, number: int, folds: int) -> RunConfig:
-    return config.model_copy(update={"data": config.data.model_copy(update={"fold": (number, folds)})})
+    return config.model_copy(update={"data": config.data.model_copy(update={"fold": (number, folds), "val_fraction": None})})
 
 
 def _require_folds(configs: Sequence[RunConfig]) -> str:
