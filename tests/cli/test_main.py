@@ -88,7 +88,6 @@ LIGHT = {
     "models list --pretrained": 0,
     "train optim.lrr=1": 2,
     "train flowers": 2,
-    "eval RUN --learning-rate 1": 2,
     "predict RUN": 2,
     "train --data nowhere": 3,
     "train --data nowhere task=segment": 3,
