@@ -19,8 +19,8 @@ Overrides = Annotated[
 Sources = Annotated[
     list[str],
     typer.Argument(
-        metavar="RUN... [KEY=VALUE]...",
-        help="Run folders, checkpoint folders or weights: of several the mean. Settings that differ, for example eval.flips=both.",
+        metavar="RUN|KEY=VALUE",
+        help="Run, folder of folds, checkpoint or weights: of several the mean. Settings that differ, for example eval.flips=both.",
     ),
 ]
 UsedDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or a GPU (train.device).", show_default=False)]

@@ -41,7 +41,7 @@ def train(
     batch_size: Annotated[str | None, typer.Option(help="Samples per step and device (train.batch_size).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (optim.lr).")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Hold out this share for validation (data.val_fraction).")] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="Train so often, each time validate on another part.")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: a run per fold of the images.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or a GPU (train.device).")] = None,
     devices: Annotated[str | None, typer.Option(help="Train on several GPUs, for example 0,1.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Train with so many processes, on GPUs or on the CPU.")] = None,

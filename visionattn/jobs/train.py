@@ -140,7 +140,7 @@ def complete_config(config: RunConfig | str | Path | None, folder: RunFolder | N
     elif overrides:
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
     complete: RunConfig = task_of(config).with_weights_args(config)
-    if folder is not None and folder.begun:
+    if folder and folder.begun:
         require_same_config(folder, complete)
     return complete
 
