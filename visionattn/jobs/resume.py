@@ -48,12 +48,19 @@ RESUMABLE_KEYS = (
 )
 
 
-def batch_of_run(run: RunFolder, config: RunConfig) -> RunConfig:
-    """The config in which train.batch_size=auto is what it found when the run began."""
-    if config.train.batch_size != "auto":
-        return config
-    found = run_config(run.path / "config.yaml").train
-    return with_batch(config, int(found.batch_size), found.accum)
+def with_choices_of(run: RunFolder, config: RunConfig) -> RunConfig:
+    """The config in which auto is what it meant when the run began."""
+    before = run_config(run.path / "config.yaml")
+    if config.train.batch_size == "auto":
+        config = with_batch(config, int(before.train.batch_size), before.train.accum)
+    values = _filled(config.model_dump(mode="json"), before.model_dump(mode="json"))
+    return type(config).model_validate(values)
+
+
+def _filled(after: Any, before: Any) -> Any:
+    if isinstance(after, dict) and isinstance(before, dict):
+        return {key: _filled(value, before.get(key, value)) for key, value in after.items()}
+    return before if after == "auto" else after
 
 
 def require_same_config(run: RunFolder, after: RunConfig) -> None:

@@ -31,7 +31,7 @@ from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.choices import choose, print_choices, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
-from visionattn.jobs.resume import batch_of_run, require_same_batch, require_same_config, require_same_target, same_data
+from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data, with_choices_of
 from visionattn.jobs.weights import fetch_published, load_initial_weights
 from visionattn.names import file_name, to_path
 from visionattn.report.page import write_report
@@ -150,7 +150,7 @@ def complete_config(config: RunConfig | str | Path | None, folder: RunFolder | N
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
     if folder is None or not folder.begun:
         return with_weights(config)
-    complete = batch_of_run(folder, config)
+    complete = with_choices_of(folder, with_weights(config))
     require_same_config(folder, complete)
     return complete
 
