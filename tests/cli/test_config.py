@@ -24,7 +24,7 @@ def test_config_show(tmp_path: Path) -> None:
         shown.write_text(done("config", "show", *args).stdout)
         names = [arg for arg in args if "=" not in arg]
         assert load_config(shown) == load_config(names[0] if names else None, [arg for arg in args if "=" in arg])
-    assert "# Passes over the training set." in shown.read_text()
+    assert "# Passes over the training set; auto: 20, from weights" in shown.read_text()
     refused(tmp_path, "VA-C001", 2, "config", "show", "optim.lrr=1")
 
 

@@ -66,7 +66,7 @@ def test_configs_of_a_run(trained: Trained) -> None:
     assert load_config(trained.run / "config.changed.yaml") == config
     assert config.train.epochs == 2 and config.model.args == {"width": 8}
     changed = (trained.run / "config.changed.yaml").read_text()
-    assert "epochs: 2" in changed and "hflip" not in changed and "eca_resnet18" not in changed
+    assert "epochs: 2" in changed and "hflip" not in changed and "accum" not in changed
 
 
 def test_metrics_and_log_of_a_run(trained: Trained) -> None:

@@ -181,8 +181,8 @@ def test_a_run_holds_the_arguments_of_imported_weights(tmp_path: Path, monkeypat
     import_file(tmp_path / "mine.pth", report=lambda text: None)
     config = load_config(None, ["model.name=small", "model.weights=mine", "model.img_size=32"])
     task = task_of(config)
-    whole = task.with_weights_args(config)
-    assert whole.model.args == {"window_size": 5} and task.with_weights_args(whole) == whole
+    whole = task.with_weights(config)
+    assert whole.model.args == {"window_size": 5} and task.with_weights(whole) == whole
     here = task.build_model(whole, {"classes": ["a", "b", "c"]})
     monkeypatch.setenv("VISIONATTN_CACHE", str(tmp_path / "another machine"))
     there = task.build_model(load_config(None, [f"model={whole.model.model_dump_json()}"]), {"classes": ["a", "b", "c"]})
