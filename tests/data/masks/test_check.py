@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +77,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert "1 image has no mask: images/train/train0.png" in where
     assert "image 20x16, mask 10x8 (ratio 2)" in where and "data.mask_resize=nearest" in where
     assert "values outside 0..2: {128: 1 file, 255: 1 file}" in where
-    assert "255 in 1 file looks like an ignore label  -> data.ignore_index=255" in where
-    assert "128 in 1 file has no class" in where and f"visionattn data masks convert {root} --map 128:" in where
+    assert '255 in 1 file looks like an ignore label  -> "data.map={128: 255}" data.ignore_index=255' in where
+    assert "128 in 1 file has no class (255 ignores it)" in where
     assert notes(report, "VA-D021")[1].startswith("warning: 1 masks have no image")
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
 
@@ -87,10 +88,22 @@ def test_d012_of_binary_masks_and_of_classes_from_one(tmp_path: Path) -> None:
     for path in (root / "masks").rglob("*.png"):
         mask(path, values=(0, 255))
     _, report = look(root, classes=["background", "crack"])
-    assert '255 in 6 files has no class (perhaps "crack")' in notes(report, "VA-D012")[0] and "--map 255:1" in notes(report, "VA-D012")[0]
+    asked = notes(report, "VA-D012")[0]
+    assert '255 in 6 files: the class "crack", or pixels without a label?' in asked
+    assert 'if it is "crack"  -> "data.map={255: 1}"' in asked and "no label  -> data.ignore_index=255" in asked
     refused(report, "VA-D012")
     _, report = look(root, classes=["background", "crack"], map={255: 1})
-    assert notes(report, "VA-D012") == []
+    assert notes(report, "VA-D012") == [] and notes(report, "VA-D004") == []
+    _, report = look(root, classes=["background", "crack"], ignore_index=255)
+    missing = notes(report, "VA-D004")
+    assert re.fullmatch(r"warning: train has no pixels of 1 class \(crack\): it cannot be learned; \d\d.\d % of the pixels are ignored", missing[0])
+    _, report = look(root, classes=["crack", "spall"], reduce_zero_label=True)
+    assert "VA-D004  all pixels of train are ignored: no class is left" in refused(report, "VA-D004")
+    for path in (root / "masks").rglob("*.png"):
+        mask(path, values=(0, 128, 200))
+    _, report = look(root)
+    assert '128 in 6 files has no class (perhaps "crack")' in notes(report, "VA-D012")[0]
+    assert notes(report, "VA-D012")[0].endswith('-> "data.map={128: 1, 200: 2}"')
     for path in (root / "masks").rglob("*.png"):
         mask(path, values=(1, 2, 3))
     _, report = look(root)
@@ -121,7 +134,7 @@ def test_d014_rgb_with_and_without_palette(tmp_path: Path) -> None:
         Image.fromarray(np.array(palette, np.uint8)[np.asarray(Image.open(path))]).save(path)
     _, report = look(root)
     text = refused(report, "VA-D014")
-    assert "6 masks in RGB" in text and "data.palette=[" in text and "[255,0,0]" in text
+    assert "6 masks in RGB, 3 colours" in text and "data.palette=[" in text and "[255,0,0]" in text
     data, report = look(root, palette=palette)
     assert accepted(report)
     expected = np.asarray(Image.open(data.train.mask_paths[0]))
@@ -207,7 +220,7 @@ def test_d014_palettes_that_differ(tmp_path: Path) -> None:
     data, report = look(root)
     text = refused(report, "VA-D014")
     assert "in 1 file from those before: 1 is (255, 0, 0) in masks/train/train0.png, (0, 0, 255) in masks/val/val1.png" in text
-    assert f"visionattn data masks convert {root} --palette FILE" in text and look(root)[1] == report, "also from the cache"
+    assert f"visionattn data masks convert {root} --in-place --palette FILE" in text and look(root)[1] == report, "also from the cache"
     done = convert_masks(root, palette=[black, red, blue])
     again = load(root, images="images/{split}", masks=f"{done.out}/masks/{{split}}")
     np.testing.assert_array_equal(again.val.label(1, (16, 20)), classes)

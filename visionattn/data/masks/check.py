@@ -28,7 +28,7 @@ from visionattn.data.check import (
 )
 from visionattn.data.masks.convert import convert_command
 from visionattn.data.masks.palettes import Colour
-from visionattn.data.masks.sets import LabelRule, MaskData, MaskSet
+from visionattn.data.masks.sets import MOST_CLASSES, LabelRule, MaskData, MaskSet, map_setting
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.data.readers import UnreadableFile, file_content, read_mask, upright_size
 from visionattn.data.splits import Note, content_hash
@@ -106,7 +106,7 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
         *_size_notes(masks, rule),
         *_kind_notes(masks, rule, convert),
         *_palette_notes(masks, convert),
-        *_stray_notes(data, masks, rule, convert),
+        *_stray_notes(data, settings, masks, rule),
         *_class_notes(data, labelled),
         *duplicate_notes(images),
         *format_notes(decoded, settings, data.train.images.in_chans),
@@ -242,10 +242,12 @@ def _kind_notes(masks: list[MaskFinding], rule: LabelRule, convert: str) -> list
         seen: Counter[int] = Counter()
         for _, facts in coloured:
             seen.update(facts.counts)
-        listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common(_SHOWN)))
         examples = _examples([mask.mask_id for mask, _ in coloured])
-        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette assigns the colours to classes: {examples}"
-        fix = f"-> data.palette=[{listed}], in the order of the classes, or a classes.txt of `index name R G B`"
+        text = f"{_count(len(coloured), 'mask')} in RGB, {_count(len(seen), 'colour')}, and no palette assigns them to classes: {examples}"
+        fix = "-> a classes.txt in data.root, a line for each class: index name R G B"
+        if len(seen) <= rule.num_classes:
+            listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common()))
+            fix = f"-> data.palette=[{listed}], in the order of the classes, or{fix.removeprefix('->')}"
         notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
     elif coloured:
         notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: mapped by the palette"))
@@ -258,7 +260,7 @@ def _kind_notes(masks: list[MaskFinding], rule: LabelRule, convert: str) -> list
         allowed = len(rule.table(colour=lossy[0][1].colour))
         text = f"{_count(len(lossy), 'mask')} JPEG ({worst:,} distinct values in one): lossy masks are not labels -> re-export as PNG"
         if worst > allowed and rule.num_classes == 2 and not lossy[0][1].colour:
-            text += f"\nor, if 255 is the second class: {convert} --map 0-127:0 --map 128-255:1"
+            text += f"\nor, if 255 is the second class: {convert} --in-place --map 0-127:0 --map 128-255:1"
         notes.append(Note("error" if worst > allowed else "warning", "VA-D017", text))
     return notes
 
@@ -275,13 +277,13 @@ def _palette_notes(masks: list[MaskFinding], convert: str) -> list[Note]:
     if not conflicts:
         return []
     text = f"the palettes of the masks differ, in {_count(len(conflicts), 'file')} from those before: {next(iter(conflicts.values()))}"
-    text += f"\n-> {convert} --palette FILE takes the colours as classes, by a file of `index name R G B`"
-    text += f"\n-> {convert} --map 0:0 keeps the indices as classes, and writes one palette"
+    text += f"\n-> {convert} --in-place --palette FILE takes the colours as classes, by a file of `index name R G B`"
+    text += f"\n-> {convert} --in-place --map 0:0 keeps the indices as classes, and writes one palette"
     return [Note("error", "VA-D014", text)]
 
 
-def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, convert: str) -> list[Note]:
-    """Report values that are not classes, with their probable meaning and the command that repairs them."""
+def _stray_notes(data: MaskData, settings: MaskDataConfig, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+    """Report values that are not classes, with their probable meaning and the settings that express it."""
     notes = []
     for colour in (False, True):
         if colour and not rule.colours:
@@ -297,9 +299,7 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, conv
         listed = ", ".join(f"{_value(value, colour)}: {_count(count, 'file')}" for value, count in files.most_common(_SHOWN))
         more = f", ... {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
         outside = f"mask values outside {_range(table, colour)}: {{{listed}{more}}}"
-        hints = [
-            _hint(data, value, files, used, table, colour, convert) for value in sorted(files, key=lambda value: -files[value])[:_SHOWN]
-        ]
+        hints = _colour_hints(files) if colour else _value_hints(data, settings, files, used, table)
         example = next(
             mask.mask_id for mask in masks if mask.facts is not None and mask.facts.colour == colour and set(mask.facts.counts) & set(files)
         )
@@ -307,20 +307,47 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, conv
     return notes
 
 
-def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table: dict[int, int], colour: bool, convert: str) -> str:
-    where = f"{_value(value, colour)} in {_count(files[value], 'file')}"
-    if colour:
-        return f"{where} is not in the palette -> add it to data.palette or classes.txt"
-    by_label = {label: key for key, label in table.items() if label != IGNORE}
+def _colour_hints(files: Counter[int]) -> list[str]:
+    return [
+        f"{_unpack(value)} in {_count(count, 'file')} is not in the palette -> add it to data.palette or classes.txt"
+        for value, count in files.most_common(_SHOWN)
+    ]
+
+
+def _value_hints(data: MaskData, settings: MaskDataConfig, files: Counter[int], used: set[int], table: dict[int, int]) -> list[str]:
+    """What the values may mean, and the settings that say so; of 255 it is asked, because foreground and unlabelled pixels have it."""
     unused = [label for label in range(len(data.classes)) if label not in used]
-    repair = f"-> {convert} --map {value}:"
-    if value == IGNORE and not (len(data.classes) == 2 and unused == [1]):
-        return f"{where} looks like an ignore label  -> data.ignore_index=255"
-    if len(files) == 1 and unused == [0] and value == len(data.classes):
-        return f"{where}, and no 0: the classes start at 1  -> data.reduce_zero_label=true"
-    target = by_label[unused[0]] if unused else IGNORE
-    meaning = f'perhaps "{shown(data.classes[unused[0]])}"' if unused else f"{IGNORE} ignores it"
-    return f"{where} has no class ({meaning})  {repair}{target}"
+    if set(files) - {IGNORE} == {len(data.classes)} and unused == [0]:
+        return [
+            f"{len(data.classes)} in {_count(files[len(data.classes)], 'file')}, and no 0: the classes start at 1  -> data.reduce_zero_label=true"
+        ]
+    others = sorted(set(files) - {IGNORE})
+    if len(others) > _SHOWN:
+        if others[-1] < MOST_CLASSES:
+            return [f"{len(others):,} values have no class  -> data.classes={others[-1] + 1}, if each of them is one"]
+        return [f"{len(others):,} values have no class, up to {others[-1]:,}: are these files masks?"]
+    by_label = {label: value for value, label in table.items() if label != IGNORE}
+    targets = dict(zip(others, (by_label[label] for label in unused), strict=False))
+    left = unused[len(targets) :]
+    hints = []
+    for value in others:
+        meaning = f'perhaps "{shown(data.classes[table[targets[value]]])}"' if value in targets else f"{IGNORE} ignores it"
+        hints.append(f"{value} in {_count(files[value], 'file')} has no class ({meaning})")
+    changes = settings.map | {value: targets.get(value, IGNORE) for value in others}
+    ignore = [map_setting(changes)] if others else []
+    where = f"{IGNORE} in {_count(files[IGNORE], 'file')}"
+    if not files[IGNORE]:
+        return [*hints, f"-> {map_setting(changes)}"]
+    ignored = " ".join([*ignore, f"data.ignore_index={IGNORE}"])
+    if not left:
+        return [*hints, f"{where} looks like an ignore label  -> {ignored}"]
+    name = shown(data.classes[left[0]])
+    return [
+        *hints,
+        f'{where}: the class "{name}", or pixels without a label?',
+        f'  if it is "{name}"  -> {map_setting(changes | {IGNORE: by_label[left[0]]})}',
+        f"  if these pixels have no label  -> {ignored}",
+    ]
 
 
 def _pixels(data: MaskData, masks: list[MaskFinding]) -> dict[str, np.ndarray]:
@@ -343,9 +370,16 @@ def _class_notes(data: MaskData, labelled: dict[str, np.ndarray]) -> list[Note]:
     train = labelled["train"][:-1]
     for split, totals in labelled.items():
         absent = [name for name, count in zip(data.classes, totals[:-1], strict=True) if not count]
-        if absent and totals[:-1].any():
+        if not absent or not totals.any():  # no mask of it could be read, or none has a class, which is reported as such
+            continue
+        ignored = f"; {100 * totals[-1] / totals.sum():.1f} % of the pixels are ignored" if totals[-1] else ""
+        if not totals[:-1].any():
+            notes.append(
+                Note("error" if split == "train" else "warning", "VA-D004", f"all pixels of {split} are ignored: no class is left")
+            )
+        else:
             what = "it cannot be learned" if split == "train" else 'its IoU will be "n/a"'
-            text = f"{split} has no pixels of {_count(len(absent), 'class')} ({_examples(absent)}): {what}"
+            text = f"{split} has no pixels of {_count(len(absent), 'class')} ({_examples(absent)}): {what}{ignored}"
             notes.append(Note("warning", "VA-D004", text))
     shares = train / max(1, int(train.sum()))
     small = [(name, share) for name, share in zip(data.classes, shares, strict=True) if 0 < share < _TINY]

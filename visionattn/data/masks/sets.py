@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from visionattn.errors import UserError
 from visionattn.names import shown
 
 _STRAY = 254  # marks a value that is not a class, until it is rejected
+MOST_CLASSES = _STRAY - 1
+_MOST_VALUES = 64  # in masks whose classes are asked for; a photograph has more
 
 
 @dataclass(frozen=True)
@@ -315,8 +318,10 @@ def _classes(
 
 
 def _require_few(count: int) -> None:
-    if not 1 <= count < _STRAY:
-        raise UserError("VA-C002", f"data.classes: {count:,} classes, expected 1 to {_STRAY - 1}")
+    if count == 1:
+        raise UserError("VA-C002", "data.classes: 1 class is left, expected 2 or more", fix="name the background as a class too")
+    if not 1 < count <= MOST_CLASSES:
+        raise UserError("VA-C002", f"data.classes: {count:,} classes, expected 2 to {MOST_CLASSES}")
 
 
 def _shifted(entries: list[ClassEntry]) -> list[ClassEntry]:
@@ -367,18 +372,57 @@ def _no_classes(pairs: Pairs, settings: MaskDataConfig) -> UserError:
     """Report the values in the first masks, so that the user can name them."""
     paths = [pair.mask_path for part in pairs.parts.values() for pair in part][:20]
     values: set[int] = set()
+    colours: Counter[int] = Counter()
     for path in paths:
         try:
             pixels = read_mask(Path(path), max_bytes=settings.max_bytes)
         except UnreadableFile:
             continue
-        if not pixels.colour:
-            values.update(np.unique(pixels.values).tolist())
-    count = len(values - {IGNORE})
-    names = ["background", *(["object"] if count == 2 else [f"class{number}" for number in range(1, count)])]
-    return UserError(
-        "VA-C002",
-        "unknown classes: there is no classes.txt in data.root",
-        why=f"the first {len(paths)} masks contain the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
-        fix=f"name them in order of their values: data.classes=[{','.join(names)}]",
-    )
+        found, counts = np.unique(pixels.values, return_counts=True)
+        if pixels.colour:
+            colours.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        else:
+            values.update(settings.map.get(value, value) for value in found.tolist())
+    where = f"the first {len(paths)} masks contain"
+    if colours:
+        listed = [_unpacked(packed) for packed, _ in colours.most_common(_MOST_VALUES)]
+        why = f"{where} {len(colours):,} colours, such as {', '.join(map(str, listed[:6]))}"
+        fix = "write classes.txt in data.root, a line for each class: index name R G B"
+        if len(colours) <= _MOST_VALUES and settings.palette == "auto":
+            palette = ",".join(f"[{red},{green},{blue}]" for red, green, blue in listed)
+            fix = f"name them in this order: data.classes=[{','.join(_names(len(listed)))}] data.palette=[{palette}]\nor {fix}"
+        return UserError("VA-C002", "unknown classes: there is no classes.txt in data.root", why=why, fix=fix)
+    why = f"{where} the values {', '.join(map(str, sorted(values)[:12]))}{', ...' * (len(values) > 12)}"
+    return UserError("VA-C002", "unknown classes: there is no classes.txt in data.root", why=why, fix=_class_settings(values, settings))
+
+
+def _class_settings(values: set[int], settings: MaskDataConfig) -> str:
+    """The settings that make classes of mask values; of 255 beside others it is asked whether it is one."""
+    plain = sorted(values - {IGNORE})
+    if len(plain) > _MOST_VALUES:
+        if plain[-1] < MOST_CLASSES:
+            return f"write classes.txt in data.root, a line for each class, or count them: data.classes={plain[-1] + 1}"
+        return "are these files masks? If so, write classes.txt in data.root, a line for each class"
+    if plain and plain == list(range(1, len(plain) + 1)) and len(plain) > 1:
+        names = ",".join(f"class{value}" for value in plain)
+        return f"name them in order of their values: data.classes=[{names}] data.reduce_zero_label=true"
+
+    def named(chosen: list[int]) -> str:
+        changes = settings.map | {value: number for number, value in enumerate(chosen) if value != number}
+        return " ".join([f"data.classes=[{','.join(_names(len(chosen)))}]", *([map_setting(changes)] if changes else [])])
+
+    if IGNORE not in values:
+        return f"name them in order of their values: {named(plain)}"
+    if len(plain) < 2:
+        return f"name them in order of their values: {named([*plain, IGNORE])}"
+    return f"name them in order of their values; 255 is a class: {named([*plain, IGNORE])}\nor marks pixels without a label: {named(plain)} data.ignore_index=255"
+
+
+def _names(count: int) -> list[str]:
+    """Stand-ins for the names of classes; there are at least two."""
+    return ["background", *(["object"] if count <= 2 else [f"class{number}" for number in range(1, count)])]
+
+
+def map_setting(changes: Mapping[int, int]) -> str:
+    """`data.map` as it is typed in a shell."""
+    return f'"data.map={{{", ".join(f"{value}: {target}" for value, target in changes.items())}}}"'
