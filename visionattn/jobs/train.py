@@ -27,7 +27,7 @@ from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data
 from visionattn.jobs.weights import load_initial_weights
-from visionattn.names import file_name, to_path
+from visionattn.names import file_name, to_path, typed
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
@@ -306,14 +306,14 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "result": summary,
         "training": f"{trainer.epochs} epoch{'s' * (trainer.epochs != 1)}, {duration(seconds)}, seed {config.seed}, "
         f"batch {config.train.batch_size} x {config.train.accum}, {config.optim.name}, lr {config.optim.lr:g}",
-        "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
+        "repeat": f"visionattn train --config {typed(run.path / 'config.yaml')}",
     }
     report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)
     run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
     console.line(f"done in {duration(seconds)}.  {summary}")
-    console.line(f"next:  visionattn eval {run.path}{' --split test' if data.test is not None else ''}")
-    console.line(f"       visionattn predict {run.path} --source FILE_OR_FOLDER")
+    console.line(f"next:  visionattn eval {typed(run.path)}{' --split test' if data.test is not None else ''}")
+    console.line(f"       visionattn predict {typed(run.path)} --source FILE_OR_FOLDER")
     if config.log.tensorboard:
-        console.line(f"       tensorboard --logdir {run.path / 'tb'}")
+        console.line(f"       tensorboard --logdir {typed(run.path / 'tb')}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)

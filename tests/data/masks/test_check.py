@@ -96,7 +96,9 @@ def test_d012_of_binary_masks_and_of_classes_from_one(tmp_path: Path) -> None:
     assert notes(report, "VA-D012") == [] and notes(report, "VA-D004") == []
     _, report = look(root, classes=["background", "crack"], ignore_index=255)
     missing = notes(report, "VA-D004")
-    assert re.fullmatch(r"warning: train has no pixels of 1 class \(crack\): it cannot be learned; \d\d.\d % of the pixels are ignored", missing[0])
+    assert re.fullmatch(
+        r"warning: train has no pixels of 1 class \(crack\): it cannot be learned; \d\d.\d % of the pixels are ignored", missing[0]
+    )
     _, report = look(root, classes=["crack", "spall"], reduce_zero_label=True)
     assert "VA-D004  all pixels of train are ignored: no class is left" in refused(report, "VA-D004")
     for path in (root / "masks").rglob("*.png"):

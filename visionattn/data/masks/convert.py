@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, atomic_write
+from visionattn.names import typed
 
 # Settings that tell where masks lie.
 _LOCATION = {"format", "images", "masks", "mask_suffix", "train", "val", "test", "exclude"}
-_PLAIN = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)  # words that a shell leaves alone
 _MOST_VALUES = 64  # a photograph has more
 
 
@@ -146,7 +145,7 @@ def convert_command(settings: MaskDataConfig) -> str:
     """The `visionattn data masks convert` command for data with these settings, without what to change."""
     given = settings.model_dump(mode="json", include=_LOCATION, exclude_defaults=True)
     words = [settings.root, *(f"data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items())]
-    return "visionattn data masks convert " + " ".join(word if _PLAIN.fullmatch(word) else shlex.quote(word) for word in words)
+    return "visionattn data masks convert " + " ".join(map(typed, words))
 
 
 def _mask_files(root: Path, settings: MaskDataConfig) -> tuple[list[str], bool]:

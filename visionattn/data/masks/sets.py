@@ -184,14 +184,15 @@ def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str]
     return _mask_set(split, found, settings, rule, in_chans)
 
 
-def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow]:
+def mask_manifest(data: MaskData, hashes: Mapping[str, str] | None) -> list[ManifestRow]:
     """List all images with the path of the mask as label and one hash of both contents.
 
     Args:
-        hashes: by id of images and masks, from the check; missing ones are computed from the files.
+        hashes: by id of images and masks, from the check; missing ones are computed from the files. None leaves them out.
     """
 
     def digest(name: str, path: str, max_bytes: int) -> str:
+        assert hashes is not None
         return hashes.get(name) or content_hash(file_content(Path(path), max_bytes=max_bytes))
 
     rows = []
@@ -199,7 +200,8 @@ def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow
         for index, (name, mask_id) in enumerate(zip(part.ids, part.mask_ids, strict=True)):
             path, mask_path = part.images.path(index), part.mask_paths[index]
             limit = part.images.settings.max_bytes
-            both = content_hash(f"{digest(name, path, limit)} {digest(mask_id, mask_path, limit)}".encode())
+            parts = "" if hashes is None else f"{digest(name, path, limit)} {digest(mask_id, mask_path, limit)}"
+            both = content_hash(parts.encode()) if parts else ""
             rows.append(ManifestRow(name, mask_id, part.name, Path(path).stat().st_size, both))
     return rows
 
@@ -415,7 +417,11 @@ def _class_settings(values: set[int], settings: MaskDataConfig) -> str:
         return f"name them in order of their values: {named(plain)}"
     if len(plain) < 2:
         return f"name them in order of their values: {named([*plain, IGNORE])}"
-    return f"name them in order of their values; 255 is a class: {named([*plain, IGNORE])}\nor marks pixels without a label: {named(plain)} data.ignore_index=255"
+    lines = [
+        f"name them in order of their values, if 255 is a class: {named([*plain, IGNORE])}",
+        f"or, if it marks pixels without a label: {named(plain)} data.ignore_index={IGNORE}",
+    ]
+    return "\n".join(lines)
 
 
 def _names(count: int) -> list[str]:
