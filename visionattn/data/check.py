@@ -78,7 +78,7 @@ def check_images(
     findings: dict[str, list[Finding]] = {}
     done = 0
     cache_file = cache_dir / f"decoded-{cache_name([part.images for part in data.sets], data.name)}.json"
-    cache = read_cache(cache_file)
+    cache = read_cache(cache_file) if settings.check == "full" else {}  # else a later full check would change what a run finds
     kept: dict[str, Any] = {}
     with ThreadPoolExecutor(check_threads(settings)) as pool:
         for part in data.sets:
@@ -218,12 +218,12 @@ def partial_notes(settings: DataConfig) -> list[Note]:
     """Report what a check cannot find that does not decode every file."""
     if settings.check == "full":
         return []
-    done = {"headers": "opened, not decoded: damage inside them", "none": "listed, not opened: damaged or foreign files, sizes"}[
-        settings.check
-    ]
-    return [
-        Note("info", "", f"files are {done}, duplicates and wrong contents are not found before training (data.check={settings.check})")
-    ]
+    missed = {
+        "headers": "opens files without decoding them: damage behind the header,",
+        "none": "lists files without opening them: damaged files, wrong sizes,",
+    }[settings.check]
+    text = f"data.check={settings.check} {missed} wrong pixel values and duplicates are not found before training"
+    return [Note("info", "", text)]
 
 
 def broken_notes(findings: list[Finding]) -> list[Note]:
@@ -236,7 +236,7 @@ def broken_notes(findings: list[Finding]) -> list[Note]:
 def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
     """Report training images that also appear in another split."""
     notes = []
-    seen = {finding.hash16: finding.id for finding in findings["train"] if finding.facts is not None}
+    seen = {finding.hash16: finding.id for finding in findings["train"] if finding.facts is not None and finding.hash16}
     for split in ("val", "test"):
         both = [(seen[f.hash16], f.id) for f in findings.get(split, ()) if f.facts is not None and f.hash16 in seen]
         if both:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.masks.pairs import NAMES, load, mask, pairs, settings
+from tests.data.masks.pairs import NAMES, load, mask, pairs, picture, settings
 from visionattn.data.check import CheckReport, exclude_unreadable
 from visionattn.data.masks.check import check_masks
 from visionattn.data.masks.convert import convert_masks
@@ -269,3 +269,22 @@ def test_a_list_of_classes_without_measure(tmp_path: Path) -> None:
     (root / "classes.txt").write_text("1 " * 100_000)
     with pytest.raises(UserError, match="a line of more than 300 characters"):
         load(root, classes="auto")
+
+
+def test_headers_of_masks_tell_size_and_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pairs(tmp_path / "d")
+    mask(root / "masks/train/train0.png", size=(10, 8))
+    mask(root / "masks/train/train1.png", values=(0, 77))
+    picture(root / "masks/train/train2.png", 1)
+    (root / "masks/val/val0.png").write_bytes(b"")
+    monkeypatch.setattr("visionattn.data.masks.check.read_mask", None)
+    data, report = look(root, check="headers")
+    assert "image 20x16, mask 10x8 (ratio 2)" in notes(report, "VA-D013")[0] and "1 mask in RGB, and no" in notes(report, "VA-D014")[0]
+    assert (
+        notes(report, "VA-D012") == [] and report.counts == {"train": {}, "val": {}} and set(report.unreadable) == {"images/val/val0.png"}
+    )
+    assert {row.hash16 for row in mask_manifest(data, report.hashes)} == {""}
+    (root / "masks/train/train3.png").unlink()
+    monkeypatch.setattr("visionattn.data.masks.check.mask_header", None)
+    _, report = look(root, check="none")
+    assert report.notes[0].text == "images 6   masks 5" and "1 image has no mask" in refused(report, "VA-D021")

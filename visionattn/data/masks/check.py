@@ -85,7 +85,7 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
         notes = [_summary(data, sum(len(part) for part in data.sets)), *_missing_notes(data), *data.notes, *partial_notes(settings)]
         return CheckReport(notes, {}, {}, {part.name: {} for part in data.sets}, None)
     cache_file = cache_dir / f"pairs-{cache_name([part.images for part in data.sets], data.name)}.json"
-    cache = read_cache(cache_file)
+    cache = read_cache(cache_file) if settings.check == "full" else {}
     kept: dict[str, Any] = {}
     images: dict[str, list[Finding]] = {}
     masks: list[MaskFinding] = []
@@ -155,7 +155,7 @@ def _examine_mask(
         return MaskFinding(*names, "", None, "VA-D010", error.strerror or str(error)), None, None
     key = "||".join(f"{file}|{status.st_size}|{status.st_mtime_ns}" for file, status in stamps)
     record = cache.get(key)
-    if settings.check == "headers" and (record is None or not fits(record, limit)):
+    if settings.check == "headers":
         try:
             return MaskFinding(*names, "", _header(Path(path), Path(image_path), limit), "", ""), None, None
         except UnreadableFile as error:
