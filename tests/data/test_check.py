@@ -257,7 +257,7 @@ def test_headers_are_opened_but_not_decoded(root: Path, monkeypatch: pytest.Monk
 
 def test_a_full_check_does_not_change_what_one_of_headers_finds(root: Path) -> None:
     cut(root / "train/rose/0.png")
-    data, before, _ = look(root, check="headers")
+    _data, before, _ = look(root, check="headers")
     _, full, _ = look(root)
     stored = {path: path.read_bytes() for path in (root.parent / "cache").iterdir()}
     _, after, _ = look(root, check="headers")
