@@ -144,7 +144,7 @@ def test_a_class_or_split_without_readable_images(root: Path) -> None:
         cut(root / f"train/tulip/{index}.png")
     data, report, settings = look(root, on_error="skip")
     with pytest.raises(UserError, match="tulip") as caught:
-        require_classes(data, exclude_unreadable(data, report, settings))
+        require_classes(data, exclude_unreadable(data, report, settings), report)
     assert (caught.value.code, caught.value.exit_code) == ("VA-D005", 3)
     for name in ("rose", "tulip"):
         for index in range(6):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -132,8 +132,14 @@ def exclude_unreadable(data: Data[Any], report: CheckReport, settings: DataConfi
     parts = {part.name: part.take([index for index, name in enumerate(part.ids) if name not in report.unreadable]) for part in data.sets}
     for name, part in parts.items():
         if not len(part):
-            raise UserError("VA-D005", f"{name} has no readable image", fix="repair the files listed by visionattn data check")
+            where = listed_reasons({key: report.unreadable[key] for key in getattr(data, name).ids})
+            raise UserError("VA-D005", f"{name} has no readable image", where=where, fix="repair these files, or put others in their place")
     return data.with_sets(parts)
+
+
+def listed_reasons(unreadable: Mapping[str, str]) -> str:
+    """The first files with the reasons why they cannot be read."""
+    return "\n".join(f"{shown(name)}: {shown(reason)}" for name, reason in list(unreadable.items())[:5])
 
 
 def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> None:
@@ -147,7 +153,7 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
         raise UserError(
             "VA-D010",
             f"{len(broken):,} of {total:,} images cannot be decoded",
-            where="\n".join(f"{shown(name)}: {shown(reason)}" for name, reason in list(broken.items())[:5]),
+            where=listed_reasons(broken),
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
             fix="repair or remove them, or data.on_error=skip",
         )

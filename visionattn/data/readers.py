@@ -20,6 +20,7 @@ from visionattn.data.images.settings import ImageDataConfig
 # Pillow's names of the formats behind walk.IMAGE_SUFFIXES. No others: it hands PostScript, for example, to another program.
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+LIMIT_SETTING = "data.max_bytes="  # with the number that a file needs, in the reason why it is not read
 Source = Path | bytes | Image.Image
 
 _PILLOW_LIMIT = Lock()  # Pillow's limit is global: only one thread at a time may change and restore it
@@ -210,8 +211,18 @@ def _regular_size(path: Path, max_bytes: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableFile(str(path), "not a regular file, but a folder, FIFO, socket or device", "VA-D011")
     if status.st_size > max_bytes:
-        raise UnreadableFile(str(path), f"file of {status.st_size:,} bytes: {_too_large(status.st_size, max_bytes)}", "VA-D020")
+        needed = max(status.st_size, _decoded_size(path))
+        raise UnreadableFile(str(path), f"file of {status.st_size:,} bytes: {_too_large(needed, max_bytes)}", "VA-D020")
     return status.st_size
+
+
+def _decoded_size(path: Path) -> int:
+    """`decoded_bytes` of a file, from its header; 0 if it cannot be opened as an image."""
+    try:
+        with path.open("rb") as file:
+            return decoded_bytes(_parse(file, str(path), empty=False))
+    except (OSError, UnreadableFile):
+        return 0
 
 
 def upright_size(source: Source, *, max_bytes: int) -> tuple[int, int]:
@@ -389,7 +400,7 @@ def _of_accepted_size(image: Image.Image, name: str, max_bytes: int) -> Image.Im
 
 
 def _too_large(needed: int, max_bytes: int) -> str:
-    return f"the limit is {max_bytes:,}; if you trust it, data.max_bytes={needed}"
+    return f"the limit is {max_bytes:,}; if you trust it, {LIMIT_SETTING}{needed}"
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -145,7 +145,7 @@ def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: 
             "VA-D003",
             f"data.val_fraction={fraction} leaves no validation images of {len(train):,}",
             why="every class keeps a training image, and groups are not split",
-            fix="data.val_fraction=0.5, or provide a validation split",
+            fix="add images, or provide a validation split",
         )
     return train.take(kept), train.take(held, "val")
 

@@ -118,10 +118,12 @@ def refuse_masks(train: Table, *, unsplit: bool, prefix: str = "") -> None:
         by_class.setdefault(name, {})[os.path.basename(path)] = path
     for name, files in by_class.items():
         if suffix := mask_suffix_among(files):
+            place = f"{prefix}{'' if unsplit else '{split}'}" or "."
+            pair = " ".join(map(typed, (f"data.images={place}", f"data.masks={place}", f"data.mask_suffix={suffix}")))
             raise UserError(
                 "VA-D002",
                 f'masks beside images: the class folder "{name}" has files that end in {suffix}',
-                fix=f"task=segment {typed(f'data.mask_suffix={suffix}')}\nor, to classify the images: \"data.exclude=['.*','*{suffix}']\"",
+                fix=f"task=segment {pair}\nor, to classify the images: \"data.exclude=['.*','*{suffix}']\"",
             )
     if not 2 <= len(by_class) <= _FEW_CLASSES:
         return

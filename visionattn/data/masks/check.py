@@ -29,7 +29,7 @@ from visionattn.data.check import (
 )
 from visionattn.data.masks.convert import convert_command
 from visionattn.data.masks.palettes import Colour
-from visionattn.data.masks.sets import MOST_CLASSES, LabelRule, MaskData, MaskSet, map_setting
+from visionattn.data.masks.sets import BACKGROUND, MOST_CLASSES, LabelRule, MaskData, MaskSet, map_setting
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.data.readers import UnreadableFile, file_content, mask_header, read_mask, upright_size
 from visionattn.data.splits import Note, content_hash
@@ -358,7 +358,9 @@ def _value_hints(data: MaskData, settings: MaskDataConfig, files: Counter[int], 
     unused = [label for label in range(len(data.classes)) if label not in used]
     if set(files) - {IGNORE} == {len(data.classes)} and unused == [0]:
         where = f"{len(data.classes)} in {_count(files[len(data.classes)], 'file')}, and no 0"
-        return [f"{where}: the classes start at 1  -> data.reduce_zero_label=true"]
+        shift = map_setting(settings.map | {label + 1: label for label in range(len(data.classes))})
+        repair = shift if data.classes[0].lower() in BACKGROUND else "data.reduce_zero_label=true"
+        return [f"{where}: the classes start at 1  -> {repair}"]
     others = sorted(set(files) - {IGNORE})
     if len(others) > _SHOWN:
         if others[-1] < MOST_CLASSES:

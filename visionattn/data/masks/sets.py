@@ -29,6 +29,7 @@ from visionattn.names import shown
 
 _STRAY = 254  # marks a value that is not a class, until it is rejected
 MOST_CLASSES = _STRAY - 1
+BACKGROUND = ("background", "bg")  # names of a first class
 _MOST_VALUES = 64  # in masks whose classes are asked for; a photograph has more
 
 
@@ -329,7 +330,7 @@ def _require_few(count: int) -> None:
 def _shifted(entries: list[ClassEntry]) -> list[ClassEntry]:
     if not any(entry.value == 0 and not entry.ignored for entry in entries):
         return entries
-    if entries[0].name.lower() in ("background", "bg"):
+    if entries[0].name.lower() in BACKGROUND:
         raise UserError(
             "VA-C002",
             f'data.reduce_zero_label ignores value 0, but data.classes starts with "{entries[0].name}"',

@@ -169,7 +169,7 @@ def store(path: Path, name: str, tag: str | None = None, *, report: Report = pri
                 target.with_name(record.name + other).unlink(missing_ok=True)
         _pin(target.name, f"imported from {path.name}", digest)
     report(f"{record.name}: {path.name} copied to {target}")
-    return CachedFile(target, digest, _as_published(digest, published) or "pinned on import: no hash of it is published")
+    return CachedFile(target, digest, _as_published(digest, published) or "pinned on import")
 
 
 def weights_folder() -> Path:
