@@ -5,14 +5,20 @@ The first ones are a newcomer's. Each is run in an empty folder in which `make` 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-from tests.commands import CLASSES, picture, save_npz, truncate
+import visionattn as va
+from tests.commands import CLASSES, done, picture, save_npz, truncate
+from tests.data.images.shards import flower_shards
+from visionattn.models.classifier import Classifier
 
 TINY = "'model.args={width: 8}' model.img_size=32 train.batch_size=4 data.workers=0 log.tensorboard=false train.device=cpu"
 DRY = f"{TINY} --dry-run"
@@ -25,7 +31,8 @@ class Step:
     """A way to follow advice: `text` stands in it, word for word.
 
     Attributes:
-        kind: add it to the command; use it instead of `old`, in the command or (edit) in my.yaml; or run it, a command of its own.
+        kind: add it to the command; use it instead of `old`, in the command or (edit) in my.yaml; run it, a command of its own; or set
+            a variable of the environment (env).
         fill: what its placeholders stand for.
         extra: words that keep a command short here.
         again: whether the command of the case is tried again afterwards.
@@ -60,8 +67,9 @@ class Case:
         code: of the error; empty if the command succeeds.
         advice: a part of what is printed.
         steps: ways to follow it, each of which has to lead to a command that succeeds and does not repeat the advice.
-        also: suggestions in it that are not followed here, with the reason.
+        exit_code: if it is not the one of the letter of the code.
         with_run: put a copy of a trained run at runs/flowers/001.
+        patch: bring about what a test cannot do by files.
     """
 
     source: str
@@ -70,8 +78,9 @@ class Case:
     advice: str
     steps: tuple[Step, ...]
     make: Make = lambda folder: None
-    also: Mapping[str, str] = field(default_factory=dict)
     with_run: bool = False
+    exit_code: int | None = None
+    patch: Callable[[pytest.MonkeyPatch], object] = lambda monkeypatch: None
 
 
 # ---------------------------------------------------------------- files
@@ -284,9 +293,9 @@ FIRST = [
         "data/readers.py",
         "data check flowers data.max_bytes=13000",
         "VA-D020",
-        "file of 13,898 bytes: the limit is 13,000; if you trust it, data.max_bytes=28800",
+        "file of 14,454 bytes: the limit is 13,000; if you trust it, data.max_bytes=28800",
         (add("data.max_bytes=28800"),),
-        lambda folder: picture(flowers(folder) / "train/rose/large.png", 0, 1, (80, 60)),
+        lambda folder: picture(flowers(folder) / "train/rose/large.bmp", 0, 1, (80, 60)),
     ),
     Case(
         "data/masks/check.py",
@@ -428,8 +437,743 @@ FIRST = [
         "or train without: model.weights=none",
         (add("model.weights=none"),),
         flowers,
-        also={"visionattn weights import FILE": "in the case of weights import below"},
     ),
 ]
 
-CASES = FIRST
+# ---------------------------------------------------------------- data
+
+
+def one_csv(folder: Path) -> None:
+    root = folder / "my flowers"
+    lines = [
+        f"{path.relative_to(folder / 'my flowers')},{path.parent.name},{path.parent.parent.name}"
+        for path in sorted(flowers(folder, name="my flowers/a/b").rglob("*.png"))
+    ]
+    (root / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+
+
+def other_splits(train: str, val: str) -> Make:
+    def make(folder: Path) -> None:
+        root = flowers(folder)
+        (root / "train").rename(root / train)
+        (root / "val").rename(root / val)
+
+    return make
+
+
+def grey(folder: Path) -> None:
+    for path in flowers(folder).rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+
+
+def some_wide(folder: Path) -> None:
+    for path in (roads(folder, classes="") / "masks").rglob("*.png"):
+        Image.fromarray(np.arange(320, dtype=np.uint8).reshape(16, 20) % 70).save(path)
+
+
+def stray_values(folder: Path) -> None:
+    for path in (roads(folder) / "masks").rglob("*.png"):
+        Image.fromarray(np.arange(320, dtype=np.uint8).reshape(16, 20) % 70).save(path)
+
+
+def void_class(folder: Path) -> None:
+    roads(folder, (0, 1, 2), classes="road\ncrack\nvoid\n")
+
+
+def with_suffix(folder: Path) -> None:
+    roads(folder, suffix="-labels.png")
+
+
+def in_one_folder(folder: Path) -> None:
+    beside("-truth.png")(folder)
+
+
+def deep_masks(folder: Path) -> None:
+    for path in (roads(folder) / "masks").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.int32) * 70_000).save(path.with_suffix(".tif"))
+        path.unlink()
+
+
+def two_lists(folder: Path) -> None:
+    coloured([(9, 9, 9), (255, 0, 0)])(folder)
+    (folder / "wrong.txt").write_text("0 background 9 9 9\n")
+    (folder / "right.txt").write_text("0 background 9 9 9\n1 crack 255 0 0\n")
+
+
+def parquet(folder: Path) -> None:
+    hf = pytest.importorskip("datasets")
+    pictures = [{"bytes": flower.read_bytes(), "path": None} for flower in sorted(flowers(folder).rglob("*.png"))]
+    features = hf.Features(
+        {name: hf.Image() for name in ("front", "back")}
+        | {name: hf.ClassLabel(names=["a", "b", "c"]) for name in ("kind", "colour")}
+        | {"number": hf.Value("float64")}
+    )
+    count = len(pictures)
+    columns = {
+        "front": pictures,
+        "back": pictures,
+        "kind": [number % 3 for number in range(count)],
+        "colour": [0] * count,
+        "number": [0.5] * count,
+    }
+    split = hf.Dataset.from_dict(columns, features=features)
+    hf.DatasetDict({"train": split, "validation": split}).save_to_disk(str(folder / "saved"))
+
+
+DATA = [
+    Case(
+        "data/images/layouts.py",
+        "data check 'my flowers'",
+        "VA-D002",
+        "'data.root=my flowers/list.csv'",
+        (add("'data.root=my flowers/list.csv'"),),
+        one_csv,
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check flowers",
+        "VA-D002",
+        "name the splits: data.train=training data.val=validating",
+        (add("data.train=training data.val=validating"),),
+        other_splits("training", "validating"),
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check flowers",
+        "VA-D002",
+        "data.train=NAME data.val=NAME data.test=NAME, from one, two",
+        (Step("add", "data.train=NAME data.val=NAME", fill={"train=NAME": "train=one", "val=NAME": "val=two"}),),
+        other_splits("one", "two"),
+    ),
+    Case(
+        "data/images/layouts.py", "data check flowers model.in_chans=4", "VA-C002", "model.in_chans=3", (add("model.in_chans=3"),), flowers
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check blood.npz data.group_by=patient",
+        "VA-C002",
+        'data.group_by=""',
+        (add('data.group_by=""'),),
+        lambda folder: save_npz(folder / "blood.npz"),
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check shards data.multi_label=true",
+        "VA-C002",
+        "data.multi_label=false",
+        (add("data.multi_label=false"),),
+        lambda folder: flower_shards(folder / "shards"),
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check shards data.cache=ram",
+        "VA-C002",
+        "data.cache=none",
+        (add("data.cache=none"),),
+        lambda folder: flower_shards(folder / "shards"),
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check blood.npz",
+        "VA-D002",
+        "data.multi_label=true if these are several classes per image",
+        (add("data.multi_label=true"),),
+        npz_of_many,
+    ),
+    Case(
+        "data/images/layouts.py",
+        "data check saved data.format=hf data.dataset=user/name data.image_column=front data.label_column=kind",
+        "VA-C002",
+        'data.root="" or data.dataset=""',
+        (add('data.dataset=""'),),
+        parquet,
+    ),
+    Case(
+        "data/images/hub.py",
+        "data check saved data.label_column=kind",
+        "VA-D002",
+        "data.image_column=NAME",
+        (add("data.image_column=NAME", NAME="front"),),
+        parquet,
+    ),
+    Case(
+        "data/images/hub.py",
+        "data check saved data.image_column=front",
+        "VA-D002",
+        "data.label_column=NAME",
+        (add("data.label_column=NAME", NAME="kind"),),
+        parquet,
+    ),
+    Case(
+        "data/images/hub.py",
+        f"train data.format=hf data.dataset=user/name data.image_column=front data.label_column=kind {DRY}",
+        "VA-D001",
+        'or data.root=FOLDER data.dataset="", where the parquet files are',
+        (add('data.root=FOLDER data.dataset=""', FOLDER="saved"),),
+        parquet,
+    ),
+    Case(
+        "data/check.py",
+        "data check flowers",
+        "",
+        "are grey: copied to 3 channels (model.in_chans=1 trains on grey)",
+        (add("model.in_chans=1"),),
+        grey,
+    ),
+    Case(
+        "data/sampling.py",
+        f"train --data flowers {DRY} train.batch_size=9",
+        "VA-C011",
+        "train.batch_size=6",
+        (add("train.batch_size=6"),),
+        flowers,
+    ),
+    Case(
+        "data/images/labels.py",
+        "eval runs/flowers/001 --data other --split test",
+        "VA-D002",
+        "--split train",
+        (add("--split train"),),
+        lambda folder: flowers(folder, name="other"),
+        with_run=True,
+    ),
+    Case(
+        "data/images/transforms.py",
+        f"train --data flowers {DRY} augment.pad_crop=2",
+        "VA-C002",
+        "augment.random_resized_crop=null, or augment.pad_crop=0",
+        (add("augment.random_resized_crop=null"), add("augment.pad_crop=0")),
+        flowers,
+    ),
+    Case(
+        "data/images/transforms.py",
+        f"train --data flowers {DRY} augment.rand_augment=rand-m9-mstd0.5-inc1 augment.color_jitter=0.4 augment.rotate=9",
+        "VA-C002",
+        "augment.rotate=0 augment.color_jitter=0",
+        (add("augment.rotate=0 augment.color_jitter=0"),),
+        flowers,
+    ),
+    Case(
+        "data/images/transforms.py",
+        f"train --data flowers {DRY} augment.rand_augment=rand-m9-mstd0.5-inc1 model.in_chans=1",
+        "VA-C002",
+        'augment.rand_augment="" or model.in_chans=3',
+        (add('augment.rand_augment=""'), add("model.in_chans=3")),
+        grey,
+    ),
+    Case(
+        "data/images/transforms.py",
+        f"train --data flowers {DRY} augment.rand_augment=m9",
+        "VA-C002",
+        "Example: rand-m9-mstd0.5-inc1",
+        (instead("m9", "rand-m9-mstd0.5-inc1"),),
+        flowers,
+    ),
+    # masks
+    Case(
+        "data/masks/sets.py",
+        "data check roads",
+        "",
+        "mask value 2 (void) is ignored because of its name; data.ignore_index=none makes it a class",
+        (add("data.ignore_index=none"),),
+        void_class,
+    ),
+    Case(
+        "data/masks/sets.py",
+        "data check roads data.reduce_zero_label=true",
+        "VA-C002",
+        "data.reduce_zero_label=false",
+        (add("data.reduce_zero_label=false"),),
+        roads,
+    ),
+    Case(
+        "data/masks/sets.py",
+        "data check roads",
+        "VA-D021",
+        "data.mask_suffix=-labels.png",
+        (add("data.mask_suffix=-labels.png"),),
+        with_suffix,
+    ),
+    Case(
+        "data/masks/sets.py",
+        "data check roads",
+        "VA-C002",
+        "data.classes=[background,class1,class2] data.palette=[[9,9,9],[255,0,0],[0,0,255]]\nor write classes.txt in data.root",
+        (add("data.classes=[background,class1,class2] data.palette=[[9,9,9],[255,0,0],[0,0,255]]"),),
+        coloured([(9, 9, 9)] * 4 + [(255, 0, 0)] * 2 + [(0, 0, 255)], classes=""),
+    ),
+    Case("data/masks/sets.py", "data check roads", "VA-C002", "or count them: data.classes=70", (add("data.classes=70"),), some_wide),
+    Case(
+        "data/masks/check.py",
+        "data check roads",
+        "VA-D012",
+        "68 values have no class  -> data.classes=70, if each of them is one",
+        (add("data.classes=70"),),
+        stray_values,
+    ),
+    Case(
+        "data/masks/check.py",
+        "data check roads",
+        "VA-D014",
+        "visionattn data masks convert roads --in-place --palette FILE takes the colours as classes, by a file of `index name R G B`\n"
+        "-> visionattn data masks convert roads --in-place --map 0:0 keeps the indices as classes",
+        (
+            run("visionattn data masks convert roads --in-place --palette FILE", again=True, FILE="colours.txt"),
+            run("visionattn data masks convert roads --in-place --map 0:0", again=True),
+        ),
+        palettes_that_differ,
+    ),
+    Case(
+        "data/masks/layouts.py",
+        "data check roads data.images=pictures/{split}",
+        "VA-C002",
+        "data.images=pictures/{split} data.masks=truth/{split}",
+        (add("data.images=pictures/{split} data.masks=truth/{split}"),),
+        layout("pictures/{}", "truth/{}"),
+    ),
+    Case(
+        "data/masks/layouts.py",
+        "data check roads data.images=pictures/{split}",
+        "VA-C002",
+        "give both: data.images=FOLDER/{split} data.masks=FOLDER/{split}",
+        (
+            Step(
+                "add",
+                "data.images=FOLDER/{split} data.masks=FOLDER/{split}",
+                fill={"images=FOLDER/{split}": "images=a/b/c/pictures/{split}", "masks=FOLDER/{split}": "masks=a/b/c/truth/{split}"},
+            ),
+        ),
+        layout("a/b/c/pictures/{}", "a/b/c/truth/{}"),
+    ),
+    Case(
+        "data/masks/layouts.py",
+        "data check roads data.images={split} data.masks={split}",
+        "VA-C002",
+        "data.mask_suffix=-truth.png tells the masks apart",
+        (add("data.mask_suffix=-truth.png"),),
+        in_one_folder,
+    ),
+    Case(
+        "data/masks/layouts.py",
+        "data check roads data.images=photos/{split} data.masks=truth/{split}",
+        "VA-D002",
+        "others: data.images=FOLDER/{split} data.masks=FOLDER/{split} (data.mask_suffix)\n"
+        "  fix   data.images=pictures/{split} data.masks=truth/{split}",
+        (add("data.images=pictures/{split} data.masks=truth/{split}"),),
+        layout("pictures/{}", "truth/{}"),
+    ),
+    Case("cli/data.py", "data masks convert roads", "VA-C002", "Example: --map 128:1", (add("--map 128:1"),), roads),
+    Case(
+        "data/masks/convert.py",
+        "data masks convert roads --map 128",
+        "VA-C002",
+        "Example: --map 128:1 or --map 128-255:1",
+        (instead("--map 128", "--map 128:1"), instead("--map 128", "--map 128-255:1")),
+        roads,
+    ),
+    Case(
+        "data/masks/convert.py",
+        "data masks convert roads --map 128:1 --out roads/images",
+        "VA-R007",
+        "--out NEW_FOLDER, or --in-place",
+        (add("--out NEW_FOLDER"), add("--in-place")),
+        roads,
+    ),
+    Case(
+        "data/masks/convert.py",
+        "data masks convert roads --map 128:1",
+        "VA-D014",
+        "or data.images=pictures/{split} data.masks=truth/{split}",
+        (add("data.images=pictures/{split} data.masks=truth/{split}"),),
+        layout("pictures/{}", "truth/{}"),
+    ),
+    Case(
+        "data/masks/convert.py",
+        "data masks convert roads --map 128:1",
+        "VA-D014",
+        "or data.images=FOLDER data.masks=FOLDER",
+        (
+            Step(
+                "add",
+                "data.images=FOLDER data.masks=FOLDER",
+                fill={"images=FOLDER": "images=a/b/c/pictures/{split}", "masks=FOLDER": "masks=a/b/c/truth/{split}"},
+            ),
+        ),
+        layout("a/b/c/pictures/{}", "a/b/c/truth/{}"),
+    ),
+    Case(
+        "data/masks/convert.py",
+        "data masks convert roads --map 1:2",
+        "VA-D012",
+        "for example --map 70000:255",
+        (add("--map 70000:255"),),
+        deep_masks,
+    ),
+    Case(
+        "data/masks/convert.py",
+        "data masks convert roads --palette wrong.txt",
+        "VA-D014",
+        "--palette FILE, a line for each colour",
+        (add("--palette FILE", FILE="right.txt"),),
+        two_lists,
+    ),
+]
+
+
+# ---------------------------------------------------------------- runs and weights
+
+MOBILE = TINY.replace("'model.args={width: 8}' ", "")
+
+
+def photos(folder: Path) -> None:
+    picture(folder / "photos/one.png", 0, 1)
+    picture(folder / "flowers/train/daisy/0.png", 0, 2)
+
+
+def results_in_out(folder: Path) -> None:
+    photos(folder)
+    (folder / "out").mkdir()
+    (folder / "out/predictions.json").write_text("{}")
+
+
+def a_file_in_the_way(folder: Path) -> None:
+    flowers(folder)
+    (folder / "taken").write_text("")
+
+
+def only_the_best(folder: Path) -> None:
+    flowers(folder)
+    for path in (folder / "runs/flowers/001/checkpoints").iterdir():
+        if path.name != "best":
+            shutil.rmtree(path)
+
+
+def nothing_saved_yet(folder: Path) -> None:
+    run = folder / "runs/flowers/001"
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (run / "metrics.jsonl").unlink()
+
+
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device on which three images fit."""
+    forward = Classifier.forward
+
+    def limited(self: Classifier, images: torch.Tensor, *given: object) -> torch.Tensor:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, images, *given)
+
+    monkeypatch.setattr(Classifier, "forward", limited)
+
+
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object, **named: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("VISIONATTN_CACHE")
+    monkeypatch.setattr("visionattn.files.user_cache_path", fails)
+
+
+def mobile(name: str, classes: int = 3, *, head: bool = True) -> Make:
+    """A file of an ECA-MobileNetV2."""
+
+    def make(folder: Path) -> None:
+        flowers(folder)
+        photos(folder)
+        (folder / "names.txt").write_text("daisy\nrose\ntulip\n")
+        torch.manual_seed(0)
+        state = va.create_model("eca_mobilenetv2", num_classes=classes).state_dict()
+        torch.save({key: value for key, value in state.items() if head or not key.startswith("head.")}, folder / name)
+
+    return make
+
+
+def imported(name: str, *, head: bool = True, words: str = "") -> Make:
+    def make(folder: Path) -> None:
+        mobile(name, head=head)(folder)
+        done("weights", "import", name, *words.split())
+
+    return make
+
+
+def module(text: str) -> Make:
+    return lambda folder: (folder / "my_module.py").write_text(text)
+
+
+def with_a_plugin(folder: Path) -> None:
+    (folder / "their_code.py").write_text("")
+    config = folder / "runs/flowers/001/config.yaml"
+    config.write_text(config.read_text().replace("plugins: []", "plugins: [their_code.py]"))
+
+
+RUNS = [
+    Case(
+        "jobs/predict.py",
+        "predict runs/flowers/001 --source photos --out out",
+        "VA-R007",
+        "another --out FOLDER, or remove them",
+        (add("--out FOLDER", FOLDER="new"),),
+        results_in_out,
+        with_run=True,
+    ),
+    Case(
+        "jobs/predict.py",
+        "predict runs/flowers/001 --source fotos",
+        "VA-D001",
+        "Did you mean photos?",
+        (instead("fotos", "photos"),),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "jobs/evaluate.py",
+        "eval runs/flowers/001 --split tset",
+        "VA-D002",
+        "Did you mean test?",
+        (instead("tset", "test"),),
+        with_run=True,
+    ),
+    Case(
+        "runs/folder.py",
+        "train --resume runs/flowers",
+        "VA-R003",
+        "Did you mean runs/flowers/001?",
+        (instead("runs/flowers", "runs/flowers/001"),),
+        with_run=True,
+        exit_code=2,
+    ),
+    Case(
+        "jobs/resume.py",
+        "train --resume runs/flowers/001 optim.lr=0.1",
+        "VA-C010",
+        "leave them out",
+        (Step("instead", "leave them out", "optim.lr=0.1", {"leave them out": ""}),),
+        with_run=True,
+    ),
+    Case(
+        "jobs/resume.py",
+        "train --resume runs/flowers/001 train.accum=2",
+        "VA-C010",
+        "train.batch_size=4",
+        (add("train.batch_size=4"),),
+        with_run=True,
+    ),
+    Case(
+        "runs/checkpoint.py",
+        "train --resume runs/flowers/001",
+        "VA-W005",
+        "use it (visionattn eval runs/flowers/001/checkpoints/best), or start a new run from it "
+        "(model.weights=runs/flowers/001/checkpoints/best)",
+        (
+            run("visionattn eval runs/flowers/001/checkpoints/best"),
+            Step(
+                "instead",
+                "model.weights=runs/flowers/001/checkpoints/best",
+                "--resume runs/flowers/001",
+                {"model.weights": f"--data flowers {DRY} model.weights"},
+            ),
+        ),
+        only_the_best,
+        with_run=True,
+    ),
+    Case(
+        "runs/checkpoint.py",
+        "eval runs/flowers/001",
+        "VA-W006",
+        "visionattn train --resume runs/flowers/001",
+        (run("visionattn train --resume runs/flowers/001", "train.steps=1", again=True),),
+        nothing_saved_yet,
+        with_run=True,
+    ),
+    Case(
+        "jobs/train.py",
+        f"train --data flowers {TINY} train.steps=1 'output.dir=my runs'",
+        "",
+        "next:  visionattn eval 'my runs/flowers-eca_resnet18/001' --split test\n"
+        "       visionattn predict 'my runs/flowers-eca_resnet18/001' --source FILE_OR_FOLDER",
+        (
+            run("visionattn eval 'my runs/flowers-eca_resnet18/001' --split test"),
+            run("visionattn predict 'my runs/flowers-eca_resnet18/001' --source FILE_OR_FOLDER", FILE_OR_FOLDER="flowers/val"),
+        ),
+        lambda folder: flowers(folder, test=1),
+    ),
+    Case(
+        "cli/main.py",
+        f"train --data flowers {TINY} train.steps=1 output.dir=taken",
+        "VA-R007",
+        "choose another folder: output.dir=FOLDER, --out FOLDER, or the environment variable VISIONATTN_CACHE",
+        (add("output.dir=FOLDER", FOLDER="new"),),
+        a_file_in_the_way,
+    ),
+    Case(
+        "cli/main.py",
+        "data preview flowers --count 1 --out taken/preview.png",
+        "VA-R007",
+        "choose another folder: output.dir=FOLDER, --out FOLDER",
+        (add("--out FOLDER", FOLDER="new/preview.png"),),
+        a_file_in_the_way,
+    ),
+    Case(
+        "engine/diagnosis.py",
+        f"train --data flowers {TINY} train.steps=1 train.batch_size=6",
+        "VA-R001",
+        "in this order: train.batch_size=3 train.accum=2 (same effective batch)",
+        (add("train.batch_size=3 train.accum=2"),),
+        flowers,
+        patch=little_memory,
+        exit_code=6,
+    ),
+    Case(
+        "engine/diagnosis.py",
+        "eval runs/flowers/001 --batch-size 6",
+        "VA-R001",
+        "in this order: --batch-size 3 (batch_size in Python)",
+        (add("--batch-size 3"),),
+        patch=little_memory,
+        with_run=True,
+        exit_code=6,
+    ),
+    Case(
+        "engine/diagnosis.py",
+        f"train --data flowers {DRY} train.batch_size=1",
+        "VA-C011",
+        "train.batch_size=2 or more",
+        (add("train.batch_size=2"),),
+        flowers,
+    ),
+    Case(
+        "config/plugins.py",
+        "config show plugins=[my_module]",
+        "VA-C002",
+        "give the path of the file (plugins=[my_module.py])",
+        (add("plugins=[my_module.py]"),),
+        module(""),
+    ),
+    Case(
+        "config/plugins.py",
+        "train --resume runs/flowers/001",
+        "VA-C006",
+        "if you trust them, name them yourself: plugins=[their_code.py]",
+        (add("plugins=[their_code.py]"),),
+        with_a_plugin,
+        with_run=True,
+    ),
+    Case(
+        "tasks/segmentation/settings.py",
+        "config show task=segment eval.best=dice",
+        "VA-C002",
+        "set eval.per_case=true, or use mdice or miou",
+        (add("eval.per_case=true"), instead("dice", "mdice")),
+    ),
+    Case(
+        "tasks/segmentation/settings.py",
+        "config show task=segment eval.spacing=[1,1]",
+        "VA-C002",
+        "set eval.per_case=true",
+        (add("eval.per_case=true"),),
+    ),
+    Case(
+        "tasks/segmentation/settings.py",
+        "config show task=segment eval.tile=64",
+        "VA-C002",
+        "windows need eval.mode=slide; eval.tile=null for the whole image",
+        (add("eval.mode=slide"), add("eval.tile=null")),
+    ),
+    Case("config/schema.py", "config show train.shard=true train.ema=0.9", "VA-C002", "train.ema=null", (add("train.ema=null"),)),
+    Case(
+        "tasks/classification/model.py",
+        f"train --data flowers {DRY} 'model.args={{width: -1}}'",
+        "VA-M002",
+        "visionattn models info eca_resnet18",
+        (run("visionattn models info eca_resnet18"),),
+        flowers,
+    ),
+    Case(
+        "tasks/segmentation/model.py",
+        f"train --data roads {DRY} train.batch_size=2 'model.args={{width: -1}}'",
+        "VA-M002",
+        "visionattn models info eca_resnet18",
+        (run("visionattn models info eca_resnet18"),),
+        roads,
+    ),
+    Case(
+        "backbones/registry.py",
+        "models info swin",
+        "VA-M001",
+        "List them: visionattn models list",
+        (run("visionattn models list"),),
+    ),
+    Case(
+        "files.py",
+        "weights list swin_tiny",
+        "VA-R007",
+        "VISIONATTN_CACHE=FOLDER (an environment variable)",
+        (Step("env", "VISIONATTN_CACHE=FOLDER", fill={"FOLDER": "cache"}),),
+        patch=without_home,
+    ),
+    Case("cli/models.py", "models list swin_tiny", "", "`visionattn models info swin_tiny`", (run("visionattn models info swin_tiny"),)),
+    Case(
+        "models/weights/records.py",
+        f"train --data flowers --model ela_mobilenetv2 model.weights=pretrained {MOBILE} --dry-run",
+        "VA-W001",
+        "train from scratch (model.weights=none), or give a file of your own: model.weights=FILE, checkpoint_path=FILE",
+        (add("model.weights=none"),),
+        flowers,
+    ),
+    Case(
+        "cli/weights.py",
+        "weights import mine.pth --classes names.txt",
+        "",
+        "visionattn predict eca_mobilenetv2.mine --source FILE_OR_FOLDER\n"
+        "    visionattn train --model eca_mobilenetv2 model.weights=mine --data FOLDER",
+        (
+            run("visionattn predict eca_mobilenetv2.mine --source FILE_OR_FOLDER", FILE_OR_FOLDER="photos"),
+            run("visionattn train --model eca_mobilenetv2 model.weights=mine --data FOLDER", f"{MOBILE} --dry-run", FOLDER="flowers"),
+        ),
+        mobile("mine.pth"),
+    ),
+    Case(
+        "jobs/evaluate.py",
+        "eval eca_mobilenetv2.mine",
+        "VA-D001",
+        "--data FOLDER",
+        (add("--data FOLDER", FOLDER="flowers"),),
+        imported("mine.pth", words="--classes names.txt"),
+    ),
+    Case(
+        "tasks/classification/model.py",
+        "predict eca_mobilenetv2.bare --source photos",
+        "VA-M003",
+        "train one: visionattn train --model eca_mobilenetv2 model.weights=bare --data FOLDER",
+        (run("visionattn train --model eca_mobilenetv2 model.weights=bare --data FOLDER", f"{MOBILE} --dry-run", FOLDER="flowers"),),
+        imported("bare.pth", head=False),
+    ),
+    Case(
+        "models/weights/download.py",
+        f"train --data flowers --model eca_mobilenetv2 model.weights=in1k {MOBILE} --dry-run",
+        "VA-W001",
+        "then run: visionattn weights import FILE\nor train without: model.weights=none",
+        (run("visionattn weights import FILE", "--tag in1k", again=True, FILE="eca_mobilenetv2.pth"), add("model.weights=none")),
+        mobile("eca_mobilenetv2.pth", 1000),
+    ),
+    Case(
+        "models/weights/importing.py",
+        "weights import mine.pth --tag in1k --classes names.txt",
+        "VA-W007",
+        "choose another --tag",
+        (Step("add", "--tag", fill={"--tag": "--tag other"}),),
+        mobile("mine.pth"),
+    ),
+    Case(
+        "models/weights/importing.py",
+        "weights import odd.pth",
+        "VA-W003",
+        "supported models: visionattn models list",
+        (run("visionattn models list"),),
+        lambda folder: torch.save({"weight": torch.zeros(3)}, folder / "odd.pth"),
+    ),
+]
+
+
+CASES = [*FIRST, *DATA, *RUNS]

@@ -1,4 +1,4 @@
-"""Find the texts of the package that suggest a command or a setting: those of messages, not of help or of docstrings."""
+"""Find what the texts of the package suggest: commands, flags and settings in messages, not those in help or in docstrings."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ import visionattn
 PACKAGE = Path(visionattn.__file__).parent
 HOLE = "\0"  # stands for what an f-string fills in
 
-# A command, a flag, a dotted key with a value, or the only keys without a dot that messages name.
-SUGGESTION = re.compile(
-    rf"visionattn (?:-v|train|eval|predict|doctor|data|models|weights|config|kernels)\b"
-    rf"|(?<![\w-])--[a-z][a-z-]+"
-    rf"|(?<![\w.])[a-z_]+\.[a-z_{HOLE}.]+=|(?<![\w.])(?:task|plugins|checkpoint_path|backbone|num_classes)="
-    rf"|(?<![\w])[A-Z][A-Z]+_[A-Z_]+=|\b(?:torchrun|hf download)\b"
+# A command, a flag, a setting; and what else messages say to type. Each up to its first hole.
+_KINDS = (
+    r"visionattn (?:-v|train|eval|predict|doctor|data|models|weights|config|kernels)\b[^\n\0(),;`]*",
+    r"(?<![\w-])--[a-z][a-z_-]+",
+    r"(?<![\w.])[a-z_]+\.[a-z_.\0]+=[^\s\0,;:)`\"']*",
+    r"(?<![\w.\0])(?:task|plugins|checkpoint_path|pretrained|backbone|num_classes)=[^\s\0,;)]*",
+    r"\b[A-Z]+_[A-Z_]+=",
+    r"\b(?:torchrun|accelerate launch|hf download|tensorboard --logdir)\b",
 )
+_SUGGESTION = re.compile("|".join(_KINDS))
 
-# Calls whose texts are help, a meaning of a key, or are not printed.
-_OTHER = {"setting", "Field", "Option", "Argument", "Typer", "command", "compile", "ValueError", "key_value", "split", "removeprefix"}
+# Calls whose texts are help, the meaning of a key, or are not printed.
+_OTHER = {"setting", "Field", "Option", "Argument", "Typer", "command", "compile", "key_value", "split", "search"}
 
 
-class Template(NamedTuple):
-    """A text with holes, and the file of the package it stands in."""
+class Suggestion(NamedTuple):
+    """What a message says to type, up to the first part that is filled in, and the file of the package it stands in."""
 
     source: str
     text: str
 
-    def matches(self, advice: str) -> bool:
-        """Whether a printed text can come from this one."""
-        pattern = ".*?".join(map(re.escape, self.text.split(HOLE)))
-        return re.search(pattern, advice, re.DOTALL) is not None
 
-
-def templates() -> list[Template]:
-    """All texts that suggest something."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+def suggestions() -> set[Suggestion]:
+    """All suggestions of the package."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
         visitor = _Texts()
         visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
         source = path.relative_to(PACKAGE).as_posix()
-        found.update(dict.fromkeys(Template(source, text) for text in visitor.texts if SUGGESTION.search(text)))
-    return list(found)
+        for text in visitor.texts:
+            found.update(Suggestion(source, match[0].partition(HOLE)[0].strip()) for match in _SUGGESTION.finditer(text))
+    return found
 
 
 class _Texts(ast.NodeVisitor):

@@ -82,12 +82,13 @@ def memory_explained(out_of_memory: Callable[[Exception], UserError]) -> Iterato
 def out_of_memory_in_training(config: RunConfig, step: int, precision: str, error: Exception) -> UserError:
     """VA-R001 with what to change, in the order to try it."""
     train, (height, width) = config.train, config.model.size
+    factor = next((number for number in range(2, train.batch_size + 1) if train.batch_size % number == 0), None)
+    smaller = f"train.batch_size={train.batch_size // factor} train.accum={train.accum * factor} (same effective batch)\n" if factor else ""
     return UserError(
         "VA-R001",
         f"out of memory at step {step + 1}: batch {train.batch_size}, {height}x{width} px, {precision}",
         why=_reason(error),
-        fix=f"in this order: train.batch_size={max(1, train.batch_size // 2)} train.accum={train.accum * 2} (same effective batch)\n"
-        "model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then start a new run",
+        fix=f"in this order: {smaller}model.grad_checkpointing=true\ntrain.precision=bf16\na smaller model.img_size; then start a new run",
         exit_code=EXIT_OUT_OF_MEMORY,
     )
 

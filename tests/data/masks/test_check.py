@@ -109,6 +109,8 @@ def test_d012_of_binary_masks_and_of_classes_from_one(tmp_path: Path) -> None:
     for path in (root / "masks").rglob("*.png"):
         mask(path, values=(1, 2, 3))
     _, report = look(root)
+    assert '-> "data.map={1: 0, 2: 1, 3: 2}"' in notes(report, "VA-D012")[0]
+    _, report = look(root, classes=["crack", "spall", "hole"])
     assert "data.reduce_zero_label=true" in notes(report, "VA-D012")[0]
 
 

@@ -198,7 +198,7 @@ def test_conversion_never_touches_an_image(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*.png")}
     with pytest.raises(UserError, match="does not look like a mask") as caught:
         convert_masks(root, map={1: 2}, in_place=True)
-    assert "data.images=FOLDER data.masks=FOLDER" in caught.value.fix
+    assert "data.images=photos/{split} data.masks=truth/{split}" in caught.value.fix
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
     given = settings(root, images="photos/{split}", masks="truth/{split}")
     assert convert_masks(root, map={1: 2}, in_place=True, settings=given).files == 6

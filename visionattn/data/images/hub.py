@@ -106,7 +106,8 @@ def download_parquet(name: str) -> Path:
             "VA-D001",
             f'data.dataset "{name}" could not be loaded from the Hugging Face hub',
             why=f"{switch} is set, and it is not in the cache" if switch else str(error).strip().splitlines()[0],
-            fix=f"hf download {repo} --repo-type dataset   on a machine with internet access\nor data.root=FOLDER of parquet files",
+            fix=f"hf download {repo} --repo-type dataset   on a machine with internet access\n"
+            'or data.root=FOLDER data.dataset="", where the parquet files are',
         ) from error
     folders = {path.parent for path in Path(folder).rglob("*.parquet")}
     if not folders:

@@ -126,7 +126,7 @@ def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
     root = find_root(settings)
     names = split_names(settings)
     if bool(settings.images) != bool(settings.masks):
-        fix = _suggestion(settings, root) or "give both: data.images=FOLDER/{split} data.masks=FOLDER/{split}"
+        fix = suggest_folders(settings, root) or "give both: data.images=FOLDER/{split} data.masks=FOLDER/{split}"
         raise UserError("VA-C002", "data.images and data.masks belong together", fix=fix)
     if settings.images:
         layout = MaskLayout("pairs", root, settings.images, settings.masks, mask_suffix=settings.mask_suffix, names=names)
@@ -343,14 +343,14 @@ def _read_csv(layout: MaskLayout) -> Pairs:
 
 
 def _wrong_layout(settings: MaskDataConfig, root: Path, what: str) -> UserError:
-    fix = _suggestion(settings, root) or "arrange the files in one of these layouts"
+    fix = suggest_folders(settings, root) or "arrange the files in one of these layouts"
     return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
 
 
 # ---------------------------------------------------------------- folders under other names
 
 
-def _suggestion(settings: MaskDataConfig, root: Path) -> str:
+def suggest_folders(settings: MaskDataConfig, root: Path) -> str:
     """The settings that find pairs in folders of any name; empty if none do. The content tells masks from images."""
     names = split_names(settings)
     folders = _image_folders(root, settings)
