@@ -936,7 +936,7 @@ RUNS = [
     ),
     Case(
         "runs/folder.py",
-        "train --resume runs/flowers",
+        "train --dry-run --resume runs/flowers",
         "VA-R003",
         "Did you mean runs/flowers/001?",
         (instead("runs/flowers", "runs/flowers/001"),),
@@ -945,7 +945,7 @@ RUNS = [
     ),
     Case(
         "jobs/resume.py",
-        "train --resume runs/flowers/001 optim.lr=0.1",
+        "train --dry-run --resume runs/flowers/001 optim.lr=0.1",
         "VA-C010",
         "leave them out",
         (Step("instead", "leave them out", "optim.lr=0.1", {"leave them out": ""}),),
@@ -1052,7 +1052,7 @@ RUNS = [
     ),
     Case(
         "config/plugins.py",
-        "train --resume runs/flowers/001",
+        "train --dry-run --resume runs/flowers/001",
         "VA-C006",
         "if you trust them, name them yourself: plugins=[their_code.py]",
         (add("plugins=[their_code.py]"),),

@@ -26,7 +26,6 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "hf download": "needs a network",
         "--repo-type": "needs a network",
         "data.train=default/train": "needs a network: tests/data/images/test_hub.py reads what it leads to",
-        "data.dataset=": "needs a network: tests/data/images/test_hub.py reads what it leads to",
         "data.format=hf": FAULT,
     },
     "data/images/layouts.py": {
