@@ -332,6 +332,26 @@ FIRST = [
         masks_of(1, 2),
     ),
     Case(
+        "data/masks/check.py",
+        "data check roads",
+        "VA-D012",
+        'and 255 looks like an ignore label  -> "data.map={1: 0, 2: 1}" data.ignore_index=255',
+        (add('"data.map={1: 0, 2: 1}" data.ignore_index=255'),),
+        masks_of(1, 2, 255),
+    ),
+    Case(
+        "data/masks/sets.py",
+        "data check roads",
+        "VA-C002",
+        'if 255 is a class: data.classes=[background,class1,class2] "data.map={1: 0, 2: 1, 255: 2}"\n'
+        "or, if it marks pixels without a label: data.classes=[class1,class2] data.reduce_zero_label=true",
+        (
+            add('data.classes=[background,class1,class2] "data.map={1: 0, 2: 1, 255: 2}"'),
+            add("data.classes=[class1,class2] data.reduce_zero_label=true"),
+        ),
+        masks_of(1, 2, 255, classes=""),
+    ),
+    Case(
         "data/masks/sets.py",
         "data check roads",
         "VA-C002",

@@ -304,10 +304,7 @@ class MaskHeader:
 def mask_header(source: Source, *, max_bytes: int) -> MaskHeader:
     """Read what the header of a mask tells; raises like `read_mask`."""
     with _opened(source, max_bytes) as image:
-        colour = _has_colours(image.mode)
-        if image.mode == "P" and image.format == "GIF":
-            colours = np.array(image.getpalette("RGB") or [], np.int32).reshape(-1, 3)
-            colour = bool((colours != colours[:, :1]).any())
+        colour = _has_colours(image.mode)  # of a GIF only decoding tells it
         return MaskHeader(_upright_size(image), colour, image.format in ("JPEG", "MPO"), _orientation(image) != 1, decoded_bytes(image))
 
 

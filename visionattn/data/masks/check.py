@@ -357,10 +357,13 @@ def _value_hints(data: MaskData, settings: MaskDataConfig, files: Counter[int], 
     """What the values may mean, and the settings that say so; of 255 it is asked, because foreground and unlabelled pixels have it."""
     unused = [label for label in range(len(data.classes)) if label not in used]
     if set(files) - {IGNORE} == {len(data.classes)} and unused == [0]:
-        where = f"{len(data.classes)} in {_count(files[len(data.classes)], 'file')}, and no 0"
-        shift = map_setting(settings.map | {label + 1: label for label in range(len(data.classes))})
-        repair = shift if data.classes[0].lower() in BACKGROUND else "data.reduce_zero_label=true"
-        return [f"{where}: the classes start at 1  -> {repair}"]
+        where = f"{len(data.classes)} in {_count(files[len(data.classes)], 'file')}, and no 0: the classes start at 1"
+        other = f", and {IGNORE} looks like an ignore label" if files[IGNORE] else ""
+        repair = "data.reduce_zero_label=true"  # which ignores 255 too
+        if data.classes[0].lower() in BACKGROUND:
+            repair = map_setting(settings.map | {label + 1: label for label in range(len(data.classes))})
+            repair += f" data.ignore_index={IGNORE}" if files[IGNORE] else ""
+        return [f"{where}{other}  -> {repair}"]
     others = sorted(set(files) - {IGNORE})
     if len(others) > _SHOWN:
         if others[-1] < MOST_CLASSES:

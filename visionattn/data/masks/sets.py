@@ -406,23 +406,20 @@ def _class_settings(values: set[int], settings: MaskDataConfig) -> str:
         if plain[-1] < MOST_CLASSES:
             return f"write classes.txt in data.root, a line for each class, or count them: data.classes={plain[-1] + 1}"
         return "are these files masks? If so, write classes.txt in data.root, a line for each class"
-    if plain and plain == list(range(1, len(plain) + 1)) and len(plain) > 1:
-        names = ",".join(f"class{value}" for value in plain)
-        return f"name them in order of their values: data.classes=[{names}] data.reduce_zero_label=true"
 
     def named(chosen: list[int]) -> str:
         changes = settings.map | {value: number for number, value in enumerate(chosen) if value != number}
         return " ".join([f"data.classes=[{','.join(_names(len(chosen)))}]", *([map_setting(changes)] if changes else [])])
 
+    without = f"{named(plain)} data.ignore_index={IGNORE}" if IGNORE in values else named(plain)
+    if len(plain) > 1 and plain == list(range(1, len(plain) + 1)):
+        without = f"data.classes=[{','.join(f'class{value}' for value in plain)}] data.reduce_zero_label=true"
     if IGNORE not in values:
-        return f"name them in order of their values: {named(plain)}"
+        return f"name them in order of their values: {without}"
     if len(plain) < 2:
         return f"name them in order of their values: {named([*plain, IGNORE])}"
-    lines = [
-        f"name them in order of their values, if 255 is a class: {named([*plain, IGNORE])}",
-        f"or, if it marks pixels without a label: {named(plain)} data.ignore_index={IGNORE}",
-    ]
-    return "\n".join(lines)
+    first = f"name them in order of their values, if 255 is a class: {named([*plain, IGNORE])}"
+    return f"{first}\nor, if it marks pixels without a label: {without}"
 
 
 def _names(count: int) -> list[str]:
