@@ -14,6 +14,7 @@ import torch.distributed as dist
 from visionattn.console import Console
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import write_error
+from visionattn.names import typed
 from visionattn.runs.checkpoint import latest_checkpoint, read_meta
 from visionattn.runs.folder import RunFolder, process_facts
 from visionattn.runs.interrupts import ignore
@@ -46,7 +47,7 @@ def running(run: RunFolder, console: Console, *, rank: int, signals: Sequence[Si
         if rank == 0:
             with suppress(OSError):  # a disk that is full does not hide what happened
                 run.write_state("interrupted", reason="interrupted")
-                console.field("", f"{_saved(run, error)}\nresume with:  visionattn train --resume {run.path}")
+                console.field("", f"{_saved(run, error)}\nresume with:  visionattn train --resume {typed(run.path)}")
         raise
     except BaseException as error:
         ignore(signals)
@@ -73,10 +74,10 @@ def _told(run: RunFolder, error: BaseException) -> BaseException:
         fix = "the weights are lost unless a copy of the folder exists: start again"
         return UserError("VA-R007", "the run folder was deleted or moved while the run wrote in it", where=str(run.path), fix=fix)
     if isinstance(error, RuntimeError) and dist.is_initialized() and _LOST.search(str(error)):
-        fix = f"see why it stopped, then visionattn train --resume {run.path}\ntrain.process_timeout=SECONDS waits longer"
+        fix = f"see why it stopped, then visionattn train --resume {typed(run.path)}\ntrain.process_timeout=SECONDS waits longer"
         why = str(error).splitlines()[0]
         return UserError("VA-R006", "another process of the run does not answer", where=str(run.path), why=why, fix=fix)
-    return write_error(error, f"free space or correct the rights, then visionattn train --resume {run.path}") or error
+    return write_error(error, f"free space or correct the rights, then visionattn train --resume {typed(run.path)}") or error
 
 
 def _saved(run: RunFolder, error: BaseException) -> str:
