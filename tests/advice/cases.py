@@ -20,7 +20,8 @@ from tests.commands import CLASSES, done, picture, save_npz, truncate
 from tests.data.images.shards import flower_shards
 from visionattn.models.classifier import Classifier
 
-TINY = "'model.args={width: 8}' model.img_size=32 train.batch_size=4 data.workers=0 log.tensorboard=false train.device=cpu"
+SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.tensorboard=false train.device=cpu"
+TINY = f"model.name=eca_resnet18 'model.args={{width: 8}}' {SMALL}"
 DRY = f"{TINY} --dry-run"
 
 Make = Callable[[Path], object]
@@ -842,8 +843,6 @@ DATA = [
 
 # ---------------------------------------------------------------- runs and weights
 
-MOBILE = TINY.replace("'model.args={width: 8}' ", "")
-
 
 def photos(folder: Path) -> None:
     picture(folder / "photos/one.png", 0, 1)
@@ -1135,7 +1134,7 @@ RUNS = [
     Case("cli/models.py", "models list swin_tiny", "", "`visionattn models info swin_tiny`", (run("visionattn models info swin_tiny"),)),
     Case(
         "models/weights/records.py",
-        f"train --data flowers --model ela_mobilenetv2 model.weights=pretrained {MOBILE} --dry-run",
+        f"train --data flowers --model ela_mobilenetv2 model.weights=pretrained {SMALL} --dry-run",
         "VA-W001",
         "train from scratch (model.weights=none), or give a file of your own: model.weights=FILE, checkpoint_path=FILE",
         (add("model.weights=none"),),
@@ -1149,7 +1148,7 @@ RUNS = [
         "    visionattn train --model eca_mobilenetv2 model.weights=mine --data FOLDER",
         (
             run("visionattn predict eca_mobilenetv2.mine --source FILE_OR_FOLDER", FILE_OR_FOLDER="photos"),
-            run("visionattn train --model eca_mobilenetv2 model.weights=mine --data FOLDER", f"{MOBILE} --dry-run", FOLDER="flowers"),
+            run("visionattn train --model eca_mobilenetv2 model.weights=mine --data FOLDER", f"{SMALL} --dry-run", FOLDER="flowers"),
         ),
         mobile("mine.pth"),
     ),
@@ -1166,12 +1165,12 @@ RUNS = [
         "predict eca_mobilenetv2.bare --source photos",
         "VA-M003",
         "train one: visionattn train --model eca_mobilenetv2 model.weights=bare --data FOLDER",
-        (run("visionattn train --model eca_mobilenetv2 model.weights=bare --data FOLDER", f"{MOBILE} --dry-run", FOLDER="flowers"),),
+        (run("visionattn train --model eca_mobilenetv2 model.weights=bare --data FOLDER", f"{SMALL} --dry-run", FOLDER="flowers"),),
         imported("bare.pth", head=False),
     ),
     Case(
         "models/weights/download.py",
-        f"train --data flowers --model eca_mobilenetv2 model.weights=in1k {MOBILE} --dry-run",
+        f"train --data flowers --model eca_mobilenetv2 model.weights=in1k {SMALL} --dry-run",
         "VA-W001",
         "then run: visionattn weights import FILE\nor train without: model.weights=none",
         (run("visionattn weights import FILE", "--tag in1k", again=True, FILE="eca_mobilenetv2.pth"), add("model.weights=none")),
