@@ -66,7 +66,7 @@ class Case:
     Attributes:
         source: file of the package that has the advice.
         code: of the error; empty if the command succeeds.
-        advice: a part of what is printed.
+        advice: a part of what is printed, with HERE for the folder.
         steps: ways to follow it, each of which has to lead to a command that succeeds and does not repeat the advice.
         exit_code: if it is not the one of the letter of the code.
         with_run: put a copy of a trained run at runs/flowers/001.

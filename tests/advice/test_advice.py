@@ -31,14 +31,14 @@ def call(command: str) -> Result:
 
 
 def told(result: Result) -> str:
-    """Everything printed, continued lines without their indentation."""
-    return (result.stdout + result.stderr).replace("\n" + " " * 8, "\n")
+    """Everything printed, continued lines without their indentation, with HERE for this folder."""
+    return (result.stdout + result.stderr).replace("\n" + " " * 8, "\n").replace(str(Path.cwd()), "HERE")
 
 
 def followed(case: Case, step: Step, monkeypatch: pytest.MonkeyPatch) -> str:
     """The command that following a piece of advice leads to, after what it does before."""
     text = step.text
-    for name, value in step.fill.items():
+    for name, value in {"HERE": str(Path.cwd()), **step.fill}.items():
         text = text.replace(name, value)
     if step.kind == "run":
         own = f"{text.removeprefix('visionattn ')} {step.extra}"
