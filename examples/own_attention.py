@@ -2,7 +2,7 @@
 
 In the blocks of a CNN:
 
-    visionattn train --data flowers plugins=[own_attention.py] "model.args={attn: own_se}"
+    visionattn train --data flowers plugins=[own_attention.py] --model eca_resnet18 "model.args={attn: own_se}"
 
 In the skips and the bottleneck of a U-Net:
 

@@ -25,6 +25,8 @@ _EXPORTS = {
     "resolve_data_config": "timm.data",
     "create_transform": "timm.data",
     "train": "visionattn.jobs.train",
+    "train_folds": "visionattn.jobs.folds",
+    "resume_folds": "visionattn.jobs.folds",
     "evaluate": "visionattn.jobs.evaluate",
     "predict": "visionattn.jobs.predict",
     "kernels": "visionattn.kernels",

@@ -1234,6 +1234,33 @@ def nnunet_of_regions(folder: Path) -> None:
 
 OTHERS = [
     Case(
+        "cli/run.py", "train flowers", "VA-C001", "visionattn train --data flowers", (run("visionattn train --data flowers", DRY),), flowers
+    ),
+    Case(
+        "cli/run.py",
+        "predict runs/flowers/001",
+        "VA-C005",
+        "visionattn predict runs/flowers/001 --source FILE_OR_FOLDER",
+        (run("visionattn predict runs/flowers/001 --source FILE_OR_FOLDER", FILE_OR_FOLDER="photos"),),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "cli/unknown.py",
+        f"train --data flowers --batch_size 2 {DRY}",
+        "VA-C001",
+        "visionattn train --data flowers --batch-size 2 ",
+        (instead("--batch_size 2 ", "--batch-size 2 "),),
+        flowers,
+    ),
+    Case(
+        "config/schema.py",
+        "config show data.fold=[1,5] data.val_fraction=0.2",
+        "VA-C002",
+        "data.val_fraction=null",
+        (add("data.val_fraction=null"),),
+    ),
+    Case(
         "cli/data.py",
         "data masks from pets",
         "",

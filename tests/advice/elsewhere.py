@@ -1,4 +1,4 @@
-"""What the texts of the package name without a case here, by file, with the reason."""
+"""What the texts of the package name without a case here, by file, with the reason; `*` stands for all else in a file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "cli/config.py": {"--task": FAULT},
     "cli/data.py": {"--palette": FAULT},
     "cli/kernels.py": {"--device": FAULT, "VISIONATTN_BACKEND=": "is read when torch is loaded: tests/kernels/test_dispatch.py"},
+    "cli/launch.py": {"*": "several processes or GPUs: tests/cli/test_launch.py"},
     "cli/main.py": {
         "visionattn -v ...  to see where": "of a fault in the package: tests/cli/test_main.py",
         "visionattn doctor": "takes long: tests/cli/test_kernels.py",
         "visionattn kernels list": "of a variable that is read when torch is loaded: tests/cli/test_models.py, tests/cli/test_kernels.py",
     },
     "cli/options.py": {"task=": "is not printed"},
+    "cli/run.py": {"*": "commands made of the words that were given: tests/cli/test_unknown.py, tests/cli/test_folds.py"},
+    "cli/unknown.py": {"*": "a table of options and keys, and commands made of it: tests/cli/test_unknown.py"},
     "cli/weights.py": {
         "--classes": FAULT,
         "visionattn weights download": "needs a network: tests/models/test_download.py, tests/cli/test_weights.py",
@@ -44,7 +47,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "data.val_fraction=0.2": "as in data/images/layouts.py",
     },
     "data/masks/sets.py": {"--split": "as in data/images/labels.py"},
-    "data/splits.py": {"data.val_fraction=": FAULT},
+    "data/splits.py": {"--folds": "folds: tests/cli/test_folds.py", "data.val_fraction=": FAULT},
     "engine/devices.py": {
         "--nproc_per_node": "several processes: tests/engine/test_processes.py starts them",
         "--multi_gpu": "several GPUs",
@@ -72,6 +75,8 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     },
     "files.py": {"visionattn train --resume RUN": "of a full disk: tests/faults/test_faults.py"},
     "jobs/check.py": {"--strict": FACT},
+    "jobs/evaluate.py": {"--split": "folds: tests/cli/test_folds.py"},
+    "jobs/folds.py": {"*": "folds: tests/cli/test_folds.py"},
     "jobs/predict.py": {"--save": FAULT},
     "jobs/train.py": {
         "train.accum=": FACT,
@@ -105,6 +110,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "visionattn train has made: runs/<name>/<nnn>": FACT,
     },
     "runs/state.py": {
+        "--processes": "several processes: tests/cli/test_launch.py",
         "train.process_timeout=SECONDS": "several processes: tests/engine/test_processes.py",
         "visionattn train --resume": "of a run that was stopped: tests/cli/test_resume.py, tests/faults/test_faults.py",
     },

@@ -88,6 +88,8 @@ LIGHT = {
     "models list --json": 0,
     "models list --pretrained": 0,
     "train optim.lrr=1": 2,
+    "train flowers": 2,
+    "predict RUN": 2,
     "train --data nowhere": 3,
     "train --data nowhere task=segment": 3,
     "data check nowhere": 3,

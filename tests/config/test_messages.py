@@ -81,7 +81,7 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("train.save_signal=SIGKILL", "train.save_signal: SIGKILL cannot be handled by a program"),
         ("train={shard: true, ema: 0.9}", "train.shard: the moving average needs whole weights at each step; train.ema=null"),
         ("train.batch_size=0", "train.batch_size: expected integer >= 1 or auto, got 0"),
-        ("train.batch_size=ten", 'train.batch_size: expected integer or auto, got "ten"'),
+        ("train.batch_size=ten", 'train.batch_size: expected integer >= 1 or auto, got "ten"'),
         ("train={batch_size: auto, accum: 2}", "train.accum: train.batch_size=auto chooses it; train.accum=1"),
         (
             "train={batch_size: auto, shard: true}",

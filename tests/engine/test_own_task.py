@@ -134,7 +134,7 @@ def test_the_jobs_run_it(task: Pressure, tmp_path: Path) -> None:
     """Train, resume, evaluate and predict by the name of the task alone."""
     config = settings(tmp_path / "runs", "train.epochs=2", "log.tensorboard=true")
     result = va.train(config, console=Console(quiet=True))
-    assert result is not None and result.run == tmp_path / "runs" / "sensors-eca_resnet18" / "001"
+    assert result is not None and result.run == tmp_path / "runs" / "sensors-davit_tiny" / "001"
     assert (result.run / "eval" / "val" / "per_reading.csv").read_text().splitlines()[0] == "id,case,readings,right"
     page = (result.run / "report.html").read_text()
     assert "Validation, 4 readings" in page and "in bar" in page

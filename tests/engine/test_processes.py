@@ -64,7 +64,7 @@ class Launched:
 
 
 TINY = ("model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false", "output.name=two")
-SMALL = "model.args={width: 8}"
+SMALL = "model={name: eca_resnet18, args: {width: 8}}"
 
 
 def two(server: Server, folder: Path, *settings: str, how: str = "", resume: Path | None = None) -> Launched:

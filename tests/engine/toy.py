@@ -28,7 +28,7 @@ from visionattn.engine.setup import Setup
 from visionattn.engine.trainer import Trainer
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config
-from visionattn.tasks.base import Display, Scores, Target, Task, WriterRequest
+from visionattn.tasks.base import Display, Scores, Target, Task, Writer, WriterRequest
 from visionattn.tasks.batch import Batch, SampleDataset
 
 READINGS = 2  # of a case
@@ -176,10 +176,7 @@ class ToyPrediction:
         return {"path": self.path, "logit": self.logit}
 
 
-class ToyWriter:
-    def planned_files(self) -> list[Path]:
-        return []
-
+class ToyWriter(Writer):
     def write(self, predictions: dict[str, torch.Tensor], batch: Batch) -> list[Any]:
         return [ToyPrediction(name, logit) for name, logit in zip(batch.ids, predictions["logit"].tolist(), strict=True)]
 
@@ -289,6 +286,7 @@ def settings(folder: Path, *overrides: str) -> RunConfig:
         "task=pressure",
         "data.root=sensors",
         "data.workers=0",
+        "model.weights=none",
         "train.device=cpu",
         "train.precision=fp32",
         "log.tensorboard=false",

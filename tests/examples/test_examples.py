@@ -24,6 +24,7 @@ from visionattn.heads import HEADS
 from visionattn.tasks import TASKS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ECA = "model={name: eca_resnet18, args: {width: 8}}"
 TINY = (
     "model.img_size=32",
     "train.epochs=2",
@@ -123,7 +124,7 @@ def resumed_equals_whole(run: Path, settings: list[str]) -> None:
 def test_a_task_of_ones_own(workplace: Path, houses: Path, loss: str) -> None:
     chosen = [plugin("own_task.py"), "task=regress"]
     assert "check: 0 warnings" in visionattn("data", "check", "houses", *chosen)
-    settings = [*chosen, *TINY, "data.root=houses", "model.args={width: 8}", f"loss={loss}"]
+    settings = [*chosen, *TINY, "data.root=houses", ECA, f"loss={loss}"]
     visionattn("train", *settings, "output.name=numbers")
     run = Path("runs/numbers/001")
     epochs = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "epoch"]
@@ -168,11 +169,11 @@ def test_a_backbone_and_an_attention_module_of_ones_own(workplace: Path, flowers
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("own_head.py", ("model.args={width: 8}", "model.head.name=own_sum", "model.head.args={width: 16}")),
+        ("own_head.py", (ECA, "model.head.name=own_sum", "model.head.args={width: 16}")),
         ("own_backbone.py", ("model.name=own_pyramid_tiny", "model.head.name=unet", f"model.head.args={{{SMALL_STEM}}}")),
         (
             "own_attention.py",
-            ("model.args={width: 8}", "model.head.name=unet", f"model.head.args={{skip: own_se, bottleneck: own_se, {SMALL_STEM}}}"),
+            (ECA, "model.head.name=unet", f"model.head.args={{skip: own_se, bottleneck: own_se, {SMALL_STEM}}}"),
         ),
     ],
 )
@@ -193,7 +194,7 @@ def test_a_plug_in_is_imported_where_the_user_names_it_and_never_because_a_run_d
     (workplace / "elsewhere").mkdir()
     shutil.copy(EXAMPLES / "own_task.py", workplace / "mine.py")
     (workplace / "mine.py").write_text((workplace / "mine.py").read_text().replace('"regress"', '"mine"'))
-    visionattn("train", "plugins=[mine.py]", "task=mine", *TINY, "data.root=houses", "model.args={width: 8}", "train.steps=1")
+    visionattn("train", "plugins=[mine.py]", "task=mine", *TINY, "data.root=houses", ECA, "train.steps=1")
     run = "../runs/houses-eca_resnet18/001"
     command = [sys.executable, "-m", "visionattn", "predict", run, "--source", "../houses/images", "--out", "out"]
     named = "plugins=[../mine.py]"

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from visionattn.cli import config, data, doctor, kernels, models, run, weights
+from visionattn.cli.options import TYPED
+from visionattn.cli.unknown import unknown_option
 from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, Interrupted, UserError, lacks_memory
 from visionattn.files import write_error
 from visionattn.names import shown_lines
@@ -23,6 +27,15 @@ _verbose = False
 
 class Commands(TyperGroup):
     """Turns what a user can fix into one block on standard error and the exit code that goes with it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[TYPED] = list(args)
+        with _explained(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _explained(ctx):
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -44,6 +57,17 @@ class Commands(TyperGroup):
                 _fail(UserError("VA-R001", "out of memory", why=str(error), fix=fix).block(), EXIT_OUT_OF_MEMORY)
             hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
             _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)
+
+
+@contextmanager
+def _explained(context: Any) -> Iterator[None]:
+    """Say what an unknown option means."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "NoSuchOption":  # click's, of which typer may have a copy of its own
+            raise
+        raise unknown_option(error, context.meta[TYPED]) from None
 
 
 def _fail(text: str, code: int) -> NoReturn:

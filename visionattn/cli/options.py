@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,10 +16,18 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any config key, for example optim.lr=1e-4.", show_default=False)
 ]
-Changes = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings that differ from the run, for example eval.flips=both.", show_default=False),
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|KEY=VALUE",
+        help="Run, folder of folds, checkpoint or weights: of several the mean. Settings that differ, for example eval.flips=both.",
+    ),
 ]
+UsedDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or a GPU (train.device).", show_default=False)]
+
+# Where the words of the command line are kept in a context of typer.
+TYPED = "visionattn.typed"
+_SETTING = re.compile(r"\s*[A-Za-z_][\w.\[\]]*\s*=")
 
 
 def console_for(as_json: bool = False) -> Console:
@@ -43,3 +53,10 @@ def with_task(root: str, settings: list[str]) -> list[str]:
     if named or (guess := guess_task(root)) == next(iter(TASKS)):
         return settings
     return [f"task={guess}", *settings]
+
+
+def sources_and_settings(words: list[str], device: str | None) -> tuple[list[str], list[str]]:
+    """Parts of the arguments of `eval` and `predict`: what has a key and `=` is a setting, unless it exists as a path."""
+    settings = [word for word in words if _SETTING.match(word) and not Path(word).exists()]
+    sources = [word for word in words if word not in settings]
+    return sources, settings if device is None else [*settings, key_value("train.device", device)]

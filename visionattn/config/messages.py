@@ -66,7 +66,7 @@ def describe_error(details: Any, task: str, schemas: Mapping[str, type[RunConfig
     schema = schemas[task]
     path = [part for part in details["loc"] if isinstance(part, str)]
     section, keys = _walk(path, schema)
-    dotted, known = ".".join(keys), _all_keys(schema, "")
+    dotted, known = ".".join(keys), all_keys(schema)
     if details["type"] == "extra_forbidden":
         return Problem("VA-C001", dotted, f"unknown key{_instead(keys, section, known, task, schemas)}")
     if details["type"] == "invalid_key":
@@ -132,7 +132,7 @@ def _origin(key: str, origins: Mapping[str, Origin]) -> str:
 def _instead(keys: list[str], section: type[BaseModel], known: list[str], task: str, schemas: Mapping[str, type[RunConfig]]) -> str:
     """The hint after `unknown key`: the task that has the key, or the closest key of this one."""
     dotted, unknown = ".".join(keys), keys[-1]
-    owner = next((name for name, other in schemas.items() if dotted in _all_keys(other, "")), None)
+    owner = next((name for name, other in schemas.items() if dotted in all_keys(other)), None)
     if owner is not None:
         return f": it belongs to task {owner}, and this is task {task}"
     near = did_you_mean(unknown, section.model_fields, 1)
@@ -170,13 +170,14 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return next((inner for inner in map(section_of, typing.get_args(annotation)) if inner), None)
 
 
-def _all_keys(section: type[BaseModel], prefix: str) -> list[str]:
+def all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted keys of a section and of the sections in it."""
     keys = []
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
         keys.append(prefix + name)
         if inner is not None:
-            keys += _all_keys(inner, f"{prefix}{name}.")
+            keys += all_keys(inner, f"{prefix}{name}.")
     return keys
 
 

@@ -97,6 +97,11 @@ class DataConfig(Section):
     val_fraction: float | None = setting(
         None, "Share of the training set held out for validation: seeded, stratified, whole groups.", gt=0, lt=1
     )
+    fold: tuple[int, int] | None = setting(
+        None,
+        "[2, 5]: validate on the second of five stratified folds of the training and validation images, train on the others; "
+        "train --folds sets it.",
+    )
     group_by: str = setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
     exclude: list[str] = setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
     on_error: Literal["stop", "skip"] = setting(
@@ -119,7 +124,7 @@ class DataConfig(Section):
 
     def at(self, root: str) -> Self:
         """The same settings for other data, which need not be laid out alike."""
-        return self.model_copy(update={"root": root, "val_fraction": None})
+        return self.model_copy(update={"root": root, "val_fraction": None, "fold": None})
 
     def read_once(self) -> Self:
         """The same settings for data that are read only once, so that nothing is kept for another time."""
@@ -269,6 +274,10 @@ class RunConfig(Section):
             raise ValueError("train.batch_size: auto tries the whole model on each device, train.shard shares it out; give a number")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.train.device):
             raise ValueError(f"train.device: expected auto, cpu, mps, cuda or a GPU by its number (cuda:0), got {shown(self.train.device)}")
+        if self.data.fold is not None and not (self.data.fold[1] >= 2 and 1 <= self.data.fold[0] <= self.data.fold[1]):
+            raise ValueError(f"data.fold: expected [number, folds] with 1 <= number <= folds and folds >= 2, got {list(self.data.fold)}")
+        if self.data.fold is not None and self.data.val_fraction is not None:
+            raise ValueError("data.fold: it holds out the validation images; data.val_fraction=null")
         name = self.train.save_signal
         if name is not None and name not in signal.Signals.__members__:
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")

@@ -113,6 +113,63 @@ class FileImages:
 
 
 @dataclass(frozen=True)
+class JoinedImages:
+    """Images of several sources.
+
+    Attributes:
+        source, position: which source each image is in, and where.
+    """
+
+    sources: tuple[Images, ...]
+    source: np.ndarray
+    position: np.ndarray
+
+    @property
+    def settings(self) -> ImageDataConfig:
+        return self.sources[0].settings
+
+    @property
+    def in_chans(self) -> int:
+        return self.sources[0].in_chans
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.sources[self.source[index]].read(int(self.position[index]))
+
+    def content(self, index: int) -> bytes:
+        return self.sources[self.source[index]].content(int(self.position[index]))
+
+    def facts(self, index: int) -> ImageFacts:
+        return self.sources[self.source[index]].facts(int(self.position[index]))
+
+    def header(self, index: int) -> ImageFacts:
+        return self.sources[self.source[index]].header(int(self.position[index]))
+
+    def path(self, index: int) -> str | None:
+        return self.sources[self.source[index]].path(int(self.position[index]))
+
+    def size(self, index: int) -> int:
+        return self.sources[self.source[index]].size(int(self.position[index]))
+
+    def stamp(self, index: int) -> str | None:
+        return self.sources[self.source[index]].stamp(int(self.position[index]))
+
+    def take(self, indices: Sequence[int]) -> JoinedImages:
+        chosen = np.asarray(indices, np.int64)
+        return replace(self, source=self.source[chosen], position=self.position[chosen])
+
+
+def join_images(first: Images, second: Images) -> Images:
+    """The images of one source, then those of another."""
+    if isinstance(first, FileImages) and isinstance(second, FileImages):
+        return FileImages(first.paths + second.paths, first.settings, first.in_chans)
+    source = np.repeat([0, 1], [len(first), len(second)])
+    return JoinedImages((first, second), source, np.concatenate([np.arange(len(first)), np.arange(len(second))]))
+
+
+@dataclass(frozen=True)
 class ArrayImages:
     """Images in one array (N, H, W) or (N, H, W, C)."""
 

@@ -87,9 +87,7 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     Args:
         labels: class per sample `[N]`, or zeros and ones `[N, classes]`.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes long to import, and few runs hold out
-
-    group_of = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    group_of = _group_of(labels, groups)
     strata = _strata(labels)
     most = min(int(np.bincount(strata).max()), len(np.unique(group_of)))
     if most < 2:
@@ -97,11 +95,7 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     finest = min(max(20, round(1 / min(fraction, 1 - fraction))), most)
     share = Fraction(fraction).limit_denominator(finest)
     share = min(max(share, Fraction(1, finest)), Fraction(finest - 1, finest))
-    kind = StratifiedKFold if groups is None else StratifiedGroupKFold  # the former is fast for millions of samples
-    folds = kind(share.denominator, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer samples than folds
-        parts = [part for _, part in folds.split(np.zeros(len(labels)), strata, group_of)]
+    parts = _stratified_folds(strata, group_of, groups is not None, share.denominator, seed)
     total = _counts(labels, range(len(labels)))
     # The most even folds: a group may be larger than a fold should be, and several labels are shared out only nearly.
     parts.sort(key=lambda part: float(np.square(_counts(labels, part) * share.denominator / total.clip(1) - 1).sum()))
@@ -114,7 +108,49 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
-def _counts(labels: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+def fold_out(labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int], seed: int) -> tuple[list[int], list[int]]:
+    """Split positions into those outside of a fold and those in it: each sample is in one of the folds, with its whole group.
+
+    Args:
+        labels: class per sample `[N]`, or zeros and ones `[N, classes]`.
+        fold: its number, from 1, and how many there are.
+
+    Raises:
+        UserError: VA-D003, more folds than samples or groups.
+    """
+    number, count = fold
+    group_of = _group_of(labels, groups)
+    found = len(np.unique(group_of))
+    strata = _strata(labels)
+    if np.bincount(strata).max() < count:  # scikit-learn refuses if no class has a sample for each fold
+        strata = np.zeros_like(strata)
+    parts = _stratified_folds(strata, group_of, groups is not None, count, seed) if found >= count else []
+    if not parts or not all(map(len, parts)):
+        units = "images" if groups is None else "groups of images (data.group_by)"
+        fix = f"--folds {found}" if 2 <= found < count else "more images, or groups of about the same size"
+        raise UserError("VA-D003", f"{count} folds cannot be made of {found:,} {units}", fix=fix)
+    held = np.zeros(len(labels), bool)
+    held[parts[number - 1]] = True
+    return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
+
+
+def _group_of(labels: np.ndarray, groups: list[str] | None) -> np.ndarray:
+    """Number of the group of each sample; without groups, each is one."""
+    return np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
+
+
+def _stratified_folds(strata: np.ndarray, group_of: np.ndarray, grouped: bool, count: int, seed: int) -> list[np.ndarray]:
+    """Positions of the samples of each fold."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # takes long to import, and few runs need it
+
+    kind = StratifiedGroupKFold if grouped else StratifiedKFold  # the latter is fast for millions of samples
+    folds = kind(count, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer samples than folds
+        return [part for _, part in folds.split(np.zeros(len(strata)), strata, group_of)]
+
+
+def _counts(labels: np.ndarray, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Samples per class among some samples."""
     chosen = labels[np.asarray(indices)]
     return chosen.sum(0) if labels.ndim == 2 else np.bincount(chosen, minlength=int(labels.max()) + 1)
@@ -148,6 +184,21 @@ def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: 
             fix="add images, or provide a validation split",
         )
     return train.take(kept), train.take(held, "val")
+
+
+def split_folds(whole: S, labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int], seed: int) -> tuple[S, S]:
+    """Split images into those outside of a fold, to train on, and those in it, to validate on.
+
+    Raises:
+        UserError: VA-D003, more folds than samples or groups.
+    """
+    kept, held = fold_out(labels, groups, fold, seed)
+    return whole.take(kept), whole.take(held, "val")
+
+
+def fold_note(count: int, fold: tuple[int, int], seed: int) -> Note:
+    """Report the images of a fold."""
+    return Note("info", "", f"val: fold {fold[0]} of {fold[1]}, {count:,} images (data.fold, seed {seed}); train: the other folds")
 
 
 # ---------------------------------------------------------------- manifest

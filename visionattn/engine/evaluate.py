@@ -16,7 +16,7 @@ from visionattn.data.loading import Loader
 from visionattn.engine.diagnosis import memory_explained, out_of_memory_in_inference
 from visionattn.engine.processes import Processes
 from visionattn.errors import Interrupted, UserError
-from visionattn.tasks.base import Evaluation, Objective, Target, Task
+from visionattn.tasks.base import Evaluation, Objective, Predictor, Target, Task
 from visionattn.tasks.batch import Batch
 
 
@@ -29,6 +29,7 @@ def evaluate_model(
     loader: Loader,
     *,
     split: str,
+    predictor: Predictor | None = None,
     device: torch.device,
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     processes: Processes | None = None,
@@ -40,6 +41,7 @@ def evaluate_model(
     Args:
         model: on `device`; its mode is restored.
         loader: all samples, or with `processes` the share of this process.
+        predictor: inference of several models; default: the task's, of `model`.
         processes: they all call this, and each returns the result of all.
         stopped: whether to give up; asked before each batch.
 
@@ -47,7 +49,7 @@ def evaluate_model(
         UserError: VA-D010, no sample of the split could be read; VA-R001, out of memory; VA-R009, a loader process ended.
         Interrupted: `stopped` on any process.
     """
-    predictor, meter = task.predictor(config, target, model, device), task.meter(config, target)
+    predictor, meter = predictor or task.predictor(config, target, model, device), task.meter(config, target)
     unreadable: list[tuple[str, str]] = []
     loss, done = 0.0, 0
 

@@ -8,7 +8,7 @@ import torch
 from timm.models import group_parameters
 
 from visionattn.config.choices import Choice, Facts, apply_choices
-from visionattn.config.schema import RunConfig
+from visionattn.config.schema import FROM_SCRATCH, RunConfig
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.names import to_path
@@ -41,8 +41,9 @@ def choose(
         samples: of the training set.
         batch: samples of a step, on all processes.
     """
+    plain, _ = apply_choices(config, [Choice(key, value, "") for key, value in FROM_SCRATCH.items()])  # layers do not depend on choices
     with torch.device("meta"):
-        model = task.build_model(config, target)
+        model = task.build_model(plain, target)
     matcher = getattr(model, "group_matcher", None)
     layers = 1 if matcher is None else max(group_parameters(model, matcher(), reverse=True).values()) + 1
     facts = Facts(

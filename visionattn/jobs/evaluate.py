@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.data.images.layouts import SPLITS
 from visionattn.data.loading import eval_loader, worker_count
+from visionattn.data.splits import Split
 from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.errors import UserError, did_you_mean
+from visionattn.jobs.ensemble import Ensemble
 from visionattn.report.tables import print_evaluation, save_evaluation
-from visionattn.runs.load import CHANGEABLE, load_model
-from visionattn.tasks import change_config, name_plugins
-from visionattn.tasks.base import Evaluation
+from visionattn.runs.load import LoadedModel, load_models
+from visionattn.tasks import CHANGEABLE, change_config, name_plugins
+from visionattn.tasks.base import Evaluation, Member
 
 
 def evaluate(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     data: str | Path | None = None,
     split: str = "val",
@@ -26,13 +29,13 @@ def evaluate(
     settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> Evaluation:
-    """Metrics of a run or a checkpoint; preprocessing, target and model come from it.
+    """Metrics of a run or a checkpoint on a split; preprocessing, target and model come from it.
 
-    The result is printed. With the data and the settings of the run itself it is also written to `eval/<split>/` in its folder; if
-    that is not possible, a line says so.
+    Of several, the probabilities that they give are averaged. The result is printed. With the data and the settings of the run
+    itself it is also written to `eval/<split>/` in its folder; if that is not possible, a line says so.
 
     Args:
-        source: see `load_model`.
+        source: see `load_models`; the settings of the first of several are used for all.
         data: other data than the run's.
         split: train, val or test.
         batch_size: samples per step; default as in the run.
@@ -40,34 +43,87 @@ def evaluate(
         console: where progress and the result are printed.
 
     Raises:
-        UserError: VA-R003, VA-W001 to VA-W007 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the settings;
-            VA-R001, out of memory; VA-R009, a loader process ended.
+        UserError: VA-R003, VA-W001 to VA-W007, VA-M004 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the
+            settings and for runs without common data; VA-R001, out of memory; VA-R009, a loader process ended.
     """
     if split not in SPLITS:  # also a part of a path
         raise UserError("VA-D002", f'no split "{split}"', why=f"found: {', '.join(SPLITS)}", fix=did_you_mean(split, SPLITS))
     console = console or Console()
     settings = name_plugins(settings)
-    loaded = load_model(source, lambda text: console.field("", text))
-    task, target, model = loaded.task, loaded.target, loaded.model
-    config = loaded.config.model_copy(update={"train": inference_settings(loaded.config.train, console.warn)})
-    config = change_config(config, settings, CHANGEABLE)
-    config = config.model_copy(update={"data": (config.data if data is None else config.data.at(str(data))).read_once()})
-    if not config.data.has_source:
-        raise UserError("VA-D001", f"{source} has no data to evaluate on", fix="--data FOLDER")
-    dataset = task.eval_dataset(config, model, task.read_split(config, split, target))
-    objective = task.objective(config, target, dataset)
-    loader = eval_loader(dataset, batch_size or task.eval_batch_size(config), worker_count(config.data), warn=console.warn)
+    models = load_models(source, lambda text: console.field("", text))
+    task, target = models[0].task, models[0].target
+    train = inference_settings(models[0].config.train, console.warn)
+    configs = [change_config(loaded.config.model_copy(update={"train": train}), settings, CHANGEABLE) for loaded in models]
+    configs = [_with_data(config, data) for config in configs]
+    if not configs[0].data.has_source:
+        raise UserError("VA-D001", f"{_name(source)} has no data to evaluate on", fix="--data FOLDER")
+    splits = [task.read_split(config, split, target) for config in configs]
+    _require_same_samples(configs, splits, split)
+    members = task.ensemble([Member(config, loaded.model) for config, loaded in zip(configs, models, strict=True)])
+    datasets = [task.eval_dataset(config, model, part) for (config, model), part in zip(members, splits, strict=False)]  # or one of all
+    ensemble, config = Ensemble.of(task, members, datasets), configs[0]
+    objective = task.objective(config, target, datasets[0])
+    loader = eval_loader(ensemble.dataset, batch_size or task.eval_batch_size(config), worker_count(config.data), warn=console.warn)
     with open_accelerator(config.train) as accelerator:
-        model.to(accelerator.device)
         device, autocast = accelerator.device, accelerator.autocast
+        every = ensemble.to(device)
+        predictor = ensemble.predictor(lambda member: task.predictor(member.config, target, member.model, device))
         result = evaluate_model(
-            task, config, target, model, objective, loader, split=split, device=device, autocast=autocast, console=console
+            task,
+            config,
+            target,
+            every,
+            objective,
+            loader,
+            split=split,
+            predictor=predictor,
+            device=device,
+            autocast=autocast,
+            console=console,
         )
     print_evaluation(result, task.display, task.unit, console)
-    if loaded.run is not None and data is None and not settings:
-        folder = loaded.run.path / "eval" / split
+    home = _home(source, models)
+    if home is not None and data is None and not _change_result(settings):
+        folder = home / "eval" / split
         try:
-            save_evaluation(folder, result, task.pictures(target), dataset, task.unit)
+            save_evaluation(folder, result, task.pictures(target), datasets[0], task.unit)
         except (OSError, UserError) as error:  # a disk that is full, or a run that lies where nothing can be written
             console.warn(f"not saved to {folder}: {error.what if isinstance(error, UserError) else error.strerror or error}")
     return result
+
+
+def _with_data(config: RunConfig, data: str | Path | None) -> RunConfig:
+    return config.model_copy(update={"data": (config.data if data is None else config.data.at(str(data))).read_once()})
+
+
+def _require_same_samples(configs: Sequence[RunConfig], splits: Sequence[Split], split: str) -> None:
+    """Stop where models would be evaluated on different samples, which some of them were trained on.
+
+    Raises:
+        UserError: VA-C002.
+    """
+    kinds = [(config.data.root, part.ids) for config, part in zip(configs, splits, strict=True)]
+    if all(kind == kinds[0] for kind in kinds):
+        return
+    folds = all(config.data.fold is not None for config in configs)
+    why = "each fold was trained on what the others validate on" if folds else "each of them names other data, or holds out other images"
+    fix = "--data FOLDER, with images that none of them was trained on"
+    fix = f"--split test, if there is one\n{fix}\nthe figures of the folds are in folds.json of their folder" if folds else fix
+    raise UserError("VA-C002", f"the runs have no common {split} split", why=why, fix=fix)
+
+
+def _home(source: str | Path | Sequence[str | Path], models: Sequence[LoadedModel]) -> Path | None:
+    """The folder of a run, or of folds, that an evaluation belongs to."""
+    given = [source] if isinstance(source, (str, Path)) else list(source)
+    if len(given) == 1 and len(models) > 1:
+        return Path(given[0])
+    return models[0].run.path if len(given) == 1 and models[0].run is not None else None
+
+
+def _name(source: str | Path | Sequence[str | Path]) -> str:
+    return str(source if isinstance(source, (str, Path)) else source[0])
+
+
+def _change_result(settings: Sequence[str]) -> bool:
+    """Whether any of these settings changes what is computed."""
+    return any(text.partition("=")[0].strip() != "train.device" for text in settings)

@@ -18,16 +18,17 @@ from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.diagnosis import memory_explained, out_of_memory_in_inference
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, csv_lines, json_text
+from visionattn.jobs.ensemble import Ensemble
 from visionattn.names import shown
-from visionattn.runs.load import CHANGEABLE, LoadedModel, load_model
+from visionattn.runs.load import load_models
 from visionattn.spill import Rows
-from visionattn.tasks import change_config, name_plugins
-from visionattn.tasks.base import Dataset, Prediction, Writer, WriterRequest
+from visionattn.tasks import CHANGEABLE, change_config, name_plugins
+from visionattn.tasks.base import Dataset, Member, Prediction, Target, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 
 
 def predict(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     files: str | Path | Iterable[str | Path],
     *,
     topk: int = 5,
@@ -44,7 +45,7 @@ def predict(
     a temporary file or in `out`, and are loaded one at a time.
 
     Args:
-        source: see `load_model`.
+        source: see `load_models`; of several the probabilities are averaged, and the settings of the first are used.
         files: a file, a folder (searched recursively) or a glob, or several.
         topk: classes per image, of classification.
         batch_size: files per step, of classification.
@@ -66,20 +67,23 @@ def predict(
     sources = _paths(files)
     console = console or Console(quiet=True)
     settings = name_plugins(settings)
-    loaded = load_model(source, lambda text: console.field("", text))
-    config = loaded.config.model_copy(update={"train": inference_settings(loaded.config.train, console.warn)})
-    loaded = loaded.with_config(change_config(config, settings, CHANGEABLE))
-    task, target = loaded.task, None if out is None else Path(out)
+    models = load_models(source, lambda text: console.field("", text))
+    train = inference_settings(models[0].config.train, console.warn)
+    configs = [change_config(loaded.config.model_copy(update={"train": train}), settings, CHANGEABLE) for loaded in models]
+    configs = [config.model_copy(update={"data": config.data.at("")}) for config in configs]  # not what they were trained on
+    task, config, target = models[0].task, configs[0], None if out is None else Path(out)
+    members = task.ensemble([Member(changed, loaded.model) for changed, loaded in zip(configs, models, strict=True)])
     formats = tuple(save) or task.default_formats
     if wrong := set(formats) - set(task.formats):
         known = ", ".join(task.formats)
         raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {task.name}")
-    request = WriterRequest(find_files(sources, task.input_suffixes, loaded.config.data.exclude, console), target, formats, topk)
-    writer = task.writer(loaded.config, loaded.target, request)
+    request = WriterRequest(find_files(sources, task.input_suffixes, config.data.exclude, console), target, formats, topk)
+    writer = task.writer(config, models[0].target, request)
     if target is not None:
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
         _require_new([*tables, *writer.planned_files()])
-    predictions, unreadable = _run(loaded, request, writer, batch_size, console)
+    datasets = [task.file_dataset(changed, model, list(request.files)) for changed, model in members]
+    predictions, unreadable = _run(Ensemble.of(task, members, datasets), models[0].target, writer, batch_size, console)
     if target is not None:
         _save(target, formats, predictions, unreadable, writer, console)
     return predictions, unreadable
@@ -156,17 +160,17 @@ def _glob(pattern: Path, above: Path, walker: Walker) -> list[str]:
 
 
 def _run(
-    loaded: LoadedModel, request: WriterRequest, writer: Writer, batch_size: int, console: Console
+    ensemble: Ensemble, target: Target, writer: Writer, batch_size: int, console: Console
 ) -> tuple[Rows[Prediction], list[tuple[str, str]]]:
-    task, config, model = loaded.task, loaded.config, loaded.model
-    dataset = task.file_dataset(config, model, list(request.files))
+    task, config, dataset = ensemble.task, ensemble.members[0].config, ensemble.dataset
     predictions: Rows[Prediction] = Rows()
     unreadable: list[tuple[str, str]] = []
     batch_size = task.file_batch_size(batch_size)
     explained = memory_explained(partial(out_of_memory_in_inference, "the prediction", batch_size))
     with open_accelerator(config.train) as accelerator, explained:
-        model.to(accelerator.device)
-        predictor = task.file_predictor(config, loaded.target, model, accelerator.device, console.warn)
+        device = accelerator.device
+        ensemble.to(device)
+        predictor = ensemble.predictor(lambda member: task.file_predictor(member.config, target, member.model, device, console.warn))
         workers = worker_count(config.data) if len(dataset) > FEW_SAMPLES else 0
         for batch in _batches(dataset, batch_size, workers, unreadable, console):
             with accelerator.autocast(), torch.inference_mode():

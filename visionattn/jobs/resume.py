@@ -16,9 +16,9 @@ from visionattn.engine.batch_size import with_batch
 from visionattn.errors import UserError
 from visionattn.files import csv_text
 from visionattn.jobs.check import CheckedData
-from visionattn.names import shown
 from visionattn.runs.checkpoint import read_meta
 from visionattn.runs.folder import RunFolder
+from visionattn.runs.load import first_names
 from visionattn.tasks import run_config
 from visionattn.tasks.base import Target
 
@@ -48,12 +48,19 @@ RESUMABLE_KEYS = (
 )
 
 
-def batch_of_run(run: RunFolder, config: RunConfig) -> RunConfig:
-    """The config in which train.batch_size=auto is what it found when the run began."""
-    if config.train.batch_size != "auto":
-        return config
-    found = run_config(run.path / "config.yaml").train
-    return with_batch(config, int(found.batch_size), found.accum)
+def with_choices_of(run: RunFolder, config: RunConfig) -> RunConfig:
+    """The config in which auto is what it meant when the run began."""
+    before = run_config(run.path / "config.yaml")
+    if config.train.batch_size == "auto":
+        config = with_batch(config, int(before.train.batch_size), before.train.accum)
+    values = _filled(config.model_dump(mode="json"), before.model_dump(mode="json"))
+    return type(config).model_validate(values)
+
+
+def _filled(after: Any, before: Any) -> Any:
+    if isinstance(after, dict) and isinstance(before, dict):
+        return {key: _filled(value, before.get(key, value)) for key, value in after.items()}
+    return before if after == "auto" else after
 
 
 def require_same_config(run: RunFolder, after: RunConfig) -> None:
@@ -87,7 +94,7 @@ def require_same_target(run: RunFolder, target: Target) -> None:
     what = "the meaning of the outputs changed since the run started"
     if before != after:
         order = "order of the classes" if sorted(before) == sorted(after) else "classes"
-        what = f"the {order} changed since the run started: {_listed(before)} -> {_listed(after)}"
+        what = f"the {order} changed since the run started: {first_names(before)} -> {first_names(after)}"
     raise UserError("VA-C010", what, where=str(run.path / "data"), fix="restore classes.txt or data.classes, or start a new run")
 
 
@@ -174,7 +181,3 @@ def _changes(before: Any, after: Any, key: str) -> list[tuple[str, str]]:
         keys = dict.fromkeys([*before, *after])
         return [item for name in keys for item in _changes(before.get(name), after.get(name), f"{key}.{name}" if key else name)]
     return [] if before == after else [(key, f"{key}: {before} -> {after}")]
-
-
-def _listed(names: list[str]) -> str:
-    return shown(", ".join(names[:8])) + (", ..." if len(names) > 8 else "")

@@ -31,7 +31,7 @@ from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.choices import choose, print_choices, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
-from visionattn.jobs.resume import batch_of_run, require_same_batch, require_same_config, require_same_target, same_data
+from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data, with_choices_of
 from visionattn.jobs.weights import fetch_published, load_initial_weights
 from visionattn.names import file_name, to_path, typed
 from visionattn.report.page import write_report
@@ -90,7 +90,7 @@ def train(
 
     Args:
         config: a config, or the path or name of one; None for the defaults.
-        resume: run folder to resume.
+        resume: run folder to resume; that of a fold which has not begun is started.
         dry_run: build everything and run one step, writing nothing; returns None.
         strict: warnings of the data check stop.
         console: where progress is printed.
@@ -103,8 +103,9 @@ def train(
         UserError: a mistake or a circumstance that the user can fix; see its `code`.
         Interrupted: Ctrl-C, SIGTERM or train.save_signal, after saving.
     """
-    resumed = RunFolder.open(Path(resume)) if resume is not None else None
-    config = _complete_config(config, resumed, overrides)
+    folder = RunFolder.open(Path(resume)) if resume is not None else None
+    resumed = folder if folder is not None and folder.begun else None
+    config = complete_config(config, folder, overrides)
     task = task_of(config)
     task.check_names(config)
     require_optimizer(config.optim, shard=config.train.shard)
@@ -120,7 +121,7 @@ def train(
         if dry_run:
             _dry_run(prepared, accelerator, processes, console)
             return None
-        run = resumed or _create_run(prepared, processes, stack)
+        run = resumed or _create_run(prepared, folder, processes, stack)
         facts = {} if resumed else {**environment(), **_data_facts(prepared), "device": str(accelerator.device)}
         stack.enter_context(running(run, console, rank=processes.rank, signals=signals, **facts))
         trainer = _start(prepared, run, checkpoint, resumed is not None, accelerator, processes, console)
@@ -133,16 +134,24 @@ def train(
 # ---------------------------------------------------------------- prepare
 
 
-def _complete_config(config: RunConfig | str | Path | None, resumed: RunFolder | None, overrides: dict[str, Any]) -> RunConfig:
+def complete_config(config: RunConfig | str | Path | None, folder: RunFolder | None, overrides: dict[str, Any]) -> RunConfig:
+    """The config that a run is trained with.
+
+    Args:
+        folder: its folder, if it has one already.
+
+    Raises:
+        UserError: VA-C001 to VA-C006; VA-C010, it differs from that of a run that has begun.
+    """
     if config is None or isinstance(config, (str, Path)):
         settings = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items()]
-        config = run_config(resumed.path / "config.yaml", settings) if resumed and config is None else load_config(config, settings)
+        config = run_config(folder.path / "config.yaml", settings) if folder and config is None else load_config(config, settings)
     elif overrides:
         raise TypeError("overrides go with the name or path of a config; a RunConfig is complete")
-    if resumed is None:
+    if folder is None or not folder.begun:
         return with_weights(config)
-    complete = batch_of_run(resumed, config)
-    require_same_config(resumed, complete)
+    complete = with_choices_of(folder, with_weights(config))
+    require_same_config(folder, complete)
     return complete
 
 
@@ -238,15 +247,19 @@ def _hold(run: RunFolder, config: RunConfig, processes: Processes, console: Cons
     return processes.from_main(processes.together(find))
 
 
-def _create_run(prepared: Prepared, processes: Processes, stack: ExitStack) -> RunFolder:
-    """A new run folder, locked."""
-    config, data = prepared.setup.config, prepared.checked.data
-    name = to_path(config.output.name) or file_name(f"{data.name}-{config.model.name}")
+def runs_folder(config: RunConfig, data_name: str) -> Path:
+    """The folder of all runs of a kind."""
+    name = to_path(config.output.name) or file_name(f"{data_name}-{config.model.name}")
+    return Path(to_path(config.output.dir)).expanduser() / name
+
+
+def _create_run(prepared: Prepared, folder: RunFolder | None, processes: Processes, stack: ExitStack) -> RunFolder:
+    """A new run folder, or the one of a fold, locked."""
 
     def create() -> Path | None:
         if not processes.is_main:
             return None
-        run = RunFolder.create(Path(to_path(config.output.dir)).expanduser() / name)
+        run = folder or RunFolder.create(runs_folder(prepared.setup.config, prepared.checked.data.name))
         stack.enter_context(run.locked())
         return run.path
 
@@ -357,6 +370,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     about = task.describe(config, target)
     facts = {
         "model": config.model.name,
+        **_fold_fact(config, run.path),
         "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
         "result": summary,
         "training": f"{trainer.trained}, {duration(seconds)}, seed {config.seed}, batch {config.train.batch_size} x {config.train.accum}, "
@@ -372,3 +386,12 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         console.line(f"       tensorboard --logdir {typed(run.path / 'tb')}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)
+
+
+def _fold_fact(config: RunConfig, run: Path) -> dict[str, str]:
+    """Which fold a run is, for the report."""
+    if config.data.fold is None:
+        return {}
+    number, count = config.data.fold
+    whole = "; mean and spread over all: ../report.html" if run.name == f"fold{number}" else ""
+    return {"fold": f"{number} of {count}{whole}"}

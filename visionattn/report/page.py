@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
 from visionattn.figures import curves_figure, picture_grid
@@ -36,8 +37,7 @@ def write_report(
         grid = picture_grid([case.picture for case in worst], [case.title for case in worst], columns=pictures.worst_columns)
         worst_image = _image(grid)
     columns = class_columns(evaluation, display)
-    environment = Environment(loader=PackageLoader("visionattn.report"), autoescape=True, finalize=_shown, undefined=StrictUndefined)
-    page = environment.get_template("report.html").render(
+    page = _template("report.html").render(
         title=f"{run.path.parent.name}/{run.path.name}",
         facts=facts,
         curves=_image(curves_figure(run.read_metrics(), display.curves)),
@@ -54,6 +54,27 @@ def write_report(
     path = run.path / "report.html"
     atomic_write(path, page)
     return path
+
+
+def write_folds_page(
+    folder: Path, summary: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], runs: Sequence[str]
+) -> Path:
+    """Write the table of a cross-validation, with links to the reports of its folds.
+
+    Args:
+        folder: of the folds.
+        rows: the first of them are those of `runs`, in their order.
+        runs: folders of the folds, relative to `folder`.
+    """
+    title = f"{folder.parent.name}/{folder.name}"
+    path = folder / "report.html"
+    atomic_write(path, _template("folds.html").render(title=title, summary=summary, notes=notes, columns=columns, rows=rows, runs=runs))
+    return path
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=PackageLoader("visionattn.report"), autoescape=True, finalize=_shown, undefined=StrictUndefined)
+    return environment.get_template(name)
 
 
 def _image(figure: Figure) -> str:

@@ -38,18 +38,21 @@ class RunFolder:
     @classmethod
     def create(cls, parent: Path) -> RunFolder:
         """Make the folder with the next free number below `parent`."""
-        parent.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(path.name) for path in parent.iterdir() if re.fullmatch(r"\d{3,}", path.name)), default=0)
-        while True:
-            try:
-                (parent / f"{number:03d}").mkdir()
-                break
-            except FileExistsError:  # another process took it
-                number += 1
-        run = cls(parent / f"{number:03d}")
-        for name in ("data", "checkpoints"):
-            (run.path / name).mkdir()
+        return cls._made(numbered_folder(parent))
+
+    @classmethod
+    def create_fold(cls, parent: Path, number: int, config: RunConfig) -> RunFolder:
+        """Make the folder of a fold, which `train --resume` starts, with its config."""
+        (parent / f"fold{number}").mkdir(exist_ok=True)
+        run = cls._made(parent / f"fold{number}")
+        run.write_config(config)
         return run
+
+    @classmethod
+    def _made(cls, path: Path) -> RunFolder:
+        for name in ("data", "checkpoints"):
+            (path / name).mkdir(exist_ok=True)
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -66,6 +69,11 @@ class RunFolder:
             raise UserError("VA-R003", f'"{path}" is not a run folder: it has no config.yaml', fix=fix, exit_code=2)
         _require_plain(path)
         return cls(path)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a job has written in it; the folders of folds are made before."""
+        return any((self.path / name).exists() for name in ("run.json", "metrics.jsonl")) or any(self.checkpoints.glob("*"))
 
     @property
     def checkpoints(self) -> Path:
@@ -151,6 +159,36 @@ class RunFolder:
         rows = [line for line in self.read_metrics() if line["kind"] == "epoch"]
         columns = list(dict.fromkeys(key for row in rows for key in row if key not in ("schema", "kind")))
         atomic_write(self.path / "metrics.csv", csv_text(columns, [[row.get(column, "") for column in columns] for row in rows]))
+
+
+def numbered_folder(parent: Path) -> Path:
+    """Make the folder with the next free number below `parent`."""
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.name) for path in parent.iterdir() if re.fullmatch(r"\d{3,}", path.name)), default=0)
+    while True:
+        try:
+            (parent / f"{number:03d}").mkdir()
+            return parent / f"{number:03d}"
+        except FileExistsError:  # another process took it
+            number += 1
+
+
+def fold_folders(path: Path) -> list[Path]:
+    """The runs of `train --folds` below their common folder, in order; empty for any other folder.
+
+    Raises:
+        UserError: VA-R008, a part of them is a link, a pipe or a device.
+    """
+    if (path / "config.yaml").exists():
+        return []
+    found = {int(item.parent.name.removeprefix("fold")): item.parent for item in path.glob("fold[0-9]*/config.yaml") if _is_fold(item)}
+    if found:
+        _require_plain(path)
+    return [found[number] for number in sorted(found)]
+
+
+def _is_fold(config: Path) -> bool:
+    return re.fullmatch(r"fold[1-9]\d*", config.parent.name) is not None
 
 
 def process_facts() -> dict[str, Any]:

@@ -56,6 +56,13 @@ def first_signal(signals: Sequence[signal.Signals], handle: Callable[[], None]) 
         yield
 
 
+@contextmanager
+def passing_on(signals: Sequence[signal.Signals], send: Callable[[int], None]) -> Iterator[None]:
+    """Call `send` with each of these signals, instead of ending."""
+    with _handled(signals, lambda number, frame: send(number)):
+        yield
+
+
 def ignore(signals: Sequence[signal.Signals]) -> None:
     """Ignore these signals from now on: launchers send them to all processes when one has failed, and the reason is still to be
     written.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.models.weights.download import Report
+from visionattn.names import shown, shown_lines
 from visionattn.runs.checkpoint import latest_checkpoint, load_weights, missing_checkpoint, read_meta, read_while_written
-from visionattn.runs.folder import RunFolder
+from visionattn.runs.folder import RunFolder, fold_folders
 from visionattn.tasks import TASKS, saved_config, task_of
 from visionattn.tasks.base import Target, Task
-
-# Keys that may change on a trained model: they affect neither the network nor the meaning of its outputs.
-CHANGEABLE = ("eval", "data", "augment.resize", "train.device", "train.precision")
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,6 @@ class LoadedModel:
     model: Any
     target: Target
     run: RunFolder | None = None
-
-    def with_config(self, config: RunConfig) -> LoadedModel:
-        """The same model with other settings."""
-        return replace(self, config=config)
 
 
 def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
@@ -68,6 +63,56 @@ def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
     run = RunFolder.open(path)
     checkpoint = best_checkpoint(run)
     return read_while_written(checkpoint, lambda: _load_checkpoint(checkpoint, name, run))
+
+
+def load_models(sources: str | Path | Sequence[str | Path], report: Report | None = None) -> list[LoadedModel]:
+    """Load one model, or several with the same outputs; the folder of `train --folds` stands for its folds.
+
+    Args:
+        sources: see `load_model`.
+
+    Raises:
+        UserError: as `load_model`; VA-M004, models of different tasks, or whose outputs mean different things.
+    """
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    every: list[str | Path] = []
+    for source in given:
+        every += fold_folders(Path(source)) or [source]
+    models = []
+    for source in every:
+        models.append(load_model(source, report))
+        _require_same_outputs(models[0], models[-1], str(every[0]), str(source))
+    if not models:
+        raise TypeError("expected a run, a checkpoint, weights, or several of them")
+    return models
+
+
+def _require_same_outputs(first: LoadedModel, other: LoadedModel, name: str, other_name: str) -> None:
+    """Stop if outputs of two models cannot be averaged.
+
+    Raises:
+        UserError: VA-M004.
+    """
+    what = ""
+    known, found = (model.target.get("classes", model.target) for model in (first, other))
+    if first.task.name != other.task.name:
+        what = f"different tasks: {first.task.name} and {other.task.name}"
+    elif known != found and isinstance(known, list) and isinstance(found, list):
+        if sorted(known) == sorted(found):
+            what = f"the same classes in another order: {first_names(known)}; {first_names(found)}"
+        else:
+            odd = [label for label in (*known, *found) if label not in known or label not in found]
+            what = f"different classes: {first_names(odd)} only in one of them"
+    elif known != found:
+        what = "outputs of different meanings"
+    if what:
+        where = shown_lines(f"{name}\n{other_name}")
+        raise UserError("VA-M004", f"the models cannot be averaged, they have {what}", where=where, fix="use them one at a time")
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first names of many, to show."""
+    return shown(", ".join(names[:8])) + (", ..." if len(names) > 8 else "")
 
 
 def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) -> LoadedModel:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from signal import Signals
 from typing import Any
 
@@ -14,7 +17,6 @@ import torch.distributed as dist
 from visionattn.console import Console
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import write_error
-from visionattn.names import typed
 from visionattn.runs.checkpoint import latest_checkpoint, read_meta
 from visionattn.runs.folder import RunFolder, process_facts
 from visionattn.runs.interrupts import ignore
@@ -47,7 +49,7 @@ def running(run: RunFolder, console: Console, *, rank: int, signals: Sequence[Si
         if rank == 0:
             with suppress(OSError):  # a disk that is full does not hide what happened
                 run.write_state("interrupted", reason="interrupted")
-                console.field("", f"{_saved(run, error)}\nresume with:  visionattn train --resume {typed(run.path)}")
+                console.field("", f"{_saved(run, error)}\nresume with:  {resume_command(run.path)}")
         raise
     except BaseException as error:
         ignore(signals)
@@ -66,6 +68,13 @@ def running(run: RunFolder, console: Console, *, rank: int, signals: Sequence[Si
         raise told from error
 
 
+def resume_command(run: Path, options: Sequence[str] = ()) -> str:
+    """What resumes a run, with as many processes if all of them are on this machine."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    alike = ["--processes", world] if world != "1" and os.environ.get("LOCAL_WORLD_SIZE") == world else []
+    return f"visionattn train --resume {shlex.join([str(run), *alike, *options])}"
+
+
 def _told(run: RunFolder, error: BaseException) -> BaseException:
     """The error as a user can act on it: a write was refused, the run folder is gone, a process does not answer."""
     if isinstance(error, UserError):
@@ -74,10 +83,10 @@ def _told(run: RunFolder, error: BaseException) -> BaseException:
         fix = "the weights are lost unless a copy of the folder exists: start again"
         return UserError("VA-R007", "the run folder was deleted or moved while the run wrote in it", where=str(run.path), fix=fix)
     if isinstance(error, RuntimeError) and dist.is_initialized() and _LOST.search(str(error)):
-        fix = f"see why it stopped, then visionattn train --resume {typed(run.path)}\ntrain.process_timeout=SECONDS waits longer"
+        fix = f"see why it stopped, then {resume_command(run.path)}\ntrain.process_timeout=SECONDS waits longer"
         why = str(error).splitlines()[0]
         return UserError("VA-R006", "another process of the run does not answer", where=str(run.path), why=why, fix=fix)
-    return write_error(error, f"free space or correct the rights, then visionattn train --resume {typed(run.path)}") or error
+    return write_error(error, f"free space or correct the rights, then {resume_command(run.path)}") or error
 
 
 def _saved(run: RunFolder, error: BaseException) -> str:

@@ -18,6 +18,9 @@ from visionattn.tasks.segmentation import Segmentation
 # By the value of `task:` in a config. The first one is the default, of a config and of data that no other recognises.
 TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation())}
 
+# Keys that may change on a trained model: they affect neither the network nor the meaning of its outputs.
+CHANGEABLE = ("eval", "data", "augment.resize", "train.device", "train.precision")
+
 
 def register_task(task: Task) -> None:
     """Add a task of your own.

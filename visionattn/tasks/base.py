@@ -286,6 +286,13 @@ class PublishedModel:
     target: Target
 
 
+class Member(NamedTuple):
+    """One model of an ensemble, with the config it is used with."""
+
+    config: Any
+    model: nn.Module
+
+
 # ---------------------------------------------------------------- the task
 
 
@@ -515,6 +522,20 @@ class Task(ABC):
     def pictures(self, target: Target) -> Pictures:
         """Pictures for TensorBoard and the report."""
         return Pictures()
+
+    # ensembles
+
+    def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:
+        """The models that run side by side, and whose outputs `average` combines; a task may make one model of all.
+
+        Raises:
+            UserError: VA-M004, models that cannot be combined.
+        """
+        return members
+
+    def average(self, config: Any, outputs: Sequence[Any]) -> Any:
+        """Combine the outputs of several models into one of the same meaning: by default their mean."""
+        return sum(outputs[1:], start=outputs[0]) / len(outputs)
 
     # prediction
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -148,3 +149,40 @@ class GappedDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if name is None:
             return dict(self.dataset[key])
         return {"index": key[1], "id": name, "case": name, "unreadable": "it was removed since the run began"}
+
+
+class EnsembleDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Samples as several models take them; one that any of them cannot have is unreadable.
+
+    Args:
+        datasets: one per way of loading; all have the same samples in the same order.
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        self.datasets, self.ids = datasets, datasets[0].ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        samples = [dataset[key] for dataset in self.datasets]
+        broken = [sample for sample in samples if "unreadable" in sample]
+        return broken[0] if broken else samples[0] | {"samples": samples}
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """A batch of the first dataset, with the values of the others beside its own."""
+        missing = [(sample["id"], sample["unreadable"]) for sample in samples if "unreadable" in sample]
+        read = [sample["samples"] for sample in samples if "unreadable" not in sample]
+        if not read:
+            return Batch({}, [], [], [], missing)
+        first, *others = [dataset.collate(list(part)) for dataset, part in zip(self.datasets, zip(*read, strict=True), strict=True)]
+        beside = {f"{number}.{key}": value for number, other in enumerate(others, 1) for key, value in other.data.items()}
+        return replace(first, data={**first.data, **beside}, unreadable=missing)
+
+
+def member_batch(batch: Batch, number: int) -> Batch:
+    """The part of a batch of an `EnsembleDataset` that came from one of its datasets."""
+    if not number:
+        return batch
+    prefix = f"{number}."
+    return replace(batch, data={key.removeprefix(prefix): value for key, value in batch.data.items() if key.startswith(prefix)})

@@ -24,8 +24,8 @@ from visionattn.engine.trainer import Trainer
 from visionattn.models.segmenter_factory import IMAGENET
 from visionattn.models.weights import records
 from visionattn.models.weights.download import store
-from visionattn.runs.load import CHANGEABLE, load_model
-from visionattn.tasks import change_config, load_config
+from visionattn.runs.load import load_model
+from visionattn.tasks import CHANGEABLE, change_config, load_config
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.tasks.segmentation.settings import SegmentConfig

@@ -28,8 +28,8 @@ from visionattn.data.images.settings import LabelDataConfig
 from visionattn.data.masks.recognise import mask_suffix_among
 from visionattn.data.readers import is_mask_of
 from visionattn.data.root import find_root
-from visionattn.data.sources import FileImages
-from visionattn.data.splits import Note, histogram, split_off
+from visionattn.data.sources import FileImages, join_images
+from visionattn.data.splits import Note, fold_note, histogram, split_folds, split_off
 from visionattn.data.tables import read_lines
 from visionattn.errors import UserError
 from visionattn.names import shown, to_path, typed
@@ -48,10 +48,11 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
     check_settings(settings, in_chans)
     layout = find_layout(settings)
     tables, notes = _read_named(layout, settings, in_chans)
+    tables = tables if settings.fold is None else _pooled(tables, notes)
     if "train" not in tables:
         raise wrong_layout(settings, layout.root, f"no images of the split {settings.train}")
     held_out = "val" not in tables
-    if held_out and settings.val_fraction is None:
+    if held_out and settings.val_fraction is None and settings.fold is None:
         raise no_validation_split(settings)
     if not held_out and settings.val_fraction is not None:
         notes.append(Note("warning", "VA-D003", f"data.val_fraction is not used: there is a validation split ({settings.val})"))
@@ -66,8 +67,11 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
     require_distinct(classes)
     notes += _check_classes(tables, classes, given=_given_classes(layout, settings) is not None)
     parts = {split: _encode(split, table, classes) for split, table in tables.items()}
-    if held_out and settings.val_fraction is not None:
-        parts["train"], parts["val"] = _split_off(parts["train"], settings.val_fraction, seed)
+    if settings.fold is not None:
+        parts["train"], parts["val"] = _held_out(parts["train"], settings, seed)
+        notes.append(fold_note(len(parts["val"]), settings.fold, seed))
+    elif held_out and settings.val_fraction is not None:
+        parts["train"], parts["val"] = _held_out(parts["train"], settings, seed)
         notes.append(Note("info", "", f"val: {len(parts['val']):,} images held out of train (data.val_fraction, seed {seed})"))
     notes += _missing_classes(parts, tables, classes)
     return LabelledData(data_name(settings), parts["train"], parts["val"], parts.get("test"), notes, classes)
@@ -76,7 +80,7 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
 def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in_chans: int, *, seed: int = 0) -> ImageSet:
     """Load one split, labelled with the classes of a run, for evaluation.
 
-    A root without splits is used as a whole, unless data.val_fraction is set and `split` is train or val: then the
+    A root without splits is used as a whole, unless data.val_fraction or data.fold is set and `split` is train or val: then the
     images held out with `seed` are selected again.
 
     Raises:
@@ -84,11 +88,13 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
     """
     check_settings(settings, in_chans)
     layout = find_layout(settings)
-    tables, _ = _read_named(layout, settings, in_chans)
-    if split in ("train", "val") and "val" not in tables and settings.val_fraction is not None and "train" in tables:
+    tables, notes = _read_named(layout, settings, in_chans)
+    tables = tables if settings.fold is None else _pooled(tables, notes)
+    drawn = settings.val_fraction is not None or settings.fold is not None
+    if split in ("train", "val") and "val" not in tables and drawn and "train" in tables:
         train = _encode("train", _known_only(tables["train"], classes, layout.root), classes)
-        return _split_off(train, settings.val_fraction, seed)[0 if split == "train" else 1]
-    table = tables.get(split, tables.get("train") if layout.unsplit else None)
+        return _held_out(train, settings, seed)[0 if split == "train" else 1]
+    table = tables.get(split, tables.get("train") if layout.unsplit and settings.fold is None else None)
     if table is None:
         raise UserError(
             "VA-D002", f'no split "{split}" in {layout.root}', why=f"found: {', '.join(tables)}", fix=f"--split {next(iter(tables))}"
@@ -277,5 +283,44 @@ def _encode(split: str, table: Table, classes: Sequence[str]) -> ImageSet:
     return ImageSet(split, table.images, labels, table.ids, table.groups)
 
 
-def _split_off(train: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    return split_off(train, train.labels, train.groups, fraction, seed)
+def _held_out(train: ImageSet, settings: LabelDataConfig, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Training and validation images by data.fold, or by data.val_fraction."""
+    if settings.fold is not None:
+        return split_folds(train, train.labels, train.groups, settings.fold, seed)
+    assert settings.val_fraction is not None
+    return split_off(train, train.labels, train.groups, settings.val_fraction, seed)
+
+
+def _pooled(tables: dict[str, Table], notes: list[Note]) -> dict[str, Table]:
+    """The tables with the validation images among those of training, each once: folds are made of both."""
+    if not {"train", "val"} <= tables.keys():
+        return tables
+    train, val = tables["train"], tables["val"]
+    known = set(train.ids)
+    new = [index for index, name in enumerate(val.ids) if name not in known]
+    if len(new) < len(val.ids):
+        notes.append(Note("warning", "VA-D006", f"{len(val.ids) - len(new):,} images are listed in train and val: each is in one fold"))
+    if isinstance(train.labels, np.ndarray) and isinstance(val.labels, np.ndarray):
+        labels: list[tuple[str, ...]] | np.ndarray = _stacked(train.labels, val.labels[new])
+        present: set[str] = set()
+    else:
+        labels = [*train.labels, *(val.labels[index] for index in new)]
+        present = {name for names in labels for name in names}
+    groups = None if train.groups is None or val.groups is None else [*train.groups, *(val.groups[index] for index in new)]
+    pool = replace(
+        train,
+        images=join_images(train.images, val.images.take(new)),
+        labels=labels,
+        ids=[*train.ids, *(val.ids[index] for index in new)],
+        groups=groups,
+        empty=tuple(name for name in dict.fromkeys([*train.empty, *val.empty]) if name not in present),
+    )
+    return {"train": pool, **{split: table for split, table in tables.items() if split not in ("train", "val")}}
+
+
+def _stacked(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Labels of two tables; of zeros and ones, the narrower has no image of the last classes."""
+    if first.ndim == 2:
+        width = max(first.shape[1], second.shape[1])
+        first, second = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (first, second))
+    return np.concatenate([first, second])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from visionattn.data.masks.palettes import ClassEntry, Colour, default_palette, 
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.data.readers import MaskPixels, UnreadableFile, file_content, read_mask, upright_size
 from visionattn.data.sources import FileImages
-from visionattn.data.splits import Data, ManifestRow, Note, content_hash, split_off
+from visionattn.data.splits import Data, ManifestRow, Note, content_hash, fold_note, split_folds, split_off
 from visionattn.errors import UserError
 from visionattn.names import shown
 
@@ -172,10 +175,10 @@ def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str]
             why=shown(f"data: {', '.join(names[:8])}; run: {', '.join(list(classes)[:8])}"),
             exit_code=4,
         )
-    held_out = split in ("train", "val") and "val" not in pairs.parts and settings.val_fraction is not None
-    if held_out:
+    held_out = "val" not in pairs.parts and settings.val_fraction is not None
+    if split in ("train", "val") and (held_out or settings.fold is not None):
         return _splits(settings, layout, pairs, rule, seed, in_chans, [])[split]
-    found = pairs.parts.get(split, pairs.parts.get("all"))
+    found = pairs.parts.get(split, pairs.parts.get("all") if settings.fold is None else None)
     if not found:
         raise UserError(
             "VA-D002",
@@ -243,7 +246,10 @@ def _mask_set(name: str, pairs: Sequence[Pair], settings: MaskDataConfig, rule: 
 def _splits(
     settings: MaskDataConfig, layout: MaskLayout, pairs: Pairs, rule: LabelRule, seed: int, in_chans: int, notes: list[Note]
 ) -> dict[str, MaskSet]:
-    found = {"train": pairs.parts["all"]} if "all" in pairs.parts else pairs.parts
+    found = {"train": pairs.parts["all"]} if "all" in pairs.parts else dict(pairs.parts)
+    if settings.fold is not None:  # of training and validation images, each once
+        found["train"] = list({pair.id: pair for part in ("train", "val") for pair in found.get(part, ())}.values())
+        found.pop("val", None)
     if not found.get("train"):
         suffix = near_suffix(layout, pairs.without_mask, pairs.without_image)
         raise UserError(
@@ -258,12 +264,30 @@ def _splits(
         if settings.val_fraction is not None:
             notes.append(Note("warning", "VA-D003", f"data.val_fraction is not used: there is a validation split ({settings.val})"))
         return parts
+    train = parts["train"]
+    if settings.fold is not None:
+        train, val = split_folds(train, _classes_present(train), train.groups, settings.fold, seed)
+        notes.append(fold_note(len(val), settings.fold, seed))
+        return {**parts, "train": train, "val": val}
     if settings.val_fraction is None:
         raise no_validation_split(settings)
-    train = parts["train"]
     train, val = split_off(train, np.zeros(len(train), np.int64), train.groups, settings.val_fraction, seed)
     notes.append(Note("info", "", f"val: {len(val):,} images held out of train (data.val_fraction, seed {seed})"))
     return {**parts, "train": train, "val": val}
+
+
+def _classes_present(masks: MaskSet) -> np.ndarray:
+    """Whether each mask has each class, zeros and ones `[N, classes]`; a mask that cannot be read has none."""
+
+    def present(index: int) -> np.ndarray:
+        row = np.zeros(_STRAY + 2, np.float32)
+        with suppress(UnreadableFile):  # the check reports it
+            pixels = read_mask(Path(masks.mask_paths[index]), max_bytes=masks.images.settings.max_bytes)
+            row[np.unique(masks.rule.encode(pixels)[0])] = 1
+        return row[: masks.rule.num_classes]
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return np.stack(list(pool.map(present, range(len(masks)))))
 
 
 # ---------------------------------------------------------------- classes

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionattn.config.choices import Choice, Facts
+from visionattn.errors import UserError
 from visionattn.tasks.base import (
     Dataset,
     Display,
+    Member,
     Meter,
     Objective,
     Pictures,
@@ -22,6 +24,7 @@ from visionattn.tasks.base import (
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from visionattn.data.check import CheckReport
@@ -138,6 +141,19 @@ class Classification(Task):
         from visionattn.tasks.classification.pictures import ClassificationPictures
 
         return ClassificationPictures(target["classes"])
+
+    # ensembles
+
+    def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:
+        if len({member.config.data.multi_label for member in members}) > 1:
+            raise UserError("VA-M004", "of the models, some give one class per image and some several (data.multi_label)")
+        return members
+
+    def average(self, config: ClassifyConfig, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The logits whose probabilities are the mean of those of the models."""
+        from visionattn.tasks.means import mean_logits
+
+        return mean_logits(outputs, independent=config.data.multi_label)
 
     # prediction
 

@@ -11,6 +11,7 @@ from visionattn.config.schema import RunConfig
 from visionattn.tasks.base import (
     Dataset,
     Display,
+    Member,
     Meter,
     Objective,
     Pictures,
@@ -221,6 +222,13 @@ class Segmentation(Task):
         from visionattn.tasks.segmentation.pictures import SegmentationPictures
 
         return SegmentationPictures(target["classes"], palette_of(target))
+
+    # ensembles
+
+    def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:
+        from visionattn.tasks.segmentation.ensemble import one_segmenter
+
+        return members if len(members) == 1 else [one_segmenter(members)]
 
     # prediction
 
