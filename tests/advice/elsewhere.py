@@ -1,4 +1,4 @@
-"""What the texts of the package name without a case here, by file, with the reason."""
+"""What the texts of the package name without a case here, by file, with the reason; `*` stands for all else in a file."""
 
 from __future__ import annotations
 

@@ -85,8 +85,9 @@ def test_every_suggestion_is_followed() -> None:
     """A new one needs a case in cases.py, or a place in elsewhere.py with the reason why it cannot be followed here."""
     found = suggestions()
     here = {item for item in found for case in CASES if case.source == item.source and any(item.text in step.text for step in case.steps)}
-    listed = {Suggestion(source, text) for source, texts in NOT_FOLLOWED.items() for text in texts}
-    assert found - here - listed == set(), "suggested, and nobody has tried it"
+    listed = {Suggestion(source, text) for source, texts in NOT_FOLLOWED.items() for text in texts if text != "*"}
+    whole = {source for source, texts in NOT_FOLLOWED.items() if "*" in texts}
+    assert {item for item in found - here - listed if item.source not in whole} == set(), "suggested, and nobody has tried it"
     assert listed - found == set(), "not suggested any more"
     assert listed & here == set(), "is followed here"
 
