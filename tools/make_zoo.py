@@ -88,28 +88,28 @@ def families_table(counted: dict[str, dict[str, Any]]) -> str:
 def weights_table() -> str:
     """List all published weights with figures, licences and sources."""
     lines = [
-        "| weights | px | top-1 | classes | licence: weights, code | sources, in the order they are tried |",
-        "|---|---:|---:|---:|---|---|",
+        "| weights | px | top-1 | classes | licence: weights, code | hash | sources, in the order they are tried |",
+        "|---|---:|---:|---:|---|---|---|",
     ]
     for record in records():
         places = ", ".join(f"[{source.publisher}]({source.url}){_state(source.status)}" for source in record.sources)
-        licences = f"{record.weights_license or 'not stated'}, {record.code_license}"
         facts = f"{record.input_size[1]} | {record.top1 or '-'} | {record.num_classes or '-'}"
-        lines.append(f"| `{record.name}` | {facts} | {licences} | {places} |")
+        lines.append(f"| `{record.name}` | {facts} | {record.display_licenses} | {record.hash_check} | {places} |")
     return "\n".join(lines)
 
 
 def segmentation_table() -> str:
     """List all segmentation models that have published figures, with their recipes."""
     lines = [
-        "| weights | head | mIoU | multi-scale | crop | parameters | recipe | sources |",
-        "|---|---|---:|---:|---:|---:|---|---|",
+        "| weights | head | mIoU | multi-scale | crop | parameters | recipe | licence: weights, code | hash | sources |",
+        "|---|---|---:|---:|---:|---:|---|---|---|---|",
     ]
     for record in segmenter_records():
         places = ", ".join(f"[{source.publisher}]({source.url}){_state(source.status)}" for source in record.sources) or "none"
         size = f"{record.params_m:g} M" if record.params_m else "-"
         figures = f"{record.miou or '-'} | {record.miou_ms or '-'} | {record.crop} | {size}"
-        lines.append(f"| `{record.name}` | {HEADS[record.head]} | {figures} | `{record.recipe}` | {places} |")
+        facts = f"{record.display_licenses} | {record.hash_check}" if record.sources else "- | -"
+        lines.append(f"| `{record.name}` | {HEADS[record.head]} | {figures} | `{record.recipe}` | {facts} | {places} |")
     return "\n".join(lines)
 
 

@@ -7,9 +7,12 @@ In memory a name is what the file says. It goes through `shown` to the terminal,
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import unicodedata
 from hashlib import blake2b
 
+_PLAIN = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)  # words that a shell leaves alone
 _LONGEST = 255  # bytes in the name of a file, on all common file systems
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{digit}" for port in ("com", "lpt") for digit in range(10))}  # on Windows
 
@@ -27,6 +30,12 @@ def shown(name: str) -> str:
 def shown_lines(text: str) -> str:
     """Format a text whose line breaks are meant, each line as by `shown`."""
     return "\n".join(map(shown, text.split("\n")))
+
+
+def typed(word: object) -> str:
+    """Format a word of a command as it is typed in a shell, in quotes where it needs them."""
+    text = str(word)
+    return text if _PLAIN.fullmatch(text) else shlex.quote(text)
 
 
 def file_name(name: str, ending: str = "") -> str:

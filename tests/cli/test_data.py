@@ -202,3 +202,15 @@ def test_masks_from_annotations(tmp_path: Path) -> None:
     assert "not JSON" in refused(tmp_path, "VA-D002", 3, "data", "masks", "from", tmp_path / "broken.json")
     assert "accepted annotations" in refused(tmp_path, "VA-D002", 3, "data", "masks", "from", root / "train2017")
     refused(tmp_path, "VA-D001", 3, "data", "masks", "from", tmp_path / "nothing")
+
+
+def test_a_run_without_a_full_check_resumes_and_finds_damage_as_it_trains(flowers: Path, tmp_path: Path) -> None:
+    truncate(flowers / "train/rose/0.png")
+    first = done("train", "--data", flowers, *settings(tmp_path, "data.check=headers", "train.epochs=2", "train.steps=2")).stdout
+    run = only_run(tmp_path)
+    assert {row["hash16"] for row in csv.DictReader((run / "data/manifest.csv").open())} == {""}
+    resumed = done("train", "--resume", run, "train.steps=4").stdout
+    assert "data.check=headers " in first and "data.check=headers " in resumed
+    assert "unreadable, left out: train/rose/0.png" in first + resumed
+    shutil.copy(flowers / "train/rose/1.png", flowers / "train/rose/9.png")
+    assert "+ train/rose/9.png" in refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "train.steps=6")

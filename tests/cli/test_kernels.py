@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
+import torch
 
 from tests.commands import done, va
 from visionattn import __version__
@@ -15,7 +17,10 @@ from visionattn.kernels.window import fast as window
 
 
 def test_doctor() -> None:
+    before, threads = time.process_time(), torch.get_num_threads()
     report = json.loads(done("doctor", "--json").stdout)
+    assert time.process_time() - before < 10, "seconds of all threads"
+    assert torch.get_num_threads() == threads
     assert report["problems"] == [] and set(report["families"].values()) == {"ok"} and {"swin", "eca"} <= set(report["families"])
     assert report["devices"]["cpu"] and report["versions"]["visionattn"] == __version__
     assert report["kernels"]["window_attention"].startswith("torch (ok)")

@@ -85,6 +85,7 @@ LIGHT = {
     "weights list": 0,
     "weights list swin_t* --license mit --json": 0,
     "models list": 0,
+    "models list --json": 0,
     "models list --pretrained": 0,
     "train optim.lrr=1": 2,
     "train flowers": 2,
@@ -120,6 +121,28 @@ def test_what_needs_no_network_takes_less_than_two_seconds_of_cpu(line: str, tmp
         return usage.ru_utime + usage.ru_stime
 
     assert min(seconds() for _ in range(3)) < 2
+
+
+def test_completion_is_offered_without_loading_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda *given: ("bash", "/bin/bash"))
+    script = RUNNER.invoke(app, ["--show-completion"], prog_name="visionattn").stdout
+    assert "_VISIONATTN_COMPLETE=complete_bash" in script and "visionattn" in script.splitlines()[-1]
+    assert "--install-completion" in done("--help").stdout and "--install-completion" not in done("train", "--help").stdout
+    asked = {"_VISIONATTN_COMPLETE": "complete_bash", "COMP_WORDS": "visionattn data ch", "COMP_CWORD": "2"}
+    code = (
+        "import sys, atexit; from visionattn.cli import main\n"
+        "atexit.register(lambda: print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)), file=sys.stderr)); main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["check"] and answer.stderr.splitlines()[-1] == "[]"
+
+
+def test_completion_is_installed_in_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda *given: ("bash", "/bin/bash"))
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    assert RUNNER.invoke(app, ["--install-completion"], prog_name="visionattn").exit_code == 0
+    assert "visionattn" in (tmp_path / ".bashrc").read_text()
 
 
 def test_python_m_version() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,9 @@ def test_weights_list() -> None:
     assert facts[0]["name"] == "swin_tiny.in1k" and all(fact["weights_license"] == "MIT" for fact in facts)
     assert facts[0]["path"] is None and facts[0]["sources"][0]["status"] == "unverified"
     shown = done("weights", "list", "*").stdout
+    assert re.search(r"swin_tiny\.tv_in1k +224 +81\.474 +not stated, BSD-3-Clause +download\.pytorch\.org +first 8 digits +-", shown)
+    assert "MIT, MIT" in shown and "first use" in shown and "hash: the published sha256, its first digits, or none" in shown
+    assert facts[0]["hash_check"] == "first use" and facts[0]["code_license"] == "MIT"
     assert "swin_tiny.in22k" in shown and "github.com" in shown and "by hand" in shown and "not stated" in shown
     assert va("weights", "list", "nothing*").exit_code == 4
 

@@ -165,3 +165,18 @@ def test_unknown_keys_of_segmentation() -> None:
 def test_an_unknown_task_is_said_with_all_else(given: str) -> None:
     what = refused("VA-C002", None, given, "train.epochs=0").what
     assert f"task: expected one of {', '.join(TASKS)}, got " in what and "train.epochs: expected integer >= 1 or auto" in what
+
+
+def test_a_value_that_yaml_takes_for_a_mapping(tmp_path: Path) -> None:
+    path = write(tmp_path / "my.yaml", "data:\n  images: {split}/images\n  masks: '{split}/masks'\n")
+    assert refused("VA-C003", path).fix == 'put the value in quotes: images: "{split}/images"'
+    write(path, path.read_text().replace("{split}/images", '"{split}/images"'))
+    assert load_config(path).data.model_dump()["images"] == "{split}/images"
+    assert load_config(None, ["data.images={split}", "data.masks={split}/m"]).data.model_dump()["images"] == "{split}"
+
+
+def test_an_empty_text_from_a_shell() -> None:
+    """A shell leaves the same of `key=""` as of `key=`."""
+    assert load_config("quickstart", ["data.group_by=", "output.name="]).data.group_by == ""
+    assert load_config(None, ["train.ema="]).train.ema is None
+    assert "expected integer" in refused("VA-C002", None, "train.epochs=").what

@@ -105,7 +105,8 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
     assert guess_task(tmp_path / "data") == "depth" and guess_task(tmp_path) == "classify"
     what = refused("VA-C002", None, "task=depth", "loss.largest=0").what
     assert what == "command line loss.largest: expected number > 0, got 0"
-    assert "belongs to task depth, and this is task classify" in refused("VA-C001", None, "loss.largest=1").what
+    assert "belongs to task depth, and this is task classify" in refused("VA-C001", None, "task=classify", "loss.largest=1").what
+    assert load_config(None, ["loss.largest=1"]).task == "depth", "no other task has the key"
 
 
 def test_a_task_name_is_given_once() -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,9 @@ from visionattn.data.check import CheckReport, check_images, exclude_unreadable,
 from visionattn.data.images.labels import load_data
 from visionattn.data.images.sets import LabelledData
 from visionattn.data.images.settings import LabelDataConfig
+from visionattn.data.readers import header_facts, image_facts
 from visionattn.data.sources import FileImages
+from visionattn.data.splits import image_manifest
 from visionattn.errors import UserError
 from visionattn.tasks.classification.data import require_classes
 
@@ -141,7 +144,7 @@ def test_a_class_or_split_without_readable_images(root: Path) -> None:
         cut(root / f"train/tulip/{index}.png")
     data, report, settings = look(root, on_error="skip")
     with pytest.raises(UserError, match="tulip") as caught:
-        require_classes(data, exclude_unreadable(data, report, settings))
+        require_classes(data, exclude_unreadable(data, report, settings), report)
     assert (caught.value.code, caught.value.exit_code) == ("VA-D005", 3)
     for name in ("rose", "tulip"):
         for index in range(6):
@@ -225,3 +228,58 @@ def test_a_spare_band_is_said(root: Path) -> None:
     (root / "train/rose/n.tif").write_bytes(cv2.imencode(".tif", values)[1].tobytes())
     _, report, _ = look(root)
     assert notes(report, "VA-D016")[0].startswith("warning: 1 of 23 images have a fourth band that is not marked as transparency")
+
+
+def test_headers_are_opened_but_not_decoded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(root / "train/rose/0.png")
+    (root / "train/rose/1.png").write_text("not an image")
+    (root / "val/rose/0.png").write_bytes(b"")
+    picture(99, size=(60, 40)).save(root / "val/rose/1.png")
+    shutil.copy(root / "train/rose/2.png", root / "val/rose/2.png")
+    monkeypatch.setattr(FileImages, "facts", None)
+    monkeypatch.setattr(FileImages, "content", None)
+    data, report, _ = look(root, check="headers", max_bytes=10_000)
+    assert set(report.unreadable) == {"train/rose/1.png", "val/rose/0.png"} and set(report.too_large) == {"val/rose/1.png"}
+    assert "empty file (0 bytes)" in report.unreadable["val/rose/0.png"] and report.hashes is None
+    assert notes(report, "VA-D006") == [] and notes(report, "VA-D010") == [], "what a header does not tell"
+    assert any("data.check=headers opens files without decoding them" in text for text in notes(report, ""))
+    assert not (root.parent / "cache").exists(), "the next full check decodes all files"
+    rows = image_manifest(data, report.hashes)
+    assert {row.hash16 for row in rows} == {""} and rows[0].bytes > 0
+    monkeypatch.setattr(FileImages, "header", None)
+    _, listed, _ = look(root, check="none")
+    assert (
+        listed.unreadable == {}
+        and listed.counts == report.counts
+        and any("data.check=none lists files" in text for text in notes(listed, ""))
+    )
+
+
+def test_a_full_check_does_not_change_what_one_of_headers_finds(root: Path) -> None:
+    cut(root / "train/rose/0.png")
+    _data, before, _ = look(root, check="headers")
+    _, full, _ = look(root)
+    stored = {path: path.read_bytes() for path in (root.parent / "cache").iterdir()}
+    _, after, _ = look(root, check="headers")
+    assert after == before and full.unreadable and not after.unreadable, "a run that started before resumes after it"
+    assert {path: path.read_bytes() for path in stored} == stored
+
+
+@pytest.mark.parametrize("name", ["grey.png", "deep.png", "clear.png", "turned.jpg", "palette.gif", "print.jpg"])
+def test_a_header_tells_what_decoding_does(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (12, 20, 4), dtype=np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    images = {
+        "grey.png": Image.fromarray(noise[:, :, 0]),
+        "deep.png": Image.fromarray(noise[:, :, 0].astype(np.uint16) * 256),
+        "clear.png": Image.fromarray(noise, "RGBA"),
+        "turned.jpg": Image.fromarray(noise[:, :, :3]),
+        "palette.gif": Image.fromarray(noise[:, :, :3]).convert("P"),
+        "print.jpg": Image.fromarray(noise, "CMYK"),
+    }
+    path = tmp_path / name
+    images[name].save(path, **({"exif": turned} if name == "turned.jpg" else {}))
+    known = image_facts(path, max_bytes=2**20)
+    for source in (path, path.read_bytes()):
+        assert header_facts(source, max_bytes=2**20) == replace(known, low=None, high=None)

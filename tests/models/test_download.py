@@ -501,6 +501,7 @@ def test_store(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "other.safetensors").write_bytes(CONTENT[::-1])
     for item in (known, free):
         file = store(tmp_path / "mine.pth", "eca_resnet18", item.tag)
+        assert file.checked == {"known": "as published", "free": "pinned on import"}[item.tag]
         assert file.path == cached_path(item) and fetch(item).sha256 == SHA and not server.seen
     assert store(tmp_path / "other.safetensors", "eca_resnet18.free").path.name == "eca_resnet18.free.safetensors"
     assert fetch(free).path.read_bytes() == CONTENT[::-1] and not (folder() / "eca_resnet18.free.pth").exists()

@@ -15,7 +15,7 @@ import visionattn as va
 from visionattn.backbones import list_models as registered
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
-from visionattn.models.weights.records import Record, find_record, parse_records, records, records_of, split_name
+from visionattn.models.weights.records import Record, find_record, list_segmenters, parse_records, records, records_of, split_name
 
 RECORDS = records()
 MODELS = list(dict.fromkeys(record.model for record in RECORDS))
@@ -55,6 +55,17 @@ def test_a_record_is_consistent(record: Record) -> None:
             assert source.url.startswith("https://") and (source.name or source.url.endswith("?dl=1"))
         assert source.sha256_prefix is None or source.sha256_prefix in source.url, "hashes are those in the names of the files"
         assert source.name == "" or source.name.endswith((".pth", ".pth.tar", ".bin", ".safetensors"))
+
+
+def test_a_hash_is_claimed_only_where_one_is_published() -> None:
+    for record in (*RECORDS, *list_segmenters()):
+        sources = [source for source in record.sources if source.fetchable] or record.sources
+        digits = {len(source.digits) for source in sources}
+        assert {0: "first use", 8: "first 8 digits", 64: "sha256"}[max(digits)] in record.hash_check
+        assert ("first use" in record.hash_check) == (0 in digits) and ("sha256" in record.hash_check) == (64 in digits)
+    full = RECORDS[0].sources[0].model_copy(update={"sha256": "0" * 64, "status": "ok"})
+    assert RECORDS[0].model_copy(update={"sources": (full,)}).hash_check == "sha256"
+    assert RECORDS[0].model_copy(update={"sources": ()}).hash_check == "first use", "a file of the user's"
 
 
 def test_the_addresses_differ() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from visionattn.cli.options import with_task
-from visionattn.tasks import guess_task
+from visionattn.errors import UserError
+from visionattn.tasks import guess_task, load_config
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,15 @@ def test_a_named_task_is_kept_and_torch_is_not_loaded(tmp_path: Path) -> None:
     assert with_task(str(tmp_path), ["task=classify"]) == ["task=classify"]
     code = "import sys; from visionattn.tasks import guess_task; guess_task('.'); assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_task_of_a_config_follows_from_its_keys(tmp_path: Path) -> None:
+    assert load_config(None, ["data.images={split}/a", "data.masks={split}/b"]).task == "segment"
+    assert load_config(None, ["data.multi_label=true"]).task == "classify" == load_config(None, ["train.epochs=2"]).task
+    assert with_task(str(tmp_path), ["data.images=a"]) == ["data.images=a"], "no layout is recognised"
+    (tmp_path / "my.yaml").write_text("model: {head: {name: fcn}}\n")
+    assert load_config(tmp_path / "my.yaml").task == "segment"
+    with pytest.raises(UserError, match=r"unknown key\. Did you mean data\.images"):
+        load_config(None, ["data.imges=a", "data.masks=b"])
+    with pytest.raises(UserError, match="belongs to task segment, and this is task classify"):
+        load_config(None, ["task=classify", "data.masks=b"])

@@ -11,10 +11,11 @@ def doctor(as_json: Json = False) -> None:
     """Versions, devices, optional parts and a self-check: a report to paste into an issue."""
     from visionattn.jobs.doctor import diagnose, diagnosis_text
 
-    report = diagnose()
+    console = console_for(as_json)
+    report = diagnose(console=console)
     if as_json:
         print_json(report)
     else:
-        console_for().line(diagnosis_text(report))
+        console.line(diagnosis_text(report))
     if report["problems"]:
         raise typer.Exit(7)

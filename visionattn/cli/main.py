@@ -81,7 +81,6 @@ def _fail(text: str, code: int) -> NoReturn:
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Attention backbones for vision: train, evaluate, predict.",

@@ -31,9 +31,7 @@ def models_list(
     if not names:
         raise UserError("VA-M001", f'no model matches "{pattern}"', fix="visionattn models list")
     if as_json:
-        from visionattn.models import model_info
-
-        print_json([model_info(name) for name in names])
+        print_json([{"name": name, **facts[name], "weights": [record.name for record in records_of(name)]} for name in names])
         return
     rows = []
     for name in names:

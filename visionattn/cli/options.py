@@ -46,11 +46,13 @@ def key_value(key: str, value: Any) -> str:
 
 
 def with_task(root: str, settings: list[str]) -> list[str]:
-    """The settings with the task that the data are laid out for, unless they name one."""
-    from visionattn.tasks import guess_task
+    """The settings with the task that the data are laid out for, unless they name one; the default one may follow from their keys."""
+    from visionattn.tasks import TASKS, guess_task
 
     named = any(setting.partition("=")[0].strip() == "task" for setting in settings)
-    return settings if named else [f"task={guess_task(root)}", *settings]
+    if named or (guess := guess_task(root)) == next(iter(TASKS)):
+        return settings
+    return [f"task={guess}", *settings]
 
 
 def sources_and_settings(words: list[str], device: str | None) -> tuple[list[str], list[str]]:

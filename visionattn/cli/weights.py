@@ -19,7 +19,7 @@ def weights_list(
     license: Annotated[str | None, typer.Option(help="Only weights under this licence, for example mit.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Published weights: metrics, sources, licences, and whether they are in the cache."""
+    """Published weights: metrics, licences, sources, what their hash is checked against, and whether they are in the cache."""
     from visionattn.models.weights.download import cached_path
     from visionattn.models.weights.records import list_records, list_segmenters
 
@@ -29,20 +29,27 @@ def weights_list(
     paths = [cached_path(record) for record in found]
     if as_json:
         pairs = zip(found, paths, strict=True)
-        print_json([{"name": item.name, **item.model_dump(mode="json"), "path": path and str(path)} for item, path in pairs])
+        print_json(
+            [
+                {"name": item.name, **item.model_dump(mode="json"), "hash_check": item.hash_check, "path": path and str(path)}
+                for item, path in pairs
+            ]
+        )
         return
     rows = [
         [
             item.name,
             *item.display_figures,
-            item.weights_license or "not stated",
+            item.display_licenses,
             next((source.host for source in item.sources if source.fetchable), "by hand"),
+            item.hash_check,
             f"{path.stat().st_size / 2**20:,.0f} MiB" if path else "-",
         ]
         for item, path in zip(found, paths, strict=True)
     ]
     console = console_for()
-    console.table(["name", "px", "publisher's figure", "weights licence", "from", "local"], rows)
+    console.table(["name", "px", "publisher's figure", "licence: weights, code", "from", "hash", "local"], rows)
+    console.line("hash: the published sha256, its first digits, or none: then that of the first use is pinned and required from then on.")
     console.line(f"{len(found)} files. `visionattn weights download {found[0].name}` fetches one, or explains how to download it by hand.")
 
 
@@ -96,6 +103,7 @@ def weights_import(
         "args": found.args,
         "path": str(done.file.path),
         "sha256": done.file.sha256,
+        "checked": done.file.checked,
         "report": done.report.reason,
     }
     if as_json:
@@ -104,7 +112,7 @@ def weights_import(
     traits = [f"{found.num_classes} classes", f"{found.in_chans} channels", *(f"{key} {value}" for key, value in found.args.items())]
     traits += [f"head {found.decoder.head}"] if found.decoder else []
     console.field("recognised", f"{record.model}: {', '.join(traits)}\n{done.report.reason}")
-    console.field("weights", f"{record.name}  sha256 {done.file.sha256[:16]}  {done.file.path}")
+    console.field("weights", f"{record.name}  sha256 {done.file.sha256[:16]} ({done.file.checked})  {done.file.path}")
     if done.report.not_finite:
         console.warn(f"VA-W005 {done.report.not_finite}")
     train = f"visionattn train --model {record.model} model.weights={record.tag} --data FOLDER"

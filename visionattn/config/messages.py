@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError, did_you_mean
 from visionattn.names import shown
 
+_BARE_PLACEHOLDER = re.compile(r"\s*([\w.]+):\s+(\{\w+\}\S+)\s*(?:#.*)?$")  # `images: {split}/images`, a mapping to YAML
 _LONGEST = 300  # characters of a wrong setting that are shown
 
 
@@ -84,9 +86,10 @@ def syntax_error(path: Path, text: str, error: Exception) -> UserError:
         return UserError("VA-C003", f"not valid YAML: {problem}", where=str(path))
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    return UserError(
-        "VA-C003", f"not valid YAML: {problem}\n  {line}\n  {' ' * mark.column}^", where=f"{path}:{mark.line + 1}, column {mark.column + 1}"
-    )
+    what = f"not valid YAML: {problem}\n  {line}\n  {' ' * mark.column}^"
+    bare = _BARE_PLACEHOLDER.match(line)
+    fix = f'put the value in quotes: {bare[1]}: "{bare[2]}"' if bare else ""
+    return UserError("VA-C003", what, where=f"{path}:{mark.line + 1}, column {mark.column + 1}", fix=fix)
 
 
 def key_origins(node: Any, prefix: str, where: str) -> dict[str, Origin]:
@@ -102,6 +105,19 @@ def key_origins(node: Any, prefix: str, where: str) -> dict[str, Origin]:
             found[dotted] = Origin(where.replace("{line}", str(key.start_mark.line + 1)), value)
             found |= key_origins(value, f"{dotted}.", where)
     return found
+
+
+def count_unknown(values: Mapping[str, Any], section: type[BaseModel]) -> int:
+    """The number of keys that a section does not have, also in the sections inside it."""
+    count = 0
+    for key, value in values.items():
+        field = section.model_fields.get(key)
+        inner = None if field is None else section_of(field.annotation)
+        if field is None:
+            count += 1
+        elif inner is not None and isinstance(value, Mapping):
+            count += count_unknown(value, inner)
+    return count
 
 
 def _origin(key: str, origins: Mapping[str, Origin]) -> str:

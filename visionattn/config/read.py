@@ -259,8 +259,11 @@ def _as_written(values: Mapping[str, Any], section: type[BaseModel], prefix: str
         inner, origin = section_of(field.annotation), origins.get(key)
         if inner is not None and isinstance(value, dict):
             result[name] = _as_written(value, inner, f"{key}.", origins)
-        elif origin is None or origin.node is None:
+        elif origin is None:
             continue
+        elif origin.node is None:
+            if field.annotation is str and value is None:  # `key=` and `key=""`, of which a shell leaves the same
+                result[name] = ""
         elif field.annotation is str and (isinstance(value, (bool, int, float)) or _is_placeholder(value)):
             result[name] = origin.text()
         elif list[str] in (field.annotation, *typing.get_args(field.annotation)) and isinstance(value, list):

@@ -107,6 +107,11 @@ class DataConfig(Section):
     on_error: Literal["stop", "skip"] = setting(
         "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
     )
+    check: Literal["full", "headers", "none"] = setting(
+        "full",
+        "Check before training: full decodes every file once, headers only opens them, none only lists them; the last two find less "
+        "and leave content hashes out of the manifest.",
+    )
     workers: int | Literal["auto"] = setting("auto", "Loader processes; auto is the number of cores, at most 8.")
     sampler: Literal["shuffled", "balanced"] = setting(
         "shuffled", "Order of training: shuffled, each sample once per epoch; balanced, each class equally often."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -37,7 +37,7 @@ class CheckReport:
         unreadable: reason by id.
         too_large: reason by id.
         counts: samples (or mask pixels) per split and class.
-        hashes: content hash by id.
+        hashes: content hash by id; None if the contents were not read.
         size: median height and width of the images in pixels, if known.
     """
 
@@ -45,7 +45,7 @@ class CheckReport:
     unreadable: dict[str, str]
     too_large: dict[str, str]
     counts: dict[str, dict[str, int]]
-    hashes: dict[str, str]
+    hashes: dict[str, str] | None
     size: tuple[int, int] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,23 +67,26 @@ class Finding:
 def check_images(
     data: Data[Any], settings: ImageDataConfig, *, in_chans: int, cache_dir: Path, progress: Callable[[int], None] | None = None
 ) -> CheckReport:
-    """Decode all images and compare their contents.
+    """Decode all images and compare their contents, as far as data.check asks for it.
 
     Args:
         in_chans: channels that images are loaded with.
         cache_dir: folder of stored results, keyed by path, size and modification time of each file.
         progress: called with the number of images checked.
     """
+    counts = {part.name: data.class_counts(part) for part in data.sets}
+    if settings.check == "none":
+        return CheckReport([*data.notes, *partial_notes(settings)], {}, {}, counts, None)
     findings: dict[str, list[Finding]] = {}
     done = 0
     cache_file = cache_dir / f"decoded-{cache_name([part.images for part in data.sets], data.name)}.json"
-    cache = read_cache(cache_file)
+    cache = read_cache(cache_file) if settings.check == "full" else {}  # else a later full check would change what a run finds
     kept: dict[str, Any] = {}
     with ThreadPoolExecutor(check_threads(settings)) as pool:
         for part in data.sets:
             found = findings.setdefault(part.name, [])
             for finding, key, record in pool.map(
-                lambda index, part=part: examine(part.ids[index], part.images, index, cache), range(len(part))
+                lambda index, part=part: examine(part.ids[index], part.images, index, cache, settings), range(len(part))
             ):
                 found.append(finding)
                 if key and record is not None:
@@ -94,17 +97,18 @@ def check_images(
     everything = [finding for part in findings.values() for finding in part]
     notes = [
         *data.notes,
+        *partial_notes(settings),
         *broken_notes(everything),
         *duplicate_notes(findings),
         *format_notes([finding.facts for finding in everything if finding.facts is not None], settings, in_chans),
-        *write_cache(cache_file, kept, cache),
+        *write_cache(cache_file, kept, cache, settings),
     ]
     return CheckReport(
         notes=notes,
         unreadable={finding.id: finding.reason for finding in everything if finding.code in ("VA-D010", "VA-D011")},
         too_large={finding.id: finding.reason for finding in everything if finding.code == "VA-D020"},
-        counts={part.name: data.class_counts(part) for part in data.sets},
-        hashes={finding.id: finding.hash16 for finding in everything if finding.hash16},
+        counts=counts,
+        hashes=None if settings.check != "full" else {finding.id: finding.hash16 for finding in everything if finding.hash16},
         size=median_size(everything),
     )
 
@@ -137,8 +141,14 @@ def exclude_unreadable(data: Data[Any], report: CheckReport, settings: DataConfi
     parts = {part.name: part.take([index for index, name in enumerate(part.ids) if name not in report.unreadable]) for part in data.sets}
     for name, part in parts.items():
         if not len(part):
-            raise UserError("VA-D005", f"{name} has no readable image", fix="repair the files listed by visionattn data check")
+            where = listed_reasons({key: report.unreadable[key] for key in getattr(data, name).ids})
+            raise UserError("VA-D005", f"{name} has no readable image", where=where, fix="repair these files, or put others in their place")
     return data.with_sets(parts)
+
+
+def listed_reasons(unreadable: Mapping[str, str]) -> str:
+    """The first files with the reasons why they cannot be read."""
+    return "\n".join(f"{shown(name)}: {shown(reason)}" for name, reason in list(unreadable.items())[:5])
 
 
 def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> None:
@@ -152,7 +162,7 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
         raise UserError(
             "VA-D010",
             f"{len(broken):,} of {total:,} images cannot be decoded",
-            where="\n".join(f"{shown(name)}: {shown(reason)}" for name, reason in list(broken.items())[:5]),
+            where=listed_reasons(broken),
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
             fix="repair or remove them, or data.on_error=skip",
         )
@@ -161,7 +171,9 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
 # ---------------------------------------------------------------- one image
 
 
-def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tuple[Finding, str | None, dict[str, Any] | None]:
+def examine(
+    name: str, images: Images, index: int, cache: dict[str, Any], settings: DataConfig
+) -> tuple[Finding, str | None, dict[str, Any] | None]:
     """Examine one image; return the finding, its key in the cache, and the record to store."""
     key = None
     digest, size, facts, code, reason = "", 0, None, "", ""
@@ -171,12 +183,14 @@ def examine(name: str, images: Images, index: int, cache: dict[str, Any]) -> tup
         if known is not None and fits(known, images.settings.max_bytes):
             facts = None if known["facts"] is None else ImageFacts(**known["facts"])
             return Finding(name, known["hash16"], facts, known["code"], known["reason"]), key, known
+        if settings.check == "headers":
+            return Finding(name, "", images.header(index), "", ""), None, None
         content = images.content(index)
         digest, size = content_hash(content), len(content)
         facts = images.facts(index)
     except UnreadableFile as error:
         code, reason = error.code, error.reason
-        if code == "VA-D020":  # depends on a setting, so it is not stored
+        if code == "VA-D020" or settings.check == "headers":  # depends on a setting, or is not all there is to know: it is not stored
             return Finding(name, digest, None, code, reason), None, None
     record = {"hash16": digest, "bytes": size, "facts": None if facts is None else asdict(facts), "code": code, "reason": reason}
     return Finding(name, digest, facts, code, reason), key, record
@@ -203,9 +217,9 @@ def read_cache(path: Path) -> dict[str, Any]:
     return dict(stored["files"]) if isinstance(stored, dict) and stored.get("version") == CACHE_VERSION else {}
 
 
-def write_cache(path: Path, kept: dict[str, Any], known: dict[str, Any]) -> list[Note]:
-    """Store the results for later checks if they changed; without a place for them, each check decodes all files again."""
-    if not kept or kept == known:
+def write_cache(path: Path, kept: dict[str, Any], known: dict[str, Any], settings: DataConfig) -> list[Note]:
+    """Store the results of a full check for later ones if they changed; without a place for them, each decodes all files again."""
+    if settings.check != "full" or not kept or kept == known:
         return []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +227,18 @@ def write_cache(path: Path, kept: dict[str, Any], known: dict[str, Any]) -> list
     except OSError as error:
         return [Note("info", "", f"results of the check are not kept: {path.parent}: {error.strerror}")]
     return []
+
+
+def partial_notes(settings: DataConfig) -> list[Note]:
+    """Report what a check cannot find that does not decode every file."""
+    if settings.check == "full":
+        return []
+    missed = {
+        "headers": "opens files without decoding them: damage behind the header,",
+        "none": "lists files without opening them: damaged files, wrong sizes,",
+    }[settings.check]
+    text = f"data.check={settings.check} {missed} wrong pixel values and duplicates are not found before training"
+    return [Note("info", "", text)]
 
 
 def broken_notes(findings: list[Finding]) -> list[Note]:
@@ -225,7 +251,7 @@ def broken_notes(findings: list[Finding]) -> list[Note]:
 def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
     """Report training images that also appear in another split."""
     notes = []
-    seen = {finding.hash16: finding.id for finding in findings["train"] if finding.facts is not None}
+    seen = {finding.hash16: finding.id for finding in findings["train"] if finding.facts is not None and finding.hash16}
     for split in ("val", "test"):
         both = [(seen[f.hash16], f.id) for f in findings.get(split, ()) if f.facts is not None and f.hash16 in seen]
         if both:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
+from typing import IO
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from visionattn.data.images.settings import ImageDataConfig
 # Pillow's names of the formats behind walk.IMAGE_SUFFIXES. No others: it hands PostScript, for example, to another program.
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+LIMIT_SETTING = "data.max_bytes="  # with the number that a file needs, in the reason why it is not read
 Source = Path | bytes | Image.Image
 
 _PILLOW_LIMIT = Lock()  # Pillow's limit is global: only one thread at a time may change and restore it
@@ -30,6 +32,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601, as in Pil
 # TIFF tags; the last one gives the meaning of bands after red, green and blue
 _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _EXTRA_SAMPLES = 262, 277, 338
 _ALPHA = {1, 2, 999}  # its values for transparency; the last one is Corel's
+_MASK_VALUES = 32  # that a file has at most which is taken for a mask
 _STRIP = 2**22  # pixels that are converted at a time, so that intermediate arrays of a large image stay small
 
 
@@ -140,6 +143,26 @@ def image_facts(source: Source, *, max_bytes: int) -> ImageFacts:
     )
 
 
+def header_facts(source: Source, *, max_bytes: int) -> ImageFacts:
+    """Describe an image by its header: extreme values and further frames stay unknown, damage behind it too; raises like `read_image`."""
+    with _opened(source, max_bytes) as image:
+        deep, spare = _is_deep(image), _has_spare_band(image)
+        return ImageFacts(
+            width=image.width,
+            height=image.height,
+            mode=image.mode,
+            depth={"1": 1, "I": 32, "F": 32}.get(image.mode, 16 if deep else 8),
+            alpha=image.has_transparency_data and not spare,
+            grey=image.mode.split(";")[0] in _GREY_MODES,
+            rotated=_orientation(image) != 1,
+            more_frames=False,
+            spare_band=spare,
+            low=None,
+            high=None,
+            decoded=decoded_bytes(image),
+        )
+
+
 def array_facts(array: np.ndarray) -> ImageFacts:
     """Describe an array of height x width [x channels] as `image_facts` does a file."""
     channels = array.shape[2] if array.ndim == 3 else 1
@@ -172,20 +195,43 @@ def file_content(path: Path, *, max_bytes: int) -> bytes:
     Raises:
         UnreadableFile: not a regular file, or larger than `max_bytes`.
     """
+    _regular_size(path, max_bytes)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableFile(str(path), error.strerror or str(error)) from error
+
+
+def _regular_size(path: Path, max_bytes: int) -> int:
+    """Size of a regular file; raises like `file_content`."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableFile(str(path), "not a regular file, but a folder, FIFO, socket or device", "VA-D011")
-        if status.st_size > max_bytes:
-            raise UnreadableFile(str(path), f"file of {status.st_size:,} bytes: {_too_large(status.st_size, max_bytes)}", "VA-D020")
-        return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
         raise UnreadableFile(str(path), getattr(error, "strerror", None) or str(error)) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableFile(str(path), "not a regular file, but a folder, FIFO, socket or device", "VA-D011")
+    if status.st_size > max_bytes:
+        needed = max(status.st_size, _decoded_size(path))
+        raise UnreadableFile(str(path), f"file of {status.st_size:,} bytes: {_too_large(needed, max_bytes)}", "VA-D020")
+    return status.st_size
+
+
+def _decoded_size(path: Path) -> int:
+    """`decoded_bytes` of a file, from its header; 0 if it cannot be opened as an image."""
+    try:
+        with path.open("rb") as file:
+            return decoded_bytes(_parse(file, str(path), empty=False))
+    except (OSError, UnreadableFile):
+        return 0
 
 
 def upright_size(source: Source, *, max_bytes: int) -> tuple[int, int]:
     """Read height and width after EXIF rotation from the header alone; raises like `read_image`."""
-    image, _ = _open(source, max_bytes)
+    with _opened(source, max_bytes) as image:
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
     turned = image.format != "TIFF" and _orientation(image) >= 5  # Pillow reports the upright size of TIFF
     return (image.width, image.height) if turned else (image.height, image.width)
 
@@ -230,7 +276,7 @@ def read_mask(source: Source, *, max_bytes: int) -> MaskPixels:
             palette = tuple(_packed(colours).tolist())
     if image.mode == "LA":
         image = image.getchannel("L")
-    colour = image.mode not in ("1", "L", "P", "I", "F") and not image.mode.startswith("I;16")
+    colour = _has_colours(image.mode)
     values: np.ndarray
     if colour:
         values = _packed(np.asarray(image.convert("RGB")))
@@ -242,6 +288,38 @@ def read_mask(source: Source, *, max_bytes: int) -> MaskPixels:
         values = values.astype(np.uint8 if small else np.int32)
         values = values // spread if small else values
     return MaskPixels(_upright(values, orientation), colour, palette, lossy, orientation != 1, decoded)
+
+
+@dataclass(frozen=True)
+class MaskHeader:
+    """What the header of a mask tells: the upright size, and `colour`, `lossy`, `rotated` and `decoded` as in `MaskPixels`."""
+
+    size: tuple[int, int]
+    colour: bool
+    lossy: bool
+    rotated: bool
+    decoded: int
+
+
+def mask_header(source: Source, *, max_bytes: int) -> MaskHeader:
+    """Read what the header of a mask tells; raises like `read_mask`."""
+    with _opened(source, max_bytes) as image:
+        colour = _has_colours(image.mode)  # of a GIF only decoding tells it
+        return MaskHeader(_upright_size(image), colour, image.format in ("JPEG", "MPO"), _orientation(image) != 1, decoded_bytes(image))
+
+
+def _has_colours(mode: str) -> bool:
+    """Whether the values of a mask of a Pillow mode are colours."""
+    return mode not in ("1", "L", "LA", "P", "I", "F") and not mode.startswith("I;16")
+
+
+def is_mask_of(mask: Path, image: Path, *, max_bytes: int) -> bool:
+    """Whether a file has few values, as masks have, and another of its size many."""
+    try:
+        first, second = (read_mask(path, max_bytes=max_bytes).values for path in (mask, image))
+    except UnreadableFile:
+        return False
+    return first.shape == second.shape and len(np.unique(first)) <= _MASK_VALUES < len(np.unique(second))
 
 
 def _packed(colours: np.ndarray) -> np.ndarray:
@@ -289,27 +367,37 @@ def _name(source: Source) -> str:
 
 def _open(source: Source, max_bytes: int) -> tuple[Image.Image, bytes]:
     """Open the image and parse its header; return it with the bytes of the file (empty for a Pillow image)."""
-    name, data = _name(source), b""
     if isinstance(source, Image.Image):
-        image = source
-    else:
-        data = file_content(source, max_bytes=max_bytes) if isinstance(source, Path) else source
-        try:
-            image = _parse(data)
-        except UnidentifiedImageError as error:
-            reason = "not an image: no known format starts like this" if data else "empty file (0 bytes)"
-            raise UnreadableFile(name, reason, "VA-D011") from error
-        except Exception as error:
-            raise _unreadable(name, error) from error
+        return _of_accepted_size(source, _name(source), max_bytes), b""
+    data = file_content(source, max_bytes=max_bytes) if isinstance(source, Path) else source
+    return _of_accepted_size(_parse(BytesIO(data), _name(source), empty=not data), _name(source), max_bytes), data
+
+
+@contextmanager
+def _opened(source: Source, max_bytes: int) -> Iterator[Image.Image]:
+    """The image with its header parsed; of a file no more is read than that takes."""
+    if not isinstance(source, Path):
+        yield _open(source, max_bytes)[0]
+        return
+    size = _regular_size(source, max_bytes)
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise UnreadableFile(str(source), error.strerror or str(error)) from error
+    with file:
+        yield _of_accepted_size(_parse(file, str(source), empty=not size), str(source), max_bytes)
+
+
+def _of_accepted_size(image: Image.Image, name: str, max_bytes: int) -> Image.Image:
     needed = decoded_bytes(image)
     if needed > max_bytes:
         what = f"image of {image.width} x {image.height} pixels, {needed:,} bytes decoded"
         raise UnreadableFile(name, f"{what}: {_too_large(needed, max_bytes)}", "VA-D020")
-    return image, data
+    return image
 
 
 def _too_large(needed: int, max_bytes: int) -> str:
-    return f"the limit is {max_bytes:,}; if you trust it, data.max_bytes={needed}"
+    return f"the limit is {max_bytes:,}; if you trust it, {LIMIT_SETTING}{needed}"
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -346,11 +434,17 @@ def _at_any_size(image: Image.Image) -> Iterator[None]:
         yield
 
 
-def _parse(data: bytes) -> Image.Image:
+def _parse(file: IO[bytes], name: str, *, empty: bool) -> Image.Image:
     """Read the header."""
-    with _without_pillow_limit():
-        Image.init()
-        return Image.open(BytesIO(data), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])  # AVIF may be missing
+    try:
+        with _without_pillow_limit():
+            Image.init()
+            return Image.open(file, formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])  # AVIF may be missing
+    except UnidentifiedImageError as error:
+        reason = "empty file (0 bytes)" if empty else "not an image: no known format starts like this"
+        raise UnreadableFile(name, reason, "VA-D011") from error
+    except Exception as error:
+        raise _unreadable(name, error) from error
 
 
 def _load(image: Image.Image, data: bytes, name: str) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig
-from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, file_content, image_facts, read_array, read_image
+from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, file_content, header_facts, image_facts, read_array, read_image
 
 
 class Images(Protocol):
@@ -32,6 +32,9 @@ class Images(Protocol):
         """Return the bytes that identify the image; raises UnreadableFile."""
 
     def facts(self, index: int) -> ImageFacts: ...
+
+    def header(self, index: int) -> ImageFacts:
+        """What can be told of the image without decoding it; raises UnreadableFile."""
 
     def path(self, index: int) -> str | None:
         """The file that holds the image; None if there is none."""
@@ -88,6 +91,9 @@ class FileImages:
     def facts(self, index: int) -> ImageFacts:
         return image_facts(Path(self.paths[index]), max_bytes=self.settings.max_bytes)
 
+    def header(self, index: int) -> ImageFacts:
+        return header_facts(Path(self.paths[index]), max_bytes=self.settings.max_bytes)
+
     def path(self, index: int) -> str:
         return self.paths[index]
 
@@ -138,6 +144,9 @@ class JoinedImages:
     def facts(self, index: int) -> ImageFacts:
         return self.sources[self.source[index]].facts(int(self.position[index]))
 
+    def header(self, index: int) -> ImageFacts:
+        return self.sources[self.source[index]].header(int(self.position[index]))
+
     def path(self, index: int) -> str | None:
         return self.sources[self.source[index]].path(int(self.position[index]))
 
@@ -181,6 +190,9 @@ class ArrayImages:
     def facts(self, index: int) -> ImageFacts:
         return array_facts(self.array[index])
 
+    def header(self, index: int) -> ImageFacts:
+        return array_facts(self.array[index])
+
     def path(self, index: int) -> None:
         return None
 
@@ -215,6 +227,9 @@ class TorchvisionImages:
 
     def facts(self, index: int) -> ImageFacts:
         return image_facts(self._picture(index), max_bytes=self.settings.max_bytes)
+
+    def header(self, index: int) -> ImageFacts:
+        return header_facts(self._picture(index), max_bytes=self.settings.max_bytes)
 
     def path(self, index: int) -> None:
         return None

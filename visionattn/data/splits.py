@@ -181,7 +181,7 @@ def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: 
             "VA-D003",
             f"data.val_fraction={fraction} leaves no validation images of {len(train):,}",
             why="every class keeps a training image, and groups are not split",
-            fix="data.val_fraction=0.5, or provide a validation split",
+            fix="add images, or provide a validation split",
         )
     return train.take(kept), train.take(held, "val")
 
@@ -219,16 +219,16 @@ def content_hash(content: bytes) -> str:
     return blake2b(content).hexdigest()[:16]
 
 
-def image_manifest(data: Data[Any], hashes: Mapping[str, str]) -> list[ManifestRow]:
+def image_manifest(data: Data[Any], hashes: Mapping[str, str] | None) -> list[ManifestRow]:
     """List all images with their labels and content hashes.
 
     Args:
-        hashes: by id, from the data check; missing ones are computed.
+        hashes: by id, from the data check; missing ones are computed. None leaves them out.
     """
     rows = []
     for part in data.sets:
         for index, name in enumerate(part.ids):
-            digest = hashes.get(name) or content_hash(part.images.content(index))
+            digest = "" if hashes is None else hashes.get(name) or content_hash(part.images.content(index))
             rows.append(ManifestRow(name, data.label_text(part, index), part.name, part.images.size(index), digest))
     return rows
 

@@ -41,7 +41,7 @@ from visionattn.engine.setup import Setup
 from visionattn.engine.sharding import load_model, load_optimizer, shard, whole
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
-from visionattn.names import shown
+from visionattn.names import shown, typed
 from visionattn.report.tensorboard import TensorBoard
 from visionattn.runs.checkpoint import keep_best, latest_checkpoint, read_checkpoint, save_checkpoint
 from visionattn.runs.folder import RunFolder
@@ -222,7 +222,7 @@ class Trainer:
                 "VA-D010",
                 f"epoch {epoch} trained on nothing: its {self.task.unit}s cannot be read, or each of its steps was left out",
                 where=shown(", ".join(sorted(self.unreadable)[:3])),
-                fix=f"restore the files, then visionattn train --resume {self.run.path}",
+                fix=f"restore the files, then visionattn train --resume {typed(self.run.path)}",
             )
 
     def _label(self, epoch: int) -> str:

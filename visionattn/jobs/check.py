@@ -10,6 +10,7 @@ from typing import Any
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
+from visionattn.data.readers import LIMIT_SETTING
 from visionattn.data.splits import ManifestRow
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted, csv_text, json_text
@@ -115,7 +116,9 @@ def _stop_at_errors(report: CheckReport, name: str, console: Console, *, keep: b
         console.field("", f"full list: {path}")
     count = sum(note.level == "warning" for note in report.notes)
     what = f"the data check found {counted(len(errors), 'error')} and {counted(count, 'warning')}"
-    raise UserError(errors[0].code, what, where="\n".join(f"{note.code}  {note.text}" for note in errors))
+    limits = [int(reason.rpartition(LIMIT_SETTING)[2]) for reason in report.too_large.values() if LIMIT_SETTING in reason]
+    fix = f"if you trust all of the large files: {LIMIT_SETTING}{max(limits)}" if len(limits) > 1 else ""
+    raise UserError(errors[0].code, what, where="\n".join(f"{note.code}  {note.text}" for note in errors), fix=fix)
 
 
 def _print_notes(report: CheckReport, console: Console) -> None:

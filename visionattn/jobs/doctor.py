@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from visionattn.backbones import list_models
 from visionattn.backbones.registry import get_variant
+from visionattn.console import Console
 from visionattn.engine.devices import fast_bf16
 from visionattn.files import cache_folder
 from visionattn.kernels.selftest import list_backends, selftest
@@ -22,21 +25,27 @@ from visionattn.runs.folder import environment
 OPTIONAL = ("triton", "onnx", "datasets", "monai", "mmseg")
 
 
-def diagnose(*, self_check: bool = True) -> dict[str, Any]:
+def diagnose(*, self_check: bool = True, console: Console | None = None) -> dict[str, Any]:
     """Collect the report; `problems` lists what does not work.
 
     Args:
         self_check: run one model of each family.
+        console: where progress is shown.
     """
-    started = time.perf_counter()
-    families = _forward_checks() if self_check else {}
-    kernels, faults = _kernel_checks(self_check)
+    started, threads = time.perf_counter(), torch.get_num_threads()
+    smallest = _smallest_models() if self_check else {}
+    with (console or Console(quiet=True)).progress("self-check", len(smallest) + 1) as bar, _one_thread():
+        kernels, faults = _kernel_checks(self_check)
+        families = {}
+        for done, (family, name) in enumerate(smallest.items(), 1):
+            bar.update(done, name)
+            families[family] = _forward_check(name)
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "versions": environment()["versions"],
         "machine": platform.platform(),
         "devices": {
-            "cpu": f"{torch.get_num_threads()} threads, {'bf16 in hardware' if fast_bf16(cpu=True) else 'fp32 (no bf16 in hardware)'}",
+            "cpu": f"{threads} threads, {'bf16 in hardware' if fast_bf16(cpu=True) else 'fp32 (no bf16 in hardware)'}",
             "cuda": ", ".join(cuda) or "not available",
             "mps": "available" if torch.backends.mps.is_available() else "not available",
         },
@@ -91,16 +100,29 @@ def _kernel_checks(compare: bool) -> tuple[dict[str, str], list[str]]:
     return lines, faults
 
 
-def _forward_checks() -> dict[str, str]:
-    """One forward pass of the smallest model of each family: ok, or what went wrong."""
-    checks = {}
+def _smallest_models() -> dict[str, str]:
+    """The model with the fewest parameters of each family."""
     facts = shipped_facts()
-    for family in sorted({get_variant(name).family for name in list_models()}):
-        name = min(list_models(family=family), key=lambda name: facts.get(name, {"params": 0})["params"])
-        try:
-            with torch.no_grad():
-                finite = bool(torch.isfinite(create_model(name).eval()(torch.zeros(1, 3, 64, 64))).all())
-            checks[family] = "ok" if finite else f"{name}: output is not finite"
-        except Exception as error:  # a report names every fault instead of ending at the first
-            checks[family] = f"{name}: {type(error).__name__}: {error}"
-    return checks
+    families = sorted({get_variant(name).family for name in list_models()})
+    return {family: min(list_models(family=family), key=lambda name: facts.get(name, {"params": 0})["params"]) for family in families}
+
+
+def _forward_check(name: str) -> str:
+    """One forward pass of a model: ok, or what went wrong."""
+    try:
+        with torch.no_grad():
+            finite = bool(torch.isfinite(create_model(name).eval()(torch.zeros(1, 3, 64, 64))).all())
+        return "ok" if finite else f"{name}: output is not finite"
+    except Exception as error:  # a report names every fault instead of ending at the first
+        return f"{name}: {type(error).__name__}: {error}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: with such small tensors several spend most of their time waiting for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -33,7 +33,7 @@ from visionattn.jobs.choices import choose, print_choices, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data, with_choices_of
 from visionattn.jobs.weights import fetch_published, load_initial_weights
-from visionattn.names import file_name, to_path
+from visionattn.names import file_name, to_path, typed
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
@@ -375,15 +375,15 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "result": summary,
         "training": f"{trainer.trained}, {duration(seconds)}, seed {config.seed}, batch {config.train.batch_size} x {config.train.accum}, "
         f"{config.optim.name}, lr {config.optim.lr:g}" + (f"; ended by {trainer.ended}" if trainer.ended else ""),
-        "repeat": f"visionattn train --config {run.path / 'config.yaml'}",
+        "repeat": f"visionattn train --config {typed(run.path / 'config.yaml')}",
     }
     report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)
     run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
     console.line(f"done in {duration(seconds)}.  {summary}")
-    console.line(f"next:  visionattn eval {run.path}{' --split test' if data.test is not None else ''}")
-    console.line(f"       visionattn predict {run.path} --source FILE_OR_FOLDER")
+    console.line(f"next:  visionattn eval {typed(run.path)}{' --split test' if data.test is not None else ''}")
+    console.line(f"       visionattn predict {typed(run.path)} --source FILE_OR_FOLDER")
     if config.log.tensorboard:
-        console.line(f"       tensorboard --logdir {run.path / 'tb'}")
+        console.line(f"       tensorboard --logdir {typed(run.path / 'tb')}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)
 

@@ -25,6 +25,7 @@ from torch import nn
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, require_space, sha256_of, sweep_temporary, sync_folder
 from visionattn.models.weights.load import read_file
+from visionattn.names import typed
 
 State = dict[str, torch.Tensor]
 T = TypeVar("T")
@@ -119,7 +120,7 @@ def missing_checkpoint(folder: Path) -> UserError:
     reasons = {name: reason for name in _ORDER if (folder / name).is_dir() and (reason := damage(folder / name)) is not None}
     if reasons:
         return _all_damaged(folder, reasons)
-    fix = f"visionattn train --resume {folder.parent}"
+    fix = f"visionattn train --resume {typed(folder.parent)}"
     return UserError("VA-W006", "the run has no checkpoint yet", where=str(folder), fix=fix)
 
 
@@ -129,7 +130,9 @@ def _all_damaged(folder: Path, reasons: dict[str, str]) -> UserError:
     best = folder / "best"
     fix = "restore a copy of them, or start a new run"
     if best.is_dir() and damage(best) is None:
-        fix = f"the best one is whole: use it (visionattn eval {best}), or start a new run from it (model.weights={best})"
+        fix = (
+            f"the best one is whole: use it (visionattn eval {typed(best)}), or start a new run from it ({typed(f'model.weights={best}')})"
+        )
     return UserError("VA-W005", what, where=str(folder), why=why, fix=fix)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from visionattn.config.messages import Origin
+from visionattn.config.messages import Origin, count_unknown
 from visionattn.config.plugins import absolute_plugins, import_plugins, require_plugins
 from visionattn.config.read import override_values, read_values, require_sections, validate
 from visionattn.config.schema import RunConfig
@@ -39,13 +39,13 @@ def task_of(config: RunConfig) -> Task:
 
 
 def guess_task(root: str | Path) -> str:
-    """Name the task that a folder of data is laid out for."""
+    """Name the task that a folder of data is laid out for; the default one if no task recognises it."""
     names = [name for name, task in TASKS.items() if task.recognise(Path(root).expanduser())]
     return names[-1] if names else next(iter(TASKS))
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read, merge and validate a config of the user's; its plugins are imported.
+    """Read, merge and validate a config of the user's; its plugins are imported. A task that it does not name follows from its keys.
 
     Args:
         source: path or shipped name; None for the defaults.
@@ -106,6 +106,8 @@ def config_from_dict(values: Any, origins: dict[str, Origin] | None = None) -> R
     if isinstance(plugins, list) and all(isinstance(name, str) for name in plugins):
         values = {**values, "plugins": absolute_plugins(plugins)}
         import_plugins(values["plugins"])
+    if "task" not in values:
+        values = {"task": _task_with(values), **values}
     return _validated(values, origins)
 
 
@@ -121,6 +123,11 @@ def saved_config(values: Any, origins: dict[str, Origin] | None = None) -> RunCo
     if isinstance(plugins, list):
         require_plugins([name for name in plugins if isinstance(name, str)])
     return _validated(values, origins)
+
+
+def _task_with(values: dict[str, Any]) -> str:
+    """The task that has the most of the keys of a config that names none; the first one of several."""
+    return min(TASKS, key=lambda name: count_unknown(values, TASKS[name].config))
 
 
 def _validated(values: dict[str, Any], origins: dict[str, Origin] | None) -> RunConfig:

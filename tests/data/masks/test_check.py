@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.data.masks.pairs import NAMES, load, mask, pairs, settings
+from tests.data.masks.pairs import NAMES, load, mask, pairs, picture, settings
 from visionattn.data.check import CheckReport, exclude_unreadable
 from visionattn.data.masks.check import check_masks
 from visionattn.data.masks.convert import convert_masks
@@ -76,8 +77,8 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     assert "1 image has no mask: images/train/train0.png" in where
     assert "image 20x16, mask 10x8 (ratio 2)" in where and "data.mask_resize=nearest" in where
     assert "values outside 0..2: {128: 1 file, 255: 1 file}" in where
-    assert "255 in 1 file looks like an ignore label  -> data.ignore_index=255" in where
-    assert "128 in 1 file has no class" in where and f"visionattn data masks convert {root} --map 128:" in where
+    assert '255 in 1 file looks like an ignore label  -> "data.map={128: 255}" data.ignore_index=255' in where
+    assert "128 in 1 file has no class (255 ignores it)" in where
     assert notes(report, "VA-D021")[1].startswith("warning: 1 masks have no image")
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
 
@@ -87,13 +88,29 @@ def test_d012_of_binary_masks_and_of_classes_from_one(tmp_path: Path) -> None:
     for path in (root / "masks").rglob("*.png"):
         mask(path, values=(0, 255))
     _, report = look(root, classes=["background", "crack"])
-    assert '255 in 6 files has no class (perhaps "crack")' in notes(report, "VA-D012")[0] and "--map 255:1" in notes(report, "VA-D012")[0]
+    asked = notes(report, "VA-D012")[0]
+    assert '255 in 6 files: the class "crack", or pixels without a label?' in asked
+    assert 'if it is "crack"  -> "data.map={255: 1}"' in asked and "no label  -> data.ignore_index=255" in asked
     refused(report, "VA-D012")
     _, report = look(root, classes=["background", "crack"], map={255: 1})
-    assert notes(report, "VA-D012") == []
+    assert notes(report, "VA-D012") == [] and notes(report, "VA-D004") == []
+    _, report = look(root, classes=["background", "crack"], ignore_index=255)
+    missing = notes(report, "VA-D004")
+    assert re.fullmatch(
+        r"warning: train has no pixels of 1 class \(crack\): it cannot be learned; \d\d.\d % of the pixels are ignored", missing[0]
+    )
+    _, report = look(root, classes=["crack", "spall"], reduce_zero_label=True)
+    assert "VA-D004  all pixels of train are ignored: no class is left" in refused(report, "VA-D004")
+    for path in (root / "masks").rglob("*.png"):
+        mask(path, values=(0, 128, 200))
+    _, report = look(root)
+    assert '128 in 6 files has no class (perhaps "crack")' in notes(report, "VA-D012")[0]
+    assert notes(report, "VA-D012")[0].endswith('-> "data.map={128: 1, 200: 2}"')
     for path in (root / "masks").rglob("*.png"):
         mask(path, values=(1, 2, 3))
     _, report = look(root)
+    assert '-> "data.map={1: 0, 2: 1, 3: 2}"' in notes(report, "VA-D012")[0]
+    _, report = look(root, classes=["crack", "spall", "hole"])
     assert "data.reduce_zero_label=true" in notes(report, "VA-D012")[0]
 
 
@@ -121,7 +138,7 @@ def test_d014_rgb_with_and_without_palette(tmp_path: Path) -> None:
         Image.fromarray(np.array(palette, np.uint8)[np.asarray(Image.open(path))]).save(path)
     _, report = look(root)
     text = refused(report, "VA-D014")
-    assert "6 masks in RGB" in text and "data.palette=[" in text and "[255,0,0]" in text
+    assert "6 masks in RGB, 3 colours" in text and "data.palette=[" in text and "[255,0,0]" in text
     data, report = look(root, palette=palette)
     assert accepted(report)
     expected = np.asarray(Image.open(data.train.mask_paths[0]))
@@ -207,7 +224,7 @@ def test_d014_palettes_that_differ(tmp_path: Path) -> None:
     data, report = look(root)
     text = refused(report, "VA-D014")
     assert "in 1 file from those before: 1 is (255, 0, 0) in masks/train/train0.png, (0, 0, 255) in masks/val/val1.png" in text
-    assert f"visionattn data masks convert {root} --palette FILE" in text and look(root)[1] == report, "also from the cache"
+    assert f"visionattn data masks convert {root} --in-place --palette FILE" in text and look(root)[1] == report, "also from the cache"
     done = convert_masks(root, palette=[black, red, blue])
     again = load(root, images="images/{split}", masks=f"{done.out}/masks/{{split}}")
     np.testing.assert_array_equal(again.val.label(1, (16, 20)), classes)
@@ -254,3 +271,22 @@ def test_a_list_of_classes_without_measure(tmp_path: Path) -> None:
     (root / "classes.txt").write_text("1 " * 100_000)
     with pytest.raises(UserError, match="a line of more than 300 characters"):
         load(root, classes="auto")
+
+
+def test_headers_of_masks_tell_size_and_colour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = pairs(tmp_path / "d")
+    mask(root / "masks/train/train0.png", size=(10, 8))
+    mask(root / "masks/train/train1.png", values=(0, 77))
+    picture(root / "masks/train/train2.png", 1)
+    (root / "masks/val/val0.png").write_bytes(b"")
+    monkeypatch.setattr("visionattn.data.masks.check.read_mask", None)
+    data, report = look(root, check="headers")
+    assert "image 20x16, mask 10x8 (ratio 2)" in notes(report, "VA-D013")[0] and "1 mask in RGB, and no" in notes(report, "VA-D014")[0]
+    assert (
+        notes(report, "VA-D012") == [] and report.counts == {"train": {}, "val": {}} and set(report.unreadable) == {"images/val/val0.png"}
+    )
+    assert {row.hash16 for row in mask_manifest(data, report.hashes)} == {""}
+    (root / "masks/train/train3.png").unlink()
+    monkeypatch.setattr("visionattn.data.masks.check.mask_header", None)
+    _, report = look(root, check="none")
+    assert report.notes[0].text == "images 6   masks 5" and "1 image has no mask" in refused(report, "VA-D021")

@@ -15,7 +15,7 @@ from tests.data.images import folders
 from tests.data.masks.annotated import FORMATS, yolo
 from tests.data.masks.pairs import NAMES, load, mask, pairs, picture, settings
 from visionattn.data.masks.convert import convert_command, convert_masks
-from visionattn.data.masks.layouts import find_mask_layout, read_pairs
+from visionattn.data.masks.layouts import find_mask_layout, read_pairs, suggest_folders
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.errors import UserError
 from visionattn.tasks import TASKS, guess_task, load_config
@@ -130,6 +130,43 @@ def test_masks_beside_images_are_no_class(tmp_path: Path) -> None:
     exclude = load_config(None, [caught.value.fix.splitlines()[1].split('"')[1]]).data.exclude
     data = folders.load(root, exclude=exclude)
     assert len(data.train) == 8 and data.classes == ["benign", "malignant"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "suffix", "expected"),
+    [
+        ("img_dir/{}", "ann_dir/{}", "", "data.images=img_dir/{split} data.masks=ann_dir/{split}"),
+        ("{}/rgb", "{}/a_truth", "", "data.images={split}/rgb data.masks={split}/a_truth"),
+        ("z_{}", "a_{}", "", "data.images=z_{split} data.masks=a_{split}"),
+        ("{}_photos", "{}_labels", "", "data.images={split}_photos data.masks={split}_labels"),
+        ("my photos", "a", "_gt.png", "'data.images=my photos' data.masks=a data.mask_suffix=_gt.png"),
+    ],
+)
+def test_folders_of_other_names_are_suggested_the_right_way_round(
+    tmp_path: Path, images: str, masks: str, suffix: str, expected: str
+) -> None:
+    root = pairs(tmp_path / "d", images, masks)
+    if suffix:
+        for path in (root / masks).iterdir():
+            path.rename(path.with_name(path.stem + suffix))
+    found = suggest_folders(settings(root), root)
+    assert found == expected
+    given = dict(word.removeprefix("data.").split("=") for word in shlex.split(found))
+    assert load(root, val_fraction=None if "split" in found else 0.5, **given).without_mask == []
+
+
+def test_folders_without_masks_are_not_suggested(tmp_path: Path) -> None:
+    """As Roboflow exports boxes, and as some export two cameras."""
+    for split in ("train", "valid"):
+        picture(tmp_path / f"boxes/{split}/a.jpg", 0)
+        (tmp_path / f"boxes/{split}/_annotations.coco.json").write_text("{}")
+        for number, camera in enumerate(("left", "right")):
+            picture(tmp_path / f"cameras/{camera}/{split}/a.jpg", number)
+    for name in ("boxes", "cameras"):
+        assert suggest_folders(settings(tmp_path / name), tmp_path / name) == ""
+        with pytest.raises(UserError, match="VA-D002") as caught:
+            load(tmp_path / name)
+        assert caught.value.fix == "arrange the files in one of these layouts"
 
 
 # ---------------------------------------------------------------- lists
@@ -298,7 +335,7 @@ def test_conversion_never_touches_an_image(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*.png")}
     with pytest.raises(UserError, match="does not look like a mask") as caught:
         convert_masks(root, map={1: 2}, in_place=True)
-    assert "data.images=FOLDER data.masks=FOLDER" in caught.value.fix
+    assert "data.images=photos/{split} data.masks=truth/{split}" in caught.value.fix
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
     given = settings(root, images="photos/{split}", masks="truth/{split}")
     assert convert_masks(root, map={1: 2}, in_place=True, settings=given).files == 6

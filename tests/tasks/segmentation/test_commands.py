@@ -303,7 +303,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "missing": (_without_mask, "VA-D021", "1 image has no mask: images/train/1.png"),
     "stray": (_stray, "VA-D012", "mask values outside 0..1: {"),
     "size": (_smaller, "VA-D013", "masks/val/0.png: image 48x40, mask 24x20 (ratio 2)"),
-    "colours": (_coloured, "VA-D014", "1 mask in RGB, and no palette assigns the colours to classes"),
+    "colours": (_coloured, "VA-D014", "1 mask in RGB, 2 colours, and no palette assigns them to classes"),
     "jpeg": (_lossy, "VA-D017", "lossy masks are not labels -> re-export as PNG"),
     "large": (_large, "VA-D020", "data.max_bytes=60000"),
 }
@@ -335,9 +335,9 @@ def test_the_session_of_several_faults(polyps: Path, tmp_path: Path) -> None:
     result = command("data", "check", "d", "--task", "segment", "--classes", "2")
     assert result.exit_code == 3 and "the data check found 2 errors" in result.stderr
     text = " ".join(result.stderr.split())
-    assert "128 in 1 file has no class" in text and "visionattn data masks convert d --map 128:" in text
-    assert "255 in 1 file looks like an ignore label -> data.ignore_index=255" in text
-    fixed = command("data", "check", "d", "--task", "segment", "--classes", "2", "data.ignore_index=255", "data.map={128: 1}")
+    assert "128 in 1 file has no class (255 ignores it)" in text
+    assert '255 in 1 file looks like an ignore label -> "data.map={128: 255}" data.ignore_index=255' in text
+    fixed = command("data", "check", "d", "--task", "segment", "--classes", "2", "data.ignore_index=255", "data.map={128: 255}")
     assert "VA-D012" not in fixed.output and "error VA-D021" in fixed.stderr
 
 
@@ -346,7 +346,7 @@ def test_the_session_of_several_faults(polyps: Path, tmp_path: Path) -> None:
     [
         (["data.root=nowhere"], "VA-D001", 3, "not found"),
         (["data.val=holdout"], "VA-D003", 3, "no validation split"),
-        (["data.classes=[polyp]", "data.map={1: 0}"], "VA-C002", 2, "segmentation takes 2 to 255 classes, got 1"),
+        (["data.classes=[polyp]", "data.map={1: 0}"], "VA-C002", 2, "1 class is left, expected 2 or more"),
         (["model.head.name=unett"], "VA-M001", 2, "Did you mean unet"),
         (["model.head.args={width: 3}"], "VA-M002", 2, "unet has no argument"),
         (["model.head.args={skip: gates}"], "VA-M002", 2, 'unknown skip "gates"'),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
-from visionattn.data.readers import ImageFacts, UnreadableFile, image_facts, read_image
+from visionattn.data.readers import ImageFacts, UnreadableFile, header_facts, image_facts, read_image
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import cache_folder
 
@@ -48,6 +48,9 @@ class HubImages:
 
     def facts(self, index: int) -> ImageFacts:
         return image_facts(self.content(index), max_bytes=self.settings.max_bytes)
+
+    def header(self, index: int) -> ImageFacts:
+        return header_facts(self.content(index), max_bytes=self.settings.max_bytes)
 
     def path(self, index: int) -> None:
         return None
@@ -103,7 +106,8 @@ def download_parquet(name: str) -> Path:
             "VA-D001",
             f'data.dataset "{name}" could not be loaded from the Hugging Face hub',
             why=f"{switch} is set, and it is not in the cache" if switch else str(error).strip().splitlines()[0],
-            fix=f"hf download {repo} --repo-type dataset   on a machine with internet access\nor data.root=FOLDER of parquet files",
+            fix=f"hf download {repo} --repo-type dataset   on a machine with internet access\n"
+            'or data.root=FOLDER data.dataset="", where the parquet files are',
         ) from error
     folders = {path.parent for path in Path(folder).rglob("*.parquet")}
     if not folders:

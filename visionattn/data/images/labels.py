@@ -26,12 +26,13 @@ from visionattn.data.images.layouts import (
 from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.images.settings import LabelDataConfig
 from visionattn.data.masks.recognise import mask_suffix_among
-from visionattn.data.readers import UnreadableFile, read_mask
+from visionattn.data.readers import is_mask_of
+from visionattn.data.root import find_root
 from visionattn.data.sources import FileImages, join_images
 from visionattn.data.splits import Note, fold_note, histogram, split_folds, split_off
 from visionattn.data.tables import read_lines
 from visionattn.errors import UserError
-from visionattn.names import shown, to_path
+from visionattn.names import shown, to_path, typed
 
 
 def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> LabelledData:
@@ -56,7 +57,8 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
     if not held_out and settings.val_fraction is not None:
         notes.append(Note("warning", "VA-D003", f"data.val_fraction is not used: there is a validation split ({settings.val})"))
     if layout.format == "folders" and settings.format == "auto":
-        refuse_masks(tables["train"], unsplit=layout.unsplit)
+        inner = os.path.relpath(layout.root, find_root(settings))
+        refuse_masks(tables["train"], unsplit=layout.unsplit, prefix="" if inner == "." else f"{inner}/")
     classes = _class_names(tables["train"], layout, settings)
     if len(classes) > settings.max_classes:
         what = f"{len(classes):,} classes, data.max_classes is {settings.max_classes:,}"
@@ -104,11 +106,14 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
 
 _FEW_CLASSES = 4  # as many as folders of images, of masks and the like
 _COMPARED = 5  # files of one name in two class folders
-_MASK_VALUES = 32
 
 
-def refuse_masks(train: Table, *, unsplit: bool) -> None:
+def refuse_masks(train: Table, *, unsplit: bool, prefix: str = "") -> None:
     """Stop where a class folder seems to hold the masks of the images in another, or masks beside images.
+
+    Args:
+        unsplit: the class folders are not below folders of splits.
+        prefix: path from data.root to the folder they are in, with a slash at its end.
 
     Raises:
         UserError: VA-D002.
@@ -119,10 +124,12 @@ def refuse_masks(train: Table, *, unsplit: bool) -> None:
         by_class.setdefault(name, {})[os.path.basename(path)] = path
     for name, files in by_class.items():
         if suffix := mask_suffix_among(files):
+            place = f"{prefix}{'' if unsplit else '{split}'}" or "."
+            pair = " ".join(map(typed, (f"data.images={place}", f"data.masks={place}", f"data.mask_suffix={suffix}")))
             raise UserError(
                 "VA-D002",
                 f'masks beside images: the class folder "{name}" has files that end in {suffix}',
-                fix=f"task=segment data.mask_suffix={suffix}\nor, to classify the images: \"data.exclude=['.*','*{suffix}']\"",
+                fix=f"task=segment {pair}\nor, to classify the images: \"data.exclude=['.*','*{suffix}']\"",
             )
     if not 2 <= len(by_class) <= _FEW_CLASSES:
         return
@@ -130,25 +137,18 @@ def refuse_masks(train: Table, *, unsplit: bool) -> None:
     for (images, photographs), (masks, labels) in permutations(stems.items(), 2):
         common = sorted(photographs.keys() & labels.keys())
         if 10 * len(common) >= 9 * len(labels) and all(
-            _masks(labels[stem], photographs[stem], train.images.settings.max_bytes) for stem in common[:_COMPARED]
+            is_mask_of(Path(labels[stem]), Path(photographs[stem]), max_bytes=train.images.settings.max_bytes)
+            for stem in common[:_COMPARED]
         ):
-            above = "" if unsplit else "{split}/"
+            above = f"{prefix}{'' if unsplit else '{split}/'}"
+            pair = " ".join(map(typed, (f"data.images={above}{images}", f"data.masks={above}{masks}")))
             raise UserError(
                 "VA-D002",
                 f'images with masks? The folders "{images}" and "{masks}" have files of the same names',
                 where=f"{photographs[common[0]]}\n{labels[common[0]]}",
                 why=f'the files in "{masks}" have few values, as masks have',
-                fix=f"task=segment data.images={above}{images} data.masks={above}{masks}\nor, if they are classes: data.format=folders",
+                fix=f"task=segment {pair}\nor, if they are classes: data.format=folders",
             )
-
-
-def _masks(mask: str, image: str, max_bytes: int) -> bool:
-    """Whether a file has few values, and another of its size many."""
-    try:
-        first, second = (read_mask(Path(path), max_bytes=max_bytes).values for path in (mask, image))
-    except UnreadableFile:
-        return False
-    return first.shape == second.shape and len(np.unique(first)) <= _MASK_VALUES < len(np.unique(second))
 
 
 # ---------------------------------------------------------------- classes and labels

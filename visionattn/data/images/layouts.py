@@ -23,11 +23,13 @@ from visionattn.data.tables import CsvTable, csv_columns, read_csv
 from visionattn.data.walk import IMAGE_SUFFIXES, Walker, is_image_name
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import counted
-from visionattn.names import from_path, shown, to_path
+from visionattn.names import from_path, shown, to_path, typed
 
 SPLITS = ("train", "val", "test")
 # Names of a validation split if data.val has its default.
 _VAL_NAMES = ("val", "valid", "validation")
+# How other names of splits begin.
+_BEGINNINGS = {"train": ("train", "trn"), "val": ("val", "dev", "eval"), "test": ("test", "tst")}
 CSV_COLUMNS = ("path", "label")
 _LONGEST_NAME = 255  # characters of a class name, as of a folder
 
@@ -180,12 +182,23 @@ def wrong_layout(settings: LabelDataConfig, root: Path, what: str) -> UserError:
     inside += _archive_folders(root, settings)
     fix = "arrange the files in one of these layouts"
     if len(inside) == 1:
-        fix = f"data.root={inside[0]}"
+        fix = typed(f"data.root={inside[0]}")
     elif any(_has_class_folders(path, settings) for path in nested):
-        names = shown(", ".join(path.name for path in nested[:5]))
-        fix = f"name the splits: data.train=NAME data.val=NAME data.test=NAME, from {names}"
+        fix = f"name the splits: {_named_splits([path.name for path in nested])}"
     place = f'data.dataset "{settings.dataset}"' if settings.on_hub else f'data.root "{settings.root}"'
     return UserError("VA-D002", f"{place}: {what}", where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
+
+
+def _named_splits(names: list[str]) -> str:
+    """The settings for folders of splits under other names, as far as these tell which is which."""
+    found = {}
+    for split, beginnings in _BEGINNINGS.items():
+        known = [name for name in names if name.lower().startswith(beginnings)]
+        if len(known) == 1:
+            found[split] = typed(f"data.{split}={known[0]}")
+    if "train" not in found:
+        return f"data.train=NAME data.val=NAME data.test=NAME, from {shown(', '.join(names[:5]))}"
+    return " ".join(found.values())
 
 
 def tree(root: Path, settings: ImageDataConfig, lines: int = 8) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig
-from visionattn.data.readers import ImageFacts, UnreadableFile, image_facts, read_image
+from visionattn.data.readers import ImageFacts, UnreadableFile, header_facts, image_facts, read_image
 from visionattn.data.walk import IMAGE_SUFFIXES
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted
@@ -94,6 +94,9 @@ class ShardImages:
 
     def facts(self, index: int) -> ImageFacts:
         return image_facts(self.content(index), max_bytes=self.settings.max_bytes)
+
+    def header(self, index: int) -> ImageFacts:
+        return header_facts(self.content(index), max_bytes=self.settings.max_bytes)
 
     def path(self, index: int) -> str:
         return self.shards[self.places[index]["shard"]].path

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,14 +24,15 @@ from visionattn.data.check import (
     fits,
     format_notes,
     median_size,
+    partial_notes,
     read_cache,
     write_cache,
 )
 from visionattn.data.masks.convert import convert_command
 from visionattn.data.masks.palettes import Colour
-from visionattn.data.masks.sets import LabelRule, MaskData, MaskSet
+from visionattn.data.masks.sets import BACKGROUND, MOST_CLASSES, LabelRule, MaskData, MaskSet, map_setting
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
-from visionattn.data.readers import UnreadableFile, file_content, read_mask, upright_size
+from visionattn.data.readers import UnreadableFile, file_content, mask_header, read_mask, upright_size
 from visionattn.data.splits import Note, content_hash
 from visionattn.names import shown
 
@@ -72,7 +73,7 @@ class MaskFinding:
 
 
 def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, progress: Callable[[int], None] | None = None) -> CheckReport:
-    """Decode all images and masks; only the cache is written.
+    """Decode all images and masks, as far as data.check asks for it; only the cache is written.
 
     In the report, `counts` are pixels per split and class, `hashes` are those of images and masks by id, and
     `unreadable` lists images that cannot be used, because of the image or its mask.
@@ -81,15 +82,18 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
         cache_dir: folder of stored results, keyed by path, size and modification time of each file.
         progress: called with the number of pairs checked.
     """
+    if settings.check == "none":
+        notes = [_summary(data, sum(len(part) for part in data.sets)), *_missing_notes(data), *data.notes, *partial_notes(settings)]
+        return CheckReport(notes, {}, {}, {part.name: {} for part in data.sets}, None)
     cache_file = cache_dir / f"pairs-{cache_name([part.images for part in data.sets], data.name)}.json"
-    cache = read_cache(cache_file)
+    cache = read_cache(cache_file) if settings.check == "full" else {}
     kept: dict[str, Any] = {}
     images: dict[str, list[Finding]] = {}
     masks: list[MaskFinding] = []
     with ThreadPoolExecutor(check_threads(settings)) as pool:
         for part in data.sets:
             found = images.setdefault(part.name, [])
-            for finding, mask, records in pool.map(lambda index, part=part: _examine_pair(part, index, cache), range(len(part))):
+            for finding, mask, records in pool.map(lambda index, part=part: _examine_pair(part, index, cache, settings), range(len(part))):
                 found.append(finding)
                 masks.append(mask)
                 kept.update(records)
@@ -99,24 +103,27 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
     rule, labelled, convert = data.train.rule, _pixels(data, masks), convert_command(settings)
     decoded = [finding.facts for finding in everything if finding.facts is not None]
     notes = [
-        _summary(data, masks),
+        _summary(data, len(masks), sum(mask.facts is not None and mask.facts.size == mask.facts.image_size for mask in masks)),
         *_missing_notes(data),
         *data.notes,
+        *partial_notes(settings),
         *broken_notes(everything),
         *_broken_mask_notes(masks, {finding.id for finding in everything if finding.facts is None}),
         *_size_notes(masks, rule),
         *_kind_notes(masks, rule, convert),
         *_palette_notes(masks, convert),
-        *_stray_notes(data, masks, rule, convert),
+        *_stray_notes(data, settings, masks, rule),
         *_class_notes(data, labelled),
         *duplicate_notes(images),
         *format_notes(decoded, settings, data.train.images.in_chans),
     ]
-    notes += [*_rotated_notes(masks), *write_cache(cache_file, kept, cache)]
+    notes += [*_rotated_notes(masks), *write_cache(cache_file, kept, cache, settings)]
     broken = {finding.id: finding.reason for finding in everything if finding.code in ("VA-D010", "VA-D011")}
     broken |= {mask.image_id: f"mask {mask.mask_id}: {mask.reason}" for mask in masks if mask.code in ("VA-D010", "VA-D011")}
     large = {finding.id: finding.reason for finding in everything if finding.code == "VA-D020"}
     large |= {mask.mask_id: mask.reason for mask in masks if mask.code == "VA-D020"}
+    if settings.check == "headers":
+        return CheckReport(notes, broken, large, {split: {} for split in labelled}, None)
     hashes = {finding.id: finding.hash16 for finding in everything if finding.hash16}
     hashes |= {mask.mask_id: mask.hash16 for mask in masks if mask.hash16}
     counts = {split: dict(zip(data.classes, values[: len(data.classes)].tolist(), strict=True)) for split, values in labelled.items()}
@@ -126,19 +133,22 @@ def check_masks(data: MaskData, settings: MaskDataConfig, *, cache_dir: Path, pr
 # ---------------------------------------------------------------- one pair
 
 
-def _examine_pair(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Finding, MaskFinding, dict[str, Any]]:
+def _examine_pair(
+    part: MaskSet, index: int, cache: dict[str, Any], settings: MaskDataConfig
+) -> tuple[Finding, MaskFinding, dict[str, Any]]:
     """Examine image and mask; return both findings and the records for the cache."""
-    finding, key, record = examine(part.ids[index], part.images, index, cache)
+    finding, key, record = examine(part.ids[index], part.images, index, cache, settings)
     records = {key: record} if key and record is not None else {}
-    mask, mask_key, mask_record = _examine_mask(part, index, cache)
+    mask, mask_key, mask_record = _examine_mask(part, index, cache, settings)
     if mask_key and mask_record is not None:
         records[mask_key] = mask_record
     return finding, mask, records
 
 
-def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[MaskFinding, str | None, dict[str, Any] | None]:
-    path, image_path = part.mask_paths[index], part.images.path(index)
-    limit = part.images.settings.max_bytes
+def _examine_mask(
+    part: MaskSet, index: int, cache: dict[str, Any], settings: MaskDataConfig
+) -> tuple[MaskFinding, str | None, dict[str, Any] | None]:
+    path, image_path, limit = part.mask_paths[index], part.images.path(index), settings.max_bytes
     names = (part.name, part.ids[index], part.mask_ids[index])
     try:
         stamps = [(file, os.stat(file)) for file in (image_path, path)]
@@ -146,6 +156,11 @@ def _examine_mask(part: MaskSet, index: int, cache: dict[str, Any]) -> tuple[Mas
         return MaskFinding(*names, "", None, "VA-D010", error.strerror or str(error)), None, None
     key = "||".join(f"{file}|{status.st_size}|{status.st_mtime_ns}" for file, status in stamps)
     record = cache.get(key)
+    if settings.check == "headers":
+        try:
+            return MaskFinding(*names, "", _header(Path(path), Path(image_path), limit), "", ""), None, None
+        except UnreadableFile as error:
+            return MaskFinding(*names, "", None, error.code, error.reason), None, None
     if record is None or not fits(record, limit):
         digest, facts, code, reason = "", None, "", ""
         try:
@@ -168,17 +183,38 @@ def _restored(plain: dict[str, Any] | None) -> MaskFacts | None:
     return MaskFacts(**{**plain, **sizes, **tables})
 
 
+def _header(path: Path, image_path: Path, limit: int) -> MaskFacts:
+    """What the header tells of a mask; its values stay unknown."""
+    header = mask_header(path, max_bytes=limit)
+    return MaskFacts(
+        size=header.size,
+        image_size=_image_size(image_path, limit) or header.size,
+        colour=header.colour,
+        palette={},
+        lossy=header.lossy,
+        rotated=header.rotated,
+        distinct=0,
+        counts={},
+        decoded=header.decoded,
+    )
+
+
+def _image_size(path: Path, limit: int) -> tuple[int, int] | None:
+    """Height and width of an image; None if it cannot be read, which is reported for the image itself."""
+    try:
+        return upright_size(path, max_bytes=limit)
+    except UnreadableFile:
+        return None
+
+
 def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
     pixels = read_mask(path, max_bytes=limit)
-    try:
-        image_size = upright_size(image_path, max_bytes=limit)
-    except UnreadableFile:  # reported for the image itself
-        image_size = (pixels.values.shape[0], pixels.values.shape[1])
+    height, width = pixels.values.shape
     values, counts = np.unique(pixels.values, return_counts=True)
     most = np.argsort(-counts, kind="stable")[:_VALUES_KEPT]
     return MaskFacts(
-        size=(pixels.values.shape[0], pixels.values.shape[1]),
-        image_size=image_size,
+        size=(height, width),
+        image_size=_image_size(image_path, limit) or (height, width),
         colour=pixels.colour,
         palette={value: pixels.palette[value] for value in values.tolist() if value < len(pixels.palette)},
         lossy=pixels.lossy,
@@ -192,10 +228,11 @@ def _facts(path: Path, image_path: Path, limit: int) -> MaskFacts:
 # ---------------------------------------------------------------- notes
 
 
-def _summary(data: MaskData, masks: list[MaskFinding]) -> Note:
-    images = len(masks) + len(data.without_mask)
-    fine = sum(mask.facts is not None and mask.facts.size == mask.facts.image_size for mask in masks)
-    return Note("info", "", f"images {images:,}   masks {len(masks):,}   pairs ok {fine:,}")
+def _summary(data: MaskData, masks: int, fine: int | None = None) -> Note:
+    """The numbers of files, and of pairs whose sizes agree if they are known."""
+    return Note(
+        "info", "", f"images {masks + len(data.without_mask):,}   masks {masks:,}" + (f"   pairs ok {fine:,}" if fine is not None else "")
+    )
 
 
 def _missing_notes(data: MaskData) -> list[Note]:
@@ -243,10 +280,13 @@ def _kind_notes(masks: list[MaskFinding], rule: LabelRule, convert: str) -> list
         seen: Counter[int] = Counter()
         for _, facts in coloured:
             seen.update(facts.counts)
-        listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common(_SHOWN)))
         examples = _examples([mask.mask_id for mask, _ in coloured])
-        text = f"{_count(len(coloured), 'mask')} in RGB, and no palette assigns the colours to classes: {examples}"
-        fix = f"-> data.palette=[{listed}], in the order of the classes, or a classes.txt of `index name R G B`"
+        colours = f"{_count(len(seen), 'colour')}, and no palette assigns them" if seen else "and no palette assigns the colours"
+        text = f"{_count(len(coloured), 'mask')} in RGB, {colours} to classes: {examples}"
+        fix = "-> a classes.txt in data.root, a line for each class: index name R G B"
+        if 0 < len(seen) <= rule.num_classes:
+            listed = ",".join(f"[{red},{green},{blue}]" for red, green, blue in (_unpack(value) for value, _ in seen.most_common()))
+            fix = f"-> data.palette=[{listed}], in the order of the classes, or{fix.removeprefix('->')}"
         notes.append(Note("error", "VA-D014", f"{text}\n{fix}"))
     elif coloured:
         notes.append(Note("info", "VA-D014", f"{_count(len(coloured), 'mask')} in RGB: mapped by the palette"))
@@ -257,9 +297,10 @@ def _kind_notes(masks: list[MaskFinding], rule: LabelRule, convert: str) -> list
     if lossy:
         worst = max(facts.distinct for _, facts in lossy)
         allowed = len(rule.table(colour=lossy[0][1].colour))
-        text = f"{_count(len(lossy), 'mask')} JPEG ({worst:,} distinct values in one): lossy masks are not labels -> re-export as PNG"
+        values = f" ({worst:,} distinct values in one)" if worst else ""
+        text = f"{_count(len(lossy), 'mask')} JPEG{values}: lossy masks are not labels -> re-export as PNG"
         if worst > allowed and rule.num_classes == 2 and not lossy[0][1].colour:
-            text += f"\nor, if 255 is the second class: {convert} --map 0-127:0 --map 128-255:1"
+            text += f"\nor, if 255 is the second class: {convert} --in-place --map 0-127:0 --map 128-255:1"
         notes.append(Note("error" if worst > allowed else "warning", "VA-D017", text))
     return notes
 
@@ -276,13 +317,13 @@ def _palette_notes(masks: list[MaskFinding], convert: str) -> list[Note]:
     if not conflicts:
         return []
     text = f"the palettes of the masks differ, in {_count(len(conflicts), 'file')} from those before: {next(iter(conflicts.values()))}"
-    text += f"\n-> {convert} --palette FILE takes the colours as classes, by a file of `index name R G B`"
-    text += f"\n-> {convert} --map 0:0 keeps the indices as classes, and writes one palette"
+    text += f"\n-> {convert} --in-place --palette FILE takes the colours as classes, by a file of `index name R G B`"
+    text += f"\n-> {convert} --in-place --map 0:0 keeps the indices as classes, and writes one palette"
     return [Note("error", "VA-D014", text)]
 
 
-def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, convert: str) -> list[Note]:
-    """Report values that are not classes, with their probable meaning and the command that repairs them."""
+def _stray_notes(data: MaskData, settings: MaskDataConfig, masks: list[MaskFinding], rule: LabelRule) -> list[Note]:
+    """Report values that are not classes, with their probable meaning and the settings that express it."""
     notes = []
     for colour in (False, True):
         if colour and not rule.colours:
@@ -298,9 +339,7 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, conv
         listed = ", ".join(f"{_value(value, colour)}: {_count(count, 'file')}" for value, count in files.most_common(_SHOWN))
         more = f", ... {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
         outside = f"mask values outside {_range(table, colour)}: {{{listed}{more}}}"
-        hints = [
-            _hint(data, value, files, used, table, colour, convert) for value in sorted(files, key=lambda value: -files[value])[:_SHOWN]
-        ]
+        hints = _colour_hints(files) if colour else _value_hints(data, settings, files, used, table)
         example = next(
             mask.mask_id for mask in masks if mask.facts is not None and mask.facts.colour == colour and set(mask.facts.counts) & set(files)
         )
@@ -308,20 +347,51 @@ def _stray_notes(data: MaskData, masks: list[MaskFinding], rule: LabelRule, conv
     return notes
 
 
-def _hint(data: MaskData, value: int, files: Counter[int], used: set[int], table: dict[int, int], colour: bool, convert: str) -> str:
-    where = f"{_value(value, colour)} in {_count(files[value], 'file')}"
-    if colour:
-        return f"{where} is not in the palette -> add it to data.palette or classes.txt"
-    by_label = {label: key for key, label in table.items() if label != IGNORE}
+def _colour_hints(files: Counter[int]) -> list[str]:
+    return [
+        f"{_unpack(value)} in {_count(count, 'file')} is not in the palette -> add it to data.palette or classes.txt"
+        for value, count in files.most_common(_SHOWN)
+    ]
+
+
+def _value_hints(data: MaskData, settings: MaskDataConfig, files: Counter[int], used: set[int], table: dict[int, int]) -> list[str]:
+    """What the values may mean, and the settings that say so; of 255 it is asked, because foreground and unlabelled pixels have it."""
     unused = [label for label in range(len(data.classes)) if label not in used]
-    repair = f"-> {convert} --map {value}:"
-    if value == IGNORE and not (len(data.classes) == 2 and unused == [1]):
-        return f"{where} looks like an ignore label  -> data.ignore_index=255"
-    if len(files) == 1 and unused == [0] and value == len(data.classes):
-        return f"{where}, and no 0: the classes start at 1  -> data.reduce_zero_label=true"
-    target = by_label[unused[0]] if unused else IGNORE
-    meaning = f'perhaps "{shown(data.classes[unused[0]])}"' if unused else f"{IGNORE} ignores it"
-    return f"{where} has no class ({meaning})  {repair}{target}"
+    if set(files) - {IGNORE} == {len(data.classes)} and unused == [0]:
+        where = f"{len(data.classes)} in {_count(files[len(data.classes)], 'file')}, and no 0: the classes start at 1"
+        other = f", and {IGNORE} looks like an ignore label" if files[IGNORE] else ""
+        repair = "data.reduce_zero_label=true"  # which ignores 255 too
+        if data.classes[0].lower() in BACKGROUND:
+            repair = map_setting(settings.map | {label + 1: label for label in range(len(data.classes))})
+            repair += f" data.ignore_index={IGNORE}" if files[IGNORE] else ""
+        return [f"{where}{other}  -> {repair}"]
+    others = sorted(set(files) - {IGNORE})
+    if len(others) > _SHOWN:
+        if others[-1] < MOST_CLASSES:
+            return [f"{len(others):,} values have no class  -> data.classes={others[-1] + 1}, if each of them is one"]
+        return [f"{len(others):,} values have no class, up to {others[-1]:,}: are these files masks?"]
+    by_label = {label: value for value, label in table.items() if label != IGNORE}
+    targets = dict(zip(others, (by_label[label] for label in unused), strict=False))
+    left = unused[len(targets) :]
+    hints = []
+    for value in others:
+        meaning = f'perhaps "{shown(data.classes[table[targets[value]]])}"' if value in targets else f"{IGNORE} ignores it"
+        hints.append(f"{value} in {_count(files[value], 'file')} has no class ({meaning})")
+    changes = settings.map | {value: targets.get(value, IGNORE) for value in others}
+    ignore = [map_setting(changes)] if others else []
+    where = f"{IGNORE} in {_count(files[IGNORE], 'file')}"
+    if not files[IGNORE]:
+        return [*hints, f"-> {map_setting(changes)}"]
+    ignored = " ".join([*ignore, f"data.ignore_index={IGNORE}"])
+    if not left:
+        return [*hints, f"{where} looks like an ignore label  -> {ignored}"]
+    name = shown(data.classes[left[0]])
+    return [
+        *hints,
+        f'{where}: the class "{name}", or pixels without a label?',
+        f'  if it is "{name}"  -> {map_setting(changes | {IGNORE: by_label[left[0]]})}',
+        f"  if these pixels have no label  -> {ignored}",
+    ]
 
 
 def _pixels(data: MaskData, masks: list[MaskFinding]) -> dict[str, np.ndarray]:
@@ -344,9 +414,15 @@ def _class_notes(data: MaskData, labelled: dict[str, np.ndarray]) -> list[Note]:
     train = labelled["train"][:-1]
     for split, totals in labelled.items():
         absent = [name for name, count in zip(data.classes, totals[:-1], strict=True) if not count]
-        if absent and totals[:-1].any():
+        if not absent or not totals.any():  # no mask of it could be read, or none has a class, which is reported as such
+            continue
+        rest = f"; {100 * totals[-1] / totals.sum():.1f} % of the pixels are ignored" if totals[-1] else ""
+        if not totals[:-1].any():
+            level: Literal["error", "warning"] = "error" if split == "train" else "warning"
+            notes.append(Note(level, "VA-D004", f"all pixels of {split} are ignored: no class is left"))
+        else:
             what = "it cannot be learned" if split == "train" else 'its IoU will be "n/a"'
-            text = f"{split} has no pixels of {_count(len(absent), 'class')} ({_examples(absent)}): {what}"
+            text = f"{split} has no pixels of {_count(len(absent), 'class')} ({_examples(absent)}): {what}{rest}"
             notes.append(Note("warning", "VA-D004", text))
     shares = train / max(1, int(train.sum()))
     small = [(name, share) for name, share in zip(data.classes, shares, strict=True) if 0 < share < _TINY]

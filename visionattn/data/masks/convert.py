@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,17 +16,17 @@ from visionattn.config.messages import Origin
 from visionattn.config.read import override_values, validate
 from visionattn.config.schema import RunConfig
 from visionattn.data.images.layouts import image_walker
-from visionattn.data.masks.layouts import find_mask_layout, read_pairs
+from visionattn.data.masks.layouts import find_mask_layout, read_pairs, suggest_folders
 from visionattn.data.masks.palettes import Colour, mask_png, read_classes
 from visionattn.data.masks.sets import packed_colour
 from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.data.readers import MaskPixels, UnreadableFile, read_mask
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, atomic_write
+from visionattn.names import typed
 
 # Settings that tell where masks lie.
 _LOCATION = {"format", "images", "masks", "mask_suffix", "train", "val", "test", "exclude"}
-_PLAIN = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)  # words that a shell leaves alone
 _MOST_VALUES = 64  # a photograph has more
 
 
@@ -49,8 +48,8 @@ def parse_map(texts: Sequence[str]) -> dict[int, int]:
     """
     result: dict[int, int] = {}
     for text in (part.strip() for item in texts for part in item.split(",")):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?:(\d+)", text)
-        if match is None or int(match[3]) > 65535 or int(match[2] or match[1]) > 65535:
+        match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?:(\d{1,10})", text)
+        if match is None or int(match[3]) > 65535 or int(match[2] or match[1]) - int(match[1]) > 65535:
             raise UserError("VA-C002", f'--map "{text}" is not of the form OLD:NEW', fix="Example: --map 128:1 or --map 128-255:1")
         result.update(dict.fromkeys(range(int(match[1]), int(match[2] or match[1]) + 1), int(match[3])))
     return result
@@ -86,7 +85,7 @@ def convert_masks(
         raise UserError("VA-D001", f"no masks below {root}", fix="pass the folder of the masks")
     target = root.with_name(f"{root.name}-masks") if out is None else out.expanduser().resolve()
     if not in_place and target.exists():
-        raise UserError("VA-R007", f"{target} exists already", fix="--out with a new folder, or --in-place")
+        raise UserError("VA-R007", f"{target} exists already", fix="--out NEW_FOLDER, or --in-place")
     names = [Path(os.path.relpath(path, root)).with_suffix(".png") for path in paths]
     twice = [name.as_posix() for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -100,7 +99,7 @@ def convert_masks(
         for path, name in zip(paths, names, strict=True):
             pixels = _read(path, settings)
             if not certain:
-                _require_mask(path, pixels, {*(map or {}), *colours}, settings)
+                _require_mask(path, pixels, {*(map or {}), *colours}, settings, root)
             converted = new_values(path, pixels, map or {}, colours, changed, values)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(mask_png(converted, shown))
@@ -146,7 +145,7 @@ def convert_command(settings: MaskDataConfig) -> str:
     """The `visionattn data masks convert` command for data with these settings, without what to change."""
     given = settings.model_dump(mode="json", include=_LOCATION, exclude_defaults=True)
     words = [settings.root, *(f"data.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items())]
-    return "visionattn data masks convert " + " ".join(word if _PLAIN.fullmatch(word) else shlex.quote(word) for word in words)
+    return "visionattn data masks convert " + " ".join(map(typed, words))
 
 
 def _mask_files(root: Path, settings: MaskDataConfig) -> tuple[list[str], bool]:
@@ -169,7 +168,7 @@ def _read(path: str, settings: MaskDataConfig) -> MaskPixels:
         raise UserError("VA-D010", f"{error.path} cannot be read: {error.reason}", why="nothing was written") from error
 
 
-def _require_mask(path: str, pixels: MaskPixels, named: set[int], settings: MaskDataConfig) -> None:
+def _require_mask(path: str, pixels: MaskPixels, named: set[int], settings: MaskDataConfig, root: Path) -> None:
     """Stop at a file with more values than a mask has, unless they are named: it may be a photograph."""
     others = set(np.unique(pixels.values).tolist()) - named
     if len(others) > _MOST_VALUES:
@@ -177,7 +176,7 @@ def _require_mask(path: str, pixels: MaskPixels, named: set[int], settings: Mask
             "VA-D014",
             f"{path} does not look like a mask: it has {len(others):,} values that are not to be changed",
             why="nothing was written; no known layout of images and masks was found, so every file was taken for a mask",
-            fix=f"give the folder of the masks alone, or {convert_command(settings)} data.images=FOLDER data.masks=FOLDER",
+            fix=f"give the folder of the masks alone, or {suggest_folders(settings, root) or 'data.images=FOLDER data.masks=FOLDER'}",
         )
 
 
@@ -221,12 +220,16 @@ def new_values(
         stray = [_unpacked(packed) for packed in old if packed not in colours]
         if stray:
             what = f"{len(stray):,} colours without a value, such as {', '.join(map(str, stray[:5]))}"
-            raise UserError("VA-D014", what, where=path, why="nothing was written", fix="--palette with all colours, or --palette FILE")
+            raise UserError(
+                "VA-D014", what, where=path, why="nothing was written", fix="--palette FILE, a line for each colour: index name R G B"
+            )
         old = [colours[packed] for packed in old]
     new = [changes.get(value, value) for value in old]
-    if any(not 0 <= value <= 65535 for value in new):
-        what = "values outside 0..65535 cannot be written"
-        raise UserError("VA-D012", what, where=path, why="nothing was written", fix="map them with --map")
+    outside = [value for value in new if not 0 <= value <= 65535]
+    if outside:
+        what = f"values outside 0..65535 cannot be written: {', '.join(map(str, outside[:5]))}"
+        fix = f"give them others, for example --map {outside[0]}:255" if outside[0] > 0 else ""
+        raise UserError("VA-D012", what, where=path, why="nothing was written", fix=fix)
     for before, after, count in zip(old, new, counts.tolist(), strict=True):
         values[after] += count
         if before != after:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 
-from visionattn.data.images.layouts import SPLITS, class_folders, image_walker, require_files, require_one_value, split_names, tree
+from visionattn.data.images.layouts import (
+    SPLITS,
+    class_folders,
+    image_walker,
+    is_image,
+    require_files,
+    require_one_value,
+    split_names,
+    tree,
+)
 from visionattn.data.masks.nnunet import file_ending
 from visionattn.data.masks.recognise import PAIR_COLUMNS, folder_pair, mask_suffix_beside, suffix_below
 from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.data.names import find_listed
+from visionattn.data.readers import is_mask_of
 from visionattn.data.root import find_root
 from visionattn.data.splits import Note
 from visionattn.data.tables import read_csv, read_lines
+from visionattn.data.walk import is_image_name
 from visionattn.errors import UserError
-from visionattn.names import from_path, shown, to_path
+from visionattn.names import from_path, shown, to_path, typed
 
 _ACCEPTED = """accepted layouts:
   ROOT/images/train/*.jpg and ROOT/masks/train/*.png (and val, test), or ROOT/train/images and ROOT/train/masks
@@ -61,6 +74,10 @@ class MaskLayout:
         return None
 
 
+_DEPTH = 3  # folders below data.root in which images and masks are looked for, to name them in a message
+_PATTERNS = 8  # of such folders that are tried with each other
+_FEW = 100  # folders and files that are looked at for it
+_COMPARED = 5  # pairs whose content is
 _HERE = Path()
 _KNOWN = (
     MaskLayout(
@@ -113,13 +130,14 @@ def find_mask_layout(settings: MaskDataConfig, depth: int = 2) -> MaskLayout:
     root = find_root(settings)
     names = split_names(settings)
     if bool(settings.images) != bool(settings.masks):
-        raise UserError("VA-C002", "data.images and data.masks belong together", fix="data.images=images/{split} data.masks=masks/{split}")
+        fix = suggest_folders(settings, root) or "give both: data.images=FOLDER/{split} data.masks=FOLDER/{split}"
+        raise UserError("VA-C002", "data.images and data.masks belong together", fix=fix)
     if settings.images:
         layout = MaskLayout("pairs", root, settings.images, settings.masks, mask_suffix=settings.mask_suffix, names=names)
         if Path(settings.images) == Path(settings.masks) and not settings.mask_suffix:
-            raise UserError(
-                "VA-C002", "data.images and data.masks are the same folder", fix="data.mask_suffix=_mask.png tells the masks apart"
-            )
+            suffix = _suffix_in(root / settings.images.replace("{split}", settings.train)) or "_mask.png"
+            fix = f"{typed(f'data.mask_suffix={suffix}')} tells the masks apart"
+            raise UserError("VA-C002", "data.images and data.masks are the same folder", fix=fix)
         if _has(layout):
             return layout
         raise _wrong_layout(settings, root, f"no folders {settings.images} and {settings.masks}")
@@ -339,8 +357,55 @@ def _read_csv(layout: MaskLayout) -> Pairs:
 
 
 def _wrong_layout(settings: MaskDataConfig, root: Path, what: str) -> UserError:
-    folders = class_folders(root, settings) if root.is_dir() else []
-    fix = (
-        f"data.images={folders[0].name} data.masks={folders[1].name}" if len(folders) == 2 else "arrange the files in one of these layouts"
-    )
+    fix = suggest_folders(settings, root) or "arrange the files in one of these layouts"
     return UserError("VA-D002", f'data.root "{settings.root}": {what}', where="\n".join(tree(root, settings)), why=_ACCEPTED, fix=fix)
+
+
+# ---------------------------------------------------------------- folders under other names
+
+
+def suggest_folders(settings: MaskDataConfig, root: Path) -> str:
+    """The settings that find pairs in folders of any name; empty if none do. The content tells masks from images."""
+    names = split_names(settings)
+    folders = _image_folders(root, settings)
+    patterns = list(dict.fromkeys(_as_pattern(folder, names) for folder in folders))[:_PATTERNS]
+    best: tuple[int, str] = (0, "")
+    for images, masks in permutations(patterns, 2):
+        layout = MaskLayout("pairs", root, images, masks, names=names)
+        if layout.unsplit != ("{split}" not in masks) or not _has(layout):
+            continue
+        pairs = read_pairs(layout, settings)
+        suffix = ""
+        if not pairs.parts and (suffix := near_suffix(layout, pairs.without_mask[:_FEW], pairs.without_image[:_FEW])):
+            pairs = read_pairs(replace(layout, mask_suffix=suffix), settings)
+        found = pairs.parts.get("train", pairs.parts.get("all", []))
+        if len(found) > best[0] and all(
+            is_mask_of(Path(p.mask_path), Path(p.path), max_bytes=settings.max_bytes) for p in found[:_COMPARED]
+        ):
+            words = [f"data.images={images}", f"data.masks={masks}", *([f"data.mask_suffix={suffix}"] if suffix else [])]
+            best = len(found), " ".join(map(typed, words))
+    return best[1]
+
+
+def _image_folders(root: Path, settings: MaskDataConfig) -> list[Path]:
+    """Some folders below root, relative to it, that contain images directly."""
+    walker = image_walker(settings)
+    found, level = [], [root] if root.is_dir() else []
+    for _ in range(_DEPTH):
+        level = [inside for folder in level for inside in walker.folders(folder)][:_FEW]
+        found += [folder.relative_to(root) for folder in level if any(is_image(path.name, settings) for path in folder.iterdir())]
+    return found
+
+
+def _as_pattern(folder: Path, names: dict[str, tuple[str, ...]]) -> str:
+    """A folder with `{split}` for the name of a split, which may be a part of a name: `train_masks`."""
+    known = "|".join(re.escape(name) for split in names.values() for name in split)
+    return "/".join(re.sub(rf"^({known})(?=$|[_-])|(?<=[_-])({known})$", "{split}", part, count=1) for part in folder.parts)
+
+
+def _suffix_in(folder: Path) -> str:
+    """The suffix that turns names of images into those of masks in one folder, if it is always the same."""
+    names = sorted(path.name for path in folder.iterdir() if is_image_name(path.name))[:_FEW] if folder.is_dir() else []
+    stems = {Path(name).stem for name in names}
+    ends = {name[len(stem) :] for name in names for stem in stems if name.startswith(stem) and Path(name).stem != stem}
+    return ends.pop() if len(ends) == 1 else ""

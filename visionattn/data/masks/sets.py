@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,6 +32,9 @@ from visionattn.errors import UserError
 from visionattn.names import shown
 
 _STRAY = 254  # marks a value that is not a class, until it is rejected
+MOST_CLASSES = _STRAY - 1
+BACKGROUND = ("background", "bg")  # names of a first class
+_MOST_VALUES = 64  # in masks whose classes are asked for; a photograph has more
 
 
 @dataclass(frozen=True)
@@ -185,14 +189,15 @@ def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str]
     return _mask_set(split, found, settings, rule, in_chans)
 
 
-def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow]:
+def mask_manifest(data: MaskData, hashes: Mapping[str, str] | None) -> list[ManifestRow]:
     """List all images with the path of the mask as label and one hash of both contents.
 
     Args:
-        hashes: by id of images and masks, from the check; missing ones are computed from the files.
+        hashes: by id of images and masks, from the check; missing ones are computed from the files. None leaves them out.
     """
 
     def digest(name: str, path: str, max_bytes: int) -> str:
+        assert hashes is not None
         return hashes.get(name) or content_hash(file_content(Path(path), max_bytes=max_bytes))
 
     rows = []
@@ -200,7 +205,8 @@ def mask_manifest(data: MaskData, hashes: Mapping[str, str]) -> list[ManifestRow
         for index, (name, mask_id) in enumerate(zip(part.ids, part.mask_ids, strict=True)):
             path, mask_path = part.images.path(index), part.mask_paths[index]
             limit = part.images.settings.max_bytes
-            both = content_hash(f"{digest(name, path, limit)} {digest(mask_id, mask_path, limit)}".encode())
+            parts = "" if hashes is None else f"{digest(name, path, limit)} {digest(mask_id, mask_path, limit)}"
+            both = content_hash(parts.encode()) if parts else ""
             rows.append(ManifestRow(name, mask_id, part.name, Path(path).stat().st_size, both))
     return rows
 
@@ -321,9 +327,9 @@ def _classes(
         entries = [ClassEntry(number, name, None) for number, name in enumerate(known)]
     notes = []
     if entries is None:
-        values, count = _first_values(pairs, settings)
-        if values != {0, 1}:
-            raise _no_classes(values, count)
+        values, colours, count = _first_values(pairs, settings)
+        if values != {0, 1} or colours:
+            raise _no_classes(values, colours, count, settings)
         entries = [ClassEntry(0, "background", None), ClassEntry(1, "object", None)]
         names = "the masks hold 0 and 1: classes background and object; other names: data.classes=[NAME,NAME]"
         notes.append(Note("info", "", names))
@@ -347,14 +353,16 @@ def _classes(
 
 
 def _require_few(count: int) -> None:
-    if not 1 <= count < _STRAY:
-        raise UserError("VA-C002", f"data.classes: {count:,} classes, expected 1 to {_STRAY - 1}")
+    if count == 1:
+        raise UserError("VA-C002", "data.classes: 1 class is left, expected 2 or more", fix="name the background as a class too")
+    if not 1 < count <= MOST_CLASSES:
+        raise UserError("VA-C002", f"data.classes: {count:,} classes, expected 2 to {MOST_CLASSES}")
 
 
 def _shifted(entries: list[ClassEntry]) -> list[ClassEntry]:
     if not any(entry.value == 0 and not entry.ignored for entry in entries):
         return entries
-    if entries[0].name.lower() in ("background", "bg"):
+    if entries[0].name.lower() in BACKGROUND:
         raise UserError(
             "VA-C002",
             f'data.reduce_zero_label ignores value 0, but data.classes starts with "{entries[0].name}"',
@@ -395,27 +403,67 @@ def _unpacked(packed: int) -> Colour:
     return packed >> 16, packed >> 8 & 255, packed & 255
 
 
-def _first_values(pairs: Pairs, settings: MaskDataConfig) -> tuple[set[int], int]:
-    """Values in the first masks, colours left out, and how many masks these are."""
+def _first_values(pairs: Pairs, settings: MaskDataConfig) -> tuple[set[int], Counter[int], int]:
+    """Values in the first masks as data.map leaves them, pixels of their colours, and how many masks these are."""
     paths = [pair.mask_path for part in pairs.parts.values() for pair in part][:20]
     values: set[int] = set()
+    colours: Counter[int] = Counter()
     for path in paths:
         try:
             pixels = read_mask(Path(path), max_bytes=settings.max_bytes)
         except UnreadableFile:
             continue
-        if not pixels.colour:
-            values.update(np.unique(pixels.values).tolist())
-    return values, len(paths)
+        found, counts = np.unique(pixels.values, return_counts=True)
+        if pixels.colour:
+            colours.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+        else:
+            values.update(settings.map.get(value, value) for value in found.tolist())
+    return values, colours, len(paths)
 
 
-def _no_classes(values: set[int], masks: int) -> UserError:
+def _no_classes(values: set[int], colours: Counter[int], masks: int, settings: MaskDataConfig) -> UserError:
     """Report the values in the first masks, so that the user can name them."""
-    count = len(values - {IGNORE})
-    names = ["background", *(["object"] if count == 2 else [f"class{number}" for number in range(1, count)])]
-    return UserError(
-        "VA-C002",
-        "unknown classes: there is no classes.txt in data.root",
-        why=f"the first {masks} masks contain the values {', '.join(map(str, sorted(values)[:12])) or 'of colours'}",
-        fix=f"name them in order of their values: data.classes=[{','.join(names)}]",
-    )
+    where = f"the first {masks} masks contain"
+    if colours:
+        listed = [_unpacked(packed) for packed, _ in colours.most_common(_MOST_VALUES)]
+        why = f"{where} {len(colours):,} colours, such as {', '.join(map(str, listed[:6]))}"
+        fix = "write classes.txt in data.root, a line for each class: index name R G B"
+        if len(colours) <= _MOST_VALUES and settings.palette == "auto":
+            palette = ",".join(f"[{red},{green},{blue}]" for red, green, blue in listed)
+            fix = f"name them in this order: data.classes=[{','.join(_names(len(listed)))}] data.palette=[{palette}]\nor {fix}"
+        return UserError("VA-C002", "unknown classes: there is no classes.txt in data.root", why=why, fix=fix)
+    why = f"{where} the values {', '.join(map(str, sorted(values)[:12]))}{', ...' * (len(values) > 12)}"
+    return UserError("VA-C002", "unknown classes: there is no classes.txt in data.root", why=why, fix=_class_settings(values, settings))
+
+
+def _class_settings(values: set[int], settings: MaskDataConfig) -> str:
+    """The settings that make classes of mask values; of 255 beside others it is asked whether it is one."""
+    plain = sorted(values - {IGNORE})
+    if len(plain) > _MOST_VALUES:
+        if plain[-1] < MOST_CLASSES:
+            return f"write classes.txt in data.root, a line for each class, or count them: data.classes={plain[-1] + 1}"
+        return "are these files masks? If so, write classes.txt in data.root, a line for each class"
+
+    def named(chosen: list[int]) -> str:
+        changes = settings.map | {value: number for number, value in enumerate(chosen) if value != number}
+        return " ".join([f"data.classes=[{','.join(_names(len(chosen)))}]", *([map_setting(changes)] if changes else [])])
+
+    without = f"{named(plain)} data.ignore_index={IGNORE}" if IGNORE in values else named(plain)
+    if len(plain) > 1 and plain == list(range(1, len(plain) + 1)):
+        without = f"data.classes=[{','.join(f'class{value}' for value in plain)}] data.reduce_zero_label=true"
+    if IGNORE not in values:
+        return f"name them in order of their values: {without}"
+    if len(plain) < 2:
+        return f"name them in order of their values: {named([*plain, IGNORE])}"
+    first = f"name them in order of their values, if 255 is a class: {named([*plain, IGNORE])}"
+    return f"{first}\nor, if it marks pixels without a label: {without}"
+
+
+def _names(count: int) -> list[str]:
+    """Stand-ins for the names of classes; there are at least two."""
+    return ["background", *(["object"] if count <= 2 else [f"class{number}" for number in range(1, count)])]
+
+
+def map_setting(changes: Mapping[int, int]) -> str:
+    """`data.map` as it is typed in a shell."""
+    return f'"data.map={{{", ".join(f"{value}: {target}" for value, target in changes.items())}}}"'

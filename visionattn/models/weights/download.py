@@ -169,7 +169,7 @@ def store(path: Path, name: str, tag: str | None = None, *, report: Report = pri
                 target.with_name(record.name + other).unlink(missing_ok=True)
         _pin(target.name, f"imported from {path.name}", digest)
     report(f"{record.name}: {path.name} copied to {target}")
-    return CachedFile(target, digest, "imported")
+    return CachedFile(target, digest, _as_published(digest, published) or "pinned on import")
 
 
 def weights_folder() -> Path:
@@ -417,12 +417,10 @@ def _compare(record: Weights, path: Path, name: str, published: list[str], pinne
     `published` holds the hash digits of each possible source, empty where the publisher gives none.
     """
     digest = sha256_of(path)
-    if digest in published:
-        return CachedFile(path, digest, "as published")
-    if digest in pinned:
+    if digest not in published and digest in pinned:
         return CachedFile(path, digest, "as on first use")
-    if match := next((digits for digits in published if digits and digest.startswith(digits)), None):
-        return CachedFile(path, digest, f"first {len(match)} digits as published")
+    if known := _as_published(digest, published):
+        return CachedFile(path, digest, known)
     if not pinned and not (published and all(published)):
         _pin(name, origin, digest)
         report(f"{record.name}: no published hash; sha256 {digest} is pinned")
@@ -442,6 +440,12 @@ def _compare(record: Weights, path: Path, name: str, published: list[str], pinne
         why=f"sha256 {digest}\nexpected {' or '.join(filter(None, [*published, *pinned]))}\nfrom {origin}",
         fix=fix,
     )
+
+
+def _as_published(digest: str, published: list[str]) -> str:
+    """How much of a hash is as published, in words; empty if nothing is."""
+    match = max((digits for digits in published if digits and digest.startswith(digits)), key=len, default="")
+    return "as published" if match == digest else f"first {len(match)} digits as published" if match else ""
 
 
 def _hashes_file() -> Path:

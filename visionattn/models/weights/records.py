@@ -78,6 +78,11 @@ class Source(Fact):
         """The published sha256 or its first digits; empty if there is none."""
         return self.sha256 or self.sha256_prefix or ""
 
+    @property
+    def hash_check(self) -> str:
+        """What a download is compared with: the full sha256, its first digits, or the hash of the first use."""
+        return "sha256" if self.sha256 else f"first {len(self.sha256_prefix)} digits" if self.sha256_prefix else "first use"
+
 
 class Weights(Fact):
     """A published checkpoint of a registered model."""
@@ -96,6 +101,17 @@ class Weights(Fact):
     @property
     def name(self) -> str:
         return f"{self.model}.{self.tag}"
+
+    @property
+    def hash_check(self) -> str:
+        """What the file is compared with, by the source it comes from; a file of the user's with the hash of the import."""
+        sources = [source for source in self.sources if source.fetchable] or self.sources
+        return ", ".join(dict.fromkeys(source.hash_check for source in sources)) or "first use"
+
+    @property
+    def display_licenses(self) -> str:
+        """Column of a table: licence of the weights, then of the code."""
+        return f"{self.weights_license or 'not stated'}, {self.code_license or 'not stated'}"
 
     @property
     def display_figures(self) -> tuple[int, str]:

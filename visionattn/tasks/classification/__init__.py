@@ -62,7 +62,7 @@ class Classification(Task):
     def usable_data(self, config: ClassifyConfig, data: LabelledData, report: CheckReport) -> LabelledData:
         from visionattn.tasks.classification.data import require_classes
 
-        return require_classes(data, super().usable_data(config, data, report))
+        return require_classes(data, super().usable_data(config, data, report), report)
 
     def target(self, config: ClassifyConfig, data: LabelledData) -> Target:
         return {"classes": data.classes}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.data.check import contact_sheet
+from visionattn.data.check import CheckReport, contact_sheet, listed_reasons
 from visionattn.data.images.sets import ImageSet, LabelledData
 from visionattn.data.images.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
 from visionattn.data.readers import UnreadableFile
@@ -33,7 +33,7 @@ def preprocessing(config: ClassifyConfig, model: Any) -> EvalTransform:
     return eval_transform(config.model.size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=crop)
 
 
-def require_classes(before: LabelledData, after: LabelledData) -> LabelledData:
+def require_classes(before: LabelledData, after: LabelledData, report: CheckReport) -> LabelledData:
     """The data after exclusion, if each class still has training images.
 
     Raises:
@@ -42,10 +42,13 @@ def require_classes(before: LabelledData, after: LabelledData) -> LabelledData:
     counts = zip(before.class_counts(before.train).items(), after.class_counts(after.train).values(), strict=True)
     lost = [name for (name, had), has in counts if had and not has]
     if lost:
+        broken = {name: index for index, name in enumerate(before.train.ids) if name in report.unreadable}
+        theirs = [name for name, index in broken.items() if set(before.label_text(before.train, index).split(";")) & set(lost)]
         raise UserError(
             "VA-D005",
             shown(f"no readable training image is left of {', '.join(lost)}"),
-            fix="repair the files listed by visionattn data check, or remove the class in all splits",
+            where=listed_reasons({name: report.unreadable[name] for name in theirs}),
+            fix="repair these files, or remove the class in all splits",
         )
     return after
 

@@ -117,7 +117,8 @@ class Segmentation(Task):
 
         from visionattn.tasks.segmentation.data import MaskedImages, augmentation
 
-        counts = np.array([report.counts["train"][name] for name in data.classes], np.int64)
+        known = report.counts["train"]  # empty unless the check decoded the masks
+        counts = np.array([known[name] for name in data.classes], np.int64) if known else None
         return MaskedImages(data.train, augmentation(config, model), seed=config.seed, counts=counts)
 
     def eval_dataset(self, config: SegmentConfig, model: nn.Module, split: MaskSet) -> Dataset:

@@ -1,0 +1,123 @@
+"""What the texts of the package name without a case here, by file, with the reason; `*` stands for all else in a file."""
+
+from __future__ import annotations
+
+FAULT = "says what is wrong"
+FACT = "says what is done"
+HARDWARE = "depends on the run or on hardware; the keys are checked below"
+
+NOT_FOLLOWED: dict[str, dict[str, str]] = {
+    "cli/config.py": {"--task": FAULT},
+    "cli/data.py": {"--palette": FAULT},
+    "cli/kernels.py": {"--device": FAULT, "VISIONATTN_BACKEND=": "is read when torch is loaded: tests/kernels/test_dispatch.py"},
+    "cli/launch.py": {"*": "several processes or GPUs: tests/cli/test_launch.py"},
+    "cli/main.py": {
+        "visionattn -v ...  to see where": "of a fault in the package: tests/cli/test_main.py",
+        "visionattn doctor": "takes long: tests/cli/test_kernels.py",
+        "visionattn kernels list": "of a variable that is read when torch is loaded: tests/cli/test_models.py, tests/cli/test_kernels.py",
+    },
+    "cli/options.py": {"task=": "is not printed"},
+    "cli/run.py": {"*": "commands made of the words that were given: tests/cli/test_unknown.py, tests/cli/test_folds.py"},
+    "cli/unknown.py": {"*": "a table of options and keys, and commands made of it: tests/cli/test_unknown.py"},
+    "cli/weights.py": {
+        "--classes": FAULT,
+        "visionattn weights download": "needs a network: tests/models/test_download.py, tests/cli/test_weights.py",
+    },
+    "config/plugins.py": {"visionattn -v ... shows where": "of a fault in a user's file: tests/cli/test_main.py"},
+    "config/schema.py": {"train.batch_size=auto": FAULT},
+    "data/check.py": {"data.check=": FACT, "data.on_error=stop": FACT},
+    "data/images/hub.py": {
+        "hf download": "needs a network",
+        "--repo-type": "needs a network",
+        "data.train=default/train": "needs a network: tests/data/images/test_hub.py reads what it leads to",
+        "data.format=hf": FAULT,
+    },
+    "data/images/layouts.py": {
+        "data.cache=ram": FAULT,
+        "data.format=digits": "the same text as in data/root.py",
+        "data.test=NAME": "as data.val=NAME",
+    },
+    "data/loading.py": {
+        "--shm-size": "of a container: tests/data/test_loading.py makes the fault",
+        "data.workers=0": "of a lack of shared memory: tests/data/test_loading.py makes the fault",
+    },
+    "data/masks/convert.py": {"visionattn data masks convert": "a part of what data/masks/check.py suggests"},
+    "data/masks/layouts.py": {
+        "data.classes=[...]": "as in data/masks/nnunet.py",
+        "data.val_fraction=0.2": "as in data/images/layouts.py",
+    },
+    "data/masks/sets.py": {"--split": "as in data/images/labels.py"},
+    "data/splits.py": {"--folds": "folds: tests/cli/test_folds.py", "data.val_fraction=": FAULT},
+    "engine/devices.py": {
+        "--nproc_per_node": "several processes: tests/engine/test_processes.py starts them",
+        "--multi_gpu": "several GPUs",
+        "--num_processes": "several GPUs",
+        "torchrun": "several processes: tests/engine/test_processes.py starts them",
+        "accelerate launch": "several GPUs",
+        "train.device=cuda": "several GPUs",
+    },
+    "engine/diagnosis.py": {
+        "eval.mode=slide": HARDWARE,
+        "optim.clip_grad=1": HARDWARE,
+        "train.device=cpu": HARDWARE,
+        "train.precision=bf16": HARDWARE,
+        "model.grad_checkpointing=true": HARDWARE,
+        "data.workers=0": HARDWARE,
+    },
+    "engine/optim.py": {
+        "train.shard=false": "several processes: tests/engine/test_optim.py",
+    },
+    "engine/progress.py": {"train.max_time=": FACT, "train.patience=": FACT},
+    "engine/trainer.py": {
+        "train.max_time=": FACT,
+        "data.on_error=skip": "of files that vanish while a run trains: tests/cli/test_resume.py",
+        "visionattn train --resume": "of files that vanish while a run trains: tests/cli/test_resume.py",
+    },
+    "files.py": {"visionattn train --resume RUN": "of a full disk: tests/faults/test_faults.py"},
+    "jobs/check.py": {"--strict": FACT},
+    "jobs/evaluate.py": {"--split": "folds: tests/cli/test_folds.py"},
+    "jobs/folds.py": {"*": "folds: tests/cli/test_folds.py"},
+    "jobs/predict.py": {"--save": FAULT},
+    "jobs/train.py": {
+        "train.accum=": FACT,
+        "train.batch_size=": FACT,
+        "tensorboard --logdir": "a program of its own",
+        "visionattn train --config": "in the report of a run, followed in test_advice.py",
+    },
+    "models/classifier.py": {"num_classes=0": FACT},
+    "models/segmenter_factory.py": {
+        "backbone=": "in Python: tests/models/test_segmenter_records.py",
+        "num_classes=2": "in Python, followed in test_advice.py",
+    },
+    "models/weights/download.py": {
+        "VISIONATTN_CACHE=": "of a full disk: followed in another case, of files.py",
+        "pretrained=False": "in Python: tests/models/test_weights.py",
+        "visionattn weights download": "needs a network: tests/models/test_download.py",
+    },
+    "models/weights/importing.py": {
+        "--model": "needs large files: tests/models/test_importing.py",
+        "model.weights=": "needs large files: tests/models/test_segmenter_records.py",
+        "visionattn weights import": "needs large files: tests/models/test_importing.py",
+    },
+    "models/weights/records.py": {
+        "checkpoint_path=FILE": "in Python: tests/models/test_weights.py",
+        "model.weights=FILE": "followed in another case, of runs/checkpoint.py",
+    },
+    "report/tables.py": {"--json": FACT},
+    "report/tensorboard.py": {"log.tensorboard=false": "all cases here train with it"},
+    "runs/folder.py": {
+        "output.dir=FOLDER": "of a file system without locks; followed in another case, of cli/main.py",
+        "visionattn train has made: runs/<name>/<nnn>": FACT,
+    },
+    "runs/state.py": {
+        "--processes": "several processes: tests/cli/test_launch.py",
+        "train.process_timeout=SECONDS": "several processes: tests/engine/test_processes.py",
+        "visionattn train --resume": "of a run that was stopped: tests/cli/test_resume.py, tests/faults/test_faults.py",
+    },
+    "tasks/base.py": {"data.sampler=shuffled": "of a task of one's own"},
+    "tasks/classification/__init__.py": {"data.format=digits": "the same text as in data/root.py"},
+    "tasks/segmentation/output.py": {
+        "--out": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",
+        "--source": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",
+    },
+}
