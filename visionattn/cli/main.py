@@ -106,8 +106,8 @@ def _options(
 
 
 app.command(epilog="Example: visionattn train --data flowers --model swin_tiny train.epochs=30")(run.train)
-app.command("eval", epilog="Example: visionattn eval runs/digits-swin_tiny/001 --split test")(run.evaluate)
-app.command(epilog="Example: visionattn predict runs/digits-swin_tiny/001 --source photos/ --out predictions")(run.predict)
+app.command("eval", epilog="Example: visionattn eval runs/quickstart/001 --split test")(run.evaluate)
+app.command(epilog="Example: visionattn predict runs/quickstart/001 --source photos/ --out predictions")(run.predict)
 app.command()(doctor.doctor)
 for name, group in {"models": models, "weights": weights, "data": data, "kernels": kernels, "config": config}.items():
     app.add_typer(group.app, name=name)
