@@ -1,7 +1,7 @@
 """What `auto` stands for: the settings that a user left open, each chosen with a reason.
 
 Training from scratch has fixed defaults. From weights, a fine-tuning rule follows the network, the number of samples and the batch;
-`docs/training.md` explains it, `docs/results.md` compares it with training from scratch.
+`docs/training.md` explains it.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ def choices(config: RunConfig, facts: Facts) -> list[Choice]:
     lr = 1e-3 * math.sqrt(facts.batch / 32) * min(1.0, math.sqrt(3 / millions)) * (20 if config.optim.name == "sgd" else 1)
     if config.optim.lr_batch is not None:  # it is scaled to the batch again
         lr *= config.optim.lr_batch / facts.batch
-    decay = 1.0 if facts.cnn else 0.3 ** (1 / max(facts.layers - 1, 1))
-    drop_path = 0.0 if facts.cnn or millions < 20 else 0.1 if millions < 80 else 0.2
+    large = not facts.cnn and millions >= 20
+    decay = rounded(0.3 ** (1 / max(facts.layers - 1, 1))) if large else None
+    drop_path = 0.0 if not large else 0.1 if millions < 80 else 0.2
     average = None if config.train.shard else min(max(1 - 10 * facts.batch / (planned * facts.samples), 0.9), 0.9998)
     return [
         Choice("train.epochs", epochs, f"{epochs * facts.samples:,} images are seen, of {facts.samples:,}"),
         Choice("optim.lr", rounded(lr), f"{millions:.0f} million parameters, {facts.batch} samples per step"),
-        Choice("optim.layer_decay", None if facts.cnn else rounded(decay), f"{network} of {facts.layers} layers"),
+        Choice("optim.layer_decay", decay, f"{network} of {facts.layers} layers, {millions:.0f} million parameters"),
         Choice("optim.weight_decay", 0.05, "as from scratch"),
         Choice("schedule.warmup_epochs", rounded(planned / 10), "a tenth of the run"),
         Choice("model.drop_path_rate", drop_path, f"{network}, {millions:.0f} million parameters"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
 from typing_extensions import Self
 
-from visionattn.config.schema import Auto, DataConfig, Section, setting
+from visionattn.config.schema import DataConfig, Section, setting
 
 
 class ImageDataConfig(DataConfig):
@@ -80,9 +79,7 @@ class AugmentConfig(Section):
     rotate: float = setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
     shift: float = setting(0.0, "Largest shift, as a share of the size.", ge=0, lt=1)
     zoom: float = setting(0.0, "Largest relative change of scale.", ge=0, lt=1)
-    color_jitter: Annotated[float, Field(ge=0)] | Auto = setting(
-        "auto", "Strength of brightness, contrast and saturation changes (hue: a quarter); auto: 0, or 0.2 from weights."
-    )
+    color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation changes (hue: a quarter).", ge=0)
     rand_augment: str = setting("", "RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1.")
     random_erasing: float = setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
     mixup: float = setting(0.0, "Mixup alpha; 0 is off.", ge=0)

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from visionattn.config.schema import chosen
 from visionattn.data.images.settings import AugmentConfig, CropConfig
 from visionattn.errors import UserError
 
@@ -134,7 +133,7 @@ def train_transform(
     normalize = Normalize(mean, std)
     if not augment.rand_augment:
         return TrainTransform(augment, size, normalize)
-    others = [name for name in ("rotate", "shift", "zoom", "color_jitter") if getattr(augment, name) not in (0, "auto")]
+    others = [name for name in ("rotate", "shift", "zoom", "color_jitter") if getattr(augment, name)]
     if others:
         raise UserError(
             "VA-C002",
@@ -223,7 +222,8 @@ def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
                 p=1,
             )
         )
-    if strength := chosen(augment.color_jitter, "augment.color_jitter"):
+    if augment.color_jitter:
+        strength = augment.color_jitter
         around = (max(0.0, 1 - strength), 1 + strength)
         hue = min(strength / 4, 0.5)  # half the colour circle in either direction covers it
         steps.append(A.ColorJitter(around, around, around, (-hue, hue), p=1))

@@ -101,8 +101,7 @@ class Classification(Task):
     def choices(self, config: ClassifyConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
         found = super().choices(config, facts, report)
         if facts.pretrained:
-            jitter = 0.0 if config.augment.rand_augment else 0.2  # RandAugment has its own
-            found += [Choice("augment.color_jitter", jitter, "mild"), Choice("loss.label_smoothing", 0.1, "few labels")]
+            found.append(Choice("loss.label_smoothing", 0.1, "few labels"))
         return found
 
     def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:
