@@ -1,4 +1,4 @@
-"""What users get wrong, what they are told, and what they then do: one case for each piece of advice that can be followed here.
+"""Mistakes, the advice that the user gets, and the commands that follow it: one case for each piece of advice that can be followed here.
 
 The first ones are a newcomer's. Each is run in an empty folder in which `make` puts the files.
 """

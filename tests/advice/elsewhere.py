@@ -1,9 +1,9 @@
-"""What the texts of the package name without a case here, by file, with the reason; `*` stands for all else in a file."""
+"""Commands and settings in messages that have no case here, by file, each with the reason; `*` covers the rest of a file."""
 
 from __future__ import annotations
 
-FAULT = "says what is wrong"
-FACT = "says what is done"
+FAULT = "names the mistake"
+FACT = "states what the command does"
 HARDWARE = "depends on the run or on hardware; the keys are checked below"
 
 NOT_FOLLOWED: dict[str, dict[str, str]] = {

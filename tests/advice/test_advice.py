@@ -1,4 +1,4 @@
-"""What the package suggests works: each command and setting in a message is followed here, word for word."""
+"""Follow every command and setting that a message suggests, word for word."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_newcomers_mistakes_are_many() -> None:
 
 
 def test_settings_that_are_named_exist() -> None:
-    """Whatever the value: a key that no task has is no advice."""
+    """Every key in a message exists in some task."""
     keys = {item.text.partition("=")[0] for item in suggestions() if re.match(r"[a-z_]+\.[a-z_.]+=", item.text)}
     known = {key for task in TASKS.values() for key in keys if not count_unknown(nested(key), task.config)}
     assert keys - known == set()

@@ -28,7 +28,7 @@ _OTHER = {"setting", "Field", "Option", "Argument", "Typer", "command", "compile
 
 
 class Suggestion(NamedTuple):
-    """What a message says to type, up to the first part that is filled in, and the file of the package it stands in."""
+    """Text that a message tells the user to type, up to the first part that is filled in, and the file of the package it is in."""
 
     source: str
     text: str

@@ -1,4 +1,4 @@
-"""What `auto` stands for: fixed defaults from scratch, the fine-tuning rule from weights."""
+"""Values for `auto`: fixed defaults from scratch, the fine-tuning rule from weights."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_nothing_stays_open_and_what_is_given_stays(task: str) -> None:
 
 
 def test_published_recipes_leave_nothing_to_the_rule() -> None:
-    """What their authors did not do is switched off by name."""
+    """They turn off explicitly whatever their authors did not use."""
     for name in shipped_names():
         config = load_config(name)
         _, used = apply_choices(config, task_of(config).choices(config, FACTS, None))

@@ -69,7 +69,7 @@ def test_steps_are_tried_until_one_fits(
 
 
 def test_the_numbers_are_those_of_the_run_and_it_resumes_exactly(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was tried leaves no trace in the weights, and a resumed run tries nothing."""
+    """The trials do not change the weights, and a resumed run makes none."""
 
     def trained(*overrides: str, **arguments: Any) -> Any:
         data = [f"data.root={flowers}", f"output.dir={flowers.parent / 'runs'}"]
