@@ -22,7 +22,7 @@ from tests.data.images.shards import flower_shards
 from tests.data.masks.annotated import coco, cvat_masks
 from visionattn.models.classifier import Classifier
 
-SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.tensorboard=false train.device=cpu"
+SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.to=[] train.device=cpu"
 TINY = f"model.name=eca_resnet18 'model.args={{width: 8}}' {SMALL}"
 DRY = f"{TINY} --dry-run"
 
