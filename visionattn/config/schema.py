@@ -240,7 +240,7 @@ class LogConfig(Section):
     every_steps: int = setting(20, "Optimizer steps between log lines.", ge=1)
     to: list[Tracker] = setting(
         ["tensorboard"],
-        f"Trackers that get metrics, settings and pictures: {', '.join(typing.get_args(Tracker))}; []: none. TensorBoard's events are in tb/.",
+        f"Trackers: {', '.join(typing.get_args(Tracker))}; []: none. They get metrics, settings and pictures; TensorBoard's are in tb/.",
     )
     images: int = setting(16, "Pictures per figure that trackers get.", ge=0, le=64)
 

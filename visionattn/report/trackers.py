@@ -237,9 +237,8 @@ class Trackers:
 
     def _write_records(self) -> None:
         if self.records:
-            atomic_write(
-                self.run.path / "trackers.json", json.dumps({name: asdict(record) for name, record in self.records.items()}, indent=1)
-            )
+            content = {name: asdict(record) for name, record in self.records.items()}
+            atomic_write(self.run.path / "trackers.json", json.dumps(content, indent=1))
 
 
 # ---------------------------------------------------------------- what each tracker wants
@@ -395,9 +394,10 @@ def _read_records(path: Path) -> dict[str, _Record]:
     """What an earlier process left; nothing of a file that is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            str(name): _Record(str(of["id"]), {str(k): int(v) for k, v in of["done"].items()}, bool(of["failed"]))
-            for name, of in content.items()
-        }
+        records = {}
+        for name, of in content.items():
+            done = {kind: int(step) for kind, step in of["done"].items()}
+            records[name] = _Record(str(of["id"]), done, bool(of["failed"]))
+        return records
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
