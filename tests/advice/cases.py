@@ -1397,6 +1397,10 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("visionattn.cli.launch._gpus", lambda: 0)
 
 
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionattn.report.trackers.find_spec", lambda name: None)
+
+
 def within_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
 
@@ -1504,6 +1508,15 @@ COMMANDS = [
         (run("visionattn predict RUN --source FILE_OR_FOLDER", RUN="runs/flowers/001", FILE_OR_FOLDER="photos"),),
         photos,
         with_run=True,
+    ),
+    Case(
+        "report/trackers.py",
+        f"train --data flowers {DRY} log.to=comet_ml",
+        "VA-R007",
+        "pip install comet_ml\nor train without: log.to=[]",
+        (add("log.to=[]"),),
+        flowers,
+        patch=nothing_installed,
     ),
     Case("config/schema.py", "config show log.to=none", "VA-C002", "none: log.to=[]", (add("log.to=[]"),)),
     Case(

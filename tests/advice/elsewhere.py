@@ -119,7 +119,6 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "model.weights=FILE": "followed in another case, of runs/checkpoint.py",
     },
     "report/tables.py": {"--json": FACT},
-    "report/trackers.py": {"log.to=[]": "all cases here train with it"},
     "runs/folder.py": {
         "output.dir=FOLDER": "of a file system without locks; followed in another case, of cli/main.py",
         "visionattn train has made: runs/<name>/<nnn>": FACT,

@@ -56,6 +56,7 @@ def require_packages(log: LogConfig) -> None:
     missing = [name for name in log.to if getattr(find_spec(name), "origin", None) is None]
     if missing:
         fix = "\n".join(_INSTALL.get(name, f"pip install {name}") for name in missing)
+        fix += f"\nor train without: log.to=[{','.join(name for name in log.to if name not in missing)}]"
         what = f"log.to: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
         raise UserError("VA-R007", what, fix=fix)
 
@@ -122,6 +123,8 @@ class Trackers:
         self.sent: dict[str, dict[str, int]] = {}  # what each one got before, by kind
         self.opened: dict[str, Any] = {}
         lines = run.read_metrics()
+        if "tensorboard" in config.log.to:
+            _require_printable(run.path)
         for name in config.log.to:
             self._open(name, lines, step)
         self._write_records()
@@ -206,8 +209,6 @@ class Trackers:
             if not known:
                 _store_config(name, tracker, self.config)
 
-        if name == "tensorboard":
-            _require_printable(self.run.path)
         record.failed = False
         self._try(name, start)
         if not record.failed and name != "tensorboard":
