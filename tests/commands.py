@@ -22,7 +22,7 @@ TINY = (
     "train.epochs=1",
     "train.batch_size=8",
     "data.workers=0",
-    "log.tensorboard=false",
+    "log.to=[]",
 )
 CLASSES = ("daisy", "rose", "tulip")
 

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
 import warnings
+from contextlib import AbstractContextManager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,21 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import TINY, done, only_run, picture
+from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.data.check import contact_sheet
 from visionattn.data.masks.palettes import default_palette
 from visionattn.data.splits import ManifestRow, manifest_hash
+from visionattn.engine.devices import open_accelerator
 from visionattn.errors import UserError
 from visionattn.figures import confusion_figure, drawn, fonts, picture_grid, shortened
 from visionattn.files import atomic_write, csv_text, json_text
 from visionattn.names import file_name, fitted, from_path, shown, shown_lines, to_path
 from visionattn.report.page import write_report
 from visionattn.report.tables import save_evaluation
-from visionattn.report.tensorboard import TensorBoard
+from visionattn.report.trackers import Trackers, tracking
 from visionattn.runs.folder import RunFolder
+from visionattn.tasks import load_config
 from visionattn.tasks.base import Display, Evaluation, Panel, Pictures, Scores, WorstCase
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation.output import output_names
@@ -281,13 +286,28 @@ def test_evaluation_folder(evaluation: Evaluation, tmp_path: Path) -> None:
     assert files == {"metrics.json", "per_class.csv", "per_image.csv"} | panels | worst and len(worst) == len(NAMES)
 
 
-def test_tensorboard(evaluation: Evaluation, tmp_path: Path) -> None:
-    board = TensorBoard(tmp_path, Display(class_curves=("f1",)), Drawn(), 0, purge_step=0)
-    board.show_scores(evaluation, 1)
-    board.close()
-    events = EventAccumulator(str(tmp_path))
+def open_trackers(folder: Path, config: RunConfig) -> AbstractContextManager[Trackers]:
+    return tracking(RunFolder(folder), config, Display(class_curves=("f1",)), Drawn(), Console(quiet=True), 0)
+
+
+def test_trackers(evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    config = load_config(None, ["log.to=[tensorboard,mlflow]", "log.images=0"])
+    line = {"kind": "epoch", "step": 1, "epoch": 1, "train_loss": 0.5, "lr": 0.1, **{f"val_{name}": 0.5 for name in NAMES}}
+    with open_accelerator(config.train), open_trackers(tmp_path, config) as trackers:
+        trackers.log(line)
+        trackers.show_classes(evaluation, 1)
+        trackers.show_evaluation(evaluation, None, [line])  # type: ignore[arg-type]
+        assert list(trackers.opened) == ["tensorboard", "mlflow"], "none has failed"
+    events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {"val/loss", *(f"val_f1/{fitted(shown(name))}" for name in NAMES)}
+    metrics = {name for name in events.Tags()["scalars"] if name.startswith("val/")}
+    assert len(metrics) == len(NAMES) and all(re.fullmatch(r"val/[\w.-]{1,120}", name, re.ASCII) for name in metrics)
+    classes = {f"val_f1/{fitted(shown(name))}" for name in NAMES}
+    assert set(events.Tags()["scalars"]) == metrics | classes | {"epoch/number", "epoch/train_loss", "epoch/lr"}
+    logged = {path.relative_to(tmp_path).parts[4:] for path in (tmp_path / "mlruns").glob("*/*/metrics/val/*")}
+    assert {f"val/{name[-1]}" for name in logged} == metrics
 
 
 # ---------------------------------------------------------------- from training to prediction
@@ -302,8 +322,8 @@ for command in json.loads(sys.argv[1]):
 
 
 def test_tensorboard_refuses_a_folder_it_cannot_open(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="VA-R007"):
-        TensorBoard(tmp_path / "cat\udce9", Display(), Drawn(), 0, purge_step=0)
+    with pytest.raises(UserError, match="VA-R007"), open_trackers(tmp_path / "cat\udce9", load_config(None)):
+        pass
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names that are not UTF-8")

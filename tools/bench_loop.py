@@ -192,7 +192,7 @@ def main() -> int:
             f"train.precision={args.precision}",
             f"train.device={args.device}",
             "schedule.name=constant",  # computed at each step, and not needed by the bare loop
-            "log.tensorboard=false",
+            "log.to=[]",
         ],
     )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open_accelerator(config.train) as accelerator:

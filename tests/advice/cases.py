@@ -21,8 +21,11 @@ from tests.commands import CLASSES, done, picture, save_npz, truncate
 from tests.data.images.shards import flower_shards
 from tests.data.masks.annotated import coco, cvat_masks
 from visionattn.models.classifier import Classifier
+from visionattn.runs.folder import RunFolder
+from visionattn.tasks import load_config, run_config
+from visionattn.tasks.classification import Classification
 
-SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.tensorboard=false train.device=cpu"
+SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.to=[] train.device=cpu"
 TINY = f"model.name=eca_resnet18 'model.args={{width: 8}}' {SMALL}"
 DRY = f"{TINY} --dry-run"
 
@@ -1380,4 +1383,305 @@ OTHERS = [
 ]
 
 
-CASES = [*FIRST, *DATA, *RUNS, *OTHERS]
+# ---------------------------------------------------------------- options and words of commands
+
+
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two GPUs, whose processes end well."""
+    monkeypatch.setattr("visionattn.cli.launch._gpus", lambda: 2)
+    monkeypatch.setattr("visionattn.cli.launch.run_processes", lambda *given, **more: 0)
+
+
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    two_gpus(monkeypatch)
+    monkeypatch.setattr("visionattn.cli.launch._gpus", lambda: 0)
+
+
+def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionattn.report.trackers.find_spec", lambda name: None)
+
+
+def within_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+
+
+def without_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that pays no regard to data.fold."""
+    whole = Classification().read_data(load_config(None, ["data.root=flowers"]))
+    monkeypatch.setattr(Classification, "read_data", lambda task, config: whole)
+
+
+def two_folds(folder: Path, numbered: bool = True) -> None:
+    """Two copies of a run as those of --folds."""
+    photos(folder)
+    for number in (1, 2):
+        run = folder / f"runs/two/fold{number}"
+        shutil.copytree(folder / "runs/flowers/001", run)
+        if numbered:
+            RunFolder(run).write_config(run_config(run / "config.yaml", [f"data.fold=[{number},2]"]))
+
+
+def two_folds_to_train(folder: Path) -> None:
+    for number in (1, 2):
+        (folder / "runs/two").mkdir(exist_ok=True)
+        config = run_config(folder / "runs/flowers/001/config.yaml", [f"data.fold=[{number},2]"])
+        RunFolder.create_fold(folder / "runs/two", number, config)
+
+
+def a_config(folder: Path) -> None:
+    flowers(folder)
+    (folder / "my.yaml").write_text("data: {root: flowers}\n")
+
+
+COMMANDS = [
+    Case(
+        "cli/run.py",
+        f"train my.yaml {DRY}",
+        "VA-C001",
+        "visionattn train --config my.yaml",
+        (run("visionattn train --config my.yaml", DRY),),
+        a_config,
+    ),
+    Case(
+        "cli/run.py",
+        "train runs/flowers/001",
+        "VA-C001",
+        "visionattn train --resume runs/flowers/001",
+        (run("visionattn train --resume runs/flowers/001", "--dry-run"),),
+        with_run=True,
+    ),
+    Case(
+        "cli/run.py",
+        f"train --data flowers optim.lr 0.1 {DRY}",
+        "VA-C001",
+        "visionattn train --data flowers optim.lr=0.1",
+        (instead("optim.lr 0.1", "optim.lr=0.1"),),
+        flowers,
+    ),
+    Case(
+        "cli/run.py",
+        f"train --data flowers --folds 2 --val-fraction 0.2 {DRY}",
+        "VA-C002",
+        "leave --val-fraction out",
+        (Step("instead", "leave --val-fraction out", "--val-fraction 0.2", {"leave --val-fraction out": ""}),),
+        flowers,
+    ),
+    Case(
+        "cli/run.py",
+        "train --folds 2 --resume runs/flowers/001",
+        "VA-C002",
+        "visionattn train --resume runs/flowers/001",
+        (run("visionattn train --resume runs/flowers/001", "--dry-run"),),
+        with_run=True,
+    ),
+    Case(
+        "cli/run.py",
+        "train --config quickstart --resume runs/two",
+        "VA-C002",
+        "visionattn train --resume runs/two",
+        (run("visionattn train --resume runs/two", "--dry-run"),),
+        two_folds_to_train,
+        with_run=True,
+    ),
+    Case(
+        "cli/run.py",
+        "eval runs/flowers/001 flowers",
+        "VA-C005",
+        "visionattn eval runs/flowers/001 --data flowers",
+        (run("visionattn eval runs/flowers/001 --data flowers"),),
+        flowers,
+        with_run=True,
+    ),
+    Case(
+        "cli/run.py",
+        "eval data.workers=0",
+        "VA-C005",
+        "visionattn eval RUN",
+        (run("visionattn eval RUN", RUN="runs/flowers/001"),),
+        with_run=True,
+    ),
+    Case(
+        "cli/run.py",
+        "predict data.workers=0 --source photos",
+        "VA-C005",
+        "visionattn predict RUN --source FILE_OR_FOLDER",
+        (run("visionattn predict RUN --source FILE_OR_FOLDER", RUN="runs/flowers/001", FILE_OR_FOLDER="photos"),),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "report/trackers.py",
+        f"train --data flowers {DRY} log.to=comet_ml",
+        "VA-R007",
+        "pip install comet_ml\nor train without: log.to=[]",
+        (add("log.to=[]"),),
+        flowers,
+        patch=nothing_installed,
+    ),
+    Case("config/schema.py", "config show log.to=none", "VA-C002", "none: log.to=[]", (add("log.to=[]"),)),
+    Case(
+        "cli/launch.py",
+        f"train --data flowers --processes 2 {DRY}",
+        "VA-C002",
+        "leave --processes out, or start without torchrun and accelerate launch",
+        (Step("instead", "leave --processes out", "--processes 2", {"leave --processes out": ""}),),
+        flowers,
+        patch=within_a_launch,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --processes 2 --device cuda:1",
+        "VA-C002",
+        "--device auto",
+        (add("--device auto"),),
+        flowers,
+        patch=two_gpus,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --processes 2 --device mps",
+        "VA-C002",
+        "--device cpu",
+        (add("--device cpu"),),
+        flowers,
+        patch=no_gpu,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --processes 3",
+        "VA-C002",
+        "--processes 2, or --device cpu",
+        (instead("--processes 3", "--processes 2"), add("--device cpu")),
+        flowers,
+        patch=two_gpus,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --device cpu --devices 0,1",
+        "VA-C002",
+        "--processes 2 instead of --devices",
+        (Step("instead", "--processes 2 instead of --devices", "--devices 0,1", {" instead of --devices": ""}),),
+        flowers,
+        patch=no_gpu,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --devices 0,1",
+        "VA-C002",
+        "--processes 2 instead of --devices",
+        (Step("instead", "--processes 2 instead of --devices", "--devices 0,1", {" instead of --devices": ""}),),
+        flowers,
+        patch=no_gpu,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --devices 0,1 --processes 3",
+        "VA-C002",
+        "leave --processes out",
+        (Step("instead", "leave --processes out", "--processes 3", {"leave --processes out": ""}),),
+        flowers,
+        patch=two_gpus,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --devices 1,2",
+        "VA-C002",
+        "--devices 0,1",
+        (instead("--devices 1,2", "--devices 0,1"),),
+        flowers,
+        patch=two_gpus,
+    ),
+    Case(
+        "cli/launch.py",
+        "train --data flowers --devices all",
+        "VA-C002",
+        "--devices 0,1",
+        (instead("--devices all", "--devices 0,1"),),
+        flowers,
+        patch=two_gpus,
+    ),
+    Case(
+        "cli/unknown.py",
+        "train --data-path flowers --arch eca_resnet18 --n-epochs 1 --learning-rate 0.01 --val-split 0.3 --checkpoint none --cpu --bs 4",
+        "VA-C001",
+        "visionattn train --data flowers --model eca_resnet18 --epochs 1 --lr 0.01 --val-fraction 0.3 --weights none --device cpu "
+        "--batch-size 4",
+        (
+            run(
+                "visionattn train --data flowers --model eca_resnet18 --epochs 1 --lr 0.01 --val-fraction 0.3 --weights none --device cpu "
+                "--batch-size 4",
+                DRY,
+            ),
+        ),
+        flowers,
+    ),
+    Case(
+        "cli/unknown.py",
+        "train --data flowers --gpus 0,1 --nproc 2 --kfold 2",
+        "VA-C001",
+        "visionattn train --data flowers --devices 0,1 --processes 2 --folds 2",
+        (run("visionattn train --data flowers --devices 0,1 --processes 2 --folds 2", "--dry-run"),),
+        flowers,
+        patch=two_gpus,
+    ),
+    Case(
+        "cli/unknown.py",
+        "predict --weights runs/flowers/001 --images photos --top-k 2 --save-dir new",
+        "VA-C001",
+        "visionattn predict runs/flowers/001 --source photos --topk 2 --out new",
+        (run("visionattn predict runs/flowers/001 --source photos --topk 2 --out new"),),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "cli/unknown.py",
+        "config show --amp --bf16 --fp16 --cos-lr --cpu --gradient-checkpointing --model-ema --pretrained --wandb --mlflow",
+        "VA-C001",
+        "visionattn config show train.precision=auto train.precision=bf16 train.precision=fp16 schedule.name=cosine train.device=cpu "
+        "model.grad_checkpointing=true train.ema=0.999 model.weights=pretrained log.to=wandb log.to=mlflow",
+        (
+            run(
+                "visionattn config show train.precision=auto train.precision=bf16 train.precision=fp16 schedule.name=cosine "
+                "train.device=cpu model.grad_checkpointing=true train.ema=0.999 model.weights=pretrained log.to=wandb log.to=mlflow"
+            ),
+        ),
+    ),
+    Case(
+        "cli/unknown.py",
+        "train --data flowers --foo 3",
+        "VA-C001",
+        "visionattn train --help\nvisionattn config show",
+        (run("visionattn train --help"), run("visionattn config show")),
+    ),
+    Case(
+        "jobs/folds.py",
+        "train --resume runs/two",
+        "",
+        "visionattn predict runs/two --source FILE_OR_FOLDER",
+        (run("visionattn predict runs/two --source FILE_OR_FOLDER", FILE_OR_FOLDER="photos"),),
+        two_folds,
+        with_run=True,
+    ),
+    Case(
+        "jobs/folds.py",
+        "train --resume runs/two",
+        "VA-R003",
+        "visionattn train --resume runs/two/fold1",
+        (run("visionattn train --resume runs/two/fold1", "--dry-run"),),
+        lambda folder: two_folds(folder, numbered=False),
+        with_run=True,
+        exit_code=2,
+    ),
+    Case(
+        "jobs/folds.py",
+        f"train --data flowers --folds 2 {TINY} train.steps=1",
+        "VA-C002",
+        "train without --folds",
+        (Step("instead", "train without --folds", "--folds 2", {"train without --folds": ""}),),
+        flowers,
+        patch=without_folds,
+    ),
+]
+
+
+CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS]

@@ -12,7 +12,7 @@ import yaml
 from tests.commands import CLASSES, Trained, done, only_run, picture, refused, va
 from visionattn.models.weights.download import default_weights
 
-QUICK = ("train.epochs=1", "train.batch_size=8", "data.workers=0", "log.tensorboard=false")
+QUICK = ("train.epochs=1", "train.batch_size=8", "data.workers=0", "log.to=[]")
 
 
 @pytest.fixture

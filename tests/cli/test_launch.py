@@ -113,7 +113,9 @@ def test_launches_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (None, "0,0", "auto", "--devices 0,1"),
         (None, "a", "auto", "--devices 0,1"),
         (3, "0,1", "auto", "leave --processes out"),
-        (None, "0,1", "cpu", "--device cpu --processes 2"),
+        (None, "0,1", "cpu", "--processes 2 instead of --devices"),
+        (2, None, "cuda:1", "--device auto"),
+        (2, None, "mps", "--device cpu"),
     ]
     for processes, devices, device, fix in wrong:
         with pytest.raises(UserError) as caught:

@@ -35,6 +35,8 @@ MISTAKES = {
     "train --data flowers --output out": "train --data flowers output.dir=out",
     "train --data flowers --train.epochs 3": "train --data flowers --epochs 3",
     "train --data flowers --num-classes 5 --epcohs 3": "train --data flowers --epochs 3",
+    "train --data flowers --wandb": "train --data flowers log.to=wandb",
+    "train --data flowers --report-to mlflow": "train --data flowers log.to=mlflow",
     "train --data flowers --momentum=0.8": "train --data flowers optim.momentum=0.8",
     "--data flowers train": "train --data flowers",
     "--data flowers": "train --data flowers",

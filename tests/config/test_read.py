@@ -192,8 +192,8 @@ def test_text_is_taken_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_numbers_and_switches_stay_what_they_are() -> None:
-    config = load_config(None, ["seed=010", "log.tensorboard=no", "model.args={a: yes, b: 007}", "data.root='2024'"])
-    assert (config.seed, config.log.tensorboard, config.model.args, config.data.root) == (8, False, {"a": True, "b": 7}, "2024")
+    config = load_config(None, ["seed=010", "train.deterministic=no", "model.args={a: yes, b: 007}", "data.root='2024'"])
+    assert (config.seed, config.train.deterministic, config.model.args, config.data.root) == (8, False, {"a": True, "b": 7}, "2024")
 
 
 @pytest.mark.parametrize("text", ["{split}", "{split}/images", "img/{split}", "'{split}'"])

@@ -24,7 +24,7 @@ TINY = (
     "model.img_size=32",
     "train.epochs=2",
     "data.workers=0",
-    "log.tensorboard=false",
+    "log.to=[]",
 )
 
 

@@ -28,7 +28,7 @@ TINY = (
     "train.batch_size=6",
     "train.precision=fp32",
     "data.workers=0",
-    "log.tensorboard=false",
+    "log.to=[]",
 )
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 

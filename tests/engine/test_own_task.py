@@ -132,7 +132,7 @@ def test_a_batch_is_cut_along_its_samples_and_nothing_else() -> None:
 
 def test_the_jobs_run_it(task: Pressure, tmp_path: Path) -> None:
     """Train, resume, evaluate and predict by the name of the task alone."""
-    config = settings(tmp_path / "runs", "train.epochs=2", "log.tensorboard=true")
+    config = settings(tmp_path / "runs", "train.epochs=2", "log.to=[tensorboard]")
     result = va.train(config, console=Console(quiet=True))
     assert result is not None and result.run == tmp_path / "runs" / "sensors-davit_tiny" / "001"
     assert (result.run / "eval" / "val" / "per_reading.csv").read_text().splitlines()[0] == "id,case,readings,right"

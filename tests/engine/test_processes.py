@@ -63,7 +63,7 @@ class Launched:
         return [line for line in lines if line["kind"] == "epoch"]
 
 
-TINY = ("model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.tensorboard=false", "output.name=two")
+TINY = ("model.img_size=32", "train.batch_size=3", "train.epochs=2", "data.workers=0", "log.to=[]", "output.name=two")
 SMALL = "model={name: eca_resnet18, args: {width: 8}}"
 
 
@@ -143,7 +143,7 @@ def test_shared_out_weights_are_those_of_one_process(server: Server, flowers: Pa
     assert first.state["state"] == "done", first.output
     again = two(server, flowers.parent, "train.epochs=2", resume=first.run)
     assert again.state["state"] == "done" and len(first.epochs()) == 2, again.output
-    tiny = ["train.epochs=2", "train.batch_size=6", "model.img_size=32", "data.workers=0", "log.tensorboard=false"]
+    tiny = ["train.epochs=2", "train.batch_size=6", "model.img_size=32", "data.workers=0", "log.to=[]"]
     config = va.load_config(None, [*chosen, *tiny, f"data.root={flowers}", f"output.dir={flowers.parent / 'one'}"])
     one = va.train(config, console=Console(quiet=True))
     assert one is not None

@@ -289,7 +289,7 @@ def settings(folder: Path, *overrides: str) -> RunConfig:
         "model.weights=none",
         "train.device=cpu",
         "train.precision=fp32",
-        "log.tensorboard=false",
+        "log.to=[]",
         "log.every_steps=1",
     ]
     return load_config(None, [*common, "optim.lr=0.05", "train.batch_size=4", "train.accum=2", f"output.dir={folder}", *overrides])

@@ -32,7 +32,7 @@ TINY = (
     "schedule.name=constant",  # so that a run cut short has the rates of the whole one
     "data.workers=0",
     "log.every_steps=1",
-    "log.tensorboard=false",
+    "log.to=[]",
     "output.dir=runs",
 )
 SMALL_STEM = "stem_channels: [8, 8], max_channels: 16"

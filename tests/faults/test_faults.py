@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def placed(small: Small, task: str, place: Path, *more: str) -> list[str]:
-    return [*small[task], f"output.dir={place / 'runs'}", "data.workers=0", "log.tensorboard=false", *more]
+    return [*small[task], f"output.dir={place / 'runs'}", "data.workers=0", "log.to=[]", *more]
 
 
 @pytest.mark.parametrize("task", ["classify", "segment"])
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_leaves_what_was_written(
     for size in range(2000, 18000, 1000) if repeated else (6000,):
         folder = place / f"disk{size}"
         folder.mkdir()
-        settings = placed(small, "classify", folder, "train.epochs=6", "log.tensorboard=true")
+        settings = placed(small, "classify", folder, "train.epochs=6", "log.to=[tensorboard]")
         script = (
             f"mount --make-rprivate / && mount -t tmpfs -o size={size}k tmpfs {folder} && mkdir {folder}/runs && "
             f'{sys.executable} -m visionattn train "$@" output.name=full; code=$?; cp -r {folder}/runs {place}/kept{size}; exit $code'

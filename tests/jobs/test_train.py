@@ -27,7 +27,7 @@ TINY = (
     "model.img_size=32",
     "train.batch_size=6",
     "data.workers=0",
-    "log.tensorboard=false",
+    "log.to=[]",
     "log.every_steps=1",
     "schedule.warmup_epochs=0",
 )

@@ -46,7 +46,8 @@ def plan_launch(processes: int | None, devices: str | None, train: TrainConfig) 
         fix = f"leave {option} out, or start without torchrun and accelerate launch"
         raise UserError("VA-C002", f"{option} within a launch: the processes are started already", fix=fix)
     if train.device not in ("auto", "cpu", "cuda"):
-        raise UserError("VA-C002", f"{option} and --device {train.device}: that is one device", fix="--devices 0,1 without --device")
+        fix = "--device cpu" if train.device == "mps" else "--device auto"
+        raise UserError("VA-C002", f"{option} and --device {train.device}: that is one device", fix=fix)
     if devices is None:
         count = processes or 1
         found = 0 if train.device == "cpu" else _gpus()
@@ -56,14 +57,14 @@ def plan_launch(processes: int | None, devices: str | None, train: TrainConfig) 
         return Launch(count)
     numbers = _numbers(devices)
     if train.device == "cpu":
-        raise UserError("VA-C002", "--devices are GPUs, and --device is cpu", fix=f"--device cpu --processes {len(numbers)}")
+        raise UserError("VA-C002", "--devices are GPUs, and --device is cpu", fix=f"--processes {len(numbers)} instead of --devices")
     if processes not in (None, len(numbers)):
         raise UserError("VA-C002", f"--processes {processes}, and --devices names {len(numbers)}", fix="leave --processes out")
     found = _gpus()
     if max(numbers) >= found:
         what = f"--devices {devices}: there {'is' if found == 1 else 'are'} {found or 'no'} GPU{'s' * (found != 1)}"
         why = f"they are numbered from 0 to {found - 1}" if found else "torch sees none"
-        fix = f"--devices {','.join(map(str, range(found)))}" if found else f"--device cpu --processes {len(numbers)}"
+        fix = f"--devices {','.join(map(str, range(found)))}" if found else f"--processes {len(numbers)} instead of --devices"
         raise UserError("VA-C002", what, why=why, fix=fix)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
     chosen = [visible.split(",")[number] for number in numbers]

@@ -72,6 +72,7 @@ def train(
         raise UserError("VA-C005", "nothing to train on: give --data or --config", fix=fix)
     _require_one_split(folds, val_fraction, resume)
     from visionattn.cli.launch import plan_launch, run_processes
+    from visionattn.report.trackers import require_packages
     from visionattn.runs.folder import fold_folders
     from visionattn.tasks import load_config, run_config, task_of
 
@@ -85,6 +86,7 @@ def train(
     given = run_config(saved, settings) if config is None and saved is not None and saved.is_file() else load_config(config, settings)
     if resume is None:
         task_of(given).check_source(given)
+    require_packages(given.log)
     launch = plan_launch(processes, devices, given.train)
     program = [sys.executable, "-m", "visionattn", *(["-v"] if context.find_root().params.get("verbose") else []), "train"]
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from visionattn.errors import did_you_mean
 from visionattn.names import shown
 
 Auto = Literal["auto"]
@@ -232,10 +233,27 @@ class EvalConfig(Section):
     best: str = setting("auto", "Metric that selects the best checkpoint, higher is better; auto: the task's own.")
 
 
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio", "comet_ml", "aim", "clearml", "dvclive", "swanlab"]
+
+
 class LogConfig(Section):
     every_steps: int = setting(20, "Optimizer steps between log lines.", ge=1)
-    tensorboard: bool = setting(True, "Write TensorBoard events to tb/.")
-    images: int = setting(16, "Pictures per TensorBoard panel.", ge=0, le=64)
+    to: list[Tracker] = setting(
+        ["tensorboard"],
+        f"Trackers: {', '.join(typing.get_args(Tracker))}; []: none. They get metrics, settings and pictures; TensorBoard's are in tb/.",
+    )
+    images: int = setting(16, "Pictures per figure that trackers get.", ge=0, le=64)
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _check_trackers(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value  # log.to=mlflow
+        known = typing.get_args(Tracker)
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str) and name not in known:
+                near = did_you_mean(name, known, 1) or f"It is one of {', '.join(known)}; none: log.to=[]"
+                raise ValueError(f"log.to: there is no tracker {shown(name)}. {near}")
+        return list(dict.fromkeys(names)) if isinstance(names, list) and all(isinstance(name, str) for name in names) else names
 
 
 class OutputConfig(Section):

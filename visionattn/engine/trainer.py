@@ -42,7 +42,7 @@ from visionattn.engine.sharding import load_model, load_optimizer, shard, whole
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
 from visionattn.names import shown, typed
-from visionattn.report.tensorboard import TensorBoard
+from visionattn.report.trackers import Trackers
 from visionattn.runs.checkpoint import keep_best, latest_checkpoint, read_checkpoint, save_checkpoint
 from visionattn.runs.folder import RunFolder
 from visionattn.runs.interrupts import first_signal, stop_signals
@@ -109,7 +109,7 @@ class Trainer:
         self.monitor = self.task.monitor(config) if config.eval.best == "auto" else config.eval.best
         self.watch = LossWatch()
         self._interrupted = False
-        self.tensorboard: TensorBoard | None = None
+        self.trackers: Trackers | None = None  # of the first process
 
     @property
     def step(self) -> int:
@@ -140,29 +140,21 @@ class Trainer:
                 unreadable samples.
             Interrupted: after a stop signal and a save.
         """
-        if self.processes.is_main and self.config.log.tensorboard:
-            pictures = self.task.pictures(self.setup.target)
-            folder, images, purge_step = self.run.path / "tb", self.config.log.images, self.step + 1 if self.step else None
-            self.tensorboard = TensorBoard(folder, self.task.display, pictures, images, purge_step=purge_step)
         train, progress = self.config.train, self.progress
         self._began = time.perf_counter() - progress.elapsed
         self.ended = self._why_ended(progress.elapsed)
-        try:
-            with first_signal(stop_signals(train.save_signal), self._interrupt), memory_explained(self._out_of_memory):
-                if self.step > progress.closed and progress.updates and (self._epoch_is_over or progress.elapsed >= train.max_seconds):
-                    self._end_of_epoch()
-                while self.step < self.total_steps and not self.ended:
-                    self._epoch()
-                    self._end_of_epoch()
-                    if self.step < self.total_steps and not self.ended and self.processes.any_of(self._interrupted)[0]:
-                        raise Interrupted(f"after epoch {self.step // self.steps_per_epoch}")
-            if self.ended:
-                rate = f"the learning rate was {progress.lr:.1e}, its schedule is over all {self.epochs}"
-                more = f"to go on:  visionattn train --resume {self.run.path} {self.ended.partition('=')[0]}=null"
-                self.console.field("ended", f"{self.ended}, after {self.trained}; {rate}\n{more}")
-        finally:
-            if self.tensorboard is not None:
-                self.tensorboard.close()
+        with first_signal(stop_signals(train.save_signal), self._interrupt), memory_explained(self._out_of_memory):
+            if self.step > progress.closed and progress.updates and (self._epoch_is_over or progress.elapsed >= train.max_seconds):
+                self._end_of_epoch()
+            while self.step < self.total_steps and not self.ended:
+                self._epoch()
+                self._end_of_epoch()
+                if self.step < self.total_steps and not self.ended and self.processes.any_of(self._interrupted)[0]:
+                    raise Interrupted(f"after epoch {self.step // self.steps_per_epoch}")
+        if self.ended:
+            rate = f"the learning rate was {progress.lr:.1e}, its schedule is over all {self.epochs}"
+            more = f"to go on:  visionattn train --resume {self.run.path} {self.ended.partition('=')[0]}=null"
+            self.console.field("ended", f"{self.ended}, after {self.trained}; {rate}\n{more}")
 
     def _out_of_memory(self, error: Exception) -> UserError:
         return out_of_memory_in_training(self.config, self.step, self.accelerator.mixed_precision, error)
@@ -184,8 +176,8 @@ class Trainer:
         samples, started, window, earlier = 0, time.perf_counter(), (time.perf_counter(), 0), progress.seconds
         with self.console.progress(label, last - epoch * self.steps_per_epoch, first) as bar:
             for batch in self.train_loader:
-                if self.tensorboard is not None and self.step == 0:
-                    self.tensorboard.show_batch(self.bare_model, batch)
+                if self.trackers is not None and self.step == 0:
+                    self.trackers.show_batch(self.bare_model, batch)
                 loss, grad_norm, stop = self.train_step(batch)
                 now = time.perf_counter()
                 progress.step, progress.lr = progress.step + 1, self._lr
@@ -381,8 +373,6 @@ class Trainer:
             }
             ema = self.ema.module.state_dict() if self.ema is not None else None
             save_checkpoint(self.run.checkpoints, model=model, ema=ema, state=state, meta=meta)
-            if self.tensorboard is not None:
-                self.tensorboard.flush()
         self.processes.wait()
 
     def resume(self, checkpoint: Path) -> None:
@@ -458,16 +448,16 @@ class Trainer:
             )
         if self.processes.is_main:
             # Before the save: a run killed in between goes back and writes them again.
-            self.run.append_metrics(line)
+            self._log(line)
             self.run.write_epoch_table()
-            if self.tensorboard is not None and evaluation is not None:
-                self.tensorboard.show_scores(evaluation, self.step)
+            if self.trackers is not None and evaluation is not None:
+                self.trackers.show_classes(evaluation, self.step)
         self.save()
         if self.processes.is_main:
             if better:
                 keep_best(self.run.checkpoints / "last")
-            if self.tensorboard is not None and evaluation is not None and (better or number == self.epochs or self.ended):
-                self.tensorboard.show_evaluation(evaluation, self.setup.val_set, self.run.read_metrics())
+            if self.trackers is not None and evaluation is not None and (better or number == self.epochs or self.ended):
+                self.trackers.show_evaluation(evaluation, self.setup.val_set, self.run.read_metrics())
 
     def _evaluate_or_stop(self, epoch: float) -> Evaluation:
         try:
@@ -493,9 +483,12 @@ class Trainer:
         if not self.processes.is_main:
             return
         values = {"loss": loss, "lr": lr, "grad_norm": grad_norm, f"{self.task.unit}s_per_second": round(speed, 1)}
-        self.run.append_metrics({"kind": "step", "step": self.step, "epoch": epoch + 1, **values})
-        if self.tensorboard is not None:
-            self.tensorboard.scalars("train", values, self.step)
+        self._log({"kind": "step", "step": self.step, "epoch": epoch + 1, **values})
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.run.append_metrics(line)
+        if self.trackers is not None:
+            self.trackers.log(line)
 
     def _count_unreadable(self, found: list[tuple[str, str]]) -> None:
         """Samples that became unreadable since the check: left out, counted once, and fatal above the limit of data.on_error."""

@@ -36,6 +36,7 @@ from visionattn.jobs.weights import fetch_published, load_initial_weights
 from visionattn.names import file_name, to_path, typed
 from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
+from visionattn.report.trackers import require_packages, tracking
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
 from visionattn.runs.folder import RunFolder, environment
 from visionattn.runs.interrupts import interrupting, stop_signals
@@ -109,6 +110,7 @@ def train(
     task = task_of(config)
     task.check_names(config)
     require_optimizer(config.optim, shard=config.train.shard)
+    require_packages(config.log)
     signals = stop_signals(config.train.save_signal)
     with ExitStack() as stack:
         stack.enter_context(interrupting(signals))
@@ -125,6 +127,11 @@ def train(
         facts = {} if resumed else {**environment(), **_data_facts(prepared), "device": str(accelerator.device)}
         stack.enter_context(running(run, console, rank=processes.rank, signals=signals, **facts))
         trainer = _start(prepared, run, checkpoint, resumed is not None, accelerator, processes, console)
+        if processes.is_main:
+            pictures = task.pictures(prepared.setup.target)
+            trainer.trackers = stack.enter_context(tracking(run, trainer.config, task.display, pictures, console, trainer.step))
+            if resumed is not None:
+                run.rewind_metrics(trainer.step)
         trainer.fit()
         result = _finish(trainer, prepared, console) if processes.is_main else None
         processes.wait()
@@ -299,8 +306,6 @@ def _start(
     _print_start(trainer, run, weights, prepared.choices, resumed, checkpoint)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    if resumed and processes.is_main:
-        run.rewind_metrics(trainer.step)
     return trainer
 
 
@@ -378,11 +383,13 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         "repeat": f"visionattn train --config {typed(run.path / 'config.yaml')}",
     }
     report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)
+    if trainer.trackers is not None:
+        trainer.trackers.log_best(evaluation.metrics, trainer.step)
     run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
     console.line(f"done in {duration(seconds)}.  {summary}")
     console.line(f"next:  visionattn eval {typed(run.path)}{' --split test' if data.test is not None else ''}")
     console.line(f"       visionattn predict {typed(run.path)} --source FILE_OR_FOLDER")
-    if config.log.tensorboard:
+    if "tensorboard" in config.log.to:
         console.line(f"       tensorboard --logdir {typed(run.path / 'tb')}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)

@@ -1,1 +1,1 @@
-"""Tables, the report page and TensorBoard of a run."""
+"""Tables, the report page and the trackers of a run."""

@@ -43,7 +43,7 @@ TINY = (
     "train.batch_size=2",
     "train.precision=fp32",
     "train.steps=4",
-    "log.tensorboard=false",
+    "log.to=[]",
     "log.every_steps=1",
 )
 
@@ -77,7 +77,7 @@ def polyps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(polyps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps, with cases scored."""
-    given = config(polyps, f"output.dir={tmp_path_factory.mktemp('runs')}", "eval.per_case=true", "log.tensorboard=true")
+    given = config(polyps, f"output.dir={tmp_path_factory.mktemp('runs')}", "eval.per_case=true", "log.to=[tensorboard]")
     return Path(va.train(given, console=Console(quiet=True)).run)  # type: ignore[union-attr]
 
 
@@ -93,7 +93,7 @@ def left(folder: Path) -> set[str]:
 
 
 def test_goes_on_after_an_interruption_to_the_same_bits(trained: Path, polyps: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = config(polyps, "output.dir=runs", "eval.per_case=true", "log.tensorboard=true", "train.save_every=1")
+    given = config(polyps, "output.dir=runs", "eval.per_case=true", "log.to=[tensorboard]", "train.save_every=1")
     take = Trainer.train_step
 
     def stop_before_the_third(self: Trainer, batch: Batch) -> tuple[float, float, bool]:

@@ -28,7 +28,7 @@ TINY = (
     "model.img_size=32",
     "train.batch_size=2",
     "train.steps=4",
-    "log.tensorboard=false",
+    "log.to=[]",
     "log.every_steps=1",
 )
 

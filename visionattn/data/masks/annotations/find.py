@@ -82,8 +82,11 @@ def annotations_advised(root: str) -> Iterator[None]:
         # The folders of these two are taken for images with masks whose classes are unknown.
         if not found or (error.code == "VA-C002" and found[0].format not in (ROBOFLOW_MASKS, YOLO)):
             raise
-        why = f"data.root contains annotations of {found[0].format}, which can be drawn as masks\n{error.why}".rstrip()
-        fix = masks_command(folder) + (f"\nor {error.fix}" if error.fix else "")
+        why = f"data.root contains annotations of {found[0].format}, which can be drawn as masks"
+        fix = masks_command(folder)  # which prints the command that trains, with data.val_fraction where it is needed
+        # Images held out of folders that are no classes, and classes of masks that are not there, would help nobody.
+        if error.code != "VA-D003" and found[0].format != YOLO:
+            why, fix = f"{why}\n{error.why}".rstrip(), fix + (f"\nor {error.fix}" if error.fix else "")
         raise UserError(error.code, error.what, where=error.where, why=why, fix=fix, exit_code=error.exit_code) from error
 
 
