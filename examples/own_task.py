@@ -108,7 +108,7 @@ class Regression(Task):
         with file.open(encoding="utf-8-sig", newline="") as lines:
             ids, values = zip(*((row["path"], float(row["value"])) for row in csv.DictReader(lines)), strict=True)
         paths = tuple(str(file.parent / name) for name in ids)
-        return ImageSet(split, FileImages(paths, config.data, config.model.in_chans), np.array(values), list(ids), None)
+        return ImageSet(split, FileImages(paths, config.data, config.model.channels), np.array(values), list(ids), None)
 
     def target(self, config, data):
         return {"mean": float(data.train.labels.mean()), "std": float(data.train.labels.std()) or 1.0}
@@ -128,7 +128,7 @@ class Regression(Task):
 
     def build_model(self, config, target):
         settings = config.model
-        args = {"in_chans": settings.in_chans, "drop_path_rate": settings.drop_path_rate, **settings.args}
+        args = {"in_chans": settings.channels, "drop_path_rate": settings.drop_path_rate, **settings.args}
         return visionattn.create_model(settings.name, num_classes=1, img_size=settings.size, **args)
 
     def objective(self, config, target, dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -11,6 +12,9 @@ from visionattn.config.choices import Choice, Facts, apply_choices
 from visionattn.config.schema import FROM_SCRATCH, RunConfig
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
+from visionattn.data.splits import Split
+from visionattn.data.statistics import Statistics, are_pictures, measure
+from visionattn.errors import UserError
 from visionattn.names import to_path
 from visionattn.runs.load import config_of_run
 from visionattn.tasks import task_of
@@ -29,6 +33,27 @@ def with_weights(config: RunConfig) -> RunConfig:
     if task.published_weights(complete) is None and source.is_dir():
         complete = task.with_model_of(complete, config_of_run(source))
     return complete
+
+
+def with_statistics(config: RunConfig, train: Split, *, measured: bool = True) -> tuple[RunConfig, Statistics | None]:
+    """The config with the mean and deviation of the training images, where they are auto and those of the weights do not fit.
+
+    Args:
+        measured: False takes those of the weights, as runs did that began before there was a choice.
+
+    Raises:
+        UserError: VA-D010, no image could be read.
+    """
+    data: Any = config.data
+    if getattr(data, "mean", None) != "auto":
+        return config, None
+    found = None
+    if measured and not are_pictures(train.images):
+        found = measure(train.images)
+        if found is None:
+            raise UserError("VA-D010", "no training image could be read to measure the mean of its channels")
+    mean, std = (None, None) if found is None else (found.mean, found.std)
+    return config.model_copy(update={"data": data.model_copy(update={"mean": mean, "std": std})}), found
 
 
 def choose(
@@ -63,3 +88,13 @@ def print_choices(choices: list[Choice], console: Console) -> None:
     for number, (key, value, reason) in enumerate(choices):
         text = f"{value:g}" if isinstance(value, float) else str(value)
         console.field("" if number else "fine-tuning", f"{key}={text}  ({reason})")
+
+
+def print_statistics(config: RunConfig, found: Statistics | None, images: int, console: Console) -> None:
+    """Report the mean and deviation that were measured on the training images."""
+    if found is None:
+        return
+    sample = f"{found.count:,} of {images:,} training images" if found.count < images else f"{images:,} training images"
+    for number, (name, values) in enumerate({"mean": found.mean, "std": found.std}.items()):
+        listed = ", ".join(f"{value:.4g}" for value in values[:16]) + ", ..." * (len(values) > 16)
+        console.field("" if number else "channels", f"data.{name}=[{listed}]" + ("" if number else f"  (measured on {sample})"))

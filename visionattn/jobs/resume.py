@@ -42,6 +42,7 @@ RESUMABLE_KEYS = (
     "data.workers",
     "data.cache",
     "data.on_error",
+    "data.preview",
     "log",
     "output",
     "eval.batch_size",
