@@ -24,7 +24,7 @@ from visionattn.data.sources import FileImages
 from visionattn.data.splits import Data
 from visionattn.errors import UserError
 from visionattn.tasks.base import Display, Objective, Panel, Pictures, Prediction, Scores, Task, Writer
-from visionattn.tasks.images import LabelledImages, image_files
+from visionattn.tasks.images import LabelledImages, image_files, normalisation, with_normalisation
 
 
 class RegressConfig(RunConfig):
@@ -114,22 +114,22 @@ class Regression(Task):
         return {"mean": float(data.train.labels.mean()), "std": float(data.train.labels.std()) or 1.0}
 
     def train_dataset(self, config, model, data, report):
-        cfg = model.pretrained_cfg
-        return LabelledImages(data.train, train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"]), config.seed)
+        return LabelledImages(data.train, train_transform(config.augment, config.model.size, **normalisation(model)), config.seed)
 
     def eval_dataset(self, config, model, split):
-        return LabelledImages(split, self.preprocessing(config, model.pretrained_cfg))
+        return LabelledImages(split, self.preprocessing(config, model))
 
     def file_dataset(self, config, model, files):
-        return image_files(config, files, self.preprocessing(config, model.pretrained_cfg))
+        return image_files(config, files, self.preprocessing(config, model))
 
-    def preprocessing(self, config, cfg):
-        return eval_transform(config.model.size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=1.0)
+    def preprocessing(self, config, model):
+        cfg = model.pretrained_cfg
+        return eval_transform(config.model.size, **normalisation(model), interpolation=cfg["interpolation"], crop_pct=1.0)
 
     def build_model(self, config, target):
         settings = config.model
         args = {"in_chans": settings.channels, "drop_path_rate": settings.drop_path_rate, **settings.args}
-        return visionattn.create_model(settings.name, num_classes=1, img_size=settings.size, **args)
+        return with_normalisation(visionattn.create_model(settings.name, num_classes=1, img_size=settings.size, **args), config)
 
     def objective(self, config, target, dataset):
         return StandardisedError(config.loss, target)

@@ -20,6 +20,7 @@ from visionattn.data.images.settings import ImageDataConfig
 from visionattn.data.readers import ImageFacts, UnreadableFile
 from visionattn.data.sources import Images
 from visionattn.data.splits import Data, Note, content_hash
+from visionattn.data.stacks import CODECS
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.names import shown
@@ -160,12 +161,13 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
     """
     broken = report.unreadable
     if too_many_unreadable(len(broken), total, settings.on_error):
+        package = any(reason.endswith(CODECS) for reason in broken.values())
         raise UserError(
             "VA-D010",
             f"{len(broken):,} of {total:,} images cannot be decoded",
             where=listed_reasons(broken),
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
-            fix="repair or remove them, or data.on_error=skip",
+            fix=CODECS if package else "repair or remove them, or data.on_error=skip",
         )
 
 
@@ -257,7 +259,8 @@ def channel_notes(findings: list[Finding], in_chans: int) -> list[Note]:
         text = f"{len(known):,} images of {in_chans} channels (model.in_chans)"
         return [] if in_chans in (1, 3) else [Note("info", "VA-D022", text)]
     name, facts = wrong[0]
-    text = f"{len(wrong):,} of {len(known):,} images do not have {in_chans} channels (model.in_chans): first {shown(name)} with {facts.channels}"
+    text = f"{len(wrong):,} of {len(known):,} images do not have {in_chans} channels (model.in_chans): "
+    text += f"first {shown(name)} with {facts.channels}"
     if len(wrong) == len(known) and len({facts.channels for _, facts in wrong}) == 1:
         text += f"  -> model.in_chans={facts.channels}"
     else:

@@ -163,8 +163,8 @@ class ChannelFiles(FileImages):
         return "|".join(super(ChannelFiles, replace(self, paths=(str(path),))).stamp(0) for path in self._files(index))
 
     def take(self, indices: Sequence[int]) -> ChannelFiles:
-        paths, further = (tuple(files[index] for index in indices) for files in (self.paths, self.further))
-        return ChannelFiles(paths, self.settings, self.in_chans, further=further)
+        further = tuple(self.further[index] for index in indices)
+        return ChannelFiles(tuple(self.paths[index] for index in indices), self.settings, self.in_chans, further=further)
 
     def _files(self, index: int) -> list[Path]:
         return [Path(path) for path in (self.paths[index], *self.further[index])]

@@ -15,7 +15,7 @@ MOST_CHANNELS = 512  # that OpenCV takes
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 CODECS = "pip install imagecodecs"  # reads what tifffile alone does not: LZW, ZSTD, JPEG 2000, ...
 
-_NPY_MAGIC, _ZIP_MAGIC = b"\x93NUMPY", b"PK\x03\x04"
+_NPY_MAGIC, _ZIP_MAGIC = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")  # the last one is an empty archive
 _ORIENTATION, _ALPHA = 274, {1, 2, 999}  # a tag, and the extra samples that are transparency; 999 is Corel's
 _PLAIN = (0, 1, 2)  # photometric interpretations whose samples are bands: grey, RGB
 
@@ -52,7 +52,7 @@ class Stack:
 
 def is_array_file(start: bytes) -> bool:
     """Whether a file that starts like this is `.npy` or `.npz`."""
-    return start.startswith((_NPY_MAGIC, _ZIP_MAGIC))
+    return start.startswith((_NPY_MAGIC, *_ZIP_MAGIC))
 
 
 def array_stack(file: IO[bytes]) -> Stack:
@@ -62,8 +62,9 @@ def array_stack(file: IO[bytes]) -> Stack:
         ValueError: several arrays, objects, not an image; zipfile's own errors.
     """
     file.seek(0)
-    if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-        file.seek(0)
+    start = file.read(len(_NPY_MAGIC))
+    file.seek(0)
+    if start == _NPY_MAGIC:
         return _npy_stack(file, math.inf)
     with zipfile.ZipFile(file) as archive:
         names = [info for info in archive.infolist() if info.filename.endswith(".npy")]

@@ -17,11 +17,11 @@ _DIGITS = 6  # of a mean and a deviation, as many as float32 has
 
 
 class Statistics(NamedTuple):
-    """Mean and standard deviation per channel, over all pixels of `count` images."""
+    """Mean and standard deviation per channel, over all pixels of so many images."""
 
     mean: list[float]
     std: list[float]
-    count: int
+    images: int
 
 
 def channels_of(images: Images) -> int:
@@ -79,7 +79,7 @@ def _moments(images: Images, index: int) -> tuple[int, np.ndarray, np.ndarray] |
 
 def _headers(images: Images, count: int) -> list[ImageFacts]:
     """The headers of some readable images, spread over all."""
-    found = []
+    found: list[ImageFacts] = []
     for index in _spread(len(images), max(count, _HEADERS)):
         if len(found) == count:
             break

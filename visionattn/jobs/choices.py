@@ -12,6 +12,7 @@ from visionattn.config.choices import Choice, Facts, apply_choices
 from visionattn.config.schema import FROM_SCRATCH, RunConfig
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
+from visionattn.data.images.transforms import shown_channels
 from visionattn.data.splits import Split
 from visionattn.data.statistics import Statistics, are_pictures, measure
 from visionattn.errors import UserError
@@ -35,25 +36,31 @@ def with_weights(config: RunConfig) -> RunConfig:
     return complete
 
 
-def with_statistics(config: RunConfig, train: Split, *, measured: bool = True) -> tuple[RunConfig, Statistics | None]:
-    """The config with the mean and deviation of the training images, where they are auto and those of the weights do not fit.
-
-    Args:
-        measured: False takes those of the weights, as runs did that began before there was a choice.
+def with_statistics(config: RunConfig, train: Split) -> tuple[RunConfig, Statistics | None]:
+    """The config with what training needs to know of images that are no pictures: mean, deviation, and the channels that are shown.
 
     Raises:
         UserError: VA-D010, no image could be read.
     """
     data: Any = config.data
-    if getattr(data, "mean", None) != "auto":
+    if not hasattr(data, "preview") or train.images is None:
         return config, None
-    found = None
-    if measured and not are_pictures(train.images):
+    pictures, found = are_pictures(train.images), None
+    if data.mean == "auto" and not pictures:
         found = measure(train.images)
         if found is None:
             raise UserError("VA-D010", "no training image could be read to measure the mean of its channels")
-    mean, std = (None, None) if found is None else (found.mean, found.std)
-    return config.model_copy(update={"data": data.model_copy(update={"mean": mean, "std": std})}), found
+    values = without_auto(data)
+    if found is not None:
+        values |= {"mean": found.mean, "std": found.std}
+    if pictures or data.preview == "auto":
+        values["preview"] = None if pictures else [number + 1 for number in shown_channels("auto", train.images.in_chans)]
+    return config.model_copy(update={"data": data.model_copy(update=values)}), found
+
+
+def without_auto(data: Any) -> dict[str, Any]:
+    """Mean, deviation and shown channels of the `data` section where auto is null, as in runs that began before there was a choice."""
+    return {name: None if getattr(data, name) == "auto" else getattr(data, name) for name in ("mean", "std", "preview")}
 
 
 def choose(
@@ -94,7 +101,8 @@ def print_statistics(config: RunConfig, found: Statistics | None, images: int, c
     """Report the mean and deviation that were measured on the training images."""
     if found is None:
         return
-    sample = f"{found.count:,} of {images:,} training images" if found.count < images else f"{images:,} training images"
+    sample = f"{found.images:,} of {images:,} training images" if found.images < images else f"{images:,} training images"
     for number, (name, values) in enumerate({"mean": found.mean, "std": found.std}.items()):
         listed = ", ".join(f"{value:.4g}" for value in values[:16]) + ", ..." * (len(values) > 16)
         console.field("" if number else "channels", f"data.{name}=[{listed}]" + ("" if number else f"  (measured on {sample})"))
+    console.field("", "no colour augmentation, which is for pictures of 8 bits")

@@ -42,7 +42,6 @@ RESUMABLE_KEYS = (
     "data.workers",
     "data.cache",
     "data.on_error",
-    "data.preview",
     "log",
     "output",
     "eval.batch_size",

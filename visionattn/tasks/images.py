@@ -60,7 +60,7 @@ def image_files(
 
 
 def with_normalisation(model: Any, config: Any) -> Any:
-    """A model that is told the mean and deviation of its data, where they were measured, and which channels pictures show.
+    """A model that is told the mean and deviation of its data, where the config has them, and which channels of it pictures show.
 
     Raises:
         UserError: VA-C002, numbers for other channels than the model has.
@@ -71,7 +71,7 @@ def with_normalisation(model: Any, config: Any) -> Any:
             what = f"data.mean has {len(settings.mean)} numbers, model.in_chans is {channels}"
             raise UserError("VA-C002", what, fix="data.mean=auto data.std=auto")
         model.pretrained_cfg |= {"mean": tuple(settings.mean), "std": tuple(settings.std)}
-    if isinstance(settings.mean, list) or channels not in (1, 3):
+    if isinstance(settings.preview, list) or channels not in (1, 3):
         model.pretrained_cfg |= {"shown": shown_channels(settings.preview, channels)}
     return model
 
@@ -84,14 +84,14 @@ def normalisation(model: Any) -> dict[str, Any]:
 def unnormalise(image: torch.Tensor, cfg: dict[str, Any]) -> np.ndarray:
     """A normalised CHW tensor as H x W x 3 in 0..1."""
     mean, std = (torch.tensor(cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    pixels = (image.float().cpu() * std + mean).permute(1, 2, 0)
+    values = (image.float().cpu() * std + mean).permute(1, 2, 0).numpy()
     if "shown" in cfg:
-        return as_rgb(pixels.numpy(), cfg["shown"]) / np.float32(255)
-    pixels = pixels.clamp(0, 1).numpy()
+        return as_rgb(values, cfg["shown"]) / np.float32(255)
+    pixels = values.clip(0, 1)
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
 
 
-def as_picture(image: np.ndarray, preview: Sequence[int] | str) -> np.ndarray:
+def as_picture(image: np.ndarray, preview: Sequence[int] | str | None) -> np.ndarray:
     """A loaded image as uint8 H x W x 3; the contrast is stretched unless it is a picture of 8 bits.
 
     Args:

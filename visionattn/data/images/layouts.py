@@ -449,13 +449,15 @@ def _read_npz(path: Path, settings: LabelDataConfig, in_chans: int) -> dict[str,
 
 
 def _npz_images(images: np.ndarray, name: str, path: Path) -> np.ndarray:
-    channels_ok = images.ndim == 3 or (images.ndim == 4 and 1 <= images.shape[3] <= MOST_CHANNELS)
+    channels = images.shape[3] if images.ndim == 4 else 1
+    last = channels in (1, 3, 4) or channels <= min(MOST_CHANNELS, *images.shape[1:3])  # else they are the axis before
+    channels_ok = images.ndim in (3, 4) and last
     if not channels_ok or not (images.dtype in (np.uint8, np.uint16, np.int16) or images.dtype.kind == "f"):
         raise UserError(
             "VA-D002",
             f"{name}_images has shape {images.shape} of {images.dtype}",
             where=str(path),
-            why=f"expected (N, H, W) or (N, H, W, C) with at most {MOST_CHANNELS} channels, of uint8, uint16, int16 or float",
+            why=f"expected (N, H, W) or (N, H, W, C) with the channels last, at most {MOST_CHANNELS}, of uint8, uint16, int16 or float",
         )
     return images
 

@@ -24,10 +24,10 @@ class ImageDataConfig(DataConfig):
         "3 channels, else measured on the training set.",
     )
     std: list[float] | Auto | None = setting("auto", "Standard deviation of each channel that is divided by, as data.mean.")
-    preview: list[int] | Auto = setting(
+    preview: list[int] | Auto | None = setting(
         "auto",
-        "Channels shown in pictures of images that have others than 1 or 3, counted from 1: one, or red, green and blue, [4, 3, 2]; "
-        "auto: the first three.",
+        "Channels that pictures show of images with others than 1 or 3, or of 16 bits and floats, counted from 1: one, or red, green and "
+        "blue, [4, 3, 2]; auto: the first three, with stretched contrast; null: pictures of 8 bits, as they are.",
     )
     max_bytes: int = setting(
         2**30,

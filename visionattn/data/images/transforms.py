@@ -149,16 +149,16 @@ def as_rgb(values: np.ndarray, shown: Sequence[int]) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
-def shown_channels(preview: Sequence[int] | str, channels: int) -> list[int]:
-    """Positions of the channels that pictures show; of 1 or 3 all.
+def shown_channels(preview: Sequence[int] | str | None, channels: int) -> list[int]:
+    """Positions of the channels that pictures show.
 
     Args:
-        preview: data.preview, counted from 1.
+        preview: data.preview, counted from 1; the first three, or the first, unless it names some.
 
     Raises:
         UserError: VA-C002, there are not so many.
     """
-    if isinstance(preview, str) or channels in (1, 3):
+    if preview is None or isinstance(preview, str):
         return [0] if channels < 3 else [0, 1, 2]
     if max(preview) > channels:
         raise UserError("VA-C002", f"data.preview: channel {max(preview)} of {channels}, counted from 1", fix="data.preview=auto")
@@ -184,7 +184,7 @@ def train_transform(
             if getattr(augment, name):
                 raise UserError(
                     "VA-C002",
-                    f"augment.{name} changes colours of 8 bits, not {len(mean)} channels whose mean is measured",
+                    f"augment.{name} changes colours of 8 bits, which {len(mean)} channels of other data are not",
                     fix=f"augment.{name}={off}",
                 )
     if augment.random_resized_crop is not None and augment.pad_crop:

@@ -64,6 +64,6 @@ class MaskAugmentConfig(Section):
     elastic: float = setting(0.0, "Probability of a mild elastic deformation.", ge=0, le=1)
     photometric: bool | Auto = setting(
         "auto",
-        "Random brightness, contrast, saturation and hue; grey images: brightness and contrast; auto: true, but false where data.mean is "
-        "measured.",
+        "Random brightness, contrast, saturation and hue; grey images: brightness and contrast; auto: true for pictures of 8 bits, else "
+        "false.",
     )

@@ -86,7 +86,7 @@ def mask_train_transform(
         UserError: VA-C002, settings that exclude each other, or colours changed of images that have none.
     """
     if shown is not None and augment.photometric is True:
-        what = f"augment.photometric changes colours of 8 bits, not {len(mean)} channels whose mean is measured"
+        what = f"augment.photometric changes colours of 8 bits, which {len(mean)} channels of other data are not"
         raise UserError("VA-C002", what, fix="augment.photometric=false")
     if augment.rotate90 and size[0] != size[1]:
         raise UserError("VA-C002", f"augment.rotate90 needs a square model.img_size, got {list(size)}", fix="augment.rotate90=0")

@@ -139,7 +139,9 @@ class Segmentation(Task):
 
         from visionattn.tasks.images import image_files
 
-        return image_files(config, files, torch.tensor, channel_files=config.data.channel_files is True)  # unchanged: large images are normalised window by window
+        return image_files(
+            config, files, torch.tensor, channel_files=config.data.channel_files is True
+        )  # unchanged: large images are normalised window by window
 
     def preview(
         self, config: SegmentConfig, model: nn.Module, data: MaskData, split: MaskSet, count: int, path: Path, *, augmented: bool

@@ -59,10 +59,9 @@ def crop_choice(report: CheckReport | None) -> Choice:
 
 
 def photometric_choice(config: SegmentConfig) -> Choice:
-    """Whether colours are changed: only of pictures, whose normalisation is that of the weights."""
-    if config.data.mean is None:
-        return Choice("augment.photometric", True, "pictures")
-    return Choice("augment.photometric", False, "left out: the mean of the channels is measured")
+    """Whether colours are changed: only of pictures."""
+    pictures = not isinstance(config.data.preview, list) and config.model.channels in (1, 3)
+    return Choice("augment.photometric", pictures, "pictures of 8 bits" if pictures else "channels that are no colours of 8 bits")
 
 
 def augmentation(config: SegmentConfig, model: Any) -> MaskTrainTransform:

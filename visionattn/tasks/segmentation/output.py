@@ -88,7 +88,7 @@ class MaskWriter(Writer):
     """
 
     def __init__(
-        self, classes: Sequence[str], palette: Sequence[Colour], request: WriterRequest, preview: Sequence[int] | str = "auto"
+        self, classes: Sequence[str], palette: Sequence[Colour], request: WriterRequest, preview: Sequence[int] | str | None = None
     ) -> None:
         self.classes, self.palette, self.out, self.preview = classes, palette, request.out, preview
         self.formats = request.formats
