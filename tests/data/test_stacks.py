@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,17 @@ def lzw() -> bytes:
     return buffer.getvalue()
 
 
+def tiff_bomb() -> bytes:
+    """A strip of 300 megabytes in a file that says it has a few."""
+    data = bytearray(tiff(np.zeros((1700, 1700, 5), np.uint8), **GREY, planarconfig="contig", compression="zlib", rowsperstrip=1700))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        page = file.pages.first
+        counts, offsets = page.tags["StripByteCounts"].valueoffset, page.tags["StripOffsets"].valueoffset
+    strip = zlib.compress(bytes(300 * 2**20))
+    data[counts : counts + 4], data[offsets : offsets + 4] = len(strip).to_bytes(4, "little"), len(data).to_bytes(4, "little")
+    return bytes(data) + strip
+
+
 def with_nan() -> np.ndarray:
     array = BANDS.astype(np.float32)
     array[3, 4, 2] = np.nan
@@ -173,6 +185,7 @@ BROKEN = {
     "a compression of its own": (lzw(), "VA-D010", "LZW compression needs a package for it: pip install imagecodecs"),
     "too large": (npy(np.zeros((1000, 1000, 9), np.uint16)), "VA-D020", "data.max_bytes="),
     "a bomb": (bomb(), "VA-D010", "truncated"),
+    "a bomb in TIFF": (tiff_bomb(), "VA-D010", "a part holds more than the 14,450,000 bytes"),
 }
 
 
@@ -180,7 +193,7 @@ BROKEN = {
 def test_one_clear_error(name: str) -> None:
     data, code, reason = BROKEN[name]
     with pytest.raises(UnreadableFile, match=reason) as caught:
-        read(data, max_bytes=10**7)
+        read(data, max_bytes=15 * 10**6)
     assert caught.value.code == code
 
 

@@ -99,6 +99,7 @@ def test_evaluates_and_predicts_without_the_training_set(trained: tuple[Path, st
     assert len(found) == 1 and unreadable == [(str(tmp_path / "d.npy"), "4 channels, model.in_chans is 5")]
     text = refused(tmp_path, "VA-C002", 2, "train", "--data", fields, *settings(tmp_path, "data.preview=[9,2,1]"), "--dry-run")
     assert "data.preview: channel 9 of 5, counted from 1" in text
+    assert "data.mean: fixed by the trained model" in refused(tmp_path, "VA-C002", 2, "eval", run, "data.mean=null", "data.std=null")
 
 
 def test_starts_from_weights_of_colour_images() -> None:

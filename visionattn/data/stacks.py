@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
@@ -17,6 +18,7 @@ CODECS = "pip install imagecodecs"  # reads what tifffile alone does not: LZW, Z
 
 _NPY_MAGIC, _ZIP_MAGIC = b"\x93NUMPY", (b"PK\x03\x04", b"PK\x05\x06")  # the last one is an empty archive
 _ORIENTATION, _ALPHA = 274, {1, 2, 999}  # a tag, and the extra samples that are transparency; 999 is Corel's
+_DEFLATE, _DEFLATE_RATIO, _HARMLESS = (8, 32946), 1032, 2**28  # names of zlib, what a byte becomes at most, and bytes that do no harm
 _PLAIN = (0, 1, 2)  # photometric interpretations whose samples are bands: grey, RGB
 
 
@@ -166,6 +168,8 @@ def tiff_stack(file: IO[bytes]) -> Stack:
     def read(wanted: int | None) -> np.ndarray:
         other = pages > 0 and wanted == pages
         one = first_only and not other
+        for read_page in [page] if one else series.pages:
+            _refuse_bomb(tiff, read_page, series.nbytes)
         array = page.asarray(maxworkers=1) if one else series.asarray(maxworkers=1)
         if array.shape != ((height, width) if one else shape):
             raise ValueError("damaged: pixels are missing")
@@ -173,6 +177,21 @@ def tiff_stack(file: IO[bytes]) -> Stack:
         return _channels_last(array, place)
 
     return Stack(height, width, channels, pages, np.dtype(series.dtype), alpha, 1 if tag is None else int(tag.value), read)
+
+
+def _refuse_bomb(tiff: Any, page: Any, size: int) -> None:
+    """Stop at a part of a page that tifffile would decompress to more than the whole image: zlib is not given a limit there.
+
+    Raises:
+        ValueError: the part is larger.
+    """
+    if page is None or page.compression not in _DEFLATE:
+        return
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if count * _DEFLATE_RATIO > max(size, _HARMLESS):
+            tiff.filehandle.seek(offset)
+            if len(zlib.decompressobj().decompress(tiff.filehandle.read(count), size + 1)) > size:
+                raise ValueError(f"damaged: a part holds more than the {size:,} bytes of the image")
 
 
 def _channels_last(array: np.ndarray, axis: int | None) -> np.ndarray:
