@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import random
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,27 @@ def test_one_clear_error(name: str) -> None:
     with pytest.raises(UnreadableFile, match=reason) as caught:
         read(data, max_bytes=15 * 10**6)
     assert caught.value.code == code
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_damage_at_random() -> None:
+    """Whatever a file holds, it is read or refused."""
+    rng, files = random.Random(0), list(FILES.values())
+    settings, refused = ImageDataConfig(max_bytes=10**7), 0
+    for _ in range(300):
+        data = bytearray(rng.choice(files))
+        for _ in range(rng.choice((1, 2, 8))):
+            data[rng.randrange(min(len(data), 600))] = rng.choice((0, 1, 255, rng.randrange(256)))
+        content = bytes(data[: rng.choice((len(data), rng.randrange(1, len(data))))])
+        for look in (image_facts, header_facts, read_mask, upright_size):
+            with suppress(UnreadableFile):
+                look(content, max_bytes=10**7)
+        for in_chans in (3, 5):
+            try:
+                assert read_image(content, settings=settings, in_chans=in_chans).shape[2] == in_chans
+            except UnreadableFile:
+                refused += 1
+    assert 100 < refused < 600
 
 
 def test_an_ome_file_names_no_other_file(tmp_path: Path) -> None:

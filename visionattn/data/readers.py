@@ -175,7 +175,7 @@ def image_facts(source: Source, *, max_bytes: int) -> ImageFacts:
         # The second picture of a phone's MPO file is a preview or a depth map, not a page.
         with _at_any_size(image):
             more_frames = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
-    except (OSError, EOFError, SyntaxError, ValueError):  # the first frame is fine, a later one is damaged
+    except Exception:  # the first frame is fine, a later one is damaged, of which Pillow raises anything
         more_frames = True
     depth = {"1": 1, "I": 32, "F": 32}.get(image.mode, 8 if samples is None else 16)
     return ImageFacts(
@@ -511,7 +511,7 @@ def _pages(image: Image.Image) -> int:
         return 0
     try:
         count = int(getattr(image, "n_frames", 1))
-    except (OSError, EOFError, SyntaxError, ValueError):  # a further page is damaged
+    except Exception:  # a further page is damaged
         return 0
     return count if count > 1 else 0
 
@@ -570,7 +570,7 @@ def _is_picture(file: IO[bytes]) -> bool:
     try:
         if not getattr(image, "is_animated", False):
             return True
-    except (OSError, EOFError, SyntaxError, ValueError):  # a further page is damaged
+    except Exception:  # a further page is damaged
         return True
     try:
         return tiff_stack(file).channels in (1, tags.get(_SAMPLES_PER_PIXEL, 1))

@@ -147,7 +147,7 @@ def tiff_stack(file: IO[bytes]) -> Stack:
     series, page = tiff.series[0], tiff.pages.first
     axes, shape = series.axes, tuple(series.shape)
     more = [position for position, letter in enumerate(axes) if letter not in "YX"]
-    if len(more) > 1 or "Y" not in axes or "X" not in axes:
+    if len(more) > 1 or "Y" not in axes or "X" not in axes or not all(shape):
         raise ValueError(f"a stack of axes {axes}, {_sides(shape)}: expected height, width and channels")
     axis: int | None = more[0] if more else None
     named = not more or axes[more[0]] in "SC"
