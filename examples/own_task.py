@@ -24,7 +24,7 @@ from visionattn.data.sources import FileImages
 from visionattn.data.splits import Data
 from visionattn.errors import UserError
 from visionattn.tasks.base import Display, Objective, Panel, Pictures, Prediction, Scores, Task, Writer
-from visionattn.tasks.images import LabelledImages, image_files
+from visionattn.tasks.images import LabelledImages, image_files, normalisation, with_normalisation
 
 
 class RegressConfig(RunConfig):
@@ -108,28 +108,28 @@ class Regression(Task):
         with file.open(encoding="utf-8-sig", newline="") as lines:
             ids, values = zip(*((row["path"], float(row["value"])) for row in csv.DictReader(lines)), strict=True)
         paths = tuple(str(file.parent / name) for name in ids)
-        return ImageSet(split, FileImages(paths, config.data, config.model.in_chans), np.array(values), list(ids), None)
+        return ImageSet(split, FileImages(paths, config.data, config.model.channels), np.array(values), list(ids), None)
 
     def target(self, config, data):
         return {"mean": float(data.train.labels.mean()), "std": float(data.train.labels.std()) or 1.0}
 
     def train_dataset(self, config, model, data, report):
-        cfg = model.pretrained_cfg
-        return LabelledImages(data.train, train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"]), config.seed)
+        return LabelledImages(data.train, train_transform(config.augment, config.model.size, **normalisation(model)), config.seed)
 
     def eval_dataset(self, config, model, split):
-        return LabelledImages(split, self.preprocessing(config, model.pretrained_cfg))
+        return LabelledImages(split, self.preprocessing(config, model))
 
     def file_dataset(self, config, model, files):
-        return image_files(config, files, self.preprocessing(config, model.pretrained_cfg))
+        return image_files(config, files, self.preprocessing(config, model))
 
-    def preprocessing(self, config, cfg):
-        return eval_transform(config.model.size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=1.0)
+    def preprocessing(self, config, model):
+        cfg = model.pretrained_cfg
+        return eval_transform(config.model.size, **normalisation(model), interpolation=cfg["interpolation"], crop_pct=1.0)
 
     def build_model(self, config, target):
         settings = config.model
-        args = {"in_chans": settings.in_chans, "drop_path_rate": settings.drop_path_rate, **settings.args}
-        return visionattn.create_model(settings.name, num_classes=1, img_size=settings.size, **args)
+        args = {"in_chans": settings.channels, "drop_path_rate": settings.drop_path_rate, **settings.args}
+        return with_normalisation(visionattn.create_model(settings.name, num_classes=1, img_size=settings.size, **args), config)
 
     def objective(self, config, target, dataset):
         return StandardisedError(config.loss, target)

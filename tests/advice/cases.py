@@ -100,6 +100,22 @@ def flowers(folder: Path, train: int = 2, val: int = 1, test: int = 0, name: str
     return folder / name
 
 
+def fields(folder: Path) -> None:
+    """Class folders of arrays with five channels."""
+    for path in [*flowers(folder, train=4, name="fields").rglob("*.png")]:
+        pixels = np.asarray(Image.open(path)).astype(np.float32)
+        np.save(path.with_suffix(".npy"), np.concatenate([pixels, pixels[:, :, :2]], axis=2))
+        path.unlink()
+
+
+def pages(folder: Path) -> None:
+    """Class folders of TIFF with four pages that nothing names."""
+    for path in [*flowers(folder, name="scans").rglob("*.png")]:
+        page = Image.open(path).convert("L")
+        page.save(path.with_suffix(".tif"), save_all=True, append_images=[page] * 3)
+        path.unlink()
+
+
 def without_val(folder: Path) -> None:
     flowers(folder, train=4, val=0)
 
@@ -139,6 +155,14 @@ def roads(
     if classes:
         (root / "classes.txt").write_text(classes)
     return root
+
+
+def plots(folder: Path) -> None:
+    """Arrays of five channels with masks."""
+    for path in [*roads(folder).rename(folder / "plots").glob("images/*/*")]:
+        pixels = np.asarray(Image.open(path)).astype(np.float32)
+        np.save(path.with_suffix(".npy"), np.concatenate([pixels, pixels[:, :, :2]], axis=2))
+        path.unlink()
 
 
 def masks_of(*values: int, classes: str = "background\ncrack\n") -> Make:
@@ -571,8 +595,31 @@ DATA = [
         (Step("add", "data.train=NAME data.val=NAME", fill={"train=NAME": "train=one", "val=NAME": "val=two"}),),
         other_splits("one", "two"),
     ),
+    Case("data/check.py", "data check flowers model.in_chans=4", "VA-D022", "-> model.in_chans=3", (add("model.in_chans=3"),), flowers),
+    Case("data/check.py", "data check scans", "", "if the pages are channels: model.in_chans=4", (add("model.in_chans=4"),), pages),
     Case(
-        "data/images/layouts.py", "data check flowers model.in_chans=4", "VA-C002", "model.in_chans=3", (add("model.in_chans=3"),), flowers
+        "data/images/transforms.py",
+        f"train --data fields {DRY} augment.color_jitter=0.4",
+        "VA-C002",
+        "augment.color_jitter=0",
+        (add("augment.color_jitter=0"),),
+        fields,
+    ),
+    Case(
+        "data/images/transforms.py",
+        f"train --data fields {DRY} data.preview=[7]",
+        "VA-C002",
+        "data.preview=auto",
+        (add("data.preview=auto"),),
+        fields,
+    ),
+    Case(
+        "tasks/images.py",
+        f"train --data fields {DRY} data.mean=[0] data.std=[1]",
+        "VA-C002",
+        "data.mean=auto data.std=auto",
+        (add("data.mean=auto data.std=auto"),),
+        fields,
     ),
     Case(
         "data/images/layouts.py",
@@ -696,6 +743,14 @@ DATA = [
         flowers,
     ),
     # masks
+    Case(
+        "data/masks/transforms.py",
+        f"train --data plots {DRY} train.batch_size=2 augment.photometric=true",
+        "VA-C002",
+        "augment.photometric=false",
+        (add("augment.photometric=false"),),
+        plots,
+    ),
     Case(
         "data/masks/sets.py",
         "data check roads",

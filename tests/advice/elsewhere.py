@@ -87,12 +87,13 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     },
     "files.py": {"visionattn train --resume RUN": "of a full disk: tests/faults/test_faults.py"},
     "jobs/check.py": {"--strict": FACT},
+    "jobs/choices.py": {"data.": FACT},
     "jobs/evaluate.py": {"--split": "folds: tests/cli/test_folds.py"},
     "jobs/folds.py": {
         "visionattn train --folds 5 --processes": "of a launch by torchrun: tests/cli/test_folds.py makes the fault, and trains so",
         "visionattn train --folds has made: runs/<name>/<nnn>": FACT,
     },
-    "jobs/predict.py": {"--save": FAULT},
+    "jobs/predict.py": {"--save": FAULT, "data.channel_files=false": "of a segmentation run: tests/tasks/test_channels.py"},
     "jobs/train.py": {
         "train.accum=": FACT,
         "train.batch_size=": FACT,

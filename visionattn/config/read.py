@@ -120,15 +120,16 @@ def override_values(values: dict[str, Any], origins: dict[str, Origin], override
         raise UserError("VA-C002", f"the settings do not fit together: {why}", where=shortened(", ".join(overrides))) from error
 
 
-def require_sections(overrides: Sequence[str], sections: Collection[str]) -> None:
-    """Stop at a `key=value` outside of these sections or keys.
+def require_sections(overrides: Sequence[str], sections: Collection[str], fixed: Collection[str] = ()) -> None:
+    """Stop at a `key=value` outside of these sections or keys, or at one that is fixed within them.
 
     Raises:
         UserError: VA-C002.
     """
     for text in overrides:
         key = text.partition("=")[0].strip()
-        if "=" in text and not any(key == section or key.startswith(f"{section}.") for section in sections):
+        free = any(key == section or key.startswith(f"{section}.") for section in sections)
+        if "=" in text and (not free or key in fixed):
             raise UserError(
                 "VA-C002", f"{key}: fixed by the trained model", where="command line", fix=f"What can change: {', '.join(sections)}"
             )

@@ -68,7 +68,11 @@ class BackboneConfig(Section):
         "Weights to start from: a tag (visionattn weights list), pretrained for the model's default, a path, a run, or none; "
         "auto: the model's default if a program can download it or it was imported, none with arguments of your own.",
     )
-    in_chans: int = setting(3, "Input channels: 3, or 1 to train on grey images.", ge=1)
+    in_chans: Annotated[int, Field(ge=1, le=512)] | Auto = setting(
+        "auto",
+        "Input channels: 3, 1 to train on grey images, or those of TIFF, npy and npz; auto: 3, or where the first training image has 2 or "
+        "more than 3, these.",
+    )
     img_size: int | tuple[int, int] | Auto = setting(
         "auto", "Input size in pixels: one number, or [height, width]; auto: the size of the weights, or 224."
     )
@@ -79,6 +83,11 @@ class BackboneConfig(Section):
     )
     grad_checkpointing: bool = setting(False, "Recompute activations in the backward pass: less memory, more time.")
     args: dict[str, Any] = setting({}, "Arguments of the family's class, for example depths or embed_dim.")
+
+    @property
+    def channels(self) -> int:
+        """Input channels; 3 where they are still auto."""
+        return 3 if self.in_chans == "auto" else self.in_chans
 
     @property
     def size(self) -> tuple[int, int]:

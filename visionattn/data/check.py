@@ -20,12 +20,13 @@ from visionattn.data.images.settings import ImageDataConfig
 from visionattn.data.readers import ImageFacts, UnreadableFile
 from visionattn.data.sources import Images
 from visionattn.data.splits import Data, Note, content_hash
+from visionattn.data.stacks import CODECS
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.names import shown
 
 # Increase when the meaning of the stored records changes: older caches are then ignored.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def check_images(
         *data.notes,
         *partial_notes(settings),
         *broken_notes(everything),
+        *channel_notes(everything, in_chans),
         *duplicate_notes(findings),
         *format_notes([finding.facts for finding in everything if finding.facts is not None], settings, in_chans),
         *write_cache(cache_file, kept, cache, settings),
@@ -159,12 +161,13 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
     """
     broken = report.unreadable
     if too_many_unreadable(len(broken), total, settings.on_error):
+        package = any(reason.endswith(CODECS) for reason in broken.values())
         raise UserError(
             "VA-D010",
             f"{len(broken):,} of {total:,} images cannot be decoded",
             where=listed_reasons(broken),
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
-            fix="repair or remove them, or data.on_error=skip",
+            fix=CODECS if package else "repair or remove them, or data.on_error=skip",
         )
 
 
@@ -248,6 +251,23 @@ def broken_notes(findings: list[Finding]) -> list[Note]:
     return notes + [Note("error", "VA-D020", f"{shown(f.id)}: {shown(f.reason)}") for f in findings if f.code == "VA-D020"]
 
 
+def channel_notes(findings: list[Finding], in_chans: int) -> list[Note]:
+    """Report how many channels the images have, if they are no pictures, and which of them have others than the model takes."""
+    known = [(finding.id, finding.facts) for finding in findings if finding.facts is not None]
+    wrong = [(name, facts) for name, facts in known if not facts.fits(in_chans)]
+    if not wrong:
+        text = f"{len(known):,} images of {in_chans} channels (model.in_chans)"
+        return [] if in_chans in (1, 3) else [Note("info", "VA-D022", text)]
+    name, facts = wrong[0]
+    text = f"{len(wrong):,} of {len(known):,} images do not have {in_chans} channels (model.in_chans): "
+    text += f"first {shown(name)} with {facts.channels}"
+    if len(wrong) == len(known) and len({facts.channels for _, facts in wrong}) == 1:
+        text += f"  -> model.in_chans={facts.channels}"
+    else:
+        text += "  -> give all images the same channels, or leave these out (data.exclude)"
+    return [Note("error", "VA-D022", text)]
+
+
 def duplicate_notes(findings: dict[str, list[Finding]]) -> list[Note]:
     """Report training images that also appear in another split."""
     notes = []
@@ -274,6 +294,8 @@ def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: i
         depths = ", ".join(f"{depth}-bit" for depth in sorted({fact.depth for fact in deep}))
         rule = {"dtype": "scaled by the maximum of their type", "percentile": "scaled from their 1st to their 99th percentile"}
         how = rule.get(str(settings.range), f"scaled from {settings.range}")
+        if settings.range == "dtype" and all(fact.array and fact.mode.startswith("float") for fact in deep):
+            how = "taken as they are"
         text = f"{count(deep)} are {depths}: {how} (data.range); measured values {low:g} to {high:g}"
         notes.append(Note("info", "VA-D015", text))
     transparent = [fact for fact in facts if fact.alpha]
@@ -287,9 +309,13 @@ def format_notes(facts: list[ImageFacts], settings: ImageDataConfig, in_chans: i
     cmyk = [fact for fact in facts if fact.mode == "CMYK"]
     if cmyk:
         notes.append(Note("warning", "VA-D018", f"{count(cmyk)} are CMYK: converted to RGB without a colour profile"))
-    several = [fact for fact in facts if fact.more_frames]
+    several = [fact for fact in facts if fact.more_frames and in_chans != fact.pages]
     if several:
-        notes.append(Note("warning", "VA-D018", f"{count(several)} are animated or have several pages: the first is used"))
+        text = f"{count(several)} are animated or have several pages: the first is used"
+        pages = {fact.pages for fact in several}
+        if len(several) == len(facts) and len(pages) == 1 and max(pages):
+            text += f"; if the pages are channels: model.in_chans={max(pages)}"
+        notes.append(Note("warning", "VA-D018", text))
     rotated = [fact for fact in facts if fact.rotated]
     if rotated:
         notes.append(Note("info", "", f"{count(rotated)} are rotated upright by their EXIF orientation"))

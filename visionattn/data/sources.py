@@ -11,7 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig
-from visionattn.data.readers import ImageFacts, UnreadableFile, array_facts, file_content, header_facts, image_facts, read_array, read_image
+from visionattn.data.readers import (
+    ImageFacts,
+    UnreadableFile,
+    array_facts,
+    file_content,
+    header_facts,
+    image_facts,
+    read_array,
+    read_channel,
+    read_image,
+)
 
 
 class Images(Protocol):
@@ -113,6 +123,81 @@ class FileImages:
 
 
 @dataclass(frozen=True)
+class ChannelFiles(FileImages):
+    """Images whose channels are in several files each; `paths` are the first ones.
+
+    Attributes:
+        further: the other files of each image, in order.
+    """
+
+    further: tuple[tuple[str, ...], ...] = ()
+
+    def read(self, index: int) -> np.ndarray:
+        if index in self._kept.images:
+            return self._kept.images[index]
+        channels = [read_channel(path, settings=self.settings) for path in self._files(index)]
+        if len({channel.shape for channel in channels}) > 1:
+            raise UnreadableFile(self.paths[index], "the files of its channels have different sizes")
+        if len(channels) != self.in_chans:
+            raise UnreadableFile(self.paths[index], f"{len(channels)} channels, model.in_chans is {self.in_chans}", "VA-D022")
+        if len({channel.dtype for channel in channels}) > 1:
+            channels = [channel / np.float32(255) if channel.dtype == np.uint8 else channel for channel in channels]
+        image: np.ndarray = np.concatenate(channels, axis=2)
+        if self.settings.cache == "ram":
+            self._kept.keep(index, image, self.settings.cache_bytes)
+        return image
+
+    def content(self, index: int) -> bytes:
+        return b"".join(file_content(path, max_bytes=self.settings.max_bytes) for path in self._files(index))
+
+    def facts(self, index: int) -> ImageFacts:
+        return _facts_together([image_facts(path, max_bytes=self.settings.max_bytes) for path in self._files(index)], self.paths[index])
+
+    def header(self, index: int) -> ImageFacts:
+        return _facts_together([header_facts(path, max_bytes=self.settings.max_bytes) for path in self._files(index)], self.paths[index])
+
+    def size(self, index: int) -> int:
+        return sum(map(os.path.getsize, self._files(index)))
+
+    def stamp(self, index: int) -> str:
+        return "|".join(super(ChannelFiles, replace(self, paths=(str(path),))).stamp(0) for path in self._files(index))
+
+    def take(self, indices: Sequence[int]) -> ChannelFiles:
+        further = tuple(self.further[index] for index in indices)
+        return ChannelFiles(tuple(self.paths[index] for index in indices), self.settings, self.in_chans, further=further)
+
+    def _files(self, index: int) -> list[Path]:
+        return [Path(path) for path in (self.paths[index], *self.further[index])]
+
+
+def further_channels(path: str) -> tuple[str, ...]:
+    """The files of the other channels beside that of the first, as nnU-Net names them: CASE_0001.tif beside CASE_0000.tif, and so on."""
+    stem, suffix = os.path.splitext(path)
+    found: list[str] = []
+    while stem.endswith("_0000") and os.path.exists(following := f"{stem[:-4]}{len(found) + 1:04d}{suffix}"):
+        found.append(following)
+    return tuple(found)
+
+
+def _facts_together(facts: Sequence[ImageFacts], name: str) -> ImageFacts:
+    """The facts of an image whose channels are files of their own."""
+    if len({(part.width, part.height) for part in facts}) > 1:
+        raise UnreadableFile(name, "the files of its channels have different sizes")
+    if colour := [part for part in facts if part.channels != 1]:
+        raise UnreadableFile(name, f"{colour[0].channels} channels in a file that should hold one")
+    low, high = ([value for part in facts if (value := getattr(part, key)) is not None] for key in ("low", "high"))
+    return replace(
+        facts[0],
+        grey=False,
+        low=min(low, default=None),
+        high=max(high, default=None),
+        decoded=sum(part.decoded for part in facts),
+        channels=len(facts),
+        array=True,
+    )
+
+
+@dataclass(frozen=True)
 class JoinedImages:
     """Images of several sources.
 
@@ -159,6 +244,11 @@ class JoinedImages:
     def take(self, indices: Sequence[int]) -> JoinedImages:
         chosen = np.asarray(indices, np.int64)
         return replace(self, source=self.source[chosen], position=self.position[chosen])
+
+
+def with_channels(images: Any, in_chans: int) -> Any:
+    """The same images, loaded with other channels."""
+    return replace(images, in_chans=in_chans)
 
 
 def join_images(first: Images, second: Images) -> Images:

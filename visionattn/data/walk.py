@@ -15,7 +15,9 @@ from pathlib import Path
 from visionattn.files import counted
 from visionattn.names import shown
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+PICTURE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
+IMAGE_SUFFIXES = PICTURE_SUFFIXES | ARRAY_SUFFIXES
 
 Identity = tuple[int, int]
 
@@ -115,6 +117,15 @@ class Walker:
         else:
             return True
         return False
+
+    def without_strays(self, groups: list[list[str]]) -> list[list[str]]:
+        """The files of several groups; arrays only where no group has a picture, since beside pictures they are something else."""
+        kept = [[path for path in files if os.path.splitext(path)[1].lower() not in ARRAY_SUFFIXES] for files in groups]
+        if not any(kept):
+            return groups
+        left_out = [path for files, rest in zip(groups, kept, strict=True) if len(rest) < len(files) for path in set(files) - set(rest)]
+        self.others.update(os.path.splitext(path)[1] for path in left_out)
+        return kept
 
     def report(self, *, hidden_names: bool = True) -> list[str]:
         """Describe what was left out, a line per kind.

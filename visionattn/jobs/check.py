@@ -12,9 +12,10 @@ from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.readers import LIMIT_SETTING
 from visionattn.data.splits import ManifestRow
+from visionattn.data.statistics import channels_of
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted, csv_text, json_text
-from visionattn.jobs.choices import choose, with_weights
+from visionattn.jobs.choices import choose, with_statistics, with_weights
 from visionattn.names import file_name, shown
 from visionattn.tasks import task_of
 from visionattn.tasks.base import Target, Task
@@ -25,6 +26,7 @@ class CheckedData:
     """Splits without unreadable samples, and what the check found.
 
     Attributes:
+        config: with the number of channels that the images have.
         data: the task's splits.
         report: findings.
         target: meaning of a model's outputs for these data.
@@ -32,6 +34,7 @@ class CheckedData:
         gaps: id by position of training samples that a resumed run began with and that are gone; stand-ins take their place.
     """
 
+    config: RunConfig
     data: Any
     report: CheckReport
     target: Target
@@ -55,7 +58,8 @@ def preview_data(config: RunConfig, path: Path, count: int) -> None:
         UserError: VA-D002, the task draws none; VA-D010, no sample could be read.
     """
     config, task = with_weights(config), task_of(config)
-    data = task.read_data(config)
+    config, data = read_data(task, config)
+    config, _ = with_statistics(config, data.train)
     target = task.target(config, data)
     config, _ = choose(task, config, target, None, samples=len(data.train), batch=1)
     model = task.build_model(config, target)
@@ -73,7 +77,7 @@ def check_data(task: Task, config: RunConfig, console: Console, *, strict: bool 
     Raises:
         UserError: the errors found, with the code of the first; with `strict` also the first warning.
     """
-    data = task.read_data(config)
+    config, data = read_data(task, config)
     with tempfile.TemporaryDirectory() as folder, console.progress("check", sum(len(part) for part in data.sets)) as bar:
         cache = cache_folder() / "check" if keep else Path(folder)
         report = task.check_data(config, data, cache_dir=cache, progress=bar.update)
@@ -90,7 +94,22 @@ def check_data(task: Task, config: RunConfig, console: Console, *, strict: bool 
     _print_notes(report, console)
     if strict and warnings:
         raise UserError(warnings[0].code or "VA-D002", warnings[0].text, why="--strict makes warnings of the data check stop")
-    return CheckedData(data, report, target, task.manifest(data, report))
+    return CheckedData(config, data, report, target, task.manifest(data, report))
+
+
+def read_data(task: Task, config: RunConfig) -> tuple[RunConfig, Any]:
+    """List all samples; the config gets what follows from them: the number of channels, where it is auto.
+
+    Raises:
+        UserError: those of `task.read_data`.
+    """
+    data = task.read_data(config)
+    if config.model.in_chans == "auto":
+        found = 3 if data.train.images is None else channels_of(data.train.images)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"in_chans": found})})
+        if found != 3:  # what they are loaded with unless told
+            data = task.read_data(config)
+    return task.with_data(config, data), data
 
 
 def write_data(folder: Path, task: Task, config: RunConfig, model: Any, checked: CheckedData) -> None:

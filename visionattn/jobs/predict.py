@@ -77,7 +77,11 @@ def predict(
     if wrong := set(formats) - set(task.formats):
         known = ", ".join(task.formats)
         raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {task.name}")
-    request = WriterRequest(find_files(sources, task.input_suffixes, config.data.exclude, console), target, formats, topk)
+    found = task.input_files(config, find_files(sources, task.input_suffixes, config.data.exclude, console))
+    if not found:
+        fix = "name the first one CASE_0000, or data.channel_files=false"
+        raise UserError("VA-D001", "none of the files is the first channel of an image", fix=fix)
+    request = WriterRequest(found, target, formats, topk)
     writer = task.writer(config, models[0].target, request)
     if target is not None:
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
@@ -131,7 +135,7 @@ def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude
         above = path.parent
         if path.is_dir():
             above = path
-            items = walker.files(path)
+            items = walker.without_strays([walker.files(path)])[0]
         elif path.exists():
             if not path.is_file():
                 raise UserError("VA-D001", f'"{source}" is not a regular file', why="FIFOs, sockets and devices are not read")

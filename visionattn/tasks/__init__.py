@@ -20,6 +20,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segment
 
 # Keys that may change on a trained model: they affect neither the network nor the meaning of its outputs.
 CHANGEABLE = ("eval", "data", "augment.resize", "train.device", "train.precision")
+FIXED = ("data.mean", "data.std")  # but not these of them
 
 
 def register_task(task: Task) -> None:
@@ -88,7 +89,7 @@ def change_config(config: RunConfig, overrides: Sequence[str], sections: Sequenc
     """
     if not overrides:
         return config
-    require_sections(overrides, sections)
+    require_sections(overrides, sections, FIXED)
     origins: dict[str, Origin] = {}
     return saved_config(override_values(config.model_dump(mode="json"), origins, overrides), origins)
 

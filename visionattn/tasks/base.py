@@ -343,11 +343,15 @@ class Task(ABC):
     def read_split(self, config: Any, split: str, target: Target) -> Split:
         """One split for evaluation, with the target of the trained model."""
 
+    def with_data(self, config: Any, data: Any) -> Any:
+        """The config with what follows from the training data, where it is auto; `model.in_chans`, `data.mean` and `data.std` have it."""
+        return config
+
     def check_data(self, config: Any, data: Any, *, cache_dir: Path, progress: Callable[[int], None]) -> CheckReport:
         """Decode every file once and report what training would stumble over."""
         from visionattn.data.check import check_images
 
-        return check_images(data, config.data, in_chans=config.model.in_chans, cache_dir=cache_dir, progress=progress)
+        return check_images(data, config.data, in_chans=config.model.channels, cache_dir=cache_dir, progress=progress)
 
     def usable_data(self, config: Any, data: Any, report: CheckReport) -> Any:
         """The data without unreadable samples.
@@ -538,6 +542,10 @@ class Task(ABC):
         return sum(outputs[1:], start=outputs[0]) / len(outputs)
 
     # prediction
+
+    def input_files(self, config: Any, files: dict[Path, Path]) -> dict[Path, Path]:
+        """The files that are inputs of their own, where an input may be in several files."""
+        return files
 
     def file_predictor(
         self, config: Any, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from visionattn.data.images.sets import ImageSet
+from visionattn.data.images.transforms import as_rgb, shown_channels
 from visionattn.data.readers import UnreadableFile
-from visionattn.data.sources import FileImages, Images
+from visionattn.data.sources import ChannelFiles, FileImages, Images, further_channels
+from visionattn.errors import UserError
 from visionattn.tasks.batch import SampleDataset
 
 
@@ -43,16 +45,61 @@ class ImageFiles(SampleDataset):
         return {"image": self.transform(self.images.read(index))}
 
 
-def image_files(config: Any, files: Sequence[Path], transform: Callable[[np.ndarray], torch.Tensor]) -> ImageFiles:
-    """Image files as samples, read by the config's `data` section."""
-    return ImageFiles(FileImages(tuple(map(str, files)), config.data.read_once(), config.model.in_chans), transform)
+def image_files(
+    config: Any, files: Sequence[Path], transform: Callable[[np.ndarray], torch.Tensor], *, channel_files: bool = False
+) -> ImageFiles:
+    """Image files as samples, read by the config's `data` section.
+
+    Args:
+        channel_files: the files are those of the first channel of each image, with the others beside them.
+    """
+    paths, settings, channels = tuple(map(str, files)), config.data.read_once(), config.model.channels
+    if channel_files:
+        return ImageFiles(ChannelFiles(paths, settings, channels, further=tuple(map(further_channels, paths))), transform)
+    return ImageFiles(FileImages(paths, settings, channels), transform)
+
+
+def with_normalisation(model: Any, config: Any) -> Any:
+    """A model that is told the mean and deviation of its data, where the config has them, and which channels of it pictures show.
+
+    Raises:
+        UserError: VA-C002, numbers for other channels than the model has.
+    """
+    settings, channels = config.data, config.model.channels
+    if isinstance(settings.mean, list):
+        if len(settings.mean) != channels:
+            what = f"data.mean has {len(settings.mean)} numbers, model.in_chans is {channels}"
+            raise UserError("VA-C002", what, fix="data.mean=auto data.std=auto")
+        model.pretrained_cfg |= {"mean": tuple(settings.mean), "std": tuple(settings.std)}
+    if isinstance(settings.preview, list) or channels not in (1, 3):
+        model.pretrained_cfg |= {"shown": shown_channels(settings.preview, channels)}
+    return model
+
+
+def normalisation(model: Any) -> dict[str, Any]:
+    """The arguments of transforms that normalise for a model."""
+    return {name: model.pretrained_cfg.get(name) for name in ("mean", "std", "shown")}
 
 
 def unnormalise(image: torch.Tensor, cfg: dict[str, Any]) -> np.ndarray:
     """A normalised CHW tensor as H x W x 3 in 0..1."""
     mean, std = (torch.tensor(cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    pixels = (image.float().cpu() * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    values = (image.float().cpu() * std + mean).permute(1, 2, 0).numpy()
+    if "shown" in cfg:
+        return as_rgb(values, cfg["shown"]) / np.float32(255)
+    pixels = values.clip(0, 1)
     return np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
+
+
+def as_picture(image: np.ndarray, preview: Sequence[int] | str | None) -> np.ndarray:
+    """A loaded image as uint8 H x W x 3; the contrast is stretched unless it is a picture of 8 bits.
+
+    Args:
+        preview: data.preview of its settings.
+    """
+    if image.dtype == np.uint8 and image.shape[2] in (1, 3):
+        return np.broadcast_to(image, (*image.shape[:2], 3))
+    return as_rgb(image, shown_channels(preview, image.shape[2]))
 
 
 def readable_picture(images: Images, index: int) -> np.ndarray | None:
@@ -61,8 +108,6 @@ def readable_picture(images: Images, index: int) -> np.ndarray | None:
         pixels = images.read(index)
     except UnreadableFile:
         return None
-    if pixels.dtype != np.uint8:
-        pixels = (pixels * 255).round().astype(np.uint8)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    picture = Image.fromarray(as_picture(pixels, images.settings.preview))
     picture.thumbnail((256, 256))
     return np.asarray(picture)

@@ -191,7 +191,6 @@ def test_wrong_settings(tmp_path: Path) -> None:
     root = flowers(tmp_path)
     refused("VA-C002", 2, root, multi_label=True)
     refused("VA-C002", 2, root, range=(5.0, 5.0))
-    refused("VA-C002", 2, root, in_chans=4)
     refused("VA-C002", 2, root, group_by="(")
     refused("VA-C002", 2, root, group_by="patient[0-9]")
     refused("VA-C002", 2, root, format="digits", group_by="x")

@@ -40,12 +40,12 @@ def load_data(settings: LabelDataConfig, *, seed: int, in_chans: int) -> Labelle
 
     Args:
         seed: seed of the hold-out by data.val_fraction.
-        in_chans: channels that the images are loaded with, 1 or 3.
+        in_chans: channels that the images are loaded with.
 
     Raises:
         UserError: VA-D001 to VA-D005, VA-D012, VA-C002.
     """
-    check_settings(settings, in_chans)
+    check_settings(settings)
     layout = find_layout(settings)
     tables, notes = _read_named(layout, settings, in_chans)
     tables = tables if settings.fold is None else _pooled(tables, notes)
@@ -86,7 +86,7 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
     Raises:
         UserError: VA-M003 for classes that are unknown to the run; VA-D001, VA-D002 as in load_data.
     """
-    check_settings(settings, in_chans)
+    check_settings(settings)
     layout = find_layout(settings)
     tables, notes = _read_named(layout, settings, in_chans)
     tables = tables if settings.fold is None else _pooled(tables, notes)

@@ -19,6 +19,7 @@ from visionattn.data.images.shards import TAR_SUFFIXES, find_shards, read_shards
 from visionattn.data.root import find_root
 from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
 from visionattn.data.splits import Note, histogram
+from visionattn.data.stacks import MOST_CHANNELS
 from visionattn.data.tables import CsvTable, csv_columns, read_csv
 from visionattn.data.walk import IMAGE_SUFFIXES, Walker, is_image_name
 from visionattn.errors import UserError, did_you_mean
@@ -228,9 +229,7 @@ def no_validation_split(settings: ImageDataConfig) -> UserError:
     )
 
 
-def check_settings(settings: ImageDataConfig, in_chans: int) -> None:
-    if in_chans not in (1, 3):
-        raise UserError("VA-C002", f"model.in_chans: expected 1 or 3, got {in_chans}", fix="model.in_chans=3")
+def check_settings(settings: ImageDataConfig) -> None:
     if isinstance(settings.range, tuple) and settings.range[0] >= settings.range[1]:
         raise UserError("VA-C002", f"data.range: expected [low, high] with low < high, got {list(settings.range)}")
 
@@ -295,7 +294,7 @@ def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> t
         raise UserError("VA-D002", what, where=str(layout.root), fix="remove the links, or add their names to data.exclude")
     for split, classes in classes_of.items():
         folder = layout.parts[split]
-        found = walker.files_of(classes, above=[layout.root, folder])
+        found = walker.without_strays(walker.files_of(classes, above=[layout.root, folder]))
         paths = [path for files in found for path in files]
         labels: list[tuple[str, ...]] = [(from_path(path.name),) for path, files in zip(classes, found, strict=True) for _ in files]
         if not paths:
@@ -450,13 +449,15 @@ def _read_npz(path: Path, settings: LabelDataConfig, in_chans: int) -> dict[str,
 
 
 def _npz_images(images: np.ndarray, name: str, path: Path) -> np.ndarray:
-    channels_ok = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
-    if not channels_ok or not (images.dtype in (np.uint8, np.uint16) or images.dtype.kind == "f"):
+    channels = images.shape[3] if images.ndim == 4 else 1
+    last = channels in (1, 3, 4) or channels <= min(MOST_CHANNELS, *images.shape[1:3])  # else they are the axis before
+    channels_ok = images.ndim in (3, 4) and last
+    if not channels_ok or not (images.dtype in (np.uint8, np.uint16, np.int16) or images.dtype.kind == "f"):
         raise UserError(
             "VA-D002",
             f"{name}_images has shape {images.shape} of {images.dtype}",
             where=str(path),
-            why="expected (N, H, W) or (N, H, W, C) with 1, 3 or 4 channels, of uint8, uint16 or float",
+            why=f"expected (N, H, W) or (N, H, W, C) with the channels last, at most {MOST_CHANNELS}, of uint8, uint16, int16 or float",
         )
     return images
 

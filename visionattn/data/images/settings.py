@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
 from typing_extensions import Self
 
-from visionattn.config.schema import DataConfig, Section, setting
+from visionattn.config.schema import Auto, DataConfig, Section, setting
 
 
 class ImageDataConfig(DataConfig):
@@ -14,7 +15,19 @@ class ImageDataConfig(DataConfig):
 
     alpha_background: Literal["black", "white"] = setting("black", "Background under transparent pixels.")
     range: Literal["dtype", "percentile"] | tuple[float, float] = setting(
-        "dtype", "Scaling of 16-bit and float images: dtype maximum, 1st-99th percentile, or [low, high]."
+        "dtype",
+        "Scaling of 16-bit and float images: dtype maximum (floats of TIFF, npy and npz as they are), 1st-99th percentile, or [low, high].",
+    )
+    mean: list[float] | Auto | None = setting(
+        "auto",
+        "Mean of each channel that is subtracted, after data.range; null: that of the weights; auto: null for pictures of 8 bits with 1 or "
+        "3 channels, else measured on the training set.",
+    )
+    std: list[float] | Auto | None = setting("auto", "Standard deviation of each channel that is divided by, as data.mean.")
+    preview: list[int] | Auto | None = setting(
+        "auto",
+        "Channels that pictures show of images with others than 1 or 3, or of 16 bits and floats, counted from 1: one, or red, green and "
+        "blue, [4, 3, 2]; auto: the first three, with stretched contrast; null: pictures of 8 bits, as they are.",
     )
     max_bytes: int = setting(
         2**30,
@@ -23,6 +36,20 @@ class ImageDataConfig(DataConfig):
     )
     cache: Literal["none", "ram"] = setting("none", "ram keeps decoded images in memory, up to data.cache_bytes; not in predict.")
     cache_bytes: int = setting(2**32, "Memory for data.cache=ram in bytes, per split, all loader processes together.", ge=0)
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> ImageDataConfig:
+        given = [type(value) if isinstance(value, list) else value for value in (self.mean, self.std)]
+        if given[0] != given[1]:
+            raise ValueError("data.mean: data.mean and data.std belong together, a number per channel in both")
+        if isinstance(self.mean, list) and isinstance(self.std, list):
+            if len(self.mean) != len(self.std) or not self.mean:
+                raise ValueError(f"data.std: expected {len(self.mean)} numbers, one for each of data.mean, got {len(self.std)}")
+            if min(self.std) <= 0:
+                raise ValueError(f"data.std: expected numbers > 0, got {self.std}")
+        if isinstance(self.preview, list) and not (len(self.preview) in (1, 3) and min(self.preview) >= 1):
+            raise ValueError(f"data.preview: expected one channel or three, counted from 1, got {self.preview}")
+        return self
 
     def read_once(self) -> Self:
         return self.model_copy(update={"cache": "none"})

@@ -19,7 +19,7 @@ import numpy as np
 
 from visionattn.data.images.settings import ImageDataConfig
 from visionattn.data.readers import ImageFacts, UnreadableFile, header_facts, image_facts, read_image
-from visionattn.data.walk import IMAGE_SUFFIXES
+from visionattn.data.walk import PICTURE_SUFFIXES
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted
 
@@ -278,7 +278,7 @@ def _scan(file: BinaryIO, shard: Shard, exclude: Sequence[str]) -> Index:
         key, suffix = folder + slash + stem, suffix.lower()
         if any(fnmatch(part, pattern) for part in name.split("/") for pattern in exclude):
             index.others[base] += 1
-        elif f".{suffix}" in IMAGE_SUFFIXES:
+        elif f".{suffix}" in PICTURE_SUFFIXES:
             if key in images:
                 index.repeated.append(name)
             images[key] = (offset, size)

@@ -25,6 +25,7 @@ from visionattn.data.masks.settings import MaskDataConfig
 from visionattn.data.names import find_listed
 from visionattn.data.readers import is_mask_of
 from visionattn.data.root import find_root
+from visionattn.data.sources import further_channels
 from visionattn.data.splits import Note
 from visionattn.data.tables import read_csv, read_lines
 from visionattn.data.walk import is_image_name
@@ -100,12 +101,13 @@ _OWN_NAMES: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """An image with its mask; ids are paths relative to data.root."""
+    """An image with its mask; ids are paths relative to data.root. `further` are the files of other channels than the first."""
 
     id: str
     path: str
     mask_id: str
     mask_path: str
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ def read_pairs(layout: MaskLayout, settings: MaskDataConfig) -> Pairs:
         mask_paths = image_paths if images == masks else walker.files(masks) if masks.is_dir() else []
         if layout.mask_suffix:
             image_paths = [path for path in image_paths if not path.endswith(layout.mask_suffix)]
+        image_paths = walker.without_strays([image_paths])[0]
+        mask_paths = mask_paths if images == masks else walker.without_strays([mask_paths])[0]
         used = None if listed is None else set(find_listed(read_lines(listed), image_paths, images, layout.root, where=listed))
         _match(pairs, split, (images, masks), (image_paths, mask_paths), layout, used)
     if layout.unsplit:
@@ -276,7 +280,8 @@ def _match(
         if key not in masks:
             pairs.without_mask.append(_id(path, layout.root))
             continue
-        pair = Pair(_id(path, layout.root), path, _id(masks[key], layout.root), masks[key])
+        further = further_channels(path) if layout.format == "nnunet" else ()
+        pair = Pair(_id(path, layout.root), path, _id(masks[key], layout.root), masks[key], further)
         pairs.parts.setdefault(split, []).append(pair)
     if listed is None:
         pairs.without_image.extend(_id(path, layout.root) for key, path in masks.items() if key not in used)

@@ -1,4 +1,4 @@
-"""nnU-Net's raw data in 2D: dataset.json beside imagesTr and labelsTr, one picture per case.
+"""nnU-Net's raw data in 2D: dataset.json beside imagesTr and labelsTr, one picture per case, or one per channel of it.
 
 https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
@@ -28,7 +28,7 @@ def file_ending(root: Path, folders: Sequence[Path]) -> str:
         folders: those of images.
 
     Raises:
-        UserError: VA-D002, volumes, channels in files of their own, or other names than CASE_0000.png.
+        UserError: VA-D002, volumes, other names than CASE_0000.png, or cases with different channels.
     """
     ending = _contents(root).get("file_ending")
     if ending not in _ENDINGS:
@@ -39,20 +39,20 @@ def file_ending(root: Path, folders: Sequence[Path]) -> str:
             why=f"volumes (NIfTI) are not read, only pictures: {', '.join(_ENDINGS)}",
             fix="write each slice as a picture: imagesTr/CASE_0000.png, labelsTr/CASE.png, and file_ending in dataset.json",
         )
-    names = sorted(entry.name for folder in folders for entry in os.scandir(folder) if not entry.name.startswith("."))
-    numbered = {name: match[1] for name in names if (match := re.search(rf"_(\d{{4}}){re.escape(ending)}$", name))}
-    channels = sorted({number for number in numbered.values() if number != "0000"})
-    if channels:
-        raise UserError(
-            "VA-D002",
-            f"nnU-Net data with channels in files of their own: CASE_{channels[0]}{ending}",
-            where=str(root),
-            why="an image is read from one file, with 1 or 3 channels",
-            fix=f"join the channels of a case in one file CASE_0000{ending}, as nnU-Net stores RGB pictures",
-        )
+    names = sorted(f"{folder.name}/{entry.name}" for folder in folders for entry in os.scandir(folder) if not entry.name.startswith("."))
+    numbered = {name: match for name in names if (match := re.fullmatch(rf"(.*)_(\d{{4}}){re.escape(ending)}", name))}
     if others := [name for name in names if name not in numbered]:
         what = f"{counted(len(others), 'file')} not named as nnU-Net names images, CASE_0000{ending}"
         raise UserError("VA-D002", what, where="\n".join([str(root), *others[:5]]), fix="rename or remove them")
+    channels: dict[str, list[str]] = {}
+    for match in numbered.values():
+        channels.setdefault(match[1], []).append(match[2])
+    every = [f"{number:04d}" for number in range(max(map(len, channels.values()), default=0))]
+    for case, found in channels.items():
+        if sorted(found) != every:
+            what = f"nnU-Net data whose cases have different channels: {shown(case)} has {', '.join(sorted(found))}"
+            fix = f"give each case the files {', '.join(f'CASE_{number}{ending}' for number in every)}"
+            raise UserError("VA-D002", what, where=str(root), why=f"others have {len(every)} files, numbered from 0000", fix=fix)
     return str(ending)
 
 

@@ -26,7 +26,7 @@ from visionattn.data.masks.nnunet import nnunet_classes
 from visionattn.data.masks.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.data.readers import MaskPixels, UnreadableFile, file_content, read_mask, upright_size
-from visionattn.data.sources import FileImages
+from visionattn.data.sources import ChannelFiles, FileImages
 from visionattn.data.splits import Data, ManifestRow, Note, content_hash, fold_note, split_folds, split_off
 from visionattn.errors import UserError
 from visionattn.names import shown
@@ -139,12 +139,12 @@ def load_mask_data(settings: MaskDataConfig, *, seed: int, in_chans: int) -> Mas
 
     Args:
         seed: seed of the hold-out by data.val_fraction.
-        in_chans: channels that the images are loaded with, 1 or 3.
+        in_chans: channels that the images are loaded with.
 
     Raises:
         UserError: VA-D001 to VA-D003, VA-D021 if no pair is found, VA-C002.
     """
-    check_settings(settings, in_chans)
+    check_settings(settings)
     layout = find_mask_layout(settings)
     pairs = read_pairs(layout, settings)
     names, palette, rule, notes = _classes(settings, layout, pairs, None)
@@ -163,7 +163,7 @@ def load_mask_split(settings: MaskDataConfig, split: str, classes: Sequence[str]
     Raises:
         UserError: VA-M003 if the data has other classes; VA-D001, VA-D002, VA-D021 as in load_mask_data.
     """
-    check_settings(settings, in_chans)
+    check_settings(settings)
     layout = find_mask_layout(settings)
     pairs = read_pairs(layout, settings)
     names, _, rule, _ = _classes(settings, layout, pairs, classes)
@@ -238,7 +238,8 @@ def _shape(size: Sequence[int]) -> str:
 
 def _mask_set(name: str, pairs: Sequence[Pair], settings: MaskDataConfig, rule: LabelRule, in_chans: int) -> MaskSet:
     ids = [pair.id for pair in pairs]
-    images = FileImages(tuple(pair.path for pair in pairs), settings, in_chans)
+    paths, further = tuple(pair.path for pair in pairs), tuple(pair.further for pair in pairs)
+    images = ChannelFiles(paths, settings, in_chans, further=further) if any(further) else FileImages(paths, settings, in_chans)
     groups = groups_from_paths(ids, settings)
     return MaskSet(name, images, tuple(pair.mask_path for pair in pairs), ids, [pair.mask_id for pair in pairs], groups, rule)
 

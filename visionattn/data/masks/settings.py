@@ -6,7 +6,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from visionattn.config.schema import Section, setting
+from visionattn.config.schema import Auto, Section, setting
 from visionattn.data.images.settings import ImageDataConfig
 
 # Label of pixels excluded from loss and metrics; all ignored mask values are mapped to it on loading.
@@ -39,6 +39,9 @@ class MaskDataConfig(ImageDataConfig):
     mask_resize: Literal["error", "nearest"] = setting(
         "error", "Masks whose size differs from their image: stop, or resize to the nearest pixels."
     )
+    channel_files: bool | Auto = setting(
+        "auto", "For predict: each channel of an image is a file, CASE_0000.tif, CASE_0001.tif, ...; auto: as in the training data."
+    )
     reduce_zero_label: bool = setting(False, "Ignore mask value 0; classes start at 1.")
 
     def at(self, root: str) -> Self:
@@ -59,4 +62,8 @@ class MaskAugmentConfig(Section):
     rotate90: float = setting(0.0, "Probability of a rotation by a multiple of 90 degrees (square img_size).", ge=0, le=1)
     rotate: float = setting(0.0, "Largest rotation in degrees.", ge=0, le=180)
     elastic: float = setting(0.0, "Probability of a mild elastic deformation.", ge=0, le=1)
-    photometric: bool = setting(True, "Random brightness, contrast, saturation and hue; grey images: brightness and contrast.")
+    photometric: bool | Auto = setting(
+        "auto",
+        "Random brightness, contrast, saturation and hue; grey images: brightness and contrast; auto: true for pictures of 8 bits, else "
+        "false.",
+    )

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from visionattn.data.images.transforms import Normalize, import_albumentations
+from visionattn.data.images.transforms import Normalize, channels_first, channels_last, import_albumentations, resized_channels
 from visionattn.data.masks.sets import resize_labels
 from visionattn.data.masks.settings import IGNORE, MaskAugmentConfig
 from visionattn.errors import UserError
@@ -24,7 +24,10 @@ Resize = Literal["none", "fixed"] | int | tuple[int, int]
 
 
 class MaskTrainTransform:
-    """Scaling, crop, distortion, padding, then flips and deformation by albumentations; depends only on the sample and the seed."""
+    """Scaling, crop, distortion, padding, then flips and deformation by albumentations; depends only on the sample and the seed.
+
+    Images that are no pictures are not distorted, and normalised before the padding.
+    """
 
     def __init__(self, augment: MaskAugmentConfig, size: tuple[int, int], normalize: Normalize) -> None:
         self.augment, self.size, self.normalize = augment, size, normalize
@@ -32,6 +35,7 @@ class MaskTrainTransform:
         # albumentations expects the border colour in the units of the image
         self.compose = _deformation(augment, [255 * value for value in self.fill])
         self.compose_float = _deformation(augment, self.fill)
+        self.compose_normal = _deformation(augment, 0.0)
 
     def __call__(self, image: np.ndarray, label: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
         """Return float32 C x H x W and uint8 H x W, padded with the mean and IGNORE."""
@@ -42,7 +46,12 @@ class MaskTrainTransform:
         top, left = _crop_corner(label, self.size, self.augment.cat_max_ratio, generator)
         window = slice(top, top + self.size[0]), slice(left, left + self.size[1])
         image, label = image[window], label[window]
-        if self.augment.photometric:
+        if self.normalize.shown is not None:
+            image, label = _pad(channels_last(self.normalize(image)), label, self.size, [0.0] * image.shape[2])
+            self.compose_normal.set_random_seed(seed)
+            done = self.compose_normal(image=image, mask=label)
+            return channels_first(done["image"]), np.ascontiguousarray(done["mask"])
+        if self.augment.photometric:  # auto too, of pictures
             image = distort(image, generator)
         image, label = _pad(image, label, self.size, self.fill)
         compose = self.compose if image.dtype == np.uint8 else self.compose_float
@@ -63,7 +72,7 @@ class MaskEvalTransform:
 
 
 def mask_train_transform(
-    augment: MaskAugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    augment: MaskAugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], shown: Sequence[int] | None = None
 ) -> MaskTrainTransform:
     """Create the training augmentation: `transform(image, label, seed)` returns float32 C x H x W and uint8 H x W.
 
@@ -71,22 +80,26 @@ def mask_train_transform(
         size: height and width of the crop in pixels.
         mean: per channel, for values in 0..1.
         std: per channel, for values in 0..1.
+        shown: as in `Normalize`, of images that are no pictures.
 
     Raises:
-        UserError: VA-C002, settings that exclude each other.
+        UserError: VA-C002, settings that exclude each other, or colours changed of images that have none.
     """
+    if shown is not None and augment.photometric is True:
+        what = f"augment.photometric changes colours of 8 bits, which {len(mean)} channels of other data are not"
+        raise UserError("VA-C002", what, fix="augment.photometric=false")
     if augment.rotate90 and size[0] != size[1]:
         raise UserError("VA-C002", f"augment.rotate90 needs a square model.img_size, got {list(size)}", fix="augment.rotate90=0")
     if not 0 < augment.scale[0] <= augment.scale[1]:
         raise UserError("VA-C002", f"augment.scale: expected [low, high] with 0 < low <= high, got {list(augment.scale)}")
-    return MaskTrainTransform(augment, size, Normalize(mean, std))
+    return MaskTrainTransform(augment, size, Normalize(mean, std, shown))
 
 
 def mask_eval_transform(
-    augment: MaskAugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+    augment: MaskAugmentConfig, size: tuple[int, int], mean: Sequence[float], std: Sequence[float], shown: Sequence[int] | None = None
 ) -> MaskEvalTransform:
     """Create the evaluation transform: `transform(image)` returns float32 C x H x W; the label is unchanged."""
-    return MaskEvalTransform(augment.resize, size, Normalize(mean, std))
+    return MaskEvalTransform(augment.resize, size, Normalize(mean, std, shown))
 
 
 def resized_shape(shape: Sequence[int], resize: Resize, size: tuple[int, int]) -> tuple[int, int]:
@@ -150,8 +163,7 @@ def _resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resize bilinearly without antialiasing, as published."""
     if image.shape[:2] == shape:
         return image
-    resized: np.ndarray = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
-    return resized if resized.ndim == 3 else resized[:, :, None]
+    return resized_channels(image, shape, cv2.INTER_LINEAR)
 
 
 def _resize(image: np.ndarray, label: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +196,7 @@ def _pad(image: np.ndarray, label: np.ndarray, size: tuple[int, int], fill: Sequ
     return padded, labels
 
 
-def _deformation(augment: MaskAugmentConfig, fill: Sequence[float]) -> Any:
+def _deformation(augment: MaskAugmentConfig, fill: Sequence[float] | float) -> Any:
     """Build the transforms that keep the size: flips, rotation, elastic deformation; uncovered pixels are ignored."""
     A = import_albumentations()
     steps: list[Any] = []
@@ -194,7 +206,7 @@ def _deformation(augment: MaskAugmentConfig, fill: Sequence[float]) -> Any:
         steps.append(A.VerticalFlip(p=augment.vflip))
     if augment.rotate90:
         steps.append(A.RandomRotate90(p=augment.rotate90))
-    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": list(fill), "fill_mask": IGNORE}
+    border = {"border_mode": cv2.BORDER_CONSTANT, "fill": fill, "fill_mask": IGNORE}
     nearest = {"interpolation": cv2.INTER_LINEAR, "mask_interpolation": cv2.INTER_NEAREST}
     if augment.rotate:
         steps.append(A.Rotate(limit=(-augment.rotate, augment.rotate), p=1, **border, **nearest))

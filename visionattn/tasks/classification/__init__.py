@@ -52,12 +52,12 @@ class Classification(Task):
         from visionattn.data.masks.annotations.find import annotations_advised
 
         with annotations_advised(config.data.root):
-            return load_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+            return load_data(config.data, seed=config.seed, in_chans=config.model.channels)
 
     def read_split(self, config: ClassifyConfig, split: str, target: Target) -> ImageSet:
         from visionattn.data.images.labels import load_split
 
-        return load_split(config.data, split, target["classes"], config.model.in_chans, seed=config.seed)
+        return load_split(config.data, split, target["classes"], config.model.channels, seed=config.seed)
 
     def usable_data(self, config: ClassifyConfig, data: LabelledData, report: CheckReport) -> LabelledData:
         from visionattn.tasks.classification.data import require_classes

@@ -16,21 +16,21 @@ from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.names import shown
 from visionattn.tasks.classification.settings import ClassifyConfig
+from visionattn.tasks.images import normalisation
 
 Transform = TrainTransform | RandAugmentTransform | EvalTransform
 
 
 def augmentation(config: ClassifyConfig, model: Any) -> TrainTransform | RandAugmentTransform:
     """Augmentation and normalisation for a model."""
-    cfg = model.pretrained_cfg
-    return train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+    return train_transform(config.augment, config.model.size, **normalisation(model))
 
 
 def preprocessing(config: ClassifyConfig, model: Any) -> EvalTransform:
     """The published evaluation of a model at the config's size."""
     cfg = model.pretrained_cfg
     crop = config.eval.crop_pct if config.eval.crop_pct is not None else cfg["crop_pct"]
-    return eval_transform(config.model.size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=crop)
+    return eval_transform(config.model.size, **normalisation(model), interpolation=cfg["interpolation"], crop_pct=crop)
 
 
 def require_classes(before: LabelledData, after: LabelledData, report: CheckReport) -> LabelledData:

@@ -12,6 +12,7 @@ from visionattn.models.weights.download import Report, fetch
 from visionattn.models.weights.records import find_record, named_weights, split_name
 from visionattn.tasks.base import PublishedModel
 from visionattn.tasks.classification.settings import ClassifierConfig, ClassifyConfig
+from visionattn.tasks.images import with_normalisation
 
 
 def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
@@ -23,10 +24,10 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     settings = config.model
     record = named_weights(settings.name, settings.weights)
     try:
-        return create_model(
+        model = create_model(
             record.name if record else settings.name,
             num_classes=num_classes,
-            in_chans=settings.in_chans,
+            in_chans=settings.channels,
             img_size=settings.size,
             drop_rate=settings.drop_rate,
             drop_path_rate=chosen(settings.drop_path_rate, "model.drop_path_rate"),
@@ -37,6 +38,8 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
         what = f"{settings.name} cannot be built with model.args {settings.args}"
         raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
+    classifier: Classifier = with_normalisation(model, config)
+    return classifier
 
 
 def open_published(source: str, report: Report | None) -> PublishedModel | None:

@@ -89,12 +89,20 @@ class Segmentation(Task):
         from visionattn.data.masks.sets import load_mask_data
 
         with annotations_advised(config.data.root):
-            return load_mask_data(config.data, seed=config.seed, in_chans=config.model.in_chans)
+            return load_mask_data(config.data, seed=config.seed, in_chans=config.model.channels)
 
     def read_split(self, config: SegmentConfig, split: str, target: Target) -> MaskSet:
         from visionattn.data.masks.sets import load_mask_split
 
-        return load_mask_split(config.data, split, target["classes"], config.model.in_chans, seed=config.seed)
+        return load_mask_split(config.data, split, target["classes"], config.model.channels, seed=config.seed)
+
+    def with_data(self, config: SegmentConfig, data: MaskData) -> SegmentConfig:
+        from visionattn.data.sources import ChannelFiles
+
+        if config.data.channel_files != "auto":
+            return config
+        several = isinstance(data.train.images, ChannelFiles)
+        return config.model_copy(update={"data": config.data.model_copy(update={"channel_files": several})})
 
     def check_data(self, config: SegmentConfig, data: MaskData, *, cache_dir: Path, progress: Callable[[int], None]) -> CheckReport:
         from visionattn.data.masks.check import check_masks
@@ -131,7 +139,9 @@ class Segmentation(Task):
 
         from visionattn.tasks.images import image_files
 
-        return image_files(config, files, torch.tensor)  # unchanged: large images are normalised window by window
+        return image_files(
+            config, files, torch.tensor, channel_files=config.data.channel_files is True
+        )  # unchanged: large images are normalised window by window
 
     def preview(
         self, config: SegmentConfig, model: nn.Module, data: MaskData, split: MaskSet, count: int, path: Path, *, augmented: bool
@@ -173,10 +183,10 @@ class Segmentation(Task):
         return with_head_of(super().with_model_of(config, other), other)
 
     def choices(self, config: SegmentConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
-        from visionattn.tasks.segmentation.data import crop_choice
+        from visionattn.tasks.segmentation.data import crop_choice, photometric_choice
         from visionattn.tasks.segmentation.model import head_choice
 
-        return [*super().choices(config, facts, report), crop_choice(report), head_choice(config)]
+        return [*super().choices(config, facts, report), crop_choice(report), head_choice(config), photometric_choice(config)]
 
     def published_weights(self, config: SegmentConfig) -> Weights | None:
         from visionattn.tasks.segmentation.model import published_weights
@@ -232,6 +242,11 @@ class Segmentation(Task):
 
     # prediction
 
+    def input_files(self, config: SegmentConfig, files: dict[Path, Path]) -> dict[Path, Path]:
+        if config.data.channel_files is not True:
+            return files
+        return {path: place for path, place in files.items() if path.stem.endswith("_0000")}
+
     def file_predictor(
         self, config: SegmentConfig, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]
     ) -> Predictor:
@@ -247,7 +262,7 @@ class Segmentation(Task):
     def writer(self, config: SegmentConfig, target: Target, request: WriterRequest) -> Writer:
         from visionattn.tasks.segmentation.output import MaskWriter
 
-        return MaskWriter(target["classes"], palette_of(target), request)
+        return MaskWriter(target["classes"], palette_of(target), request, config.data.preview)
 
 
 def palette_of(target: Target) -> list[Colour]:

@@ -19,6 +19,7 @@ from visionattn.data.sampling import derive_seed
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.tasks.batch import SampleDataset
+from visionattn.tasks.images import normalisation
 from visionattn.tasks.segmentation.settings import SegmentConfig
 
 _TILE = 384  # largest side of a picture in the preview
@@ -57,16 +58,20 @@ def crop_choice(report: CheckReport | None) -> Choice:
     return Choice("model.img_size", min(512, max(32, min(height, width) // 32 * 32)), f"at most 512, images of {height} x {width} px")
 
 
+def photometric_choice(config: SegmentConfig) -> Choice:
+    """Whether colours are changed: only of pictures."""
+    pictures = not isinstance(config.data.preview, list) and config.model.channels in (1, 3)
+    return Choice("augment.photometric", pictures, "pictures of 8 bits" if pictures else "channels that are no colours of 8 bits")
+
+
 def augmentation(config: SegmentConfig, model: Any) -> MaskTrainTransform:
     """Build the augmentation of images with masks, normalised for a model."""
-    cfg = model.pretrained_cfg
-    return mask_train_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+    return mask_train_transform(config.augment, config.model.size, **normalisation(model))
 
 
 def preprocessing(config: SegmentConfig, model: Any) -> MaskEvalTransform:
     """Build the transform to evaluation size, normalised for a model."""
-    cfg = model.pretrained_cfg
-    return mask_eval_transform(config.augment, config.model.size, cfg["mean"], cfg["std"])
+    return mask_eval_transform(config.augment, config.model.size, **normalisation(model))
 
 
 def preview(

@@ -47,7 +47,7 @@ def one_segmenter(members: Sequence[Member]) -> Member:
         UserError: VA-M004, they load images in different ways, or have other outputs.
     """
     ways = {
-        "model.in_chans": [member.config.model.in_chans for member in members],
+        "model.in_chans": [member.config.model.channels for member in members],
         "data.range": [member.config.data.range for member in members],
         "data.alpha_background": [member.config.data.alpha_background for member in members],
         "augment.resize": [_resize(member.config) for member in members],

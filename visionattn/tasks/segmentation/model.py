@@ -16,6 +16,7 @@ from visionattn.models.segmenter_factory import IMAGENET, Preset, with_preset
 from visionattn.models.weights.download import Report
 from visionattn.models.weights.records import SegmenterRecord, Weights, find_segmenter, named_weights
 from visionattn.tasks.base import PublishedModel
+from visionattn.tasks.images import with_normalisation
 from visionattn.tasks.segmentation.settings import HeadConfig, SegmentConfig, SegmenterConfig
 
 
@@ -80,7 +81,7 @@ def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
             parts.backbone if record is None or whole else record.name,
             parts.head,
             num_classes,
-            in_chans=settings.in_chans,
+            in_chans=settings.channels,
             img_size=settings.size,
             drop_path_rate=chosen(settings.drop_path_rate, "model.drop_path_rate"),
             aux=None if aux.enabled == "auto" else aux.enabled,
@@ -93,9 +94,10 @@ def build_segmenter(config: SegmentConfig, num_classes: int) -> Segmenter:
         what = f"{settings.name} cannot be built with model.args {settings.args} and model.head.args {settings.head.args}"
         raise UserError("VA-M002", what, why=str(error), fix=f"visionattn models info {settings.name}") from error
     model.aux_weight = aux.weight
-    if whole and settings.in_chans == 3:
+    if whole and settings.channels == 3:
         model.pretrained_cfg |= IMAGENET
-    return model
+    segmenter: Segmenter = with_normalisation(model, config)
+    return segmenter
 
 
 def open_published(source: str | Path, report: Report | None) -> PublishedModel | None:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from visionattn.data.images.transforms import resized_channels
 from visionattn.data.masks.annotations.records import is_background
 from visionattn.data.masks.areas import regions
 from visionattn.data.masks.palettes import Colour, mask_png, overlay
@@ -24,7 +25,8 @@ from visionattn.names import file_name, fitted, from_path, shown, to_path
 from visionattn.spill import Rows
 from visionattn.tasks.base import Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.segmentation.pictures import as_picture, legend_entries, with_legend
+from visionattn.tasks.images import as_picture
+from visionattn.tasks.segmentation.pictures import legend_entries, with_legend
 
 _OVERLAY_SIDE = 4096  # longest side of an overlay
 _COCO = "coco.json"
@@ -79,13 +81,16 @@ class MaskWriter(Writer):
     Args:
         classes: class names.
         palette: colour of each class.
+        preview: channels that overlays show, as data.preview.
 
     Raises:
         UserError: VA-C002, two images would be saved under the same name.
     """
 
-    def __init__(self, classes: Sequence[str], palette: Sequence[Colour], request: WriterRequest) -> None:
-        self.classes, self.palette, self.out = classes, palette, request.out
+    def __init__(
+        self, classes: Sequence[str], palette: Sequence[Colour], request: WriterRequest, preview: Sequence[int] | str | None = None
+    ) -> None:
+        self.classes, self.palette, self.out, self.preview = classes, palette, request.out, preview
         self.formats = request.formats
         self.names = output_names(request.files)
         self.places = list(request.files.values())
@@ -136,9 +141,8 @@ class MaskWriter(Writer):
         factor = _OVERLAY_SIDE / max(class_map.shape)
         if factor < 1:
             size = (max(1, round(class_map.shape[0] * factor)), max(1, round(class_map.shape[1] * factor)))
-            image, class_map = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), resize_labels(class_map, size)
-            image = image if image.ndim == 3 else image[:, :, None]
-        picture = overlay(as_picture(image), class_map, self.palette)
+            image, class_map = resized_channels(image, size, cv2.INTER_AREA), resize_labels(class_map, size)
+        picture = overlay(as_picture(image, self.preview), class_map, self.palette)
         letters = min(40, max(14, picture.shape[1] // 60))
         entries = legend_entries(counts, self.classes, self.palette)
         buffer = BytesIO()

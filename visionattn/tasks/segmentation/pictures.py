@@ -22,7 +22,7 @@ from visionattn.figures import confusion_figure, drawn, fonts, picture_grid, sho
 from visionattn.names import shown
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.images import unnormalise
+from visionattn.tasks.images import as_picture, unnormalise
 from visionattn.tasks.segmentation.data import MaskedImages
 from visionattn.tasks.segmentation.scores import Maps
 
@@ -108,7 +108,7 @@ class SegmentationPictures(Pictures):
             truth = dataset.mask_set.label(index, (image.shape[0], image.shape[1]))
         except UnreadableFile:
             return None
-        picture = _resized(as_picture(image))
+        picture = _resized(as_picture(image, dataset.mask_set.images.settings.preview))
         size = (picture.shape[0], picture.shape[1])
         truth, guess = resize_labels(truth, size), resize_labels(maps.small[row].array(), size)
         counts = np.bincount(truth.ravel(), minlength=256) + np.bincount(guess.ravel(), minlength=256)
@@ -179,12 +179,6 @@ def _side_by_side(parts: dict[str, np.ndarray]) -> np.ndarray:
         canvas.paste(Image.fromarray(picture), (left + (cell - width) // 2, top))
         draw.text((left + cell / 2, top / 2), name, fill="black", font=_font(13), anchor="mm")
     return np.asarray(canvas)
-
-
-def as_picture(image: np.ndarray) -> np.ndarray:
-    """Convert a loaded image, which may be grey or float32 in 0..1, to uint8 (H, W, 3)."""
-    pixels = image if image.dtype == np.uint8 else np.rint(image * 255).astype(np.uint8)
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
 def _resized(picture: np.ndarray) -> np.ndarray:

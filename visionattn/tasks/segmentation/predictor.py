@@ -12,6 +12,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import nn
 
+from visionattn.data.images.transforms import resized_channels
 from visionattn.data.masks.sets import resize_labels
 from visionattn.data.masks.transforms import MaskEvalTransform, resized_shape
 from visionattn.tasks.batch import Batch
@@ -141,8 +142,7 @@ class MapPredictor:
     def _in_windows(self, image: np.ndarray, shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Normalise and predict the image window by window, without storing its logits."""
         if image.shape[:2] != shape:
-            resized: np.ndarray = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR)
-            image = resized if resized.ndim == 3 else resized[:, :, None]
+            image = resized_channels(image, shape, cv2.INTER_LINEAR)
         planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
 
         def prepare(window: torch.Tensor) -> torch.Tensor:
