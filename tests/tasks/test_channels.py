@@ -55,7 +55,7 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(fields: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of two epochs, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
-    more = ("train.epochs=2", "schedule.name=constant", "log.tensorboard=true", "augment.rotate=10", "augment.random_erasing=0.5")
+    more = ("train.epochs=2", "schedule.name=constant", "log.to=tensorboard", "augment.rotate=10", "augment.random_erasing=0.5")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VISIONATTN_CACHE", str(folder / "cache"))
         result = done("train", "--data", fields, *settings(folder, *more))
@@ -76,7 +76,7 @@ def test_the_run_holds_what_was_measured(trained: tuple[Path, str], fields: Path
 
 def test_resumes_to_the_same_bits(trained: tuple[Path, str], tmp_path: Path) -> None:
     run, _ = trained
-    config = load_config(run / "config.yaml", ["train.epochs=1", f"output.dir={tmp_path}", "log.tensorboard=false"])
+    config = load_config(run / "config.yaml", ["train.epochs=1", f"output.dir={tmp_path}", "log.to=[]"])
     first = va.train(config)
     assert first is not None
     done("train", "--resume", first.run, "train.epochs=2")
