@@ -16,6 +16,7 @@ from visionattn.cli.options import (
     Json,
     Overrides,
     Sources,
+    Thresholds,
     UsedDevice,
     console_for,
     key_value,
@@ -121,11 +122,15 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
+    threshold: Thresholds = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First fit the run's temperature (of several labels per image: thresholds) to val.")
+    ] = False,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
     """Metrics of a run or a checkpoint on a split, or of the mean of several."""
-    sources, settings = sources_and_settings(arguments, device)
+    sources, settings = sources_and_settings(arguments, device, threshold)
     _require_models(sources, "eval")
     for number, word in enumerate(sources[1:], 1):
         if data is None and Path(word).exists() and not _is_model(word):
@@ -135,7 +140,9 @@ def evaluate(
     from visionattn.report.tables import evaluation_dict
 
     console = console_for(as_json)
-    result = run_evaluation(sources, data=data, split=split, batch_size=batch_size, settings=settings, console=console)
+    result = run_evaluation(
+        sources, data=data, split=split, batch_size=batch_size, settings=settings, calibrate=calibrate, console=console
+    )
     if as_json:
         print_json(evaluation_dict(result))
 
@@ -150,16 +157,18 @@ def predict(
     save: Annotated[
         str | None,
         typer.Option(
-            help="What to write to --out: json,csv; of segmentation also mask,overlay,coco.", show_default="json,csv or mask,overlay"
+            help="What to write to --out: json,csv,probs; of segmentation also mask,overlay,coco,confidence.",
+            show_default="json,csv or mask,overlay",
         ),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    threshold: Thresholds = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step, of classification.")] = 32,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
     """Predict on files: classes of images, or of their pixels; with several runs, the mean of their probabilities."""
-    models, settings = sources_and_settings(arguments, device)
+    models, settings = sources_and_settings(arguments, device, threshold)
     _require_models(models, "predict")
     if not source:
         models, source = _models_and_files(models, settings)

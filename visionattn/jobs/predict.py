@@ -23,7 +23,7 @@ from visionattn.names import shown
 from visionattn.runs.load import load_models
 from visionattn.spill import Rows
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
-from visionattn.tasks.base import Dataset, Member, Prediction, Target, Writer, WriterRequest
+from visionattn.tasks.base import Dataset, Member, Prediction, Predictor, Target, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 
 
@@ -50,9 +50,10 @@ def predict(
         topk: classes per image, of classification.
         batch_size: files per step, of classification.
         out: folder for the results; None saves nothing.
-        save: what to write there: "json" and "csv", and of segmentation also "mask" (palette PNGs of the image's size, whose pixels
-            are class numbers), "overlay" and "coco" (a file of polygons for annotation tools). (): the task's default, json and csv,
-            or mask and overlay.
+        save: what to write there: "json", "csv" and "probs" (the probabilities of all classes), and of segmentation also "mask"
+            (palette PNGs of the image's size, whose pixels are class numbers), "confidence" (grey PNGs, 255 where the class is
+            certain), "overlay" and "coco" (a file of polygons for annotation tools). (): the task's default, json and csv, or mask
+            and overlay.
         settings: as in `evaluate`.
         console: where progress is printed.
 
@@ -83,7 +84,7 @@ def predict(
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
         _require_new([*tables, *writer.planned_files()])
     datasets = [task.file_dataset(changed, model, list(request.files)) for changed, model in members]
-    predictions, unreadable = _run(Ensemble.of(task, members, datasets), models[0].target, writer, batch_size, console)
+    predictions, unreadable = _run(Ensemble.of(task, members, datasets), models[0].target, writer, formats, batch_size, console)
     if target is not None:
         _save(target, formats, predictions, unreadable, writer, console)
     return predictions, unreadable
@@ -160,7 +161,7 @@ def _glob(pattern: Path, above: Path, walker: Walker) -> list[str]:
 
 
 def _run(
-    ensemble: Ensemble, target: Target, writer: Writer, batch_size: int, console: Console
+    ensemble: Ensemble, target: Target, writer: Writer, formats: Collection[str], batch_size: int, console: Console
 ) -> tuple[Rows[Prediction], list[tuple[str, str]]]:
     task, config, dataset = ensemble.task, ensemble.members[0].config, ensemble.dataset
     predictions: Rows[Prediction] = Rows()
@@ -170,7 +171,11 @@ def _run(
     with open_accelerator(config.train) as accelerator, explained:
         device = accelerator.device
         ensemble.to(device)
-        predictor = ensemble.predictor(lambda member: task.file_predictor(member.config, target, member.model, device, console.warn))
+        
+        def build(member: Member) -> Predictor:
+            return task.file_predictor(member.config, target, member.model, device, formats, console.warn)
+
+        predictor = ensemble.predictor(build)
         workers = worker_count(config.data) if len(dataset) > FEW_SAMPLES else 0
         for batch in _batches(dataset, batch_size, workers, unreadable, console):
             with accelerator.autocast(), torch.inference_mode():

@@ -515,6 +515,14 @@ class Task(ABC):
     def monitor(self, config: Any) -> str:
         """Metric that selects the best checkpoint; higher is better."""
 
+    def calibrate(self, config: Any, target: Target, evaluation: Evaluation) -> dict[str, Any]:
+        """Fit settings of `eval` to an evaluation of the validation split, which was made without them.
+
+        Raises:
+            UserError: VA-C002, the task has nothing to fit; VA-D005, the split does not determine it.
+        """
+        raise UserError("VA-C002", f"--calibrate: task {self.name} has nothing to fit")
+
     def eval_batch_size(self, config: Any) -> int:
         """Samples per step of evaluation."""
         return int(config.train.batch_size)
@@ -540,11 +548,18 @@ class Task(ABC):
     # prediction
 
     def file_predictor(
-        self, config: Any, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]
+        self,
+        config: Any,
+        target: Target,
+        model: nn.Module,
+        device: torch.device,
+        formats: Collection[str],
+        warn: Callable[[str], object],
     ) -> Predictor:
         """Inference on files; what it returns goes to the writer.
 
         Args:
+            formats: what will be written of it.
             warn: takes a line for the user, where results differ from those of evaluation.
         """
         return self.predictor(config, target, model, device)
