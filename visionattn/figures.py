@@ -70,14 +70,22 @@ def reliability_figure(images: np.ndarray, right: np.ndarray, confidence: np.nda
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.bar(centres[used], accuracy, width, color="tab:blue", edgecolor="white", lw=0.5, label="accuracy")
     upper.bar(
-        centres[used], mean - accuracy, width, accuracy, color="none", edgecolor="firebrick", hatch="////", lw=0.5, label="gap to confidence"
+        centres[used],
+        mean - accuracy,
+        width,
+        accuracy,
+        color="none",
+        edgecolor="firebrick",
+        hatch="////",
+        lw=0.5,
+        label="gap to confidence",
     )
     upper.plot([0, 1], [0, 1], color="grey", ls="--", lw=1, label="perfect calibration")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right answers")
     upper.set_title(title, fontsize=10)
     upper.legend(fontsize=7, loc="upper left")
     lower.bar(centres, images / images.sum(), width, color="lightsteelblue", edgecolor="white", lw=0.5)
-    lower.set(xlabel="probability of the answer", ylabel="share of images", ylim=(0, 1))
+    lower.set(xlabel="probability of the answer", ylabel="share of images")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)

@@ -112,7 +112,9 @@ def room(shape: Sequence[int], dtype: Any) -> np.ndarray:
 def npy_pieces(array: np.ndarray) -> Iterator[bytes]:
     """The content of a `.npy` file, in pieces."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(np.empty(0, array.dtype)) | {"shape": array.shape})
+    np.lib.format.write_array_header_1_0(
+        header, np.lib.format.header_data_from_array_1_0(np.empty(0, array.dtype)) | {"shape": array.shape}
+    )
     yield header.getvalue()
     for part in blocks(len(array), math.prod(array.shape[1:])):
         yield np.ascontiguousarray(array[part]).tobytes()

@@ -68,9 +68,7 @@ def with_task(root: str, settings: list[str]) -> list[str]:
     return [f"task={guess}", *settings]
 
 
-def sources_and_settings(
-    words: list[str], device: str | None, thresholds: Sequence[str] | None = None
-) -> tuple[list[str], list[str]]:
+def sources_and_settings(words: list[str], device: str | None, thresholds: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
     """Parts of the arguments of commands that use a model: what has a key and `=` is a setting, unless it exists as a path."""
     settings = [word for word in words if _SETTING.match(word) and not Path(word).exists()]
     sources = [word for word in words if word not in settings]

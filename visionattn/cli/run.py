@@ -131,18 +131,16 @@ def evaluate(
 ) -> None:
     """Metrics of a run or a checkpoint on a split, or of the mean of several."""
     sources, settings = sources_and_settings(arguments, device, threshold)
-    _require_models(sources, "eval")
+    require_models(sources, "eval")
     for number, word in enumerate(sources[1:], 1):
-        if data is None and Path(word).exists() and not _is_model(word):
+        if data is None and Path(word).exists() and not is_model(word):
             words = [*sources[:number], *sources[number + 1 :], "--data", word, *settings]
             raise UserError("VA-C005", f'"{word}" is not a run: data to evaluate on are given by --data', fix=_command("eval", *words))
     from visionattn.jobs.evaluate import evaluate as run_evaluation
     from visionattn.report.tables import evaluation_dict
 
     console = console_for(as_json)
-    result = run_evaluation(
-        sources, data=data, split=split, batch_size=batch_size, settings=settings, calibrate=calibrate, console=console
-    )
+    result = run_evaluation(sources, data=data, split=split, batch_size=batch_size, settings=settings, calibrate=calibrate, console=console)
     if as_json:
         print_json(evaluation_dict(result))
 
@@ -169,7 +167,7 @@ def predict(
 ) -> None:
     """Predict on files: classes of images, or of their pixels; with several runs, the mean of their probabilities."""
     models, settings = sources_and_settings(arguments, device, threshold)
-    _require_models(models, "predict")
+    require_models(models, "predict")
     if not source:
         models, source = _models_and_files(models, settings)
     from visionattn.jobs.predict import predict as run_prediction
@@ -252,14 +250,14 @@ def _meaning(word: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- eval, predict
 
 
-def _require_models(sources: Sequence[str], command: str) -> None:
+def require_models(sources: Sequence[str], command: str) -> None:
     """Stop without a model.
 
     Raises:
         UserError: VA-C005.
     """
     if not sources:
-        rest = " --source FILE_OR_FOLDER" if command == "predict" else ""
+        rest = {"predict": " --source FILE_OR_FOLDER", "features": " FOLDER --out FOLDER", "neighbors": " FILE_OR_FOLDER"}.get(command, "")
         raise UserError("VA-C005", f"visionattn {command} needs a run, a checkpoint or weights", fix=f"visionattn {command} RUN{rest}")
 
 
@@ -269,9 +267,9 @@ def _models_and_files(words: Sequence[str], settings: Sequence[str]) -> tuple[li
     Raises:
         UserError: VA-C005, there is nothing to predict on.
     """
-    files = [word for word in words[1:] if not _is_model(word) and (Path(word).exists() or glob.has_magic(word))]
+    files = [word for word in words[1:] if not is_model(word) and (Path(word).exists() or glob.has_magic(word))]
     models = [word for word in words if word not in files]
-    if not files and len(models) > 1 and not _is_model(models[-1]):
+    if not files and len(models) > 1 and not is_model(models[-1]):
         return models[:-1], models[-1:]  # reported as a source that is not there
     if not files:
         fix = _command("predict", *models, "--source", "FILE_OR_FOLDER", *settings)
@@ -279,7 +277,7 @@ def _models_and_files(words: Sequence[str], settings: Sequence[str]) -> tuple[li
     return models, files
 
 
-def _is_model(word: str) -> bool:
+def is_model(word: str) -> bool:
     """Whether a path is a run, a checkpoint, the folder of folds or a file of weights."""
     from visionattn.runs.folder import fold_folders
 

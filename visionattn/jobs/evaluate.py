@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from visionattn.config.schema import RunConfig
@@ -15,8 +14,8 @@ from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.errors import UserError, did_you_mean
 from visionattn.jobs.ensemble import Ensemble
-from visionattn.report.tables import print_evaluation, save_evaluation
 from visionattn.names import typed
+from visionattn.report.tables import print_evaluation, save_evaluation
 from visionattn.runs.calibration import Calibration, with_calibration, write_calibration
 from visionattn.runs.load import LoadedModel, load_models
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
@@ -50,7 +49,8 @@ def evaluate(
 
     Raises:
         UserError: VA-R003, VA-W001 to VA-W007, VA-M004 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the
-            settings, for runs without common data and for what cannot be calibrated; VA-R001, out of memory; VA-R009, a loader process ended.
+            settings, for runs without common data and for what cannot be calibrated; VA-D005, a split that determines no calibration;
+            VA-R001, out of memory; VA-R009, a loader process ended.
     """
     if split not in SPLITS:  # also a part of a path
         raise UserError("VA-D002", f'no split "{split}"', why=f"found: {', '.join(SPLITS)}", fix=did_you_mean(split, SPLITS))

@@ -65,7 +65,7 @@ def predict(
         UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`; VA-R001, out of memory;
             VA-R007, files that would be overwritten; VA-R009, a loader process ended.
     """
-    sources = _paths(files)
+    sources = paths_of(files)
     console = console or Console(quiet=True)
     settings = name_plugins(settings)
     models = load_models(source, lambda text: console.field("", text))
@@ -82,7 +82,7 @@ def predict(
     writer = task.writer(config, models[0].target, request)
     if target is not None:
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
-        _require_new([*tables, *writer.planned_files()])
+        require_new([*tables, *writer.planned_files()])
     datasets = [task.file_dataset(changed, model, list(request.files)) for changed, model in members]
     predictions, unreadable = _run(Ensemble.of(task, members, datasets), models[0].target, writer, formats, batch_size, console)
     if target is not None:
@@ -99,8 +99,8 @@ def predictions_json(predictions: Iterable[Prediction], unreadable: list[tuple[s
     yield f'\n], "unreadable": {json_text(missing)}}}\n'
 
 
-def _paths(files: Any) -> list[str | Path]:
-    """The paths that `predict` was given: one, or several.
+def paths_of(files: Any) -> list[str | Path]:
+    """The paths that a job was given: one, or several.
 
     Raises:
         TypeError: anything else.
@@ -143,7 +143,7 @@ def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude
         if not items:
             near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
             fix = did_you_mean(path.name, near) or "give files, folders or a glob"
-            raise UserError("VA-D001", f'nothing to predict on at "{source}"', why="\n".join(walker.report()), fix=fix)
+            raise UserError("VA-D001", f'nothing to read at "{source}"', why="\n".join(walker.report()), fix=fix)
         for item in map(Path, items):
             found.setdefault(item, item.relative_to(above))
     for line in walker.report(hidden_names=False):
@@ -171,13 +171,13 @@ def _run(
     with open_accelerator(config.train) as accelerator, explained:
         device = accelerator.device
         ensemble.to(device)
-        
+
         def build(member: Member) -> Predictor:
             return task.file_predictor(member.config, target, member.model, device, formats, console.warn)
 
         predictor = ensemble.predictor(build)
         workers = worker_count(config.data) if len(dataset) > FEW_SAMPLES else 0
-        for batch in _batches(dataset, batch_size, workers, unreadable, console):
+        for batch in file_batches(dataset, batch_size, workers, unreadable, console):
             with accelerator.autocast(), torch.inference_mode():
                 found = predictor(batch)
             predictions.extend(writer.write(found, batch))
@@ -187,10 +187,12 @@ def _run(
     return predictions, unreadable
 
 
-def _batches(dataset: Dataset, batch_size: int, workers: int, unreadable: list[tuple[str, str]], console: Console) -> Iterator[Batch]:
+def file_batches(
+    dataset: Dataset, batch_size: int, workers: int, unreadable: list[tuple[str, str]], console: Console, label: str = "predict"
+) -> Iterator[Batch]:
     """Batches with samples; (id, reason) of unreadable ones are added to `unreadable`."""
     loader = eval_loader(dataset, batch_size, workers, warn=console.warn)
-    with console.progress("predict", len(loader)) as bar:
+    with console.progress(label, len(loader)) as bar:
         for step, batch in enumerate(loader):
             unreadable += batch.unreadable
             if len(batch):
@@ -198,7 +200,7 @@ def _batches(dataset: Dataset, batch_size: int, workers: int, unreadable: list[t
             bar.update(step + 1)
 
 
-def _require_new(files: Sequence[Path]) -> None:
+def require_new(files: Sequence[Path]) -> None:
     """Stop before anything is overwritten.
 
     Raises:

@@ -70,9 +70,7 @@ def load_model(source: str | Path, report: Report | None = None, *, calibrated: 
     return _with_calibration(read_while_written(checkpoint, lambda: _load_checkpoint(checkpoint, name, run)), report, calibrated)
 
 
-def load_models(
-    sources: str | Path | Sequence[str | Path], report: Report | None = None, *, calibrated: bool = True
-) -> list[LoadedModel]:
+def load_models(sources: str | Path | Sequence[str | Path], report: Report | None = None, *, calibrated: bool = True) -> list[LoadedModel]:
     """Load one model, or several with the same outputs; the folder of `train --folds` stands for its folds.
 
     Args:

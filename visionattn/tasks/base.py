@@ -385,6 +385,14 @@ class Task(ABC):
     def file_dataset(self, config: Any, model: nn.Module, files: Sequence[Path]) -> Dataset:
         """Samples without labels, for prediction."""
 
+    def labelled_split(self, config: Any, split: str, target: Target) -> tuple[Split, list[str] | None]:
+        """One split, whatever its classes, with the label of each sample as text; None if samples have none."""
+        return self.read_split(config, split, target), None
+
+    def feature_dataset(self, config: Any, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        """Samples without labels, for `embedder`."""
+        return self.file_dataset(config, model, files)
+
     @property
     def input_suffixes(self) -> frozenset[str]:
         """Endings of the files that `predict` takes."""
@@ -506,6 +514,10 @@ class Task(ABC):
     def predictor(self, config: Any, target: Target, model: nn.Module, device: torch.device) -> Predictor:
         """Inference for evaluation; what it returns goes to the meter and the objective."""
         return lambda batch: model(batch["image"].to(device))
+
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        """Features `[B, C]` of samples: by default the last map of the backbone, averaged over its pixels."""
+        return lambda batch: model.backbone(batch["image"].to(device))[-1].mean((2, 3))
 
     @abstractmethod
     def meter(self, config: Any, target: Target) -> Meter:

@@ -67,6 +67,15 @@ class Classification(Task):
 
         return load_split(config.data, split, target["classes"], config.model.in_chans, seed=config.seed)
 
+    def labelled_split(self, config: ClassifyConfig, split: str, target: Target) -> tuple[ImageSet, list[str]]:
+        from visionattn.data.images.labels import load_own_split
+        from visionattn.tasks.classification.scores import names_of
+
+        found, classes = load_own_split(config.data, split, config.model.in_chans, seed=config.seed)
+        if found.labels.ndim == 1:
+            return found, [classes[number] for number in found.labels]
+        return found, [";".join(names_of(row, classes)) or "none" for row in found.labels]
+
     def usable_data(self, config: ClassifyConfig, data: LabelledData, report: CheckReport) -> LabelledData:
         from visionattn.tasks.classification.data import require_classes
 
@@ -138,6 +147,11 @@ class Classification(Task):
         from visionattn.tasks.classification.predictor import ClassPredictor
 
         return ClassPredictor(config, model, device)
+
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        from visionattn.tasks.classification.predictor import pooled_features
+
+        return pooled_features(model, device)
 
     def meter(self, config: ClassifyConfig, target: Target) -> Meter:
         from visionattn.tasks.classification.scores import ClassificationMeter

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
 
 from visionattn.heads import resize_to
+from visionattn.tasks.base import Predictor
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.classification.settings import ClassifyConfig
 from visionattn.tasks.means import mean_logits
@@ -48,3 +50,8 @@ class ClassPredictor:
             for chosen in product((False, True), repeat=len(axes)):
                 flipped = [axis for axis, flip in zip(axes, chosen, strict=True) if flip]
                 yield resized.flip(flipped) if flipped else resized
+
+
+def pooled_features(model: Any, device: torch.device) -> Predictor:
+    """What the linear layer of the classifier sees: the last map after norm and pooling, `[B, C]`."""
+    return lambda batch: model.forward_head(model.forward_features(batch["image"].to(device)), pre_logits=True)

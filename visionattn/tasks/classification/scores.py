@@ -17,7 +17,6 @@ from visionattn.tasks.base import Metrics, Scores
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.means import mean, ratio
 
-
 UNSURE = "unsure"  # the answer where no class reaches its threshold
 
 

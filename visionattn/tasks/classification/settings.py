@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, setting
 from visionattn.data.images.settings import AugmentConfig, LabelDataConfig
 
-
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 

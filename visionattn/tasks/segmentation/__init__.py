@@ -133,6 +133,12 @@ class Segmentation(Task):
 
         return image_files(config, files, torch.tensor)  # unchanged: large images are normalised window by window
 
+    def feature_dataset(self, config: SegmentConfig, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        from visionattn.tasks.images import image_files
+        from visionattn.tasks.segmentation.data import preprocessing
+
+        return image_files(config, files, preprocessing(config, model))
+
     def preview(
         self, config: SegmentConfig, model: nn.Module, data: MaskData, split: MaskSet, count: int, path: Path, *, augmented: bool
     ) -> bool:

@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
 
-
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
