@@ -8,24 +8,31 @@ from typing import Annotated
 
 import typer
 
-from visionattn.cli.options import Json, Sources, UsedDevice, console_for, print_json, sources_and_settings
+from visionattn.cli.options import Json, UsedDevice, console_for, print_json, sources_and_settings
 from visionattn.cli.run import is_model, require_models
 from visionattn.console import percent
 from visionattn.errors import UserError
 
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|FILE|KEY=VALUE",
+        help="Run, checkpoint or weights; then files, folders, globs or, with --split, a data set. Settings that differ.",
+    ),
+]
 Images = Annotated[int, typer.Option(min=1, help="Images per step, of classification.")]
 _MOST_ROWS = 40  # of a table on the terminal
 
 
 def features(
-    arguments: Sources,
+    arguments: Words,
     out: Annotated[str | None, typer.Option(help="NAME.npy, or a folder.", show_default=False)] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test: images with labels.", show_default=False)] = None,
     batch_size: Images = 32,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """Features of images as the classifier sees them: an array, and a table of ids and labels. RUN comes first, then files or data."""
+    """Features of images, as the classifier sees them: an array, and a table of ids and labels."""
     (model, *data), settings = _words(arguments, device, "features")
     if out is None:
         raise UserError("VA-C005", "no place for the features: give --out FOLDER, or --out NAME.npy")
@@ -39,7 +46,7 @@ def features(
 
 
 def neighbors(
-    arguments: Sources,
+    arguments: Words,
     data: Annotated[str | None, typer.Option(help="Data set to search, its training images; default: that of the run.")] = None,
     features: Annotated[str | None, typer.Option(help="Saved features to search instead, of visionattn features.")] = None,
     split: Annotated[str | None, typer.Option(help="Instead of files: val or test, and how many get the right label.")] = None,
@@ -49,7 +56,7 @@ def neighbors(
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """The nearest training images of files, by their features; with --split the accuracy of neighbours. RUN comes first, then files."""
+    """The nearest training images of files, by their features; with --split how often neighbours have the right label."""
     (model, *query), settings = _words(arguments, device, "neighbors")
     from visionattn.jobs.neighbors import COLUMNS, find_neighbors
 

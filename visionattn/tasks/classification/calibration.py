@@ -25,12 +25,15 @@ def fit_temperature(found: np.ndarray, labels: np.ndarray) -> float:
     Raises:
         UserError: VA-D005, the likelihood has no maximum: every image is right, or the guesses are no better than chance.
     """
+
+    def loss(log: float) -> float:
+        return negative_log_likelihood(found, labels, math.exp(log))
+
     low, high = map(math.log, _RANGE)
-    # Convex in 1 / temperature, so with a single minimum over its logarithm too.
-    fit = minimize_scalar(lambda log: negative_log_likelihood(found, labels, math.exp(log)), bounds=(low, high), method="bounded")
-    if not low + 0.01 < fit.x < high - 0.01:
-        why = "every image is right" if fit.x < 0 else "the model is no better than chance"
-        raise UserError("VA-D005", "the validation split determines no temperature", why=why, fix="more validation images")
+    fit = minimize_scalar(loss, bounds=(low, high), method="bounded")  # convex in 1 / temperature: there is one minimum at most
+    for edge, why in ((low, "every image is right"), (high, "the model is no better than chance")):
+        if loss(edge) <= fit.fun + 1e-6:
+            raise UserError("VA-D005", "the validation split determines no temperature", why=why, fix="more validation images")
     return float(round(math.exp(fit.x), 6))
 
 
