@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,6 +96,10 @@ def extract_features(
 # ---------------------------------------------------------------- extract
 
 
+def _file_images(paths: Iterable[str], config: Any) -> FileImages:
+    return FileImages(tuple(paths), config.data.read_once(), config.model.in_chans)
+
+
 def open_model(source: str | Path, settings: Sequence[str], console: Console) -> LoadedModel:
     """The one model of a source, with the settings it is used with.
 
@@ -123,7 +127,7 @@ def features_of_files(model: LoadedModel, data: Any, batch_size: int, console: C
     config = model.config.model_copy(update={"data": model.config.data.at("")})
     files = find_files(paths_of(data), model.task.input_suffixes, config.data.exclude, console)
     dataset = model.task.feature_dataset(config, model.model, list(files))
-    images = FileImages(tuple(map(str, files)), config.data.read_once(), config.model.in_chans)
+    images = _file_images(map(str, files), config)
     return _extract(model, config, dataset, images, None, batch_size, console)
 
 
@@ -238,7 +242,7 @@ def load_features(out: Path, model: LoadedModel) -> Features:
         raise UserError("VA-M004", "the features are of another model", where=str(values), why=why)
     paths = [_plain(row["path"]) for row in rows]
     labels = [_plain(row["label"]) for row in rows] if "label" in rows[0] else None
-    images = FileImages(tuple(paths), model.config.data.at("").read_once(), model.config.model.in_chans)
+    images = _file_images(paths, model.config)
     return Features(array, [_plain(row["id"]) for row in rows], labels, paths, images, range(len(rows)), [], known)
 
 

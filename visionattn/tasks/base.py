@@ -517,7 +517,8 @@ class Task(ABC):
 
     def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
         """Features `[B, C]` of samples: by default the last map of the backbone, averaged over its pixels."""
-        return lambda batch: model.backbone(batch["image"].to(device))[-1].mean((2, 3))
+        backbone: Any = model.backbone
+        return lambda batch: backbone(batch["image"].to(device))[-1].mean((2, 3))
 
     @abstractmethod
     def meter(self, config: Any, target: Target) -> Meter:

@@ -97,7 +97,7 @@ def image_maps(
         if confidence is not None:
             confidence[place] = (found.gather(0, chosen[None])[0] * 255).round().byte().cpu().numpy()
         if probabilities is not None:
-            probabilities[(slice(None), *place)] = found.half().cpu().numpy()
+            probabilities[:, place[0], place[1]] = found.half().cpu().numpy()
     return ImageMaps(classes.numpy(), confidence, probabilities)
 
 
