@@ -13,6 +13,8 @@ from scipy.special import log_softmax, softmax
 
 import visionattn as va
 from tests.commands import CLASSES, Trained, done, only_run, picture, refused, settings
+from visionattn.cli.options import parse_thresholds
+from visionattn.errors import UserError
 from visionattn.tasks.classification.calibration import fit_temperature
 
 
@@ -80,7 +82,7 @@ def test_a_calibration_belongs_to_weights(run: Path) -> None:
     others = [json.dumps({**content, "eval": values}) for values in ({"temperature": -1}, {"x": 1})]
     for text in ("{", "[]", '{"weights": 1}', *others):
         path.write_text(text)
-        assert f"visionattn eval {run} --calibrate" in refused(run, "VA-W005", 4, "predict", run, run)
+        assert f"visionattn eval {run} --calibrate" in refused(run, "VA-W005", 4, "predict", run, "--source", run / "data")
     done("eval", run, "--calibrate")
     assert json.loads(path.read_text()) == content
 
@@ -149,8 +151,15 @@ def test_thresholds_of_several_labels(tmp_path: Path) -> None:
     assert va.predict(run, photo)[0][0].answer is not None
 
 
-def test_the_reliability_diagram(run: Path) -> None:
-    done("eval", run)
-    pixels = np.asarray(Image.open(run / "eval/val/reliability.png").convert("RGB")).reshape(-1, 3)
+def test_the_reliability_diagram(trained: Trained) -> None:
+    pixels = np.asarray(Image.open(trained.run / "eval/val/reliability.png").convert("RGB")).reshape(-1, 3)
     assert (pixels == [31, 119, 180]).all(1).any() and (pixels == [176, 196, 222]).all(1).any()  # bars of accuracy, and of how many
-    assert "Reliability" in (run / "report.html").read_text()
+    assert "Reliability" in (trained.run / "report.html").read_text()
+
+
+def test_thresholds_as_they_are_typed() -> None:
+    assert parse_thresholds(["0.7"]) == 0.7 and parse_thresholds(["cat=.5, dog=1"]) == {"cat": 0.5, "dog": 1.0}
+    assert parse_thresholds(["a,b=1=0.25,c=1e-3", "0.7=0.5"]) == {"a,b=1": 0.25, "c": 0.001, "0.7": 0.5}
+    for wrong in ("cat", "cat=", "cat=1.2.3", "cat=0.5,dog", "cat=x"):
+        with pytest.raises(UserError, match="VA-C002"):
+            parse_thresholds([wrong])

@@ -39,7 +39,7 @@ UsedDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or a
 
 # Where the words of the command line are kept in a context of typer.
 TYPED = "visionattn.typed"
-_THRESHOLD = re.compile(r"(.+?)=\s*([\d.]+(?:e-?\d+)?)\s*(?:,|$)", re.DOTALL)  # a name may hold commas and equals signs
+_THRESHOLD = re.compile(r"\s*(.+?)=\s*(\d+\.?\d*(?:e-?\d+)?|\.\d+)\s*(?:,|$)", re.DOTALL)  # a name may hold commas and equals signs
 _SETTING = re.compile(r"\s*[A-Za-z_][\w.\[\]]*\s*=")
 
 

@@ -146,8 +146,8 @@ def features_of_split(model: LoadedModel, data: Any, split: str, batch_size: int
     config = model.config.model_copy(update={"data": section.read_once()})
     if not config.data.has_source:
         raise UserError("VA-D001", "the model has no data of its own: name a data set")
-    part, labels = model.task.labelled_split(config, split, model.target)
-    return _extract(model, config, model.task.eval_dataset(config, model.model, part), part.images, labels, batch_size, console)
+    samples, labels = model.task.labelled_split(config, split, model.target)
+    return _extract(model, config, model.task.eval_dataset(config, model.model, samples), samples.images, labels, batch_size, console)
 
 
 def _extract(

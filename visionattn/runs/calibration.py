@@ -9,7 +9,7 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
-from visionattn.files import atomic_write, json_text
+from visionattn.files import atomic_write
 from visionattn.names import shown, typed
 from visionattn.tasks import saved_config
 
@@ -47,7 +47,7 @@ class Calibration:
 
 def write_calibration(run: Path, calibration: Calibration) -> None:
     """Write the file."""
-    atomic_write(run / _FILE, json_text(asdict(calibration)))
+    atomic_write(run / _FILE, json.dumps(asdict(calibration), indent=1))  # in ASCII, so that every name comes back as it was
 
 
 def read_calibration(run: Path) -> Calibration | None:
