@@ -19,7 +19,7 @@ from visionattn.files import atomic_write, csv_lines
 from visionattn.jobs.features import Features, features_of_files, features_of_split, load_features, open_model
 from visionattn.jobs.predict import require_new
 from visionattn.names import shown
-from visionattn.spill import BLOCK
+from visionattn.spill import BLOCK, blocks
 from visionattn.tasks.images import readable_picture
 
 _DRAWN = 12  # images in a sheet, one below the other
@@ -156,9 +156,11 @@ def vote(labels: np.ndarray) -> np.ndarray:
     Args:
         labels: of the neighbours, `[N, k]`, nearest first.
     """
-    votes = (labels[:, :, None] == labels[:, None, :]).sum(2)
-    winner: np.ndarray = labels[np.arange(len(labels)), votes.argmax(1)]
-    return winner
+    winners = np.empty(len(labels), labels.dtype)
+    for part in blocks(len(labels), labels.shape[1] ** 2):
+        votes = (labels[part, :, None] == labels[part, None, :]).sum(2)
+        winners[part] = labels[part][np.arange(len(votes)), votes.argmax(1)]
+    return winners
 
 
 def _directions(values: np.ndarray) -> torch.Tensor:
