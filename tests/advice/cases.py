@@ -932,7 +932,25 @@ def calibration(text: str) -> Make:
     return lambda folder: (folder / "runs/flowers/001/calibration.json").write_text(text)
 
 
+def run_without_data(folder: Path) -> None:
+    photos(folder)
+    meta = folder / "runs/flowers/001/checkpoints/best/meta.json"
+    content = json.loads(meta.read_text())
+    content["config"]["data"]["root"] = ""
+    meta.unlink()  # `last` may be the same file
+    meta.write_text(json.dumps(content))
+
+
 RUNS = [
+    Case(
+        "jobs/neighbors.py",
+        "neighbors runs/flowers/001 photos",
+        "VA-C005",
+        "--data FOLDER",
+        (add("--data FOLDER", FOLDER="flowers"),),
+        run_without_data,
+        with_run=True,
+    ),
     Case(
         "jobs/evaluate.py",
         "eval runs/flowers/001 --split test --calibrate",

@@ -83,7 +83,8 @@ def find_neighbors(
         console: where progress is printed.
 
     Raises:
-        UserError: VA-C005, neither files nor a split; VA-C002, both, or a split without labels; as in `extract_features`.
+        UserError: VA-C005, neither files nor a split, or nothing to search; VA-C002, both, or a split without labels; as in
+            `extract_features`.
     """
     console = console or Console(quiet=True)
     if (query is None) == (split is None):
@@ -92,6 +93,8 @@ def find_neighbors(
         )
         raise UserError("VA-C005" if query is None else "VA-C002", what)
     model = open_model(source, settings, console)
+    if data is None and features is None and not model.config.data.has_source:
+        raise UserError("VA-C005", "nothing to search: the model has no data of its own", fix="--data FOLDER")
     files = [] if out is None else [Path(out) / "neighbors.csv", Path(out) / "neighbors.png"]
     require_new(files)
     references = load_features(Path(features), model) if features else features_of_split(model, data, "train", batch_size, console)
