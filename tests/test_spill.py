@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from visionattn import spill
-from visionattn.spill import Rows, Table, blocks
+from visionattn.spill import Rows, Table, blocks, npy_pieces, room
 
 
 @pytest.fixture(params=["in memory", "on the disk"])
@@ -63,3 +64,15 @@ def test_blocks_cover_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spill, "BLOCK", 10)
     assert [(part.start, part.stop) for part in blocks(7, 3)] == [(0, 3), (3, 6), (6, 7)]
     assert len(list(blocks(3, 100))) == 3 and list(blocks(0, 3)) == [] and len(list(blocks(5, 0))) == 1
+
+
+def test_room_and_files_of_arrays(limit: None, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(7, 3, 5)).astype(np.float16)
+    held = room(values.shape, np.float16)
+    assert isinstance(held, np.memmap) == (spill.HELD_BYTES == 50) and not held.any()
+    held[...] = values
+    for array in (held, values[:0], values.transpose(2, 0, 1)):
+        (tmp_path / "a.npy").write_bytes(b"".join(npy_pieces(array)))
+        found = np.load(tmp_path / "a.npy", allow_pickle=False)
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, array)

@@ -29,6 +29,8 @@ _EXPORTS = {
     "resume_folds": "visionattn.jobs.folds",
     "evaluate": "visionattn.jobs.evaluate",
     "predict": "visionattn.jobs.predict",
+    "extract_features": "visionattn.jobs.features",
+    "find_neighbors": "visionattn.jobs.neighbors",
     "kernels": "visionattn.kernels",
 }
 

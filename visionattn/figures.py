@@ -54,6 +54,44 @@ def confusion_figure(counts: np.ndarray, classes: list[str], title: str, texts: 
     return figure
 
 
+def reliability_figure(images: np.ndarray, right: np.ndarray, confidence: np.ndarray, title: str) -> Figure:
+    """Accuracy over confidence in bins of equal width, and below it how many images each bin has.
+
+    Args:
+        images: of each bin.
+        right: images of each bin with the right answer.
+        confidence: sum of the probabilities of the answers of each bin.
+    """
+    width = 1 / len(images)
+    centres = (np.arange(len(images)) + 0.5) * width
+    used = images > 0
+    accuracy, mean = right[used] / images[used], confidence[used] / images[used]
+    figure = Figure(figsize=(4.8, 5.4), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.bar(centres[used], accuracy, width, color="tab:blue", edgecolor="white", lw=0.5, label="accuracy")
+    upper.bar(
+        centres[used],
+        mean - accuracy,
+        width,
+        accuracy,
+        color="none",
+        edgecolor="firebrick",
+        hatch="////",
+        lw=0.5,
+        label="gap to confidence",
+    )
+    upper.plot([0, 1], [0, 1], color="grey", ls="--", lw=1, label="perfect calibration")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right answers")
+    upper.set_title(title, fontsize=10)
+    upper.legend(fontsize=7, loc="upper left")
+    lower.bar(centres, images / images.sum(), width, color="lightsteelblue", edgecolor="white", lw=0.5)
+    lower.set(xlabel="probability of the answer", ylabel="share of images")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    return figure
+
+
 def curves_figure(history: list[dict[str, Any]], metrics: Sequence[str]) -> Figure:
     """Loss, the named validation metrics and learning rate over the epochs, from the lines of metrics.jsonl."""
     epochs = [line for line in history if line["kind"] == "epoch"]

@@ -32,11 +32,11 @@ _FORMULA = re.compile("'*[=+\\-@\uff1d\uff0b\uff0d\uff20]")  # also in full widt
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
-def atomic_write(path: Path, content: str | bytes | Iterable[str]) -> None:
+def atomic_write(path: Path, content: str | bytes | Iterable[str] | Iterable[bytes]) -> None:
     """Write a file so that it has its old or its new content, whatever interrupts the write.
 
     Args:
-        content: the whole, or pieces of text that are written as they come.
+        content: the whole, or pieces that are written as they come.
     """
     pieces = [content] if isinstance(content, (str, bytes)) else content
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import math
 import os
 import pickle
 import tempfile
@@ -96,6 +98,26 @@ class Table:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Table, ([np.asarray(self.array())],)
+
+
+def room(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array to fill, of zeros: in memory, or on the disk if it is large."""
+    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile() as file:  # the map keeps it
+        mapped: np.ndarray = np.memmap(file, dtype, "w+", shape=tuple(shape))
+        return mapped
+
+
+def npy_pieces(array: np.ndarray) -> Iterator[bytes]:
+    """The content of a `.npy` file, in pieces."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, np.lib.format.header_data_from_array_1_0(np.empty(0, array.dtype)) | {"shape": array.shape}
+    )
+    yield header.getvalue()
+    for part in blocks(len(array), math.prod(array.shape[1:])):
+        yield np.ascontiguousarray(array[part]).tobytes()
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:

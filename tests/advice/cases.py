@@ -986,7 +986,110 @@ def with_a_plugin(folder: Path) -> None:
     config.write_text(config.read_text().replace("plugins: []", "plugins: [their_code.py]"))
 
 
+def calibration(text: str) -> Make:
+    return lambda folder: (folder / "runs/flowers/001/calibration.json").write_text(text)
+
+
+def run_without_data(folder: Path) -> None:
+    photos(folder)
+    meta = folder / "runs/flowers/001/checkpoints/best/meta.json"
+    content = json.loads(meta.read_text())
+    content["config"]["data"]["root"] = ""
+    meta.unlink()  # `last` may be the same file
+    meta.write_text(json.dumps(content))
+
+
 RUNS = [
+    Case(
+        "jobs/neighbors.py",
+        "neighbors runs/flowers/001 photos",
+        "VA-C005",
+        "--data FOLDER",
+        (add("--data FOLDER", FOLDER="flowers"),),
+        run_without_data,
+        with_run=True,
+    ),
+    Case(
+        "jobs/evaluate.py",
+        "eval runs/flowers/001 --split test --calibrate",
+        "VA-C002",
+        "visionattn eval runs/flowers/001 --calibrate",
+        (run("visionattn eval runs/flowers/001 --calibrate"),),
+        with_run=True,
+    ),
+    Case(
+        "runs/load.py",
+        "eval runs/flowers/001",
+        "",
+        "is of other weights, and not used; to fit it anew: visionattn eval runs/flowers/001 --calibrate",
+        (run("visionattn eval runs/flowers/001 --calibrate"),),
+        calibration('{"weights": "1f", "count": 9, "eval": {"temperature": 2.0}, "before": {}}'),
+        with_run=True,
+    ),
+    Case(
+        "runs/calibration.py",
+        "eval runs/flowers/001",
+        "VA-W005",
+        "remove it, or fit it anew: visionattn eval runs/flowers/001 --calibrate",
+        (run("visionattn eval runs/flowers/001 --calibrate"),),
+        calibration("{"),
+        with_run=True,
+    ),
+    Case(
+        "cli/options.py",
+        "predict runs/flowers/001 photos --threshold rose",
+        "VA-C002",
+        "Example: --threshold 0.7, or --threshold cat=0.7,dog=0.4",
+        (
+            instead("--threshold rose", "--threshold 0.7"),
+            Step("instead", "--threshold cat=0.7,dog=0.4", "--threshold rose", {"cat": "rose", "dog": "tulip"}),
+        ),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "tasks/thresholds.py",
+        "predict runs/flowers/001 photos --threshold rise=0.5",
+        "VA-C002",
+        "Did you mean rose?",
+        (instead("rise", "rose"),),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "cli/features.py",
+        "features runs/flowers/001 photos",
+        "VA-C005",
+        "give --out FOLDER, or --out NAME.npy",
+        (add("--out FOLDER", FOLDER="new"), add("--out NAME.npy", NAME="new")),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "jobs/features.py",
+        "features runs/flowers/001 --out new",
+        "VA-C005",
+        "a split of a data set by --split",
+        (Step("add", "--split", fill={"--split": "--split val"}),),
+        with_run=True,
+    ),
+    Case(
+        "jobs/features.py",
+        "neighbors runs/flowers/001 photos --features new",
+        "VA-D001",
+        "visionattn features RUN --split train --out FOLDER",
+        (run("visionattn features RUN --split train --out FOLDER", again=True, RUN="runs/flowers/001", FOLDER="new"),),
+        photos,
+        with_run=True,
+    ),
+    Case(
+        "jobs/neighbors.py",
+        "neighbors runs/flowers/001",
+        "VA-C005",
+        "give files, or --split",
+        (Step("add", "--split", fill={"--split": "--split val"}),),
+        with_run=True,
+    ),
     Case(
         "jobs/predict.py",
         "predict runs/flowers/001 --source photos --out out",

@@ -120,6 +120,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "model.weights=FILE": "followed in another case, of runs/checkpoint.py",
     },
     "report/tables.py": {"--json": FACT},
+    "runs/calibration.py": {"eval.": FACT},
     "runs/folder.py": {
         "output.dir=FOLDER": "of a file system without locks; followed in another case, of cli/main.py",
         "visionattn train has made: runs/<name>/<nnn>": FACT,
@@ -129,7 +130,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "train.process_timeout=SECONDS": "several processes: tests/engine/test_processes.py",
         "visionattn train --resume": "of a run that was stopped: tests/cli/test_resume.py, tests/faults/test_faults.py",
     },
-    "tasks/base.py": {"data.sampler=shuffled": "of a task of one's own"},
+    "tasks/base.py": {"--calibrate": FAULT, "data.sampler=shuffled": "of a task of one's own"},
     "tasks/classification/__init__.py": {"data.format=digits": "the same text as in data/root.py"},
     "tasks/segmentation/output.py": {
         "--out": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",

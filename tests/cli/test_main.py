@@ -39,6 +39,8 @@ def test_the_commands() -> None:
         "train",
         "eval",
         "predict",
+        "features",
+        "neighbors",
         "models list",
         "models info",
         "data check",

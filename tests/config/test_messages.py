@@ -9,6 +9,8 @@ import pytest
 from tests.config.files import refused, write
 from visionattn.tasks import TASKS, load_config
 
+TRACKERS = "tensorboard, mlflow, wandb, trackio, comet_ml, aim, clearml, dvclive, swanlab"
+
 
 def test_a_misspelt_key(tmp_path: Path) -> None:
     mine = write(tmp_path / "my.yaml", "seed: 1\n" + "\n" * 11 + "optim:\n  weigth_decay: 0.1\n")
@@ -75,8 +77,8 @@ def test_all_mistakes_at_once(tmp_path: Path) -> None:
         ("augment.random_resized_crop=3", "augment.random_resized_crop: expected a mapping or null, got 3"),
         ("train.deterministic=maybe", 'train.deterministic: expected true or false, got "maybe"'),
         ("log.to=[tensorboard,mlfow]", "log.to: there is no tracker mlfow. Did you mean mlflow?"),
-        ("log.to=none", "log.to: there is no tracker none. It is one of tensorboard, mlflow,"),
-        ("log.to=[3]", "log.to: expected a list of one of tensorboard, mlflow,"),
+        ("log.to=none", f"log.to: there is no tracker none. It is one of {TRACKERS}; none: log.to=[]"),
+        ("log.to=[3]", f"log.to: expected a list of one of {TRACKERS}, got 3"),
         ("version=2", "version: expected 1, got 2"),
         ("data.root=null", "data.root: expected text, got null"),
         ("model.img_size=16", "model.img_size: expected at least 32 pixels per side"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from visionattn.console import Console
+from visionattn.errors import UserError
 from visionattn.files import json_text
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, other text on standard error.")]
@@ -23,10 +26,20 @@ Sources = Annotated[
         help="Run, folder of folds, checkpoint or weights: of several the mean. Settings that differ, for example eval.flips=both.",
     ),
 ]
+Thresholds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold",
+        metavar="NUMBER|CLASS=NUMBER,...",
+        help="Least probability of an answer, for all classes or by class (eval.threshold).",
+        show_default=False,
+    ),
+]
 UsedDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or a GPU (train.device).", show_default=False)]
 
 # Where the words of the command line are kept in a context of typer.
 TYPED = "visionattn.typed"
+_THRESHOLD = re.compile(r"\s*(.+?)=\s*(\d+\.?\d*(?:e-?\d+)?|\.\d+)\s*(?:,|$)", re.DOTALL)  # a name may hold commas and equals signs
 _SETTING = re.compile(r"\s*[A-Za-z_][\w.\[\]]*\s*=")
 
 
@@ -55,8 +68,31 @@ def with_task(root: str, settings: list[str]) -> list[str]:
     return [f"task={guess}", *settings]
 
 
-def sources_and_settings(words: list[str], device: str | None) -> tuple[list[str], list[str]]:
-    """Parts of the arguments of `eval` and `predict`: what has a key and `=` is a setting, unless it exists as a path."""
+def sources_and_settings(words: list[str], device: str | None, thresholds: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """Parts of the arguments of commands that use a model: what has a key and `=` is a setting, unless it exists as a path."""
     settings = [word for word in words if _SETTING.match(word) and not Path(word).exists()]
     sources = [word for word in words if word not in settings]
-    return sources, settings if device is None else [*settings, key_value("train.device", device)]
+    settings += [] if device is None else [key_value("train.device", device)]
+    return sources, settings + ([key_value("eval.threshold", parse_thresholds(thresholds))] if thresholds else [])
+
+
+def parse_thresholds(texts: Sequence[str]) -> float | dict[str, float]:
+    """One number, or numbers by class.
+
+    Raises:
+        UserError: VA-C002, neither.
+    """
+    with suppress(ValueError):
+        if len(texts) == 1:
+            return float(texts[0])
+    found: dict[str, float] = {}
+    for text in texts:
+        place = 0
+        while place < len(text):
+            match = _THRESHOLD.match(text, place)
+            if match is None:
+                what = f'--threshold: expected a number, or CLASS=NUMBER,CLASS=NUMBER, got "{text}"'
+                raise UserError("VA-C002", what, fix="Example: --threshold 0.7, or --threshold cat=0.7,dog=0.4")
+            found[match[1]] = float(match[2])
+            place = match.end()
+    return found

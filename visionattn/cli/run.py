@@ -16,6 +16,7 @@ from visionattn.cli.options import (
     Json,
     Overrides,
     Sources,
+    Thresholds,
     UsedDevice,
     console_for,
     key_value,
@@ -123,21 +124,25 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
+    threshold: Thresholds = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="First fit the run's temperature (of several labels per image: thresholds) to val.")
+    ] = False,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
     """Metrics of a run or a checkpoint on a split, or of the mean of several."""
-    sources, settings = sources_and_settings(arguments, device)
-    _require_models(sources, "eval")
+    sources, settings = sources_and_settings(arguments, device, threshold)
+    require_models(sources, "eval")
     for number, word in enumerate(sources[1:], 1):
-        if data is None and Path(word).exists() and not _is_model(word):
+        if data is None and Path(word).exists() and not is_model(word):
             words = [*sources[:number], *sources[number + 1 :], "--data", word, *settings]
             raise UserError("VA-C005", f'"{word}" is not a run: data to evaluate on are given by --data', fix=_command("eval", *words))
     from visionattn.jobs.evaluate import evaluate as run_evaluation
     from visionattn.report.tables import evaluation_dict
 
     console = console_for(as_json)
-    result = run_evaluation(sources, data=data, split=split, batch_size=batch_size, settings=settings, console=console)
+    result = run_evaluation(sources, data=data, split=split, batch_size=batch_size, settings=settings, calibrate=calibrate, console=console)
     if as_json:
         print_json(evaluation_dict(result))
 
@@ -152,17 +157,19 @@ def predict(
     save: Annotated[
         str | None,
         typer.Option(
-            help="What to write to --out: json,csv; of segmentation also mask,overlay,coco.", show_default="json,csv or mask,overlay"
+            help="What to write to --out: json,csv,probs; of segmentation also mask,overlay,coco,confidence.",
+            show_default="json,csv or mask,overlay",
         ),
     ] = None,
     topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    threshold: Thresholds = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step, of classification.")] = 32,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
     """Predict on files: classes of images, or of their pixels; with several runs, the mean of their probabilities."""
-    models, settings = sources_and_settings(arguments, device)
-    _require_models(models, "predict")
+    models, settings = sources_and_settings(arguments, device, threshold)
+    require_models(models, "predict")
     if not source:
         models, source = _models_and_files(models, settings)
     from visionattn.jobs.predict import predict as run_prediction
@@ -245,14 +252,14 @@ def _meaning(word: str) -> tuple[str, str]:
 # ---------------------------------------------------------------- eval, predict
 
 
-def _require_models(sources: Sequence[str], command: str) -> None:
+def require_models(sources: Sequence[str], command: str) -> None:
     """Stop without a model.
 
     Raises:
         UserError: VA-C005.
     """
     if not sources:
-        rest = " --source FILE_OR_FOLDER" if command == "predict" else ""
+        rest = {"predict": " --source FILE_OR_FOLDER", "features": " FOLDER --out FOLDER", "neighbors": " FILE_OR_FOLDER"}.get(command, "")
         raise UserError("VA-C005", f"visionattn {command} needs a run, a checkpoint or weights", fix=f"visionattn {command} RUN{rest}")
 
 
@@ -262,9 +269,9 @@ def _models_and_files(words: Sequence[str], settings: Sequence[str]) -> tuple[li
     Raises:
         UserError: VA-C005, there is nothing to predict on.
     """
-    files = [word for word in words[1:] if not _is_model(word) and (Path(word).exists() or glob.has_magic(word))]
+    files = [word for word in words[1:] if not is_model(word) and (Path(word).exists() or glob.has_magic(word))]
     models = [word for word in words if word not in files]
-    if not files and len(models) > 1 and not _is_model(models[-1]):
+    if not files and len(models) > 1 and not is_model(models[-1]):
         return models[:-1], models[-1:]  # reported as a source that is not there
     if not files:
         fix = _command("predict", *models, "--source", "FILE_OR_FOLDER", *settings)
@@ -272,7 +279,7 @@ def _models_and_files(words: Sequence[str], settings: Sequence[str]) -> tuple[li
     return models, files
 
 
-def _is_model(word: str) -> bool:
+def is_model(word: str) -> bool:
     """Whether a path is a run, a checkpoint, the folder of folds or a file of weights."""
     from visionattn.runs.folder import fold_folders
 

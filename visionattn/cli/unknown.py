@@ -123,6 +123,15 @@ _OWN: dict[str, dict[str, str]] = {
         **dict.fromkeys(("data", "dataset", "images", "image", "img", "input", "path"), "--source"),
         **dict.fromkeys(("output", "output-dir", "project", "save-dir", "work-dir"), "--out"),
         "top-k": "--topk",
+        **dict.fromkeys(("conf", "confidence", "confidence-threshold", "thres", "thresh", "thresholds"), "--threshold"),
+    },
+    "features": {**_SAMPLES, **_MODELS, **dict.fromkeys(("data", "source", "images", "input"), ""), "output": "--out"},
+    "neighbors": {
+        **_SAMPLES,
+        **_MODELS,
+        **dict.fromkeys(("image", "images", "query", "source"), ""),
+        **dict.fromkeys(("n-neighbors", "topk", "top-k"), "--k"),
+        "output": "--out",
     },
     "data check": {"data": "", "root": "", "source": ""},
     "data preview": {"data": "", "root": "", "source": "", "output": "--out"},
@@ -284,7 +293,7 @@ def config_keys() -> list[str]:
 
 def _fixed(path: str, key: str) -> str:
     """What can change on a trained model, if the command uses one and the key cannot."""
-    if path not in ("eval", "predict"):
+    if path not in ("eval", "predict", "features", "neighbors"):
         return ""
     from visionattn.tasks import CHANGEABLE
 

@@ -69,4 +69,5 @@ class Ensemble:
 def _loading(member: Member) -> Any:
     """What samples depend on, and more: models for which it is equal take the same ones."""
     config = member.config.model_copy(update={"seed": 0, "data": member.config.data.at("")})
-    return config.model_dump(mode="json"), getattr(member.model, "pretrained_cfg", None)
+    fitted = {"eval": {"temperature", "threshold"}}  # of outputs; each fold has its own
+    return config.model_dump(mode="json", exclude=fitted), getattr(member.model, "pretrained_cfg", None)

@@ -14,10 +14,12 @@ from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.errors import UserError, did_you_mean
 from visionattn.jobs.ensemble import Ensemble
+from visionattn.names import typed
 from visionattn.report.tables import print_evaluation, save_evaluation
+from visionattn.runs.calibration import Calibration, with_calibration, write_calibration
 from visionattn.runs.load import LoadedModel, load_models
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
-from visionattn.tasks.base import Evaluation, Member
+from visionattn.tasks.base import Dataset, Display, Evaluation, Member, Metrics
 
 
 def evaluate(
@@ -27,6 +29,7 @@ def evaluate(
     split: str = "val",
     batch_size: int | None = None,
     settings: Sequence[str] = (),
+    calibrate: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
     """Metrics of a run or a checkpoint on a split; preprocessing, target and model come from it.
@@ -40,23 +43,52 @@ def evaluate(
         split: train, val or test.
         batch_size: samples per step; default as in the run.
         settings: `key=value` strings that differ from the run, of the keys in `CHANGEABLE`: `eval.flips=both`.
+        calibrate: first fit what the task can fit to the validation split of one run (a temperature, or thresholds), and write it to
+            `calibration.json`, which `evaluate` and `predict` use from then on.
         console: where progress and the result are printed.
 
     Raises:
         UserError: VA-R003, VA-W001 to VA-W007, VA-M004 for the source; VA-D001, VA-D002, VA-M003 for the data; VA-C001, VA-C002 for the
-            settings and for runs without common data; VA-R001, out of memory; VA-R009, a loader process ended.
+            settings, for runs without common data and for what cannot be calibrated; VA-D005, a split that determines no calibration;
+            VA-R001, out of memory; VA-R009, a loader process ended.
     """
     if split not in SPLITS:  # also a part of a path
         raise UserError("VA-D002", f'no split "{split}"', why=f"found: {', '.join(SPLITS)}", fix=did_you_mean(split, SPLITS))
     console = console or Console()
     settings = name_plugins(settings)
+    fitted = _calibrate(source, data, split, batch_size, settings, console) if calibrate else None
     models = load_models(source, lambda text: console.field("", text))
+    task, target = models[0].task, models[0].target
+    result, dataset = _measure(models, _name(source), data, split, batch_size, settings, console)
+    print_evaluation(result, task.display, task.unit, console)
+    if fitted is not None:
+        console.field("calibrated", _changes(task.display, fitted.before, result.metrics))
+    home = _home(source, models)
+    if home is not None and data is None and not _change_result(settings):
+        folder = home / "eval" / split
+        try:
+            save_evaluation(folder, result, task.pictures(target), dataset, task.unit)
+        except (OSError, UserError) as error:  # a disk that is full, or a run that lies where nothing can be written
+            console.warn(f"not saved to {folder}: {error.what if isinstance(error, UserError) else error.strerror or error}")
+    return result
+
+
+def _measure(
+    models: Sequence[LoadedModel],
+    name: str,
+    data: str | Path | None,
+    split: str,
+    batch_size: int | None,
+    settings: Sequence[str],
+    console: Console,
+) -> tuple[Evaluation, Dataset]:
+    """Evaluate models on a split; also returns its samples."""
     task, target = models[0].task, models[0].target
     train = inference_settings(models[0].config.train, console.warn)
     configs = [change_config(loaded.config.model_copy(update={"train": train}), settings, CHANGEABLE) for loaded in models]
     configs = [_with_data(config, data) for config in configs]
     if not configs[0].data.has_source:
-        raise UserError("VA-D001", f"{_name(source)} has no data to evaluate on", fix="--data FOLDER")
+        raise UserError("VA-D001", f"{name} has no data to evaluate on", fix="--data FOLDER")
     splits = [task.read_split(config, split, target) for config in configs]
     _require_same_samples(configs, splits, split)
     members = task.ensemble([Member(config, loaded.model) for config, loaded in zip(configs, models, strict=True)])
@@ -81,15 +113,50 @@ def evaluate(
             autocast=autocast,
             console=console,
         )
-    print_evaluation(result, task.display, task.unit, console)
-    home = _home(source, models)
-    if home is not None and data is None and not _change_result(settings):
-        folder = home / "eval" / split
-        try:
-            save_evaluation(folder, result, task.pictures(target), datasets[0], task.unit)
-        except (OSError, UserError) as error:  # a disk that is full, or a run that lies where nothing can be written
-            console.warn(f"not saved to {folder}: {error.what if isinstance(error, UserError) else error.strerror or error}")
-    return result
+    return result, datasets[0]
+
+
+def _calibrate(
+    source: str | Path | Sequence[str | Path],
+    data: str | Path | None,
+    split: str,
+    batch_size: int | None,
+    settings: Sequence[str],
+    console: Console,
+) -> Calibration:
+    """Fit what a task can fit to the validation split of a run, and write it there.
+
+    Raises:
+        UserError: VA-C002, several models, a model without a run, other data, another split or other settings; as `Task.calibrate`.
+    """
+    models = load_models(source, lambda text: console.field("", text), calibrated=False)
+    run, name = models[0].run, _name(source)
+    wrong = {
+        "a calibration is of one run: each is calibrated on its own": len(models) > 1,
+        "the model has no run in which a calibration could be kept": run is None,
+        f"it is fitted to the validation split, not to {split}": split != "val",
+        "it is fitted to the run's own data and settings": data is not None or _change_result(settings),
+    }
+    for reason in (reason for reason, holds in wrong.items() if holds):
+        fix = f"visionattn eval {typed(models[0].run.path)} --calibrate" if models[0].run is not None else ""
+        raise UserError("VA-C002", f"--calibrate: {reason}", fix=fix)
+    assert run is not None
+    task, (loaded,) = models[0].task, models
+    before, _ = _measure(models, name, None, "val", batch_size, settings, console)
+    values = task.calibrate(loaded.config, loaded.target, before)
+    fitted = Calibration(loaded.weights, before.count, values, before.metrics)
+    with_calibration(loaded.config, run.path, fitted)  # what cannot be read again is not written
+    write_calibration(run.path, fitted)
+    return fitted
+
+
+def _changes(display: Display, before: Metrics, after: Metrics) -> str:
+    """The metrics that changed."""
+    changes = []
+    for key in (key for key, value in after.items() if before.get(key) != value):
+        old, new = (display.text(key, metrics.get(key), 3 if key == "loss" else 2) for metrics in (before, after))
+        changes.append(f"{display.metric_name(key)} {old} -> {new}")
+    return ", ".join(changes) or "no metric changed"
 
 
 def _with_data(config: RunConfig, data: str | Path | None) -> RunConfig:

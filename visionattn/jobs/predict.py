@@ -23,7 +23,7 @@ from visionattn.names import shown
 from visionattn.runs.load import load_models
 from visionattn.spill import Rows
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
-from visionattn.tasks.base import Dataset, Member, Prediction, Target, Writer, WriterRequest
+from visionattn.tasks.base import Dataset, Member, Prediction, Predictor, Target, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 
 
@@ -50,9 +50,10 @@ def predict(
         topk: classes per image, of classification.
         batch_size: files per step, of classification.
         out: folder for the results; None saves nothing.
-        save: what to write there: "json" and "csv", and of segmentation also "mask" (palette PNGs of the image's size, whose pixels
-            are class numbers), "overlay" and "coco" (a file of polygons for annotation tools). (): the task's default, json and csv,
-            or mask and overlay.
+        save: what to write there: "json", "csv" and "probs" (the probabilities of all classes), and of segmentation also "mask"
+            (palette PNGs of the image's size, whose pixels are class numbers), "confidence" (grey PNGs, 255 where the class is
+            certain), "overlay" and "coco" (a file of polygons for annotation tools). (): the task's default, json and csv, or mask
+            and overlay.
         settings: as in `evaluate`.
         console: where progress is printed.
 
@@ -64,7 +65,7 @@ def predict(
         UserError: VA-D001, nothing found; VA-D010, nothing readable; VA-C001, VA-C002, `save` and `settings`; VA-R001, out of memory;
             VA-R007, files that would be overwritten; VA-R009, a loader process ended.
     """
-    sources = _paths(files)
+    sources = paths_of(files)
     console = console or Console(quiet=True)
     settings = name_plugins(settings)
     models = load_models(source, lambda text: console.field("", text))
@@ -85,9 +86,9 @@ def predict(
     writer = task.writer(config, models[0].target, request)
     if target is not None:
         tables = [target / f"predictions.{name}" for name in ("json", "csv") if name in formats]
-        _require_new([*tables, *writer.planned_files()])
+        require_new([*tables, *writer.planned_files()])
     datasets = [task.file_dataset(changed, model, list(request.files)) for changed, model in members]
-    predictions, unreadable = _run(Ensemble.of(task, members, datasets), models[0].target, writer, batch_size, console)
+    predictions, unreadable = _run(Ensemble.of(task, members, datasets), models[0].target, writer, formats, batch_size, console)
     if target is not None:
         _save(target, formats, predictions, unreadable, writer, console)
     return predictions, unreadable
@@ -102,8 +103,8 @@ def predictions_json(predictions: Iterable[Prediction], unreadable: list[tuple[s
     yield f'\n], "unreadable": {json_text(missing)}}}\n'
 
 
-def _paths(files: Any) -> list[str | Path]:
-    """The paths that `predict` was given: one, or several.
+def paths_of(files: Any) -> list[str | Path]:
+    """The paths that a job was given: one, or several.
 
     Raises:
         TypeError: anything else.
@@ -146,7 +147,7 @@ def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude
         if not items:
             near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
             fix = did_you_mean(path.name, near) or "give files, folders or a glob"
-            raise UserError("VA-D001", f'nothing to predict on at "{source}"', why="\n".join(walker.report()), fix=fix)
+            raise UserError("VA-D001", f'nothing to read at "{source}"', why="\n".join(walker.report()), fix=fix)
         for item in map(Path, items):
             found.setdefault(item, item.relative_to(above))
     for line in walker.report(hidden_names=False):
@@ -164,7 +165,7 @@ def _glob(pattern: Path, above: Path, walker: Walker) -> list[str]:
 
 
 def _run(
-    ensemble: Ensemble, target: Target, writer: Writer, batch_size: int, console: Console
+    ensemble: Ensemble, target: Target, writer: Writer, formats: Collection[str], batch_size: int, console: Console
 ) -> tuple[Rows[Prediction], list[tuple[str, str]]]:
     task, config, dataset = ensemble.task, ensemble.members[0].config, ensemble.dataset
     predictions: Rows[Prediction] = Rows()
@@ -174,9 +175,13 @@ def _run(
     with open_accelerator(config.train) as accelerator, explained:
         device = accelerator.device
         ensemble.to(device)
-        predictor = ensemble.predictor(lambda member: task.file_predictor(member.config, target, member.model, device, console.warn))
+
+        def build(member: Member) -> Predictor:
+            return task.file_predictor(member.config, target, member.model, device, formats, console.warn)
+
+        predictor = ensemble.predictor(build)
         workers = worker_count(config.data) if len(dataset) > FEW_SAMPLES else 0
-        for batch in _batches(dataset, batch_size, workers, unreadable, console):
+        for batch in file_batches(dataset, batch_size, workers, unreadable, console):
             with accelerator.autocast(), torch.inference_mode():
                 found = predictor(batch)
             predictions.extend(writer.write(found, batch))
@@ -186,10 +191,12 @@ def _run(
     return predictions, unreadable
 
 
-def _batches(dataset: Dataset, batch_size: int, workers: int, unreadable: list[tuple[str, str]], console: Console) -> Iterator[Batch]:
+def file_batches(
+    dataset: Dataset, batch_size: int, workers: int, unreadable: list[tuple[str, str]], console: Console, label: str = "predict"
+) -> Iterator[Batch]:
     """Batches with samples; (id, reason) of unreadable ones are added to `unreadable`."""
     loader = eval_loader(dataset, batch_size, workers, warn=console.warn)
-    with console.progress("predict", len(loader)) as bar:
+    with console.progress(label, len(loader)) as bar:
         for step, batch in enumerate(loader):
             unreadable += batch.unreadable
             if len(batch):
@@ -197,7 +204,7 @@ def _batches(dataset: Dataset, batch_size: int, workers: int, unreadable: list[t
             bar.update(step + 1)
 
 
-def _require_new(files: Sequence[Path]) -> None:
+def require_new(files: Sequence[Path]) -> None:
     """Stop before anything is overwritten.
 
     Raises:

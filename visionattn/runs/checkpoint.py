@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -201,12 +201,17 @@ def read_weights(checkpoint: Path, name: str | None = None) -> State:
         UserError: VA-W005, VA-W006.
     """
     hashes = read_meta(checkpoint)["sha256"]
-    name = name or ("ema.safetensors" if "ema.safetensors" in hashes else "model.safetensors")
+    name = name or weights_name(hashes)
     if name not in hashes or name not in WEIGHTS:
         known = ", ".join(known for known in WEIGHTS if known in hashes)
         raise UserError("VA-W006", f'"{name}" is not a weights file of the checkpoint', where=str(checkpoint), fix=f"one of {known}")
     _verify(checkpoint / name, hashes[name])
     return dict(read_file(checkpoint / name))
+
+
+def weights_name(hashes: Collection[str]) -> str:
+    """The file of the weights to evaluate, among those of a checkpoint."""
+    return "ema.safetensors" if "ema.safetensors" in hashes else "model.safetensors"
 
 
 def load_weights(model: nn.Module, checkpoint: Path, name: str | None = None) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
+from visionattn.files import counted
 from visionattn.models.weights.download import Report
-from visionattn.names import shown, shown_lines
-from visionattn.runs.checkpoint import latest_checkpoint, load_weights, missing_checkpoint, read_meta, read_while_written
+from visionattn.names import shown, shown_lines, typed
+from visionattn.runs.calibration import read_calibration, with_calibration
+from visionattn.runs.checkpoint import latest_checkpoint, load_weights, missing_checkpoint, read_meta, read_while_written, weights_name
 from visionattn.runs.folder import RunFolder, fold_folders
 from visionattn.tasks import TASKS, saved_config, task_of
 from visionattn.tasks.base import Target, Task
@@ -27,6 +29,7 @@ class LoadedModel:
         model: a backbone with a head.
         target: meaning of the outputs.
         run: run folder, if the source is in one.
+        weights: sha256 of the weights of a run.
     """
 
     task: Task
@@ -34,16 +37,18 @@ class LoadedModel:
     model: Any
     target: Target
     run: RunFolder | None = None
+    weights: str = ""
 
 
-def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
+def load_model(source: str | Path, report: Report | None = None, *, calibrated: bool = True) -> LoadedModel:
     """Load the model of a run folder, of a checkpoint folder or a weights file in one, of published or imported weights by
     name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), or of a file that a task recognises.
 
     Nothing is written, and no code is imported that the source names.
 
     Args:
-        report: called with lines about downloads.
+        report: called with lines about downloads and calibrations.
+        calibrated: whether the config has the settings that were fitted for these weights.
 
     Raises:
         UserError: VA-R003, no run or checkpoint there; VA-R008, a run with parts outside of it; VA-C006, a run with code of its own
@@ -59,17 +64,17 @@ def load_model(source: str | Path, report: Report | None = None) -> LoadedModel:
     if (path / "meta.json").is_file():
         folder = path.resolve().parent.parent
         run = RunFolder.open(folder) if (folder / "config.yaml").is_file() else None
-        return read_while_written(path, lambda: _load_checkpoint(path, name, run))
+        return _with_calibration(read_while_written(path, lambda: _load_checkpoint(path, name, run)), report, calibrated)
     run = RunFolder.open(path)
     checkpoint = best_checkpoint(run)
-    return read_while_written(checkpoint, lambda: _load_checkpoint(checkpoint, name, run))
+    return _with_calibration(read_while_written(checkpoint, lambda: _load_checkpoint(checkpoint, name, run)), report, calibrated)
 
 
-def load_models(sources: str | Path | Sequence[str | Path], report: Report | None = None) -> list[LoadedModel]:
+def load_models(sources: str | Path | Sequence[str | Path], report: Report | None = None, *, calibrated: bool = True) -> list[LoadedModel]:
     """Load one model, or several with the same outputs; the folder of `train --folds` stands for its folds.
 
     Args:
-        sources: see `load_model`.
+        sources: see `load_model`; so are the others.
 
     Raises:
         UserError: as `load_model`; VA-M004, models of different tasks, or whose outputs mean different things.
@@ -80,7 +85,7 @@ def load_models(sources: str | Path | Sequence[str | Path], report: Report | Non
         every += fold_folders(Path(source)) or [source]
     models = []
     for source in every:
-        models.append(load_model(source, report))
+        models.append(load_model(source, report, calibrated=calibrated))
         _require_same_outputs(models[0], models[-1], str(every[0]), str(source))
     if not models:
         raise TypeError("expected a run, a checkpoint, weights, or several of them")
@@ -125,7 +130,23 @@ def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) 
         why = f"{type(error).__name__}: {error}"
         raise UserError("VA-W005", "meta.json of the checkpoint describes no model", where=str(checkpoint), why=why) from error
     load_weights(model, checkpoint, name)
-    return LoadedModel(task, config, model.eval(), target, run)
+    return LoadedModel(task, config, model.eval(), target, run, meta["sha256"][name or weights_name(meta["sha256"])])
+
+
+def _with_calibration(loaded: LoadedModel, report: Report | None, calibrated: bool) -> LoadedModel:
+    """The model with what was fitted for its weights; that of other weights is reported."""
+    if loaded.run is None or not calibrated:
+        return loaded
+    path = loaded.run.path
+    calibration = read_calibration(path)
+    if calibration is None:
+        return loaded
+    report = report or (lambda text: None)
+    if calibration.weights != loaded.weights:
+        report(f"calibration.json is of other weights, and not used; to fit it anew: visionattn eval {typed(path)} --calibrate")
+        return loaded
+    report(f"calibration.json: {calibration.text()}, fitted on {counted(calibration.count, 'validation sample')}")
+    return replace(loaded, config=with_calibration(loaded.config, path, calibration))
 
 
 def config_of_run(path: Path) -> RunConfig:

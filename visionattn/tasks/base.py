@@ -389,6 +389,14 @@ class Task(ABC):
     def file_dataset(self, config: Any, model: nn.Module, files: Sequence[Path]) -> Dataset:
         """Samples without labels, for prediction."""
 
+    def labelled_split(self, config: Any, split: str, target: Target) -> tuple[Split, list[str] | None]:
+        """One split, whatever its classes, with the label of each sample as text; None if samples have none."""
+        return self.read_split(config, split, target), None
+
+    def feature_dataset(self, config: Any, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        """Samples without labels, for `embedder`."""
+        return self.file_dataset(config, model, files)
+
     @property
     def input_suffixes(self) -> frozenset[str]:
         """Endings of the files that `predict` takes."""
@@ -511,6 +519,11 @@ class Task(ABC):
         """Inference for evaluation; what it returns goes to the meter and the objective."""
         return lambda batch: model(batch["image"].to(device))
 
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        """Features `[B, C]` of samples: by default the last map of the backbone, averaged over its pixels."""
+        backbone: Any = model.backbone
+        return lambda batch: backbone(batch["image"].to(device))[-1].mean((2, 3))
+
     @abstractmethod
     def meter(self, config: Any, target: Target) -> Meter:
         """A new, empty meter."""
@@ -518,6 +531,14 @@ class Task(ABC):
     @abstractmethod
     def monitor(self, config: Any) -> str:
         """Metric that selects the best checkpoint; higher is better."""
+
+    def calibrate(self, config: Any, target: Target, evaluation: Evaluation) -> dict[str, Any]:
+        """Fit settings of `eval` to an evaluation of the validation split, which was made without them.
+
+        Raises:
+            UserError: VA-C002, the task has nothing to fit; VA-D005, the split does not determine it.
+        """
+        raise UserError("VA-C002", f"--calibrate: task {self.name} has nothing to fit")
 
     def eval_batch_size(self, config: Any) -> int:
         """Samples per step of evaluation."""
@@ -548,11 +569,18 @@ class Task(ABC):
         return files
 
     def file_predictor(
-        self, config: Any, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]
+        self,
+        config: Any,
+        target: Target,
+        model: nn.Module,
+        device: torch.device,
+        formats: Collection[str],
+        warn: Callable[[str], object],
     ) -> Predictor:
         """Inference on files; what it returns goes to the writer.
 
         Args:
+            formats: what will be written of it.
             warn: takes a line for the user, where results differ from those of evaluation.
         """
         return self.predictor(config, target, model, device)

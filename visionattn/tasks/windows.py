@@ -16,7 +16,7 @@ import math
 import typing
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from visionattn.heads.base import resize_to
 Predict = Callable[[torch.Tensor], torch.Tensor]
 Blend = Literal["constant", "gaussian", "nnunet"]
 Place = tuple[slice, ...]  # slices of a window in B C *size
+Block = tuple[tuple[slice, slice], torch.Tensor]  # rows and columns of an image, and their logits
 
 ALL = (slice(None), slice(None))  # slices of images and channels
 
@@ -99,7 +100,7 @@ def sliding_logits(
     return total.div_(covered)
 
 
-def class_map(
+def sliding_blocks(
     model: Predict,
     image: torch.Tensor,
     num_classes: int,
@@ -111,19 +112,22 @@ def class_map(
     batch: int = 1,
     prepare: Predict | None = None,
     held_bytes: int = 2**28,
-) -> torch.Tensor:
-    """Predict the most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+) -> Iterator[Block]:
+    """Compute the logits of one image block by block, `[K, rows, columns]`, float32, on the CPU.
 
-    Equal to `sliding_logits(...).argmax(1)` without storing the logits of the whole image: a band of one window's height is filled, and
-    rows that no further window covers are converted to classes. If a band of the full width is larger than `held_bytes` (150 classes in
-    windows of 512 rows: above 873 columns), the image is processed in strips of columns, and the windows across a cut run twice.
+    Equal to `sliding_logits(...)` without storing the logits of the whole image: a band of one window's height is filled, and rows that
+    no further window covers are a block. If a band of the full width is larger than `held_bytes` (150 classes in windows of 512 rows:
+    above 873 columns), the image is processed in strips of columns, and the windows across a cut run twice.
 
     Args:
         model: as in `sliding_logits`.
         image: `[1, C, H, W]`, of any type that `prepare` accepts: a large image may stay uint8 on the CPU.
-        num_classes: K of the logits; with 1, the map is 1 if the logit is positive.
+        num_classes: K of the logits.
         window, stride, overlap, blend, batch, prepare: as in `sliding_logits`.
         held_bytes: size of the band of logits. A strip is at least one stride wide.
+
+    Yields:
+        Where a block is, and its logits, which the next block replaces.
 
     Raises:
         ValueError: windows would leave gaps, `blend` is unknown, or there is not exactly one image.
@@ -133,26 +137,38 @@ def class_map(
     height, width = size = tuple(image.shape[2:])
     sides, (rows, columns) = _grid(size, window, stride, overlap, blend)
     weight = _weights(sides, size, blend)
-    classes = torch.empty(size, dtype=_class_dtype(num_classes))
     tall = min(sides[0], height)
     strips = list(_strips(columns, width, held_bytes // (4 * num_classes * tall)))
-    held = torch.empty(num_classes * tall * max(right - left for left, right in strips))  # shared by all strips
+    planes = num_classes + 1  # the last one is the sum of the weights
+    held = torch.empty(planes * tall * max(right - left for left, right in strips))  # shared by all strips
     for left, right in strips:
-        band = held[: num_classes * tall * (right - left)].view(num_classes, tall, -1).zero_()
+        band = held[: planes * tall * (right - left)].view(planes, tall, -1).zero_()
         inside = [column for column in columns if column < right and column + sides[1] > left]
         for row, following in zip(rows, [*rows[1:], height], strict=True):
             places = [_place((row, column), sides, size) for column in inside]
             for (_, _, _, across), logits in _windows(model, image, places, sides, batch, prepare):
                 start, stop = max(across.start, left), min(across.stop, right)
-                cut = slice(start - across.start, stop - across.start)
-                band[..., start - left : stop - left].addcmul_(logits[0, ..., cut].to("cpu", torch.float32), weight[:, cut])
+                cut, there = slice(start - across.start, stop - across.start), slice(start - left, stop - left)
+                band[:-1, :, there].addcmul_(logits[0, ..., cut].to("cpu", torch.float32), weight[:, cut])
+                band[-1, :, there] += weight[:, cut]
                 del logits  # the logits of one window can be as large as the activations of the next
             done = following - row
-            # Dividing by the sum of weights changes neither the argmax nor the sign.
-            classes[row:following, left:right] = _classes(band[:, :done], dim=0)
+            yield (slice(row, following), slice(left, right)), band[:-1, :done].div_(band[-1, :done])
             for plane in band:  # plane by plane, because a copy of the band would double its memory
                 plane[: tall - done] = plane[done:].clone()
                 plane[tall - done :] = 0
+
+
+def class_map(model: Predict, image: torch.Tensor, num_classes: int, window: int | tuple[int, int], **settings: Any) -> torch.Tensor:
+    """Predict the most likely class of each pixel of one image, `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+
+    Args:
+        num_classes: K of the logits; with 1, the map is 1 if the logit is positive.
+        **settings: as in `sliding_blocks`, also all others.
+    """
+    classes = torch.empty(image.shape[2:], dtype=class_dtype(num_classes))
+    for place, logits in sliding_blocks(model, image, num_classes, window, **settings):
+        classes[place] = most_likely(logits)
     return classes
 
 
@@ -163,8 +179,8 @@ def predict_whole(model: Predict, image: torch.Tensor, size: tuple[int, int] | N
     return logits if size is None else resize_to(logits, size)
 
 
-def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28) -> torch.Tensor:
-    """Compute `F.interpolate(logits, size).argmax(1)` of one image in bands of rows: `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+def resized_blocks(logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28) -> Iterator[Block]:
+    """Compute `F.interpolate(logits, size)` of one image in bands of rows, `[K, rows, W]`, float32, on the device of the logits.
 
     Args:
         logits: `[1, K, h, w]`.
@@ -172,7 +188,6 @@ def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int
         held_bytes: size of the band of resized logits.
     """
     source, (height, width) = logits[0].float(), size
-    classes = torch.empty(size, dtype=_class_dtype(len(source)))
     step = max(1, held_bytes // (4 * len(source) * width))
     scale = source.shape[1] / height
     for row in range(0, height, step):
@@ -182,7 +197,21 @@ def resized_classes(logits: torch.Tensor, size: tuple[int, int], held_bytes: int
         share = (at - above).float().to(source.device)[:, None]
         above = above.to(source.device)
         band = torch.lerp(source[:, above], source[:, (above + 1).clamp(max=source.shape[1] - 1)], share)
-        classes[row : row + step] = _classes(resize_to(band[None], (len(at), width)), dim=1)[0]
+        yield (slice(row, row + len(at)), slice(0, width)), resize_to(band[None], (len(at), width))[0]
+
+
+def resized_classes(
+    logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28, *, decide: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Compute `F.interpolate(logits, size).argmax(1)` of one image: `[H, W]`, uint8 (int16 above 255 classes), on the CPU.
+
+    Args:
+        logits, size, held_bytes: as in `resized_blocks`.
+        decide: from logits `[K, rows, W]` to classes `[rows, W]`; default: `most_likely`.
+    """
+    classes = torch.empty(size, dtype=class_dtype(logits.shape[1]))
+    for place, band in resized_blocks(logits, size, held_bytes):
+        classes[place] = (decide or most_likely)(band).to("cpu", classes.dtype)
     return classes
 
 
@@ -221,12 +250,14 @@ def with_scales(model: Predict, scales: tuple[float, ...]) -> Predict:
     return predict
 
 
-def _class_dtype(num_classes: int) -> torch.dtype:
+def class_dtype(num_classes: int) -> torch.dtype:
+    """The type of class maps."""
     return torch.uint8 if num_classes <= 255 else torch.int16  # 255 is the ignore label
 
 
-def _classes(logits: torch.Tensor, dim: int) -> torch.Tensor:
-    return logits.argmax(dim) if logits.shape[dim] > 1 else logits.squeeze(dim) > 0
+def most_likely(logits: torch.Tensor) -> torch.Tensor:
+    """The class with the largest of logits `[K, ...]`; of a single one, 1 where it is positive."""
+    return logits.argmax(0) if len(logits) > 1 else logits[0] > 0
 
 
 def _grid(

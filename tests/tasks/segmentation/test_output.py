@@ -158,14 +158,14 @@ def test_large_images_go_in_windows(garden_run: Path, dtype: Any, monkeypatch: p
     levels = Levels()
     levels.pretrained_cfg = loaded.model.pretrained_cfg
     place = torch.device("cpu")
-    mapper: Any = TASKS["segment"].file_predictor(loaded.config, loaded.target, levels, place, warned.append)
+    mapper: Any = TASKS["segment"].file_predictor(loaded.config, loaded.target, levels, place, (), warned.append)
     image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
     image = image if dtype == np.uint8 else image.astype(np.float32) / 255
-    whole = mapper.class_map(image)
+    whole = mapper.maps(image).classes
     assert len(np.unique(whole)) == 3 and not warned
     monkeypatch.setattr(mapper.whole, "logits", lambda *given: pytest.fail("the logits of the whole image"))
     monkeypatch.setattr(predictor, "LARGE_PIXELS", 70 * 90 - 1)
-    assert (mapper.class_map(image) == whole).all() and (mapper.class_map(image) == whole).all()
+    assert (mapper.maps(image).classes == whole).all() and (mapper.maps(image).classes == whole).all()
     assert len(warned) == 1 and "32 x 32" in warned[0]
 
 

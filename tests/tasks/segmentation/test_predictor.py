@@ -13,6 +13,7 @@ from tests.tasks.segmentation.noise import batch, noise
 from visionattn.data.masks.transforms import mask_eval_transform
 from visionattn.tasks import config_from_dict
 from visionattn.tasks.segmentation import predictor as module
+from visionattn.tasks.segmentation.decision import image_maps
 from visionattn.tasks.segmentation.predictor import LogitPredictor, MapPredictor, build_predictor
 
 
@@ -75,10 +76,11 @@ def test_class_map_is_that_of_the_logits(channels: int) -> None:
     logits = predictor(batch(image=image))
     want = logits.argmax(1)[0] if channels > 1 else (logits > 0)[0, 0]
     assert 0 < want.float().mean() < 2
-    assert predictor.class_map(image).long().equal(want.long())
+    found = image_maps(predictor.blocks(image), (9, 14), max(2, channels), None, ()).classes
+    np.testing.assert_array_equal(found, want)
     for other in ({}, {"window": (6, 6), "scales": (1.0, 2.0)}):
         with pytest.raises(ValueError, match="windows"):
-            LogitPredictor(model, 3, **other).class_map(image)  # type: ignore[arg-type]
+            LogitPredictor(model, 3, **other).blocks(image)  # type: ignore[arg-type]
 
 
 class Layers(nn.Module):
@@ -98,7 +100,7 @@ def map_predictor(model: nn.Module, lines: list[str], **settings: object) -> Map
     config = config_from_dict({"task": "segment", "model": {"img_size": 32}, "eval": settings})
     transform = mask_eval_transform(config.augment, config.model.size, (0.0,) * 3, (1.0,) * 3)
     whole, tiled = (build_predictor(config, 3, model, torch.device("cpu"), tiled=tiled) for tiled in (False, True))
-    return MapPredictor(whole, tiled, transform, lines.append)
+    return MapPredictor(whole, tiled, transform, warn=lines.append)
 
 
 @pytest.mark.parametrize("settings", [{}, {"mode": "slide"}, {"scales": [1.0, 2.0]}, {"mode": "slide", "scales": [1.0], "flips": "both"}])
@@ -107,7 +109,8 @@ def test_class_maps_of_files(settings: dict[str, object], monkeypatch: pytest.Mo
     predictor = map_predictor(model, lines, **settings)
     want = np.kron(np.random.default_rng(0).integers(0, 3, (5, 7)), np.ones((10, 10), int))
     image = np.repeat((want * 100)[:, :, None], 3, 2).astype(np.uint8)
-    (found,) = predictor(batch(image=torch.from_numpy(image)[None]))
+    ((found, confidence, probabilities),) = predictor(batch(image=torch.from_numpy(image)[None]))
+    assert confidence is None and probabilities is None
     assert found.dtype == np.uint8 and found.shape == want.shape and (found == want).mean() > 0.95 and lines == []
     if "scales" not in settings:
         np.testing.assert_array_equal(found, want)
@@ -115,7 +118,7 @@ def test_class_maps_of_files(settings: dict[str, object], monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
     model.sizes.clear()
     for _ in range(2):
-        np.testing.assert_array_equal(predictor.class_map(image), want)
+        np.testing.assert_array_equal(predictor.maps(image).classes, want)
     assert set(model.sizes) == {(32, 32)}
     always_in_windows = settings.get("mode") == "slide" and "scales" not in settings
     told = "image of 70 x 50 pixels: too large to predict at once, predicted in windows of 32 x 32"

@@ -86,10 +86,35 @@ def load_split(settings: LabelDataConfig, split: str, classes: Sequence[str], in
     Raises:
         UserError: VA-M003 for classes that are unknown to the run; VA-D001, VA-D002 as in load_data.
     """
+    layout, tables = _tables(settings, in_chans)
+    return _part(layout, tables, settings, split, classes, seed)
+
+
+def load_own_split(settings: LabelDataConfig, split: str, in_chans: int, *, seed: int = 0) -> tuple[ImageSet, list[str]]:
+    """Load one split as `load_split` does, labelled with the classes of the data, which need no training split.
+
+    Raises:
+        UserError: VA-D001, VA-D002, VA-D012 as in load_data.
+    """
+    layout, tables = _tables(settings, in_chans)
+    first = tables.get("train", next(iter(tables.values())))
+    if not isinstance(first.labels, np.ndarray):
+        first = replace(first, labels=[names for table in tables.values() for names in table.labels])
+    classes = _class_names(first, layout, settings)
+    require_distinct(classes)
+    return _part(layout, tables, settings, split, classes, seed), classes
+
+
+def _tables(settings: LabelDataConfig, in_chans: int) -> tuple[Layout, dict[str, Table]]:
+    """The layout and its tables, pooled for folds."""
     check_settings(settings)
     layout = find_layout(settings)
     tables, notes = _read_named(layout, settings, in_chans)
-    tables = tables if settings.fold is None else _pooled(tables, notes)
+    return layout, tables if settings.fold is None else _pooled(tables, notes)
+
+
+def _part(layout: Layout, tables: dict[str, Table], settings: LabelDataConfig, split: str, classes: Sequence[str], seed: int) -> ImageSet:
+    """One split of the tables, labelled with the given classes."""
     drawn = settings.val_fraction is not None or settings.fold is not None
     if split in ("train", "val") and "val" not in tables and drawn and "train" in tables:
         train = _encode("train", _known_only(tables["train"], classes, layout.root), classes)

@@ -11,10 +11,12 @@ from visionattn.errors import UserError
 from visionattn.tasks.base import (
     Dataset,
     Display,
+    Evaluation,
     Member,
     Meter,
     Objective,
     Pictures,
+    Predictor,
     PublishedModel,
     Target,
     Task,
@@ -24,6 +26,7 @@ from visionattn.tasks.base import (
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -37,7 +40,12 @@ class Classification(Task):
 
     name = "classify"
     config = ClassifyConfig
-    display = Display(metrics=("top1", "top5", "auroc"), curves=("top1", "balanced_accuracy", "macro_f1", "auroc"))
+    formats = ("json", "csv", "probs")
+    display = Display(
+        metrics=("top1", "top5", "auroc"),
+        curves=("top1", "balanced_accuracy", "macro_f1", "auroc"),
+        names={"ece": "ECE", "answered_top1": "top1 of the answered"},
+    )
 
     # data
 
@@ -58,6 +66,15 @@ class Classification(Task):
         from visionattn.data.images.labels import load_split
 
         return load_split(config.data, split, target["classes"], config.model.channels, seed=config.seed)
+
+    def labelled_split(self, config: ClassifyConfig, split: str, target: Target) -> tuple[ImageSet, list[str]]:
+        from visionattn.data.images.labels import load_own_split
+        from visionattn.tasks.classification.scores import names_of
+
+        found, classes = load_own_split(config.data, split, config.model.channels, seed=config.seed)
+        if found.labels.ndim == 1:
+            return found, [classes[number] for number in found.labels]
+        return found, [";".join(names_of(row, classes)) or "none" for row in found.labels]
 
     def usable_data(self, config: ClassifyConfig, data: LabelledData, report: CheckReport) -> LabelledData:
         from visionattn.tasks.classification.data import require_classes
@@ -119,19 +136,39 @@ class Classification(Task):
     def objective(self, config: ClassifyConfig, target: Target, dataset: Any) -> Objective:
         from visionattn.tasks.classification.objective import ClassificationObjective
 
+        self._thresholds(config, target)  # a wrong name stops before the first step
         return ClassificationObjective(config, len(target["classes"]), dataset)
 
     def sample_classes(self, config: ClassifyConfig, dataset: Any) -> Sequence[int]:
         classes: Sequence[int] = dataset.image_set.labels
         return classes
 
+    def predictor(self, config: ClassifyConfig, target: Target, model: nn.Module, device: torch.device) -> Predictor:
+        from visionattn.tasks.classification.predictor import ClassPredictor
+
+        return ClassPredictor(config, model, device)
+
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        from visionattn.tasks.classification.predictor import pooled_features
+
+        return pooled_features(model, device)
+
     def meter(self, config: ClassifyConfig, target: Target) -> Meter:
         from visionattn.tasks.classification.scores import ClassificationMeter
 
-        return ClassificationMeter(target["classes"], multi_label=config.data.multi_label)
+        thresholds = self._thresholds(config, target)
+        return ClassificationMeter(target["classes"], multi_label=config.data.multi_label, thresholds=thresholds)
 
     def monitor(self, config: ClassifyConfig) -> str:
         return "macro_f1" if config.data.multi_label else "top1"
+
+    def calibrate(self, config: ClassifyConfig, target: Target, evaluation: Evaluation) -> dict[str, Any]:
+        from visionattn.tasks.classification.calibration import best_thresholds, fit_temperature
+
+        found, labels = evaluation.scores.details.probabilities, evaluation.scores.details.labels
+        if config.data.multi_label:
+            return {"threshold": best_thresholds(found, labels, target["classes"])}
+        return {"temperature": fit_temperature(found, labels)}
 
     def eval_batch_size(self, config: ClassifyConfig) -> int:
         return config.eval.batch_size or int(config.train.batch_size)
@@ -160,4 +197,11 @@ class Classification(Task):
         from visionattn.tasks.classification.output import RankedClasses
 
         names: list[str] = target.get("display_classes") or target["classes"]
-        return RankedClasses(names, list(request.files), request.topk, multi_label=config.data.multi_label)
+        thresholds = self._thresholds(config, target)
+        return RankedClasses(names, request, multi_label=config.data.multi_label, thresholds=thresholds)
+
+    def _thresholds(self, config: ClassifyConfig, target: Target) -> np.ndarray | None:
+        from visionattn.tasks.thresholds import class_thresholds
+
+        names = [target["classes"], *([target["display_classes"]] if "display_classes" in target else [])]
+        return class_thresholds(config.eval.threshold, names, unnamed=0.5 if config.data.multi_label else 0.0)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from visionattn.figures import confusion_figure, picture_grid
+from visionattn.figures import confusion_figure, picture_grid, reliability_figure
 from visionattn.names import shown
 from visionattn.spill import blocks
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.scores import Guesses, confusion_matrix, names_of
+from visionattn.tasks.classification.scores import Guesses, confidence_bins, confusion_matrix, names_of
 from visionattn.tasks.images import LabelledImages, readable_picture, unnormalise
 
 
@@ -48,13 +48,18 @@ class ClassificationPictures(Pictures):
         return picture_grid(pictures, titles, colors) if pictures else None
 
     def panels(self, evaluation: Evaluation) -> list[Panel]:
-        """The confusion matrix, of single labels."""
+        """The confusion matrix and the reliability diagram, of single labels."""
         guesses: Guesses = evaluation.scores.details
         if guesses.labels.ndim == 2:
             return []
+        bins = confidence_bins(guesses.probabilities, guesses.labels)
         counts = confusion_matrix(guesses.probabilities, guesses.labels)
         title = f"{evaluation.split}: {evaluation.count} images, top-1 {100 * (evaluation.metrics['top1'] or 0):.2f} %"
-        return [Panel("confusion", "Confusion matrix", confusion_figure(counts, self.classes, title, counts.astype(str)))]
+        reliability = f"{evaluation.split}: {evaluation.count} images, ECE {100 * (evaluation.metrics['ece'] or 0):.2f} %"
+        return [
+            Panel("confusion", "Confusion matrix", confusion_figure(counts, self.classes, title, counts.astype(str))),
+            Panel("reliability", "Reliability", reliability_figure(bins.images, bins.right, bins.confidence, reliability)),
+        ]
 
     def worst(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> list[WorstCase]:
         """Wrong images, the least probability of the truth first."""
@@ -68,21 +73,25 @@ class ClassificationPictures(Pictures):
         return cases
 
 
-def label_text(label: Any, classes: list[str]) -> str:
-    """Class name of an index, or the names of all classes in a vector of zeros and ones, in one line."""
+def label_text(label: Any, classes: list[str], thresholds: np.ndarray | None = None) -> str:
+    """Class name of an index, or the names of all classes in a vector of zeros and ones or of probabilities, in one line."""
     if np.ndim(label) == 0:
         return shown(classes[int(label)])
-    return shown(", ".join(names_of(label, classes))) or "none"
+    return shown(", ".join(names_of(label, classes, thresholds))) or "none"
 
 
 def _guess_text(guesses: Guesses, row: int, classes: list[str]) -> str:
     found = guesses.probabilities[row]
-    return label_text(found, classes) if guesses.labels.ndim == 2 else f"{shown(classes[int(found.argmax())])} {found.max():.2f}"
+    if guesses.labels.ndim == 2:
+        return label_text(found, classes, guesses.thresholds)
+    return f"{shown(classes[int(found.argmax())])} {found.max():.2f}"
 
 
 def _is_right(guesses: Guesses, row: int) -> bool:
     found, label = guesses.probabilities[row], guesses.labels[row]
-    return bool(((found >= 0.5) == (label > 0.5)).all()) if guesses.labels.ndim == 2 else bool(found.argmax() == label)
+    if guesses.labels.ndim == 2:
+        return bool(((found >= (0.5 if guesses.thresholds is None else guesses.thresholds)) == (label > 0.5)).all())
+    return bool(found.argmax() == label)
 
 
 def _worst_rows(guesses: Guesses, count: int) -> list[int]:

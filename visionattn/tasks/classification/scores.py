@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from visionattn.tasks.base import Metrics, Scores
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.means import mean, ratio
 
+UNSURE = "unsure"  # the answer where no class reaches its threshold
+
 
 @dataclass(frozen=True)
 class Guesses:
@@ -26,18 +28,24 @@ class Guesses:
         probabilities: `[N, classes]`.
         labels: `[N]` class indices, or `[N, classes]` 0/1.
         indices: `[N]`, positions in the split.
+        thresholds: of each class; None for the usual answer.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    thresholds: np.ndarray | None = None
 
 
 class ClassificationMeter:
-    """Keeps the probabilities of all images, if they are many on the disk: AUROC and the confusion matrix need them at once."""
+    """Keeps the probabilities of all images, if they are many on the disk: AUROC and the confusion matrix need them at once.
 
-    def __init__(self, classes: list[str], *, multi_label: bool) -> None:
-        self.classes, self.multi_label = classes, multi_label
+    Args:
+        thresholds: of each class, see `answer`.
+    """
+
+    def __init__(self, classes: list[str], *, multi_label: bool, thresholds: np.ndarray | None = None) -> None:
+        self.classes, self.multi_label, self.thresholds = classes, multi_label, thresholds
         self.indices = array("q")
         self.rows: Rows[dict[str, Any]] = Rows()
         self.probabilities, self.labels = Table(), Table()
@@ -64,8 +72,10 @@ class ClassificationMeter:
     def result(self) -> Scores:
         """Scores with the interval of top-1, and `Guesses` as details."""
         order = np.argsort(self.indices, kind="stable")
-        guesses = Guesses(self.probabilities.ordered(order), self.labels.ordered(order), np.array(self.indices)[order])
-        metrics, per_class = class_metrics(guesses.probabilities, guesses.labels, self.classes, multi_label=self.multi_label)
+        guesses = Guesses(self.probabilities.ordered(order), self.labels.ordered(order), np.array(self.indices)[order], self.thresholds)
+        metrics, per_class = class_metrics(
+            guesses.probabilities, guesses.labels, self.classes, multi_label=self.multi_label, thresholds=self.thresholds
+        )
         top1 = metrics.get("top1")
         intervals = {} if top1 is None else {"top1": wilson_interval(round(top1 * len(order)), len(order))}
         columns = [f"p({name})" for name in self.classes]
@@ -76,10 +86,8 @@ class ClassificationMeter:
     def _rows(self, found: np.ndarray, labels: np.ndarray, batch: Batch) -> Iterator[dict[str, Any]]:
         classes = self.classes
         for index, name, case, label, values in zip(batch.indices, batch.ids, batch.cases, labels, found, strict=True):
-            if self.multi_label:
-                truth, guess = ";".join(names_of(label, classes)) or "none", ";".join(names_of(values, classes))
-            else:
-                truth, guess = classes[int(label)], classes[int(values.argmax())]
+            truth = (";".join(names_of(label, classes)) or "none") if self.multi_label else classes[int(label)]
+            guess = answer(values, classes, self.thresholds, multi_label=self.multi_label)
             row = {"index": index, "id": name, "case": case}
             yield row | {"label": truth, "prediction": guess, "probability": float(values.max())}
 
@@ -90,20 +98,26 @@ def probabilities(logits: torch.Tensor, *, multi_label: bool) -> torch.Tensor:
 
 
 def class_metrics(
-    found: np.ndarray, labels: np.ndarray, classes: list[str], *, multi_label: bool = False
+    found: np.ndarray,
+    labels: np.ndarray,
+    classes: list[str],
+    *,
+    multi_label: bool = False,
+    thresholds: np.ndarray | None = None,
 ) -> tuple[Metrics, list[dict[str, Any]]]:
     """Metrics of a whole split and a row per class; None where a metric is not defined.
 
     Args:
         found: probabilities `[N, classes]`.
         labels: `[N]` class indices, or `[N, classes]` 0/1.
+        thresholds: of each class: which labels are guessed, or which answers count as sure.
     """
     hits, support, guessed = np.zeros((3, len(classes)), np.int64)
     whole = first = among = 0  # images whose labels are all right; whose label is first; among the first five
     for part in blocks(*found.shape):
         truth = labels[part]
         if multi_label:
-            truth, guess = truth > 0, found[part] >= 0.5
+            truth, guess = truth > 0, found[part] >= (0.5 if thresholds is None else thresholds)
             hits += (truth & guess).sum(0)
             support += truth.sum(0)
             guessed += guess.sum(0)
@@ -132,7 +146,50 @@ def class_metrics(
     }
     if multi_label:
         return {"exact_match": ratio(whole, len(found)), "mean_average_precision": mean(precisions), **common}, rows
-    return {"top1": ratio(first, len(found)), "top5": ratio(among, len(found)), **common}, rows
+    single: Metrics = {"top1": ratio(first, len(found)), "top5": ratio(among, len(found)), **common}
+    single["ece"] = calibration_error(confidence_bins(found, labels))
+    return single | ({} if thresholds is None else _answered(found, labels, thresholds)), rows
+
+
+def _answered(found: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> Metrics:
+    """The share of images whose most probable class reaches its threshold, and top-1 among them."""
+    answered = right = 0
+    for part in blocks(*found.shape):
+        guess = found[part].argmax(1)
+        sure = found[part].max(1) >= thresholds[guess]
+        answered += int(sure.sum())
+        right += int((sure & (guess == labels[part])).sum())
+    return {"answered": ratio(answered, len(found)), "answered_top1": ratio(right, answered)}
+
+
+class Bins(NamedTuple):
+    """Images by the probability of their answer, `[bins]` each: how many, how many right, and the sum of the probabilities."""
+
+    images: np.ndarray
+    right: np.ndarray
+    confidence: np.ndarray
+
+
+def confidence_bins(found: np.ndarray, labels: np.ndarray, count: int = 15) -> Bins:
+    """Sort images into bins of equal width by their largest probability; bin m holds those above (m - 1) / count up to m / count.
+
+    Args:
+        found: probabilities `[N, classes]`.
+        labels: `[N]` class indices.
+    """
+    bins = Bins(*np.zeros((3, count)))
+    for part in blocks(*found.shape):
+        confidence = found[part].max(1).astype(np.float64)
+        place = np.clip(np.ceil(confidence * count).astype(np.int64) - 1, 0, count - 1)
+        right = found[part].argmax(1) == labels[part]
+        for total, weight in zip(bins, (None, right, confidence), strict=True):
+            total += np.bincount(place, weight, count)
+    return bins
+
+
+def calibration_error(bins: Bins) -> float | None:
+    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3): the mean distance of accuracy and confidence, by images."""
+    return ratio(float(np.abs(bins.right - bins.confidence).sum()), float(bins.images.sum()))
 
 
 def _ranked_metrics(
@@ -149,9 +206,17 @@ def _ranked_metrics(
     return aurocs, precisions
 
 
-def names_of(vector: np.ndarray, classes: list[str]) -> list[str]:
-    """Names of the classes with a value of at least one half."""
-    return [name for name, value in zip(classes, vector, strict=True) if value >= 0.5]
+def names_of(vector: np.ndarray, classes: Sequence[str], thresholds: np.ndarray | None = None) -> list[str]:
+    """Names of the classes with a value of at least their threshold, by default one half."""
+    return [classes[number] for number in np.flatnonzero(vector >= (0.5 if thresholds is None else thresholds)).tolist()]
+
+
+def answer(found: np.ndarray, classes: Sequence[str], thresholds: np.ndarray | None, *, multi_label: bool) -> str:
+    """The answer for an image with these probabilities: names that reach their thresholds, or the most probable class, or `unsure`."""
+    if multi_label:
+        return ";".join(names_of(found, classes, thresholds))
+    best = int(found.argmax())
+    return UNSURE if thresholds is not None and found[best] < thresholds[best] else classes[best]
 
 
 def confusion_matrix(found: np.ndarray, labels: np.ndarray) -> np.ndarray:

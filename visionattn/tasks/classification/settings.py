@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, setting
 from visionattn.data.images.settings import AugmentConfig, LabelDataConfig
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
 
 class ClassifierConfig(BackboneConfig):
     drop_rate: float = setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
@@ -27,6 +29,15 @@ class ClassifyEvalConfig(EvalConfig):
     )
     batch_size: int | None = setting(None, "Images per evaluation step; null: as in training.", ge=1)
     crop_pct: float | None = setting(None, "Share of the resized image that is kept by the centre crop; null: the model's own.", gt=0, le=1)
+    flips: Literal["none", "horizontal", "both"] = setting("none", "Average over flips of the image: none, left-right, or up-down too.")
+    scales: list[float] = setting([], "Average over the image at these scales, for example [1, 1.25]; empty: only model.img_size.")
+    average: Literal["logits", "probabilities"] = setting("logits", "Quantity averaged over flips and scales.")
+    temperature: float = setting(1.0, "Divisor of the logits, see `visionattn eval RUN --calibrate`.", gt=0)
+    threshold: Probability | dict[str, Probability] | None = setting(
+        None,
+        "Least probability of an answer: one number, or {CLASS: NUMBER}. Below it the answer is unsure; of several labels per image it "
+        "decides on each, and is 0.5 where none is set.",
+    )
 
 
 class ClassifyConfig(RunConfig):
@@ -45,6 +56,8 @@ class ClassifyConfig(RunConfig):
         for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
             if not 0 < low <= high:
                 raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
+        if not all(scale > 0 and min(self.model.size) * scale >= 32 for scale in self.eval.scales):
+            raise ValueError(f"eval.scales: expected numbers > 0 that leave 32 pixels of {list(self.model.size)}, got {self.eval.scales}")
         if self.data.multi_label and (self.augment.mixup or self.augment.cutmix):
             raise ValueError("augment.mixup and augment.cutmix mix single labels: set them to 0 with data.multi_label")
         if self.data.multi_label and self.data.sampler == "balanced":

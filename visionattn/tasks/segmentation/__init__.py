@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class Segmentation(Task):
 
     name = "segment"
     config = SegmentConfig
-    formats = ("mask", "overlay", "coco", "json", "csv")
+    formats = ("mask", "overlay", "coco", "json", "csv", "probs", "confidence")
     default_formats = ("mask", "overlay")
     display = Display(
         metrics=("dice", "iou", "miou", "mdice", "aacc"),
@@ -143,6 +143,12 @@ class Segmentation(Task):
             config, files, torch.tensor, channel_files=config.data.channel_files is True
         )  # unchanged: large images are normalised window by window
 
+    def feature_dataset(self, config: SegmentConfig, model: nn.Module, files: Sequence[Path]) -> Dataset:
+        from visionattn.tasks.images import image_files
+        from visionattn.tasks.segmentation.data import preprocessing
+
+        return image_files(config, files, preprocessing(config, model), channel_files=config.data.channel_files is True)
+
     def preview(
         self, config: SegmentConfig, model: nn.Module, data: MaskData, split: MaskSet, count: int, path: Path, *, augmented: bool
     ) -> bool:
@@ -201,8 +207,10 @@ class Segmentation(Task):
     # training and evaluation
 
     def objective(self, config: SegmentConfig, target: Target, dataset: Any) -> Objective:
+        from visionattn.tasks.segmentation.decision import pixel_thresholds
         from visionattn.tasks.segmentation.objective import build_objective
 
+        pixel_thresholds(config.eval.threshold, target["classes"])  # a wrong name stops before the first step
         return build_objective(config, len(target["classes"]), dataset)
 
     def predictor(self, config: SegmentConfig, target: Target, model: nn.Module, device: torch.device) -> Predictor:
@@ -211,11 +219,13 @@ class Segmentation(Task):
         return build_predictor(config, len(target["classes"]), model, device)
 
     def meter(self, config: SegmentConfig, target: Target) -> Meter:
+        from visionattn.tasks.segmentation.decision import pixel_thresholds
         from visionattn.tasks.segmentation.scores import SegmentationMeter
 
         settings = config.eval
         return SegmentationMeter(
             target["classes"],
+            thresholds=pixel_thresholds(settings.threshold, target["classes"]),
             per_case=settings.per_case,
             spacing=settings.spacing,
             hausdorff=settings.hausdorff,
@@ -248,13 +258,21 @@ class Segmentation(Task):
         return {path: place for path, place in files.items() if path.stem.endswith("_0000")}
 
     def file_predictor(
-        self, config: SegmentConfig, target: Target, model: nn.Module, device: torch.device, warn: Callable[[str], object]
+        self,
+        config: SegmentConfig,
+        target: Target,
+        model: nn.Module,
+        device: torch.device,
+        formats: Collection[str],
+        warn: Callable[[str], object],
     ) -> Predictor:
         from visionattn.tasks.segmentation.data import preprocessing
+        from visionattn.tasks.segmentation.decision import pixel_thresholds
         from visionattn.tasks.segmentation.predictor import MapPredictor, build_predictor
 
         whole, tiled = (build_predictor(config, len(target["classes"]), model, device, tiled=tiled) for tiled in (False, True))
-        return MapPredictor(whole, tiled, preprocessing(config, model), warn)
+        thresholds = pixel_thresholds(config.eval.threshold, target["classes"])
+        return MapPredictor(whole, tiled, preprocessing(config, model), thresholds=thresholds, formats=formats, warn=warn)
 
     def file_batch_size(self, batch_size: int) -> int:
         return 1

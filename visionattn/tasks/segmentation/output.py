@@ -1,4 +1,4 @@
-"""Output of `predict`: masks at the image's size, overlays, annotations in COCO's format, and the share of each class."""
+"""Output of `predict`: masks at the image's size, overlays, probabilities, annotations in COCO's format, and the share of each class."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from visionattn.data.masks.sets import resize_labels
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, json_text
 from visionattn.names import file_name, fitted, from_path, shown, to_path
-from visionattn.spill import Rows
+from visionattn.spill import Rows, npy_pieces
 from visionattn.tasks.base import Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.images import as_picture
+from visionattn.tasks.segmentation.decision import ImageMaps
 from visionattn.tasks.segmentation.pictures import legend_entries, with_legend
 
 _OVERLAY_SIDE = 4096  # longest side of an overlay
 _COCO = "coco.json"
+_CLASSES = "classes.txt"  # the order of probabilities
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class MaskPrediction(Prediction):
         shares: share of the pixels by class name, without absent classes.
         mask: palette PNG of the class map: the file, or the PNG itself if nothing is saved; None if only other formats are saved.
         overlay: file of the overlay, if saved.
+        confidence: file of the probability of each pixel's class, if saved.
+        probabilities: file of the probabilities of all classes, if saved.
     """
 
     path: str
@@ -51,6 +55,8 @@ class MaskPrediction(Prediction):
     shares: dict[str, float]
     mask: Path | bytes | None = None
     overlay: Path | None = None
+    confidence: Path | None = None
+    probabilities: Path | None = None
 
     def class_map(self) -> np.ndarray:
         """Decode the class of each pixel, `[height, width]`.
@@ -71,6 +77,7 @@ class MaskPrediction(Prediction):
     def as_dict(self) -> dict[str, Any]:
         """Entry in `predictions.json`."""
         files = {"mask": self.mask if isinstance(self.mask, Path) else None, "overlay": self.overlay}
+        files |= {"confidence": self.confidence, "probabilities": self.probabilities}
         facts = {"path": self.path, "height": self.height, "width": self.width, "shares": self.shares}
         return facts | {name: str(path) for name, path in files.items() if path is not None}
 
@@ -100,18 +107,20 @@ class MaskWriter(Writer):
     def planned_files(self) -> list[Path]:
         if self.out is None:
             return []
-        files = {"mask": mask_file, "overlay": overlay_file}
+        files = {"mask": mask_file, "overlay": overlay_file, "confidence": confidence_file, "probs": probabilities_file}
         planned = [file(self.out, name) for kind, file in files.items() if kind in self.formats for name in self.names]
-        return planned + [self.out / _COCO] * ("coco" in self.formats)
+        return planned + [self.out / _COCO] * ("coco" in self.formats) + [self.out / _CLASSES] * ("probs" in self.formats)
 
-    def write(self, predictions: list[np.ndarray], batch: Batch) -> list[MaskPrediction]:
-        """Write the class maps `[H, W]` of images `[H, W, C]`."""
+    def write(self, predictions: list[ImageMaps], batch: Batch) -> list[MaskPrediction]:
+        """Write the maps of images `[H, W, C]`."""
         triples = zip(batch["image"], predictions, range(len(batch)), strict=True)
         return [self._write(image.numpy(), found, batch.indices[row], batch.ids[row]) for image, found, row in triples]
 
     def finish(self) -> None:
         if self.out is not None and "coco" in self.formats:
             atomic_write(self.out / _COCO, coco_json(self.annotated, self.categories))
+        if self.out is not None and "probs" in self.formats:
+            atomic_write(self.out / _CLASSES, "".join(f"{shown(name)}\n" for name in self.classes))
 
     def table(self, predictions: Sequence[MaskPrediction]) -> tuple[list[str], Iterable[list[Any]]]:
         """Tabulate the size of each image and the share of each class."""
@@ -121,7 +130,8 @@ class MaskWriter(Writer):
     def _shares(self, item: MaskPrediction) -> list[str]:
         return [f"{item.shares.get(name, 0):.6f}" for name in self.classes]
 
-    def _write(self, image: np.ndarray, class_map: np.ndarray, index: int, path: str) -> MaskPrediction:
+    def _write(self, image: np.ndarray, maps: ImageMaps, index: int, path: str) -> MaskPrediction:
+        class_map = maps.classes
         counts = np.bincount(class_map.ravel(), minlength=len(self.classes))
         shares = {self.classes[number]: float(counts[number] / class_map.size) for number in np.flatnonzero(counts).tolist()}
         found = MaskPrediction(path, class_map.shape[0], class_map.shape[1], shares)
@@ -132,6 +142,12 @@ class MaskWriter(Writer):
             found = replace(found, mask=_save(mask_file(self.out, name), mask_png(class_map, self.palette)))
         if "overlay" in self.formats:
             found = replace(found, overlay=_save(overlay_file(self.out, name), self._overlay_jpeg(image, class_map, counts)))
+        if maps.confidence is not None:
+            picture = BytesIO()
+            Image.fromarray(maps.confidence).save(picture, "PNG")
+            found = replace(found, confidence=_save(confidence_file(self.out, name), picture.getvalue()))
+        if maps.probabilities is not None:
+            found = replace(found, probabilities=_save(probabilities_file(self.out, name), npy_pieces(maps.probabilities)))
         if "coco" in self.formats:
             place = from_path(self.places[index].as_posix())
             self.annotated.append(coco_records(place, class_map, index + 1, self.classes, self.categories))
@@ -197,6 +213,16 @@ def overlay_file(out: Path, name: Path) -> Path:
     return out / "overlays" / name.with_name(f"{name.name}.jpg")
 
 
+def confidence_file(out: Path, name: Path) -> Path:
+    """Path of the confidence map of an image."""
+    return out / "confidence" / name.with_name(f"{name.name}.png")
+
+
+def probabilities_file(out: Path, name: Path) -> Path:
+    """Path of the probabilities of an image."""
+    return out / "probabilities" / name.with_name(f"{name.name}.npy")
+
+
 def output_names(files: dict[Path, Path]) -> list[Path]:
     """Name the results by the path of each image in its source, without suffix unless two would then be equal.
 
@@ -229,7 +255,7 @@ def _harmless(place: Path) -> Path:
     return Path(*(to_path(fitted(part, 251)) if shown(part) == part and part != ".." else file_name(part) for part in parts))
 
 
-def _save(path: Path, content: bytes) -> Path:
+def _save(path: Path, content: bytes | Iterable[bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, content)
     return path

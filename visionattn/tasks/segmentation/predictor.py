@@ -1,8 +1,8 @@
-"""Segmentation inference: logits for evaluation, class maps of files in bounded memory."""
+"""Segmentation inference: logits for evaluation, maps of files in bounded memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,11 +13,11 @@ from timm.layers import to_2tuple
 from torch import nn
 
 from visionattn.data.images.transforms import resized_channels
-from visionattn.data.masks.sets import resize_labels
 from visionattn.data.masks.transforms import MaskEvalTransform, resized_shape
 from visionattn.tasks.batch import Batch
+from visionattn.tasks.segmentation.decision import ImageMaps, image_maps
 from visionattn.tasks.segmentation.settings import SegmentConfig
-from visionattn.tasks.windows import Blend, Predict, class_map, resized_classes, sliding_logits, with_flips, with_scales
+from visionattn.tasks.windows import Blend, Block, Predict, resized_blocks, sliding_blocks, sliding_logits, with_flips, with_scales
 
 # Images above either limit (pixels, bytes of logits) are predicted in windows, whatever eval.mode is.
 LARGE_PIXELS = 2**22
@@ -83,10 +83,10 @@ class LogitPredictor:
             run = with_scales(run, self.scales)
         return _logits(run(image)) if as_probabilities else run(image).float()
 
-    def class_map(self, image: torch.Tensor, prepare: Predict | None = None) -> torch.Tensor:
-        """Predict the class of each pixel of one image, `[H, W]` uint8 on the CPU, without storing its logits.
+    def blocks(self, image: torch.Tensor, prepare: Predict | None = None) -> Iterator[Block]:
+        """Predict the logits of one image block by block, on the CPU, without storing all of them.
 
-        Equal to the classes of `logits`, except that each window is flipped separately.
+        Equal to `logits`, except that each window is flipped separately.
 
         Args:
             image: `[1, C, H, W]`, of any type that `prepare` accepts.
@@ -96,15 +96,15 @@ class LogitPredictor:
             ValueError: no window is set, or scales are, which need the whole image.
         """
         if self.window is None or self.scales:
-            raise ValueError("class_map works in windows of the image at its own size")
+            raise ValueError("blocks come from windows of the image at its own size")
         run: Predict = partial(_both_classes, self.model)
         if self.flips:
             run = with_flips(run, self.flips)
-        return class_map(run, image, self.num_classes, prepare=prepare, **self.window)
+        return sliding_blocks(run, image, self.num_classes, prepare=prepare, **self.window)
 
 
 class MapPredictor:
-    """Predict class maps `[H, W]` of images at their original size, one image per batch.
+    """Predict the classes of the pixels of images at their original size, one image per batch.
 
     Images whose logits would be too large are predicted in windows of eval.tile, or model.img_size if unset, at scale 1:
     the map then differs slightly from that of the whole image, since a window sees less context.
@@ -113,19 +113,29 @@ class MapPredictor:
         whole: inference as configured.
         tiled: inference in windows, without scales.
         transform: evaluation transform.
+        thresholds: of each class, see `pixel_thresholds`.
+        formats: what will be written of it.
         warn: called once with a message if an image is too large.
     """
 
     def __init__(
-        self, whole: LogitPredictor, tiled: LogitPredictor, transform: MaskEvalTransform, warn: Callable[[str], object] = lambda text: None
+        self,
+        whole: LogitPredictor,
+        tiled: LogitPredictor,
+        transform: MaskEvalTransform,
+        *,
+        thresholds: torch.Tensor | None = None,
+        formats: Collection[str] = (),
+        warn: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.whole, self.tiled, self.transform, self.warn = whole, tiled, transform, warn
+        self.thresholds, self.formats = thresholds, formats
 
-    def __call__(self, batch: Batch) -> list[np.ndarray]:
-        return [self.class_map(image.numpy()) for image in batch["image"]]
+    def __call__(self, batch: Batch) -> list[ImageMaps]:
+        return [self.maps(image.numpy()) for image in batch["image"]]
 
-    def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Predict class numbers `[H, W]` of an image `[H, W, C]`, uint8 or float32 in 0..1."""
+    def maps(self, image: np.ndarray) -> ImageMaps:
+        """Predict an image `[H, W, C]`, uint8 or float32 in 0..1."""
         whole, size = self.whole, (image.shape[0], image.shape[1])
         height, width = resized_shape(size, self.transform.resize, self.transform.size)
         large = height * width > LARGE_PIXELS or 4 * height * width * whole.num_classes > LARGE_LOGITS
@@ -137,9 +147,12 @@ class MapPredictor:
             if large or (whole.window is not None and not whole.scales):
                 return self._in_windows(image, (height, width), size)
             logits = whole.logits(self.transform(image)[None].to(whole.device))
-            return resized_classes(logits, size).numpy()
+            return self._together(resized_blocks(logits, size), size)
 
-    def _in_windows(self, image: np.ndarray, shape: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    def _together(self, blocks: Iterator[Block], size: tuple[int, int]) -> ImageMaps:
+        return image_maps(blocks, size, self.whole.num_classes, self.thresholds, self.formats)
+
+    def _in_windows(self, image: np.ndarray, shape: tuple[int, int], size: tuple[int, int]) -> ImageMaps:
         """Normalise and predict the image window by window, without storing its logits."""
         if image.shape[:2] != shape:
             image = resized_channels(image, shape, cv2.INTER_LINEAR)
@@ -149,8 +162,7 @@ class MapPredictor:
             return self.transform.normalize(window[0].permute(1, 2, 0).contiguous().numpy())[None].to(self.whole.device)
 
         predictor = self.tiled if self.whole.window is None or self.whole.scales else self.whole
-        found = predictor.class_map(planes, prepare).numpy()
-        return found if found.shape == size else resize_labels(found, size)
+        return self._together(predictor.blocks(planes, prepare), shape).resized(size)
 
 
 def build_predictor(

@@ -6,6 +6,7 @@ import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from visionattn.spill import Rows, Table, blocks
 from visionattn.tasks.base import Scores
 from visionattn.tasks.batch import Batch
+from visionattn.tasks.segmentation.decision import thresholded
 from visionattn.tasks.segmentation.overlap import CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
 from visionattn.tasks.windows import resized_classes
 
@@ -68,6 +70,7 @@ class SegmentationMeter:
 
     Args:
         classes: class names; the background, if there is one, comes first.
+        thresholds: of each class, see `pixel_thresholds`.
         per_case: score each image as a case.
         spacing: pixel size in mm (rows, columns) for distances; None measures in pixels.
         hausdorff: variant of the Hausdorff distance.
@@ -78,12 +81,14 @@ class SegmentationMeter:
         self,
         classes: list[str],
         *,
+        thresholds: torch.Tensor | None = None,
         per_case: bool = False,
         spacing: tuple[float, float] | None = None,
         hausdorff: HausdorffVariant = "max_directed",
         tolerance: float = 1.0,
     ) -> None:
         self.classes, self.per_case = classes, per_case
+        self.decide = None if thresholds is None else partial(thresholded, thresholds=thresholds)
         self.distances: dict[str, Any] = {"spacing": spacing, "variant": hausdorff, "tolerance": tolerance}
         self.matrix = ConfusionMatrix(len(classes))
         self.indices = array("q")
@@ -97,7 +102,7 @@ class SegmentationMeter:
     def update(self, predictions: torch.Tensor, batch: Batch) -> None:
         """Add logits `[B, K, h, w]` and labels `[B, H, W]`."""
         for position, (logits, label) in enumerate(zip(predictions, batch["label"], strict=True)):
-            guess = resized_classes(logits[None], (label.shape[0], label.shape[1])).numpy()
+            guess = resized_classes(logits[None], (label.shape[0], label.shape[1]), decide=self.decide).numpy()
             truth = label.cpu().numpy()
             self.matrix.update(guess, truth)
             alone = ConfusionMatrix(len(self.classes), boundary=0)

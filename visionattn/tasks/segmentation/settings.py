@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
 
+Probability = Annotated[float, Field(ge=0, le=1)]
+
 
 class AuxConfig(Section):
     enabled: bool | Literal["auto"] = setting(
@@ -63,6 +65,11 @@ class SegmentEvalConfig(EvalConfig):
     scales: list[float] = setting([], "Average over the image at these scales, for example [0.75, 1, 1.25]; empty: only the original size.")
     average: Literal["logits", "probabilities"] = setting(
         "logits", "Quantity averaged over flips and scales; probabilities is mmsegmentation's rule."
+    )
+    threshold: Probability | dict[str, Probability] | None = setting(
+        None,
+        "Probability from which on a pixel has a class: one number for all but the background, or {CLASS: NUMBER}; other pixels get the "
+        "most probable class without a threshold.",
     )
     per_case: bool = setting(False, "Dice, IoU and surface distances per image, averaged over images, as usual in medical imaging.")
     spacing: tuple[float, float] | None = setting(None, "Pixel size in mm, [rows, columns], for distances; null measures in pixels.")

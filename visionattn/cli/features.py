@@ -1,0 +1,102 @@
+"""`visionattn features` and `neighbors`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from visionattn.cli.options import Json, UsedDevice, console_for, print_json, sources_and_settings
+from visionattn.cli.run import is_model, require_models
+from visionattn.console import percent
+from visionattn.errors import UserError
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|FILE|KEY=VALUE",
+        help="Run, checkpoint or weights; then files, folders, globs or, with --split, a data set. Settings that differ.",
+    ),
+]
+Images = Annotated[int, typer.Option(min=1, help="Images per step, of classification.")]
+_MOST_ROWS = 40  # of a table on the terminal
+
+
+def features(
+    arguments: Words,
+    out: Annotated[str | None, typer.Option(help="NAME.npy, or a folder.", show_default=False)] = None,
+    split: Annotated[str | None, typer.Option(help="train, val or test: images with labels.", show_default=False)] = None,
+    batch_size: Images = 32,
+    device: UsedDevice = None,
+    as_json: Json = False,
+) -> None:
+    """Features of images, as the classifier sees them: an array, and a table of ids and labels."""
+    (model, *data), settings = _words(arguments, device, "features")
+    if out is None:
+        raise UserError("VA-C005", "no place for the features: give --out FOLDER, or --out NAME.npy")
+    from visionattn.jobs.features import extract_features, feature_files
+
+    console = console_for(as_json)
+    found = extract_features(model, data or None, split=split, out=out, batch_size=batch_size, settings=settings, console=console)
+    if as_json:
+        files = [str(path) for path in feature_files(Path(out))]
+        print_json({"files": files, "shape": list(found.values.shape), "unreadable": len(found.unreadable)})
+
+
+def neighbors(
+    arguments: Words,
+    data: Annotated[str | None, typer.Option(help="Data set to search, its training images; default: that of the run.")] = None,
+    features: Annotated[str | None, typer.Option(help="Saved features to search instead, of visionattn features.")] = None,
+    split: Annotated[str | None, typer.Option(help="Instead of files: val or test, and how many get the right label.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours per image.")] = 5,
+    out: Annotated[str | None, typer.Option(help="Folder for neighbors.csv and neighbors.png.")] = None,
+    batch_size: Images = 32,
+    device: UsedDevice = None,
+    as_json: Json = False,
+) -> None:
+    """The nearest training images of files, by their features; with --split how often neighbours have the right label."""
+    (model, *query), settings = _words(arguments, device, "neighbors")
+    from visionattn.jobs.neighbors import COLUMNS, find_neighbors
+
+    console = console_for(as_json)
+    found = find_neighbors(
+        model,
+        query or None,
+        data=data,
+        features=features,
+        split=split,
+        k=k,
+        out=out,
+        batch_size=batch_size,
+        settings=settings,
+        console=console,
+    )
+    if split is None:
+        rows = list(islice(found.table(), _MOST_ROWS))
+        shown = [index for index in range(len(COLUMNS)) if any(row[index] != "" for row in rows)]
+        console.table([COLUMNS[index] for index in shown], [[row[index] for index in shown] for row in rows])
+        if found.rows.size > len(rows):
+            console.line(f"... and {found.rows.size - len(rows)} more")
+    else:
+        names = {"nearest_top1": "nearest", "knn_top1": f"most of {found.rows.shape[1]}"}
+        accuracy = "  ".join(f"{names[name]} {percent(value)} %" for name, value in found.metrics.items())
+        console.field(split, f"{len(found.rows)} images with the label of their neighbours: {accuracy}")
+    if as_json:
+        pairs = [] if split else [dict(zip(COLUMNS, row, strict=True)) for row in found.table()]
+        print_json({"count": len(found.rows), "k": found.rows.shape[1], "metrics": found.metrics, "neighbors": pairs})
+
+
+def _words(arguments: list[str], device: str | None, command: str) -> tuple[list[str], list[str]]:
+    """The model and what follows it, and settings.
+
+    Raises:
+        UserError: VA-C005, no model; VA-M004, several.
+    """
+    words, settings = sources_and_settings(arguments, device)
+    require_models(words, command)
+    if models := [word for word in words[1:] if is_model(word)]:
+        why = "those of several models have nothing in common"
+        raise UserError("VA-M004", f"features are of one model, and {models[0]} is another", why=why, fix="use them one at a time")
+    return words, settings
