@@ -44,6 +44,7 @@ OPS = (
 CALLS = {
     "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
     "DaViT": ["window_attention", "channel_attention"] * 4,
+    "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
     "DiNATS": ["neighborhood_attention"] * 4,
