@@ -88,8 +88,10 @@ def test_out_indices_select_and_prune(name: str) -> None:
 
 def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> None:
     if "out_norm" not in inspect.signature(get_variant(name).cls).parameters:
-        assert (
-            get_variant(name).cls.cnn or get_variant(name).family in ("medvit", "nat_isotropic")
+        assert get_variant(name).cls.cnn or get_variant(name).family in (
+            "chada_vit",
+            "medvit",
+            "nat_isotropic",
         )  # no norms of outputs in their dense code, or none at all
         return
     classifier, dense = small(name), small(name, features_only=True, out_norm=True, output_stride=32).eval()
@@ -114,7 +116,7 @@ def test_in_chans_and_num_classes(name: str, channels: int) -> None:
     assert pooled.shape == (2, model.num_features)
     assert isinstance(model.get_classifier(), nn.Identity)
     weight = model.get_parameter(f"{model.pretrained_cfg['first_conv']}.weight")
-    assert weight.shape[1] == channels
+    assert weight.shape[1] == (1 if get_variant(name).cls.per_channel else channels)
 
 
 def test_parts_of_the_classifier_agree(name: str) -> None:

@@ -40,10 +40,7 @@ def check_record(record: Record) -> None:
 
 @pytest.mark.parametrize(
     ("family", "name"),
-    [
-        pytest.param(family, name, id=f"{family}-{name}", marks=[pytest.mark.slow] if name in SLOW else [])
-        for family, name in CASES
-    ],
+    [pytest.param(family, name, id=f"{family}-{name}", marks=[pytest.mark.slow] if name in SLOW else []) for family, name in CASES],
 )
 def test_recorded_outputs(family: str, name: str) -> None:
     check_record(Record(family, name))

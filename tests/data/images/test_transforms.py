@@ -171,7 +171,7 @@ def test_rand_augment_many_seeds_float_and_whole_image() -> None:
     [
         (AugmentConfig(pad_crop=4), "augment.pad_crop=0"),
         (AugmentConfig(rand_augment="rand-m9", rotate=5, color_jitter=0.4), "augment.rotate=0 augment.color_jitter=0"),
-        (AugmentConfig(rand_augment="augmix-m3"), "rand-m9"),
+        (AugmentConfig(rand_augment="augmix-q3"), "rand-m9"),
         (AugmentConfig(rand_augment="rand-q7"), "rand-m9"),
     ],
 )
