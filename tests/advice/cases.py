@@ -1371,6 +1371,22 @@ OTHERS = [
     ),
     Case(
         "tasks/classification/settings.py",
+        f"train --data flowers {DRY} model.head.queries=4",
+        "VA-C002",
+        "set model.head.name=ep",
+        (add("model.head.name=ep"),),
+        flowers,
+    ),
+    Case(
+        "heads/probe.py",
+        f"train --data flowers {DRY} model.head.name=ep model.head.queries=7",
+        "VA-M002",
+        "model.head.queries=4 model.head.reduction=1",
+        (add("model.head.queries=4 model.head.reduction=1"),),
+        flowers,
+    ),
+    Case(
+        "tasks/classification/settings.py",
         "config show data.multi_label=true data.sampler=balanced",
         "VA-C002",
         "loss.class_weights=balanced weights the loss",

@@ -231,4 +231,8 @@ def resized(table: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -
     return places[0].flatten(1).T
 
 
-register_backbone(ChAdaViT, {"chada_vit_moyen": {"embed_dim": 192, "depths": (3, 3, 3, 3), "num_heads": 2}}, {"*": {"crop_pct": 1.0}})
+register_backbone(
+    ChAdaViT,
+    {"chada_vit_moyen": {"embed_dim": 192, "depths": (3, 3, 3, 3), "num_heads": 2}},
+    {"*": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "crop_pct": 1.0}},
+)

@@ -11,7 +11,14 @@ from tests.commands import CLASSES, done, only_run, picture, refused, settings
 from visionattn.tasks import load_config
 from visionattn.tasks.classification.settings import ClassifyConfig
 
-PROBE = ("model.head.name=ep", "model.head.queries=4", "model.img_size=64", "train.freeze=[backbone, head.norm]", "optim.weight_decay=0")
+PROBE = (
+    "model.head.name=ep",
+    "model.head.queries=4",
+    "model.img_size=64",
+    "train.freeze=[backbone, head.norm]",
+    "optim.weight_decay=0",
+    "optim.name=lars",
+)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
