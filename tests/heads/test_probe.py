@@ -46,7 +46,7 @@ def test_recorded_outputs(name: str, dtype: torch.dtype, backend: str) -> None:
 def test_only_the_probe_is_trained_on_a_frozen_backbone_of_every_family(family: str) -> None:
     name, args = TINY[family]
     torch.manual_seed(0)
-    model = va.create_model(name, num_classes=3, head="ep", head_args={"queries": 4}, **args)
+    model = va.create_model(name, num_classes=3, classifier="ep", classifier_args={"queries": 4}, **args)
     frozen = freeze(model, ["backbone", "head.norm"])
     keep_frozen(model.train(), frozen)
     before = {key: value.clone() for key, value in model.named_buffers()}
@@ -60,7 +60,9 @@ def test_only_the_probe_is_trained_on_a_frozen_backbone_of_every_family(family: 
 
 def tiny(num_classes: int = 3, head: str = "ep", **args: Any) -> Any:
     name, small = TINY["Swin"]
-    return va.create_model(name, num_classes=num_classes, head=head, head_args={"queries": 4, **args} if head == "ep" else {}, **small)
+    return va.create_model(
+        name, num_classes=num_classes, classifier=head, classifier_args={"queries": 4, **args} if head == "ep" else {}, **small
+    )
 
 
 def test_files_of_either_head_start_the_other() -> None:
@@ -100,6 +102,6 @@ def test_features_queries_and_weights() -> None:
 def test_wrong_heads_and_queries() -> None:
     with pytest.raises(ArgumentError) as caught:
         tiny(queries=12)
-    assert caught.value.code == "VA-M002" and caught.value.fix == "model.head.queries=8 model.head.reduction=1"
-    with pytest.raises(ArgumentError, match="unknown head"):
-        va.create_model("swin_tiny", head="mlp")
+    assert caught.value.code == "VA-M002" and caught.value.fix == "model.classifier.queries=8 model.classifier.reduction=1"
+    with pytest.raises(ArgumentError, match="unknown classifier"):
+        va.create_model("swin_tiny", classifier="mlp")

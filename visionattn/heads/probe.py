@@ -59,7 +59,7 @@ class EfficientProbe(nn.Module):
         if dim % reduction or (dim // reduction) % queries:
             what = f"{queries} queries cannot share {dim} channels, reduced by {reduction}"
             fits = max(count for count in range(1, min(queries, dim) + 1) if dim % count == 0)
-            raise ArgumentError("VA-M002", what, fix=f"model.head.queries={fits} model.head.reduction=1")
+            raise ArgumentError("VA-M002", what, fix=f"model.classifier.queries={fits} model.classifier.reduction=1")
         self.num_features = dim // reduction
         self.norm = norm if norm is not None else nn.Identity()
         self.queries = nn.Parameter(torch.empty(queries, dim))

@@ -33,20 +33,20 @@ class Classifier(nn.Module):
         *,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        head: str = "linear",
-        head_args: Mapping[str, Any] | None = None,
+        classifier: str = "linear",
+        classifier_args: Mapping[str, Any] | None = None,
         pretrained_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        shared: dict[str, Any] = {"norm": backbone.final_norm(), "global_pool": global_pool, "drop_rate": drop_rate, **(head_args or {})}
-        if head == "linear":
-            self.head = LinearHead(backbone.channels, num_classes, pool_first=backbone.pool_first, **shared)
-        elif head == "ep":
-            self.head = EfficientProbe(backbone.channels, num_classes, **shared)
+        args = {"norm": backbone.final_norm(), "global_pool": global_pool, "drop_rate": drop_rate, **(classifier_args or {})}
+        if classifier == "linear":
+            self.head = LinearHead(backbone.channels, num_classes, pool_first=backbone.pool_first, **args)
+        elif classifier == "ep":
+            self.head = EfficientProbe(backbone.channels, num_classes, **args)
         else:
-            fix = f"{did_you_mean(head, ('linear', 'ep'))} There are: linear, ep".strip()
-            raise ArgumentError("VA-M002", f'unknown head for classes "{head}"', fix=fix)
+            fix = f"{did_you_mean(classifier, ('linear', 'ep'))} There are: linear, ep".strip()
+            raise ArgumentError("VA-M002", f'unknown classifier "{classifier}"', fix=fix)
         self.num_classes = num_classes
         self.in_chans = backbone.in_chans
         self.num_features = self.head_hidden_size = self.head.num_features

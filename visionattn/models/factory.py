@@ -41,8 +41,8 @@ def create_model(
     global_pool: str = "avg",
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-    head: str = "linear",
-    head_args: Mapping[str, Any] | None = None,
+    classifier: str = "linear",
+    classifier_args: Mapping[str, Any] | None = None,
     **args: Any,
 ) -> Classifier | Backbone:
     """Create a model by name.
@@ -66,8 +66,8 @@ def create_model(
         global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
-        head: "linear", or "ep" for attentive pooling by learned queries, with which a frozen backbone is probed.
-        head_args: arguments of the head's class; `queries` and `reduction` of `visionattn.heads.EfficientProbe`.
+        classifier: "linear", or "ep" for attentive pooling by learned queries, with which a frozen backbone is probed.
+        classifier_args: arguments of its class; `queries` and `reduction` of `visionattn.heads.EfficientProbe`.
         **args: arguments of the family's class.
 
     Raises:
@@ -96,7 +96,13 @@ def create_model(
         record = asked or next(iter(records_of(variant.name)), None)
         cfg = pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
         model = Classifier(
-            backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, head=head, head_args=head_args, pretrained_cfg=cfg
+            backbone,
+            num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            classifier=classifier,
+            classifier_args=classifier_args,
+            pretrained_cfg=cfg,
         )
     if source := checkpoint_path or (file and file.path):
         load_checkpoint(model, source).log(source)

@@ -12,8 +12,8 @@ from visionattn.tasks import load_config
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 PROBE = (
-    "model.head.name=ep",
-    "model.head.queries=4",
+    "model.classifier.name=ep",
+    "model.classifier.queries=4",
     "model.img_size=64",
     "train.freeze=[backbone, head.norm]",
     "optim.weight_decay=0",
@@ -49,13 +49,15 @@ def test_train_resume_evaluate_predict(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_probe_need_it(tmp_path: Path) -> None:
-    text = refused(tmp_path, "VA-C002", 2, "train", "--data", "flowers", "model.head.queries=4")
-    assert "set model.head.name=ep" in text
-    config = load_config(None, ["model.head.name=ep", "model.head.queries=4"])
-    assert isinstance(config, ClassifyConfig) and config.model.head.queries == 4
+    text = refused(tmp_path, "VA-C002", 2, "train", "--data", "flowers", "model.classifier.queries=4")
+    assert "set model.classifier.name=ep" in text
+    config = load_config(None, ["model.classifier.name=ep", "model.classifier.queries=4"])
+    assert isinstance(config, ClassifyConfig) and config.model.classifier.queries == 4
 
 
 def test_queries_that_do_not_fit_are_refused_with_some_that_do(tmp_path: Path) -> None:
     data = flowers(tmp_path)
-    text = refused(tmp_path, "VA-M002", 2, "train", "--data", data, *settings(tmp_path, "model.head.name=ep", "model.head.queries=7"))
-    assert "7 queries cannot share 64 channels" in text and "model.head.queries=4" in text
+    text = refused(
+        tmp_path, "VA-M002", 2, "train", "--data", data, *settings(tmp_path, "model.classifier.name=ep", "model.classifier.queries=7")
+    )
+    assert "7 queries cannot share 64 channels" in text and "model.classifier.queries=4" in text

@@ -20,7 +20,7 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     Raises:
         UserError: VA-M001, VA-M002.
     """
-    settings, head = config.model, config.model.head
+    settings, head = config.model, config.model.classifier
     record = named_weights(settings.name, settings.weights)
     try:
         return create_model(
@@ -30,8 +30,8 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
             img_size=settings.size,
             drop_rate=settings.drop_rate,
             drop_path_rate=chosen(settings.drop_path_rate, "model.drop_path_rate"),
-            head=head.name,
-            head_args={"queries": head.queries or 32, "reduction": head.reduction} if head.name == "ep" else {},
+            classifier=head.name,
+            classifier_args={"queries": head.queries or 32, "reduction": head.reduction} if head.name == "ep" else {},
             **settings.args,
         )
     except UserError:

@@ -20,13 +20,13 @@ class ClassHeadConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> ClassHeadConfig:
         if self.name == "linear" and (self.queries is not None or self.reduction != 1):
-            raise ValueError("queries and reduction are those of ep: set model.head.name=ep, or leave them out")
+            raise ValueError("queries and reduction are those of ep: set model.classifier.name=ep, or leave them out")
         return self
 
 
 class ClassifierConfig(BackboneConfig):
     drop_rate: float = setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
-    head: ClassHeadConfig = ClassHeadConfig()
+    classifier: ClassHeadConfig = ClassHeadConfig()
 
 
 class LossConfig(Section):
