@@ -5,10 +5,9 @@ Upstream: github billpsomas/efficient-probing, commit b8f4fb8 (Apache-2.0).
 
 Differences from upstream:
 
-* The positions of the last map are attended to, after the norm of the backbone's classifier, whether the classifier pools before
-  or after it. Upstream probes tokens of ViTs.
-* The position of a query's weights in the map is recorded, and the attention is computed with all channels of the values, of
-  which each query keeps its own.
+* The queries attend to the positions of the last map after the norm of the family's classifier, also where that classifier pools
+  before its norm. Upstream probes the tokens of ViTs.
+* The attention is computed with all channels of the values, of which each query keeps its own slice; upstream computes the slices.
 """
 
 from __future__ import annotations

@@ -106,8 +106,9 @@ class Classifier(nn.Module):
         kept = self._stage_indices(indices, count)
         if isinstance(self.head, EfficientProbe) and max(kept) + 1 < count:
             raise ValueError(f"indices: the head attends to the last of the {count} stages, which has to stay; got {indices}")
-        self.backbone.select_stages(range(max(kept) + 1))
-        self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
+        if max(kept) + 1 < count:
+            self.backbone.select_stages(range(max(kept) + 1))
+            self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
         if prune_norm or max(kept) + 1 < count:  # the norm is that of the last stage
             self.head.norm = nn.Identity()
         if prune_head:
