@@ -99,6 +99,16 @@ def test_features_queries_and_weights() -> None:
     assert model.prune_intermediate_layers([3]) == [3]
 
 
+def test_export_of_any_batch_and_bfloat16() -> None:
+    head, x = EfficientProbe((16,), 3, queries=4).eval(), torch.randn(2, 16, 3, 5)
+    exported = torch.export.export(head, ([x],), dynamic_shapes=([{0: torch.export.Dim("batch", min=1, max=16)}],)).module()
+    x = torch.randn(5, 16, 3, 5)
+    exact = head([x])
+    assert torch.allclose(exported([x]), exact, atol=1e-6)
+    low = head.to(torch.bfloat16)([x.to(torch.bfloat16)])
+    assert low.dtype == torch.bfloat16 and torch.allclose(low.float(), exact, atol=0.05)
+
+
 def test_wrong_heads_and_queries() -> None:
     with pytest.raises(ArgumentError) as caught:
         tiny(queries=12)

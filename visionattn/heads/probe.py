@@ -93,7 +93,7 @@ class EfficientProbe(nn.Module):
 
     def pool(self, x: torch.Tensor) -> torch.Tensor:  # B C H W -> B C'
         keys = x.permute(0, 2, 3, 1)  # B H W C
-        batch, count = len(keys), len(self.queries)
+        batch, count = keys.shape[0], len(self.queries)
         queries = self.queries.to(keys.dtype).expand(batch, 1, count, -1)
         pooled = dense_attention(queries, keys, self.value(keys).to(keys.dtype))  # B 1 queries C
         own = pooled.view(batch, count, count, -1).diagonal(dim1=1, dim2=2)  # B C'/queries queries: slice i of query i
