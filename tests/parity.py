@@ -33,6 +33,11 @@ DERIVED = (
 RANGES = [
     (r"running_var$", 0.5, 1.5),
     (r"running_mean$", -0.2, 0.2),
+    # MedViTV2
+    (r"\.rbf\.grid$", -2.0, 2.0),
+    (r"^features\.\d+\.norm1\.weight$", 0.5, 1.0),
+    (r"^features\.\d+\.norm2\.weight$", 0.1, 0.3),
+    (r"^features\.\d+\.conv\.conv\.\d+\.fc\.0\.bias$", 0.3, 1.0),
     (r"layer_scale_[12]$", 0.01, 0.03),
     (r"(^|\.)gamma[12]?$", 0.5, 1.0),
     (r"logit_scale$", 1.5, 2.5),
@@ -42,6 +47,10 @@ RANGES = [
     (r"bias$", -0.15, 0.15),
 ]
 GAINS = [
+    # MedViTV2
+    (r"\.kan\.layers\.1\.spline_linear\.weight$", 0.7),
+    (r"^features\.\d+\.(patch_embed|projection)\.conv\.weight$", 0.7),
+    (r"^features\.\d+\.(attn|patch_embed|norm1|norm2|e_mhsa|projection|mhca|conv\.conv|kan)\.", 1.0),
     (r"\.pos_embed\.weight$", 0.3),
     (r"\.cpe\.\d+\.proj\.weight$", 0.15),
     (r"^main_blocks\.\d+\.\d+\.1\.attn\.qkv\.weight$", 0.15),

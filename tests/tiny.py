@@ -8,7 +8,9 @@ from typing import Any
 _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "BiFormer": ("biformer_tiny", {**_PLAIN, "embed_dim": 16}),
+    "ChAdaViT": ("chada_vit_moyen", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "DaViT": ("davit_tiny", _PLAIN),
+    "MedViTV2": ("medvitv2_tiny", {"depths": (1, 1, 1, 1), "embed_dims": (32, 128, 128, 128)}),
     "NAT": ("dinat_mini", {**_PLAIN, "dilations": (2, 1, 1, 1)}),
     "NATIsotropic": ("nat_isotropic_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "DiNATS": ("dinat_s_tiny", _PLAIN),

@@ -31,6 +31,8 @@ FAMILIES = {
     "TransNeXt": (("transnext",), "2311.17132", "DaiShiResearch/TransNeXt"),
     "ECA-Net": (("eca",), "1910.03151", "BangguWu/ECANet"),
     "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
+    "MedViTV2": (("medvit",), "2502.13693", "Omid-Nejati/MedViTV2"),
+    "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
 }
 
 
@@ -80,8 +82,9 @@ def families_table(counted: dict[str, dict[str, Any]]) -> str:
         licence = " or ".join(dict.fromkeys(record.weights_license or "licence not stated" for record in own))
         links = f"[{paper}](https://arxiv.org/abs/{paper}), [code](https://github.com/{repository})"
         examples = ", ".join(f"`{name}`" for name in sorted(names, key=lambda name: counted[name]["params"])[:2])
-        weights = f"{len(own)} files, {licence}" if own else "none published"
-        lines.append(f"| **{family}** ({links}) | {len(names)}: {examples} ... | {sizes[0]:.1f}-{sizes[-1]:.0f} M | {best} | {weights} |")
+        weights = f"{len(own)} {'files' if len(own) > 1 else 'file'}, {licence}" if own else "none published"
+        several = f"{examples} ... | {sizes[0]:.1f}-{sizes[-1]:.0f} M" if len(names) > 1 else f"{examples} | {sizes[0]:.1f} M"
+        lines.append(f"| **{family}** ({links}) | {len(names)}: {several} | {best} | {weights} |")
     return "\n".join(lines)
 
 

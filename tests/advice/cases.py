@@ -1532,6 +1532,22 @@ OTHERS = [
     ),
     Case(
         "tasks/classification/settings.py",
+        f"train --data flowers {DRY} model.classifier.queries=4",
+        "VA-C002",
+        "set model.classifier.name=ep",
+        (add("model.classifier.name=ep"),),
+        flowers,
+    ),
+    Case(
+        "heads/probe.py",
+        f"train --data flowers {DRY} model.classifier.name=ep model.classifier.queries=7",
+        "VA-M002",
+        "model.classifier.queries=4 model.classifier.reduction=1",
+        (add("model.classifier.queries=4 model.classifier.reduction=1"),),
+        flowers,
+    ),
+    Case(
+        "tasks/classification/settings.py",
         "config show data.multi_label=true data.sampler=balanced",
         "VA-C002",
         "loss.class_weights=balanced weights the loss",

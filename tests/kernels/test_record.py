@@ -43,7 +43,9 @@ OPS = (
 # Calls in the tiny models, of one block per stage (Swin: two in the second).
 CALLS = {
     "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
+    "ChAdaViT": ["dense_attention"] * 4,
     "DaViT": ["window_attention", "channel_attention"] * 4,
+    "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
     "DiNATS": ["neighborhood_attention"] * 4,

@@ -19,14 +19,15 @@ from visionattn.models.weights.records import Record, find_record, list_segmente
 
 RECORDS = records()
 MODELS = list(dict.fromkeys(record.model for record in RECORDS))
-TAGS = ("in1k", "in22k_ft_in1k", "in22k", "tv_in1k", "mm_in1k")
-FAMILIES = {"swin", "swinv2", "nat", "dinat_s", "nat_isotropic", "biformer", "davit", "van", "transnext", "eca"}
+FEATURES = ("init", "idrcell100k")  # starts of a training, of which no classes are known
+TAGS = ("in1k", "in22k_ft_in1k", "in22k", "tv_in1k", "mm_in1k", *FEATURES)
+FAMILIES = {"swin", "swinv2", "nat", "dinat_s", "nat_isotropic", "biformer", "davit", "van", "transnext", "eca", "medvit", "chada_vit"}
 
 
 def test_every_family_has_its_file() -> None:
     folder = files("visionattn") / "models" / "weights" / "records"
     assert {path.name for path in folder.iterdir()} - {"facts.json", "segmentation.yaml"} == {f"{family}.yaml" for family in FAMILIES}
-    assert len(RECORDS) == 91
+    assert len(RECORDS) == 96
 
 
 def test_names_are_unique_and_in_order() -> None:
@@ -38,7 +39,8 @@ def test_names_are_unique_and_in_order() -> None:
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 def test_a_record_is_consistent(record: Record) -> None:
-    assert record.sources and record.code_license and record.label_set  # only files of the user have none
+    assert record.sources and record.code_license
+    assert (record.label_set is None) == (record.tag in FEATURES), "and of files of the user"
     channels, height, width = record.input_size
     assert channels == 3 and height == width and 192 <= height <= 384
     assert min(record.mean + record.std) > 0.2 and max(record.mean + record.std) <= 0.5
@@ -46,6 +48,8 @@ def test_a_record_is_consistent(record: Record) -> None:
     if record.label_set == "imagenet-1k":
         assert record.num_classes == 1000 and record.top1 is not None and 70 < record.top1 < 90
         assert record.gflops is not None
+    elif record.label_set is None:
+        assert record.num_classes is None and record.top1 is None
     else:
         assert record.tag == "in22k" and record.num_classes in (21841, None) and record.top1 is None
     assert record.code_license in ("MIT", "Apache-2.0", "BSD-3-Clause")

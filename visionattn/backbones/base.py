@@ -38,6 +38,7 @@ class Backbone(nn.Module):
 
     cnn = False  # whether channels_last memory is faster
     pool_first = False  # whether the classifier pools before the final norm
+    per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
     patch_embed: Any  # for the default forward: image to map B H W C
     stages: Any  # nn.ModuleList; Any, because torch types its items as plain modules

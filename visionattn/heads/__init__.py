@@ -6,6 +6,7 @@ from visionattn.heads.danet import DANet
 from visionattn.heads.deeplab import DeepLabV3Plus
 from visionattn.heads.fcn import FCN
 from visionattn.heads.linear import LinearHead
+from visionattn.heads.probe import EfficientProbe
 from visionattn.heads.psp import PSP
 from visionattn.heads.segformer import SegFormer
 from visionattn.heads.semantic_fpn import SemanticFPN
@@ -37,4 +38,4 @@ def register_head(name: str, cls: type[Head]) -> None:
     HEADS[name] = cls
 
 
-__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "register_head", "resize_to"]
+__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "EfficientProbe", "Head", "HeadOutput", "LinearHead", "register_head", "resize_to"]

@@ -1,8 +1,8 @@
-"""Image classifier: a backbone and a linear head, with the methods of timm's models."""
+"""Image classifier: a backbone and a head for classes, with the methods of timm's models."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,20 +10,21 @@ from timm.layers import to_2tuple
 from torch import nn
 
 from visionattn.backbones import Backbone
-from visionattn.heads import LinearHead
+from visionattn.errors import ArgumentError, did_you_mean
+from visionattn.heads import EfficientProbe, LinearHead
 
 
 class Classifier(nn.Module):
-    """A backbone and a linear head; parameters are `backbone.*` and `head.*`.
+    """A backbone and a head, "linear" or "ep" (efficient probing); parameters are `backbone.*` and `head.*`.
 
     Attributes:
         pretrained_cfg: input size, mean, std, interpolation and crop of the model, in timm's keys.
         default_cfg: alias of `pretrained_cfg`, timm's older name.
-        num_features: channels of the last map, also as `head_hidden_size`.
+        num_features: channels of the pooled features, also as `head_hidden_size`.
     """
 
     backbone: Backbone
-    head: LinearHead
+    head: LinearHead | EfficientProbe
 
     def __init__(
         self,
@@ -32,18 +33,20 @@ class Classifier(nn.Module):
         *,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        classifier: str = "linear",
+        classifier_args: Mapping[str, Any] | None = None,
         pretrained_cfg: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = LinearHead(
-            backbone.channels,
-            num_classes,
-            norm=backbone.final_norm(),
-            pool_first=backbone.pool_first,
-            global_pool=global_pool,
-            drop_rate=drop_rate,
-        )
+        args = {"norm": backbone.final_norm(), "global_pool": global_pool, "drop_rate": drop_rate, **(classifier_args or {})}
+        if classifier == "linear":
+            self.head = LinearHead(backbone.channels, num_classes, pool_first=backbone.pool_first, **args)
+        elif classifier == "ep":
+            self.head = EfficientProbe(backbone.channels, num_classes, **args)
+        else:
+            fix = f"{did_you_mean(classifier, ('linear', 'ep'))} There are: linear, ep".strip()
+            raise ArgumentError("VA-M002", f'unknown classifier "{classifier}"', fix=fix)
         self.num_classes = num_classes
         self.in_chans = backbone.in_chans
         self.num_features = self.head_hidden_size = self.head.num_features
@@ -101,8 +104,11 @@ class Classifier(nn.Module):
         """Remove the stages after the last of `indices`, with them the head's norm, and the classifier; return the indices."""
         count = len(self.backbone.channels)
         kept = self._stage_indices(indices, count)
-        self.backbone.select_stages(range(max(kept) + 1))
-        self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
+        if isinstance(self.head, EfficientProbe) and max(kept) + 1 < count:
+            raise ValueError(f"indices: the head attends to the last of the {count} stages, which has to stay; got {indices}")
+        if max(kept) + 1 < count:
+            self.backbone.select_stages(range(max(kept) + 1))
+            self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
         if prune_norm or max(kept) + 1 < count:  # the norm is that of the last stage
             self.head.norm = nn.Identity()
         if prune_head:
@@ -140,6 +146,12 @@ class Classifier(nn.Module):
         given, own = state.get("head.fc.weight"), getattr(self.head.fc, "weight", None)
         if "classifier" not in allow:
             return set(), []
+        shapes = {key: value.shape for key, value in self.state_dict().items() if _pools(key)}
+        if given is not None and shapes != {key: value.shape for key, value in state.items() if _pools(key)}:
+            for key in [key for key in state if _pools(key) or key.startswith("head.fc.")]:
+                del state[key]
+            fresh = {*shapes, *(key for key in self.state_dict() if key.startswith("head.fc."))}
+            return fresh, ["the file has another kind of head: head re-initialised"]
         if given is None:  # of a backbone, or of a model for features: whatever the head has besides starts anew too
             missing = {key for key in self.state_dict() if key.startswith("head.")} - state.keys()
             return missing, ["the file has no classifier: head re-initialised"] if own is not None else []
@@ -170,6 +182,11 @@ class Classifier(nn.Module):
             if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
                 module.reset_parameters()
         self.head.init_weights()
+
+
+def _pools(key: str) -> bool:
+    """Whether a tensor, other than a batch counter, belongs to how a head pools."""
+    return key.startswith("head.") and not key.startswith(("head.fc.", "head.norm.")) and not key.endswith("num_batches_tracked")
 
 
 def group_matcher(backbone: Backbone, coarse: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -41,6 +41,8 @@ def create_model(
     global_pool: str = "avg",
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    classifier: str = "linear",
+    classifier_args: Mapping[str, Any] | None = None,
     **args: Any,
 ) -> Classifier | Backbone:
     """Create a model by name.
@@ -64,6 +66,8 @@ def create_model(
         global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
+        classifier: "linear", or "ep" for attentive pooling by learned queries, with which a frozen backbone is probed.
+        classifier_args: arguments of its class; `queries` and `reduction` of `visionattn.heads.EfficientProbe`.
         **args: arguments of the family's class.
 
     Raises:
@@ -91,7 +95,15 @@ def create_model(
     if not features_only:
         record = asked or next(iter(records_of(variant.name)), None)
         cfg = pretrained_cfg(variant, backbone, record, file, num_classes, img_size)
-        model = Classifier(backbone, num_classes, global_pool=global_pool, drop_rate=drop_rate, pretrained_cfg=cfg)
+        model = Classifier(
+            backbone,
+            num_classes,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            classifier=classifier,
+            classifier_args=classifier_args,
+            pretrained_cfg=cfg,
+        )
     if source := checkpoint_path or (file and file.path):
         load_checkpoint(model, source).log(source)
     if features_only:  # after loading: the file has all stages

@@ -20,9 +20,10 @@ def picture(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 EVERYTHING = AugmentConfig(vflip=0.5, rotate=20, shift=0.1, zoom=0.2, color_jitter=0.4, random_erasing=0.5)
 RAND = AugmentConfig(rand_augment="rand-m9-mstd0.5-inc1", random_erasing=0.5)
+MIX = AugmentConfig(rand_augment="augmix-m3-w3-a0.4")
 
 
-@pytest.mark.parametrize("augment", [EVERYTHING, RAND], ids=["albumentations", "rand_augment"])
+@pytest.mark.parametrize("augment", [EVERYTHING, RAND, MIX], ids=["albumentations", "rand_augment", "augmix"])
 def test_a_seed_gives_one_result_anywhere(augment: AugmentConfig) -> None:
     image = picture(60, 80)
     transform = train_transform(augment, (48, 40), MEAN, STD)
@@ -36,7 +37,7 @@ def test_a_seed_gives_one_result_anywhere(augment: AugmentConfig) -> None:
     assert transform(image, 2**32 - 1).isfinite().all()
 
 
-@pytest.mark.parametrize("augment", [EVERYTHING, RAND], ids=["albumentations", "rand_augment"])
+@pytest.mark.parametrize("augment", [EVERYTHING, RAND, MIX], ids=["albumentations", "rand_augment", "augmix"])
 def test_global_generators_are_left_alone(augment: AugmentConfig) -> None:
     transform = train_transform(augment, (32, 32), MEAN, STD)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -171,7 +172,7 @@ def test_rand_augment_many_seeds_float_and_whole_image() -> None:
     [
         (AugmentConfig(pad_crop=4), "augment.pad_crop=0"),
         (AugmentConfig(rand_augment="rand-m9", rotate=5, color_jitter=0.4), "augment.rotate=0 augment.color_jitter=0"),
-        (AugmentConfig(rand_augment="augmix-m3"), "rand-m9"),
+        (AugmentConfig(rand_augment="augmix-q3"), "rand-m9"),
         (AugmentConfig(rand_augment="rand-q7"), "rand-m9"),
     ],
 )

@@ -107,7 +107,7 @@ class AugmentConfig(Section):
     shift: float = setting(0.0, "Largest shift, as a share of the size.", ge=0, lt=1)
     zoom: float = setting(0.0, "Largest relative change of scale.", ge=0, lt=1)
     color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation changes (hue: a quarter).", ge=0)
-    rand_augment: str = setting("", "RandAugment in timm's notation, for example rand-m9-mstd0.5-inc1.")
+    rand_augment: str = setting("", "RandAugment or AugMix in timm's notation, for example rand-m9-mstd0.5-inc1 or augmix-m3-w3.")
     random_erasing: float = setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
     mixup: float = setting(0.0, "Mixup alpha; 0 is off.", ge=0)
     cutmix: float = setting(0.0, "CutMix alpha; 0 is off.", ge=0)

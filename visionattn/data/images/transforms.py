@@ -304,15 +304,16 @@ def _albumentations(augment: AugmentConfig, size: tuple[int, int]) -> Any:
 
 
 def _rand_augment(augment: AugmentConfig, size: tuple[int, int], normalize: Normalize) -> tuple[Any, Any]:
-    from timm.data.auto_augment import rand_augment_transform
+    from timm.data.auto_augment import augment_and_mix_transform, rand_augment_transform
     from timm.data.random_erasing import RandomErasing
     from timm.data.transforms import RandomResizedCropAndInterpolation
     from torchvision import transforms
 
     fill = tuple(min(255, round(255 * float(value))) for value in normalize.mean.flatten())
     hparams = {"translate_const": int(min(size) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+    create = augment_and_mix_transform if augment.rand_augment.startswith("augmix") else rand_augment_transform
     try:
-        augmentation = rand_augment_transform(augment.rand_augment, hparams)
+        augmentation = create(augment.rand_augment, hparams)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
             "VA-C002", f'augment.rand_augment: "{augment.rand_augment}" is not in timm\'s notation', fix="Example: rand-m9-mstd0.5-inc1"

@@ -137,8 +137,9 @@ def _matches(given: State, variants: list[Variant], dense: bool) -> Iterator[tup
     first, head = own.get(f"{cls.first_conv}.weight"), state.get("head.fc.weight")
     if first is None or first.dim() != 4 or not first.numel() or not _alike(own, example):
         return
-    inferred = {**cls.infer_args(given), "in_chans": first.shape[1]}
     defaults = {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    channels = defaults["in_chans"] if cls.per_channel else first.shape[1]
+    inferred = {**cls.infer_args(given), "in_chans": channels}
     if any(key.startswith("out_norms.") for key in own) or (dense and "out_norm" in defaults):
         inferred["out_norm"] = True
     for variant in _as_deep(own, variants):
@@ -151,7 +152,7 @@ def _matches(given: State, variants: list[Variant], dense: bool) -> Iterator[tup
         usual = {**defaults, **variant.args, "in_chans": inferred["in_chans"]}
         beyond = {key: value for key, value in inferred.items() if usual[key] != value}
         classes = head.shape[0] if head is not None else 0
-        yield fit, -len(beyond), Recognised((variant.name,), beyond, classes, first.shape[1], fit)
+        yield fit, -len(beyond), Recognised((variant.name,), beyond, classes, channels, fit)
 
 
 def one_name(path: Path, found: Recognised, asked: str | None, *, fix: str) -> str:

@@ -21,7 +21,7 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     Raises:
         UserError: VA-M001, VA-M002.
     """
-    settings = config.model
+    settings, head = config.model, config.model.classifier
     record = named_weights(settings.name, settings.weights)
     try:
         model = create_model(
@@ -31,6 +31,8 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
             img_size=settings.size,
             drop_rate=settings.drop_rate,
             drop_path_rate=chosen(settings.drop_path_rate, "model.drop_path_rate"),
+            classifier=head.name,
+            classifier_args={"queries": head.queries or 32, "reduction": head.reduction} if head.name == "ep" else {},
             **settings.args,
         )
     except UserError:

@@ -12,8 +12,23 @@ from visionattn.data.images.settings import AugmentConfig, LabelDataConfig
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
+class ClassHeadConfig(Section):
+    name: Literal["linear", "ep"] = setting(
+        "linear", "linear: mean of the last map, and a linear layer; ep: pooled by learned queries (efficient probing), and a linear layer."
+    )
+    queries: int | None = setting(None, "Queries of ep, which share the channels of the last map; null: 32.", ge=1)
+    reduction: int = setting(1, "Channels of the last map per channel of the values of ep.", ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ClassHeadConfig:
+        if self.name == "linear" and (self.queries is not None or self.reduction != 1):
+            raise ValueError("queries and reduction are those of ep: set model.classifier.name=ep, or leave them out")
+        return self
+
+
 class ClassifierConfig(BackboneConfig):
     drop_rate: float = setting(0.0, "Dropout before the classifier.", ge=0, lt=1)
+    classifier: ClassHeadConfig = ClassHeadConfig()
 
 
 class LossConfig(Section):
