@@ -19,9 +19,9 @@ from visionattn.data.images.settings import AugmentConfig
 from visionattn.data.images.transforms import eval_transform, train_transform
 from visionattn.data.masks.settings import MaskAugmentConfig
 from visionattn.data.masks.transforms import mask_train_transform
+from visionattn.data.statistics import with_statistics
 from visionattn.errors import UserError
 from visionattn.jobs.check import read_data
-from visionattn.jobs.choices import with_statistics
 from visionattn.tasks import load_config, task_of
 
 SIZE = (40, 48)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from visionattn.config.schema import RunConfig
 from visionattn.data.check import check_threads
+from visionattn.data.images.settings import ImageDataConfig
+from visionattn.data.images.transforms import shown_channels
 from visionattn.data.readers import ImageFacts, UnreadableFile
 from visionattn.data.sources import Images
+from visionattn.data.splits import Split
+from visionattn.errors import UserError
 
 _HEADERS = 16  # images that are looked at to tell pictures from others
 _MEASURED = 1000  # most images whose values are measured
@@ -36,6 +41,40 @@ def are_pictures(images: Images) -> bool:
     """Whether images are grey or in colour, and any of them has 8 bits: then the mean and deviation of the weights fit them."""
     facts = _headers(images, _HEADERS)
     return images.in_chans in (1, 3) and (not facts or any(item.depth <= 8 for item in facts))
+
+
+def with_statistics(config: RunConfig, train: Split) -> tuple[RunConfig, Statistics | None]:
+    """The config with what training needs to know of images that are no pictures: mean, deviation, and the channels that are shown.
+
+    Raises:
+        UserError: VA-D010, no image could be read.
+    """
+    settings = config.data
+    if not isinstance(settings, ImageDataConfig) or train.images is None:
+        return config, None
+    pictures, found = are_pictures(train.images), None
+    if settings.mean == "auto" and not pictures:
+        found = measure(train.images)
+        if found is None:
+            raise UserError("VA-D010", "no training image could be read to measure the mean of its channels")
+    values: dict[str, Any] = {} if found is None else {"mean": found.mean, "std": found.std}
+    if pictures or settings.preview == "auto":
+        values["preview"] = None if pictures else [number + 1 for number in shown_channels("auto", train.images.in_chans)]
+    return _with_data(config, {**_without_auto(settings), **values}), found
+
+
+def without_statistics(config: RunConfig) -> RunConfig:
+    """The config of a run that resumes: where it has auto, it began before there was a choice, with the values of the weights."""
+    settings = config.data
+    return _with_data(config, _without_auto(settings)) if isinstance(settings, ImageDataConfig) else config
+
+
+def _without_auto(settings: ImageDataConfig) -> dict[str, Any]:
+    return {name: None if getattr(settings, name) == "auto" else getattr(settings, name) for name in ("mean", "std", "preview")}
+
+
+def _with_data(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update=values)})
 
 
 def measure(images: Images) -> Statistics | None:

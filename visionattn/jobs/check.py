@@ -12,10 +12,10 @@ from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.readers import LIMIT_SETTING
 from visionattn.data.splits import ManifestRow
-from visionattn.data.statistics import channels_of
+from visionattn.data.statistics import channels_of, with_statistics
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, cache_folder, counted, csv_text, json_text
-from visionattn.jobs.choices import choose, with_statistics, with_weights
+from visionattn.jobs.choices import choose, with_weights
 from visionattn.names import file_name, shown
 from visionattn.tasks import task_of
 from visionattn.tasks.base import Target, Task

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -12,10 +11,7 @@ from visionattn.config.choices import Choice, Facts, apply_choices
 from visionattn.config.schema import FROM_SCRATCH, RunConfig
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
-from visionattn.data.images.transforms import shown_channels
-from visionattn.data.splits import Split
-from visionattn.data.statistics import Statistics, are_pictures, measure
-from visionattn.errors import UserError
+from visionattn.data.statistics import Statistics
 from visionattn.names import to_path
 from visionattn.runs.load import config_of_run
 from visionattn.tasks import task_of
@@ -34,33 +30,6 @@ def with_weights(config: RunConfig) -> RunConfig:
     if task.published_weights(complete) is None and source.is_dir():
         complete = task.with_model_of(complete, config_of_run(source))
     return complete
-
-
-def with_statistics(config: RunConfig, train: Split) -> tuple[RunConfig, Statistics | None]:
-    """The config with what training needs to know of images that are no pictures: mean, deviation, and the channels that are shown.
-
-    Raises:
-        UserError: VA-D010, no image could be read.
-    """
-    data: Any = config.data
-    if not hasattr(data, "preview") or train.images is None:
-        return config, None
-    pictures, found = are_pictures(train.images), None
-    if data.mean == "auto" and not pictures:
-        found = measure(train.images)
-        if found is None:
-            raise UserError("VA-D010", "no training image could be read to measure the mean of its channels")
-    values = without_auto(data)
-    if found is not None:
-        values |= {"mean": found.mean, "std": found.std}
-    if pictures or data.preview == "auto":
-        values["preview"] = None if pictures else [number + 1 for number in shown_channels("auto", train.images.in_chans)]
-    return config.model_copy(update={"data": data.model_copy(update=values)}), found
-
-
-def without_auto(data: Any) -> dict[str, Any]:
-    """Mean, deviation and shown channels of the `data` section where auto is null, as in runs that began before there was a choice."""
-    return {name: None if getattr(data, name) == "auto" else getattr(data, name) for name in ("mean", "std", "preview")}
 
 
 def choose(

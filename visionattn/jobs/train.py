@@ -18,7 +18,7 @@ from visionattn.console import Console, duration
 from visionattn.data.loading import eval_loader, worker_count
 from visionattn.data.sampling import derive_seed, require_batches
 from visionattn.data.splits import manifest_hash
-from visionattn.data.statistics import Statistics
+from visionattn.data.statistics import Statistics, with_statistics, without_statistics
 from visionattn.engine.batch_size import fit_batch, samples_per_step, with_batch
 from visionattn.engine.devices import deterministic, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
@@ -30,7 +30,7 @@ from visionattn.engine.trainer import Trainer
 from visionattn.errors import UserError
 from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
-from visionattn.jobs.choices import choose, print_choices, print_statistics, with_statistics, with_weights, without_auto
+from visionattn.jobs.choices import choose, print_choices, print_statistics, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data, with_choices_of
 from visionattn.jobs.weights import fetch_published, load_initial_weights
@@ -194,9 +194,7 @@ def _prepare(
     def statistics(checked: CheckedData) -> tuple[RunConfig, Statistics | None]:
         if resumed is None:
             return with_statistics(checked.config, checked.data.train)
-        data: Any = checked.config.data
-        known = without_auto(data) if hasattr(data, "preview") else {}
-        return checked.config.model_copy(update={"data": data.model_copy(update=known)}), None
+        return without_statistics(checked.config), None
 
     if resumed is None:  # before the data are decoded, so that it is known soon whether they can be downloaded
         processes.together(lambda: fetch_published(task, config, console), main_first=True)
