@@ -1684,6 +1684,22 @@ COMMANDS = [
         with_run=True,
     ),
     Case(
+        "cli/run.py",
+        "features data.workers=0 --out new",
+        "VA-C005",
+        "visionattn features RUN FILE_OR_FOLDER --out FOLDER",
+        (
+            run(
+                "visionattn features RUN FILE_OR_FOLDER --out FOLDER",
+                RUN="runs/flowers/001",
+                FILE_OR_FOLDER="photos",
+                FOLDER="new",
+            ),
+        ),
+        photos,
+        with_run=True,
+    ),
+    Case(
         "report/trackers.py",
         f"train --data flowers {DRY} log.to=comet_ml",
         "VA-R007",
@@ -1800,10 +1816,10 @@ COMMANDS = [
     ),
     Case(
         "cli/unknown.py",
-        "predict --weights runs/flowers/001 --images photos --top-k 2 --save-dir new",
+        "predict --weights runs/flowers/001 --images photos --top-k 2 --conf 0.5 --save-dir new",
         "VA-C001",
-        "visionattn predict runs/flowers/001 --source photos --topk 2 --out new",
-        (run("visionattn predict runs/flowers/001 --source photos --topk 2 --out new"),),
+        "visionattn predict runs/flowers/001 --source photos --topk 2 --threshold 0.5 --out new",
+        (run("visionattn predict runs/flowers/001 --source photos --topk 2 --threshold 0.5 --out new"),),
         photos,
         with_run=True,
     ),
