@@ -8,6 +8,7 @@ from typing import Any
 _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "BiFormer": ("biformer_tiny", {**_PLAIN, "embed_dim": 16}),
+    "DAEFormer": ("dae_former", {"depths": (1, 1, 1), "embed_dims": (8, 16, 24)}),
     "DaViT": ("davit_tiny", _PLAIN),
     "NAT": ("dinat_mini", {**_PLAIN, "dilations": (2, 1, 1, 1)}),
     "NATIsotropic": ("nat_isotropic_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),

@@ -29,6 +29,8 @@ def short(name: str) -> dict[str, Any]:
     small: dict[str, Any] = {}
     if "depths" in given:
         small["depths"] = tuple(min(2, depth) for depth in given["depths"])
+    if "embed_dims" in given:
+        small["embed_dims"] = tuple(width // 4 for width in given["embed_dims"])
     heads = given.get("num_heads")
     if isinstance(heads, int):
         small |= {"embed_dim": 2 * given["embed_dim"] // heads, "num_heads": 2}

@@ -43,6 +43,7 @@ OPS = (
 # Calls in the tiny models, of one block per stage (Swin: two in the second).
 CALLS = {
     "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
+    "DAEFormer": ["channel_attention"] * 3,
     "DaViT": ["window_attention", "channel_attention"] * 4,
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
@@ -55,6 +56,9 @@ CALLS = {
 HEADS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "ccnet": ("ccnet", {"width": 16}, ["criss_cross_attention"] * 2),
     "danet": ("danet", {"width": 16, "reduced": 4}, ["dense_attention", "danet_channel_attention"]),
+    "att_swin": ("att_swin", {"depth": 1, "head_dim": 8}, (["dense_attention"] * 4 + ["window_attention"]) * 3),
+    "dae": ("dae", {"depth": 1}, ["channel_attention"] * 3),
+    # ms_dual_guided has the modules of danet, at the finest map: minutes here.
     # Position attention at stride 8 and above.
     "unet, dual": (
         "unet",
@@ -87,9 +91,11 @@ def calls(monkeypatch) -> list[Call]:
 
         return spy
 
-    for module in [module for name, module in sys.modules.items() if name.startswith(("visionattn.backbones", "visionattn.heads"))] + [
-        sys.modules["visionattn.layers"]
-    ]:
+    for module in [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith(("visionattn.attention", "visionattn.backbones", "visionattn.heads"))
+    ] + [sys.modules["visionattn.layers"]]:
         for name in OPS:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, spied(name))

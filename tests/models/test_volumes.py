@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def test_any_size(name: str, size: tuple[int, int, int]) -> None:
     model = tiny(name, depth=4)
     outputs = model.train()(torch.randn(1, 2, *size))
     assert outputs[0].shape == (1, 3, *size) and len(outputs) == 4
-    for finer, coarser in zip(outputs, outputs[1:], strict=False):
+    for finer, coarser in pairwise(outputs):
         wanted = [side if side <= 4 else -(-side // 2) for side in finer.shape[2:]]
         assert list(coarser.shape[2:]) == wanted
     assert len(tiny(name, deep_supervision=False).train()(torch.randn(1, 2, *size))) == 1

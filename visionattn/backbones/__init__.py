@@ -1,12 +1,13 @@
 """Backbone families; importing this package registers all of them."""
 
-from visionattn.backbones import biformer, davit, dinat_s, eca, ela, nat, nat_isotropic, swin, swinv2, transnext, van
+from visionattn.backbones import biformer, dae, davit, dinat_s, eca, ela, nat, nat_isotropic, swin, swinv2, transnext, van
 from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import list_models, register_backbone
 
 __all__ = [
     "Backbone",
     "biformer",
+    "dae",
     "davit",
     "dinat_s",
     "eca",

@@ -1,11 +1,14 @@
 """Segmentation and classification heads: map the list of feature maps to logits."""
 
-from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
+from visionattn.heads.att_swin import AttSwin
+from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, Regularizer, resize_to
 from visionattn.heads.ccnet import CCNet
+from visionattn.heads.dae import DAE
 from visionattn.heads.danet import DANet
 from visionattn.heads.deeplab import DeepLabV3Plus
 from visionattn.heads.fcn import FCN
 from visionattn.heads.linear import LinearHead
+from visionattn.heads.ms_dual_guided import MSDualGuided
 from visionattn.heads.psp import PSP
 from visionattn.heads.segformer import SegFormer
 from visionattn.heads.semantic_fpn import SemanticFPN
@@ -23,6 +26,9 @@ HEADS: dict[str, type[Head]] = {
     "ccnet": CCNet,
     "danet": DANet,
     "unet": UNet,
+    "att_swin": AttSwin,
+    "dae": DAE,
+    "ms_dual_guided": MSDualGuided,
 }
 
 
@@ -37,4 +43,4 @@ def register_head(name: str, cls: type[Head]) -> None:
     HEADS[name] = cls
 
 
-__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "register_head", "resize_to"]
+__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "Regularizer", "register_head", "resize_to"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -60,7 +61,7 @@ class AGUNet3d(nn.Module):
     ) -> None:
         super().__init__()
         widths = [width * min(2**level, 16) for level in range(depth + 1)]
-        steps = list(zip(widths, widths[1:], strict=False))  # finer and coarser
+        steps = list(pairwise(widths))  # finer and coarser
         self.first = _convs(in_chans, widths[0], norm)
         self.inputs = nn.ModuleList(nn.Conv3d(in_chans, finer, 3, padding=1) for finer, _ in steps)
         self.encoder = nn.ModuleList(_convs(2 * finer, coarser, norm) for finer, coarser in steps)
