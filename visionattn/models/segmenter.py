@@ -88,11 +88,9 @@ class Segmenter(nn.Module):
             skipped.append("the file's auxiliary head left out" if given else "the file has no auxiliary head: it starts anew")
         classes = state.get("decode_head.conv_seg.weight")
         if "classifier" in allow and classes is not None and len(classes) != self.num_classes:
-            mine = self.state_dict()
+            mine, other = self.state_dict(), ((self.num_classes,), tuple(classes.shape[:1]))
             # Also those of auxiliary outputs, whatever their names.
-            last = {
-                key for key in own & state.keys() if (mine[key].shape[:1], state[key].shape[:1]) == ((self.num_classes,), classes.shape[:1])
-            }
+            last = {key for key in own & state.keys() if (tuple(mine[key].shape[:1]), tuple(state[key].shape[:1])) == other}
             kept |= last
             for key in last:
                 del state[key]
