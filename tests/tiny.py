@@ -20,6 +20,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
     "TransNeXt": ("transnext_micro", _PLAIN),
+    "TransDAE": ("trans_dae", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
 }

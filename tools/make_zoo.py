@@ -31,6 +31,7 @@ FAMILIES = {
     "TransNeXt": (("transnext",), "2311.17132", "DaiShiResearch/TransNeXt"),
     "ECA-Net": (("eca",), "1910.03151", "BangguWu/ECANet"),
     "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
+    "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }
 
 

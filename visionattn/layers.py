@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import nn
 
-from visionattn.kernels import neighborhood_attention, window_attention
+from visionattn.kernels import dilated_depthwise_conv2d, neighborhood_attention, window_attention
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -79,6 +79,20 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
         return self.reduction(self.norm(concat_2x2(x)))  # type: ignore[no-any-return]
+
+
+class LargeKernelAttention(nn.Module):
+    """Multiply the input by weights per position and channel, computed from the 23 x 23 surrounding positions, without a sigmoid."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.conv_spatial = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
+        self.conv1 = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = dilated_depthwise_conv2d(self.conv0(x), self.conv_spatial.weight, self.conv_spatial.bias, dilation=3)
+        return x * self.conv1(weights)  # type: ignore[no-any-return]
 
 
 class WindowAttention(nn.Module):

@@ -50,6 +50,7 @@ CALLS = {
     "DiNATS": ["neighborhood_attention"] * 4,
     "Swin": ["window_attention"] * 5,
     "SwinV2": ["window_attention"] * 4,
+    "TransDAE": ["dense_attention"] * 4,
     "TransNeXt": ["aggregated_attention"] * 3 + ["dense_attention"],
     "ViTRPB": ["window_attention"] * 4,
 }
@@ -57,6 +58,7 @@ HEADS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "ccnet": ("ccnet", {"width": 16}, ["criss_cross_attention"] * 2),
     "danet": ("danet", {"width": 16, "reduced": 4}, ["dense_attention", "danet_channel_attention"]),
     "att_swin": ("att_swin", {"depth": 1, "head_dim": 8}, (["dense_attention"] * 4 + ["window_attention"]) * 3),
+    "trans_dae": ("trans_dae", {"depth": 1}, ["dense_attention"] * 3),
     "dae": ("dae", {"depth": 1}, ["channel_attention"] * 3),
     # ms_dual_guided has the modules of danet, at the finest map: minutes here.
     # Position attention at stride 8 and above.

@@ -29,7 +29,7 @@ SMALL: dict[str, dict[str, Any]] = {
 SMALL["danet"]["reduced"] = 2
 SMALL["unet"] = {"stem_channels": (4, 4), "max_channels": 8, "deep_supervision": True}
 SMALL["att_swin"] = {"depth": 1, "head_dim": 4}
-SMALL["dae"] = {"depth": 1}
+SMALL["dae"] = SMALL["trans_dae"] = {"depth": 1}
 SMALL["ms_dual_guided"] = {"width": 4}
 SMALL["semantic_fpn"] = {"width": 8, "neck_width": 8}
 PUBLISHED = json.loads((Path(__file__).parents[1] / "fixtures" / "heads" / "published_keys.json").read_text())

@@ -15,12 +15,17 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.kernels import channel_attention
+from visionattn.kernels import channel_attention, dense_attention
 
 
 def efficient_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention without weights between positions (arXiv 1812.01243, eq. 4): `softmax_d(q) (softmax_N(k)^T v)`, `[B, heads, N, d]`."""
     return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
+
+
+def heads_of(dim: int) -> int:
+    """Heads of 64 channels, or one."""
+    return max(1, dim // 64) if dim % max(1, dim // 64) == 0 else 1
 
 
 class EfficientAttention(nn.Module):
@@ -40,6 +45,35 @@ class EfficientAttention(nn.Module):
             project(tokens).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for project in (self.queries, self.keys, self.values)
         )  # B heads N d
         return self.reprojection(efficient_attention(q, k, v).transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+
+class ReducedAttention(nn.Module):
+    """Attention of all positions to those of a map reduced by a strided convolution (arXiv 2102.12122).
+
+    Args:
+        dim: channels; 64 per head, or one head.
+        reduction: stride of the convolution.
+    """
+
+    def __init__(self, dim: int, reduction: int) -> None:
+        super().__init__()
+        self.num_heads, self.reduction = heads_of(dim), reduction
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        if reduction > 1:
+            self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
+            self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        seen = x
+        if self.reduction > 1:
+            right, bottom = -x.shape[2] % self.reduction, -x.shape[1] % self.reduction
+            seen = self.reduce(F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom)))
+            seen = self.norm(seen.permute(0, 2, 3, 1))
+        q = self.q(x).unflatten(3, (self.num_heads, -1))
+        k, v = self.kv(seen).unflatten(3, (2, self.num_heads, -1)).unbind(3)
+        return self.proj(dense_attention(q, k, v).flatten(3))  # type: ignore[no-any-return]
 
 
 class TransposedAttention(nn.Module):

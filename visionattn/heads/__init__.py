@@ -12,6 +12,7 @@ from visionattn.heads.ms_dual_guided import MSDualGuided
 from visionattn.heads.psp import PSP
 from visionattn.heads.segformer import SegFormer
 from visionattn.heads.semantic_fpn import SemanticFPN
+from visionattn.heads.trans_dae import TransDAEDecoder
 from visionattn.heads.unet import UNet
 from visionattn.heads.upernet import UPerNet
 
@@ -28,6 +29,7 @@ HEADS: dict[str, type[Head]] = {
     "unet": UNet,
     "att_swin": AttSwin,
     "dae": DAE,
+    "trans_dae": TransDAEDecoder,
     "ms_dual_guided": MSDualGuided,
 }
 

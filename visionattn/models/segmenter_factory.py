@@ -36,6 +36,8 @@ PRESETS = {
     "att_swin_unet": Preset("swin_tiny", "att_swin", {}),
     # DAE-Former (Azad et al., arXiv 2212.13504).
     "dae_former": Preset("dae_former", "dae", {}),
+    # TransDAE (Azad et al., arXiv 2409.02018).
+    "trans_dae": Preset("trans_dae", "trans_dae", {}),
     # ResUNet with channel attention in the skips and atrous pyramid pooling below; the encoder is ECA-Net's (arXiv 1910.03151).
     "resunet_eca_aspp": Preset("eca_resnet34", "unet", {"skip": "eca", "bottleneck": "aspp"}),
 }

@@ -32,7 +32,8 @@ class SegmenterConfig(BackboneConfig):
     default_size: ClassVar[int] = 512
 
     name: str = setting(
-        "davit_tiny", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
+        "davit_tiny",
+        "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, dae_former, trans_dae, resunet_eca_aspp.",
     )
     img_size: int | tuple[int, int] | Auto = setting(
         "auto", "Size of a training crop in pixels: one number, or [height, width]; auto: 512, or less for smaller images."
