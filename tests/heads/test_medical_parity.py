@@ -14,11 +14,13 @@ from torch import nn
 
 from tests.heads.test_semantic_parity import FOLDER, TOLERANCE, error, inputs_of
 from tests.parity import fill
+from visionattn.attention import DSL
 from visionattn.attention.dual_efficient import DualBlock, EfficientAttention, TransposedAttention
 from visionattn.backbones.swin import Swin
 from visionattn.heads.att_swin import AttSwin
 from visionattn.heads.base import resize_to
 from visionattn.heads.dae import CrossBlock
+from visionattn.heads.danet import PositionAttention
 from visionattn.heads.ms_dual_guided import GuidedAttention, MSDualGuided, SemanticModule
 from visionattn.models.segmenter_factory import create_segmenter
 
@@ -142,6 +144,29 @@ def test_msa_predicts_the_mean_of_the_second_step() -> None:
     output = head(maps)
     assert [(aux.name, aux.weight) for aux in output.aux] == [("second1", 1.0), ("first0", 1.0), ("first1", 1.0)]
     assert torch.allclose((output.logits + output.aux[0].logits) / 2, mean)
+
+
+@DTYPES
+@torch.no_grad()
+def test_attention_map_of_dynamic_subspace_learners(dtype: torch.dtype) -> None:
+    name = "dsl_attention"
+    module = DSL(64)
+    assert filled(module, [], dtype) == RECORDS[name]["keys"]
+    (x,) = inputs(name, dtype)
+    assert error(module.gate(x), recorded(f"{name}/out")) < TOLERANCE[dtype]
+    assert torch.equal(module(x), x * module.gate(x))
+
+
+@DTYPES
+@torch.no_grad()
+def test_position_attention_of_volumes(dtype: torch.dtype) -> None:
+    """That of MPU-Net: it sees positions, so that two axes may be one."""
+    name = "mpu_pam3d"
+    module = PositionAttention(8, 1)
+    rules: Rules = [(r"^gamma\.scale$", "gamma"), (r"^(query|key|value)_project\.", r"\1_conv.")]
+    assert filled(module, rules, dtype) == RECORDS[name]["keys"]
+    (x,) = inputs(name, dtype)
+    assert error(module(x.flatten(2, 3)).view(x.shape), recorded(f"{name}/out")) < TOLERANCE[dtype]
 
 
 # The names of DAEFormer.

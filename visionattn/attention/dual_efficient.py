@@ -23,9 +23,9 @@ def efficient_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> to
     return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
 
 
-def heads_of(dim: int) -> int:
-    """Heads of 64 channels, or one."""
-    return max(1, dim // 64) if dim % max(1, dim // 64) == 0 else 1
+def heads_of(dim: int, head_dim: int = 64) -> int:
+    """Number of heads of at least `head_dim` channels, or one."""
+    return next(heads for heads in range(max(1, dim // head_dim), 0, -1) if dim % heads == 0)
 
 
 class EfficientAttention(nn.Module):
@@ -51,7 +51,7 @@ class ReducedAttention(nn.Module):
     """Attention of all positions to those of a map reduced by a strided convolution (arXiv 2102.12122).
 
     Args:
-        dim: channels; 64 per head, or one head.
+        dim: channels; at least 64 per head.
         reduction: stride of the convolution.
     """
 

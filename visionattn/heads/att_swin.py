@@ -17,6 +17,7 @@ Differences from the authors' code:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -25,6 +26,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
+from visionattn.attention.dual_efficient import heads_of
 from visionattn.heads.base import Head, HeadOutput, resize_to
 from visionattn.heads.unet import SummaryExchange
 from visionattn.layers import SwinBlock, WindowAttention
@@ -62,7 +64,7 @@ class AttSwin(Head):
         finest = channels[1]
         self.norm = nn.LayerNorm(channels[-1])
         self.levels = nn.ModuleList(
-            Level(below, skip, depth, max(1, skip // head_dim), window_size, summary) for skip, below in pairwise(channels[1:])
+            Level(below, skip, depth, heads_of(skip, head_dim), window_size, summary) for skip, below in pairwise(channels[1:])
         )
         self.norm_up = nn.LayerNorm(finest)
         self.expand = PatchExpand(finest, finest, 4)
@@ -90,14 +92,16 @@ class AttSwin(Head):
 
     @staticmethod
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-        tables = [value for key, value in state.items() if key.startswith("levels.0.") and key.endswith("relative_position_bias_table")]
+        found = [re.fullmatch(r"levels\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table", key) for key in state]
+        tables = [match for match in found if match]
         if not tables or "expand.expand.weight" not in state:
             return None
-        rows, heads = tables[0].shape
+        # Channels and heads of each level.
+        heads = {len(state[f"levels.{match[1]}.blocks.0.attn.proj.bias"]): state[match[0]].shape[1] for match in tables}
         return {
-            "depth": len(tables),
-            "head_dim": state["conv_seg.weight"].shape[1] // heads,
-            "window_size": (round(rows**0.5) + 1) // 2,
+            "depth": sum(match[1] == "0" for match in tables),
+            "head_dim": next(dim for dim in (32, *range(1, max(heads) + 1)) if all(heads_of(skip, dim) == n for skip, n in heads.items())),
+            "window_size": (round(len(state[tables[0][0]]) ** 0.5) + 1) // 2,
             "summary": "add" if any(".exchange." in key for key in state) else "none",
         }
 
@@ -107,8 +111,6 @@ class Level(nn.Module):
 
     def __init__(self, below: int, skip: int, depth: int, num_heads: int, window_size: int, summary: str) -> None:
         super().__init__()
-        while skip % num_heads:
-            num_heads -= 1
         self.replace = summary == "replace"
         self.expand = PatchExpand(below, skip, 2)
         self.exchange = None if summary == "none" else SummaryExchange(skip)
@@ -120,20 +122,18 @@ class Level(nn.Module):
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:  # B h w C', B H W C -> B H W C
         x = cropped(self.expand(x), skip.shape[1:3])
         if self.exchange is not None:
-            x, skip = self.summarised(x, skip)
+            x, skip = with_summaries(self.exchange, x, skip, self.replace)
         return self.blocks(self.project(torch.cat([x, skip], -1)))  # type: ignore[no-any-return]
 
-    def summarised(self, x: torch.Tensor, skip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Let the mean of each side see the other."""
-        shape = x.shape
-        ours, theirs = x.flatten(1, 2), skip.flatten(1, 2)  # B N C
-        first = 1 if self.replace else 0
-        a, b = self.exchange.exchange(  # type: ignore[union-attr]  # only called with one
-            ours.mean(1, keepdim=True), ours[:, first:], theirs.mean(1, keepdim=True), theirs[:, first:]
-        )
-        if self.replace:
-            return torch.cat([a, ours[:, 1:]], 1).view(shape), torch.cat([b, theirs[:, 1:]], 1).view(shape)
-        return (ours + a).view(shape), (theirs + b).view(shape)
+
+def with_summaries(module: SummaryExchange, x: torch.Tensor, skip: torch.Tensor, replace: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Let the mean of each map `[B, H, W, C]` attend to the other, and put it in the place of the first position or add it to all."""
+    ours, theirs = x.flatten(1, 2), skip.flatten(1, 2)  # B N C
+    first = 1 if replace else 0
+    a, b = module.exchange(ours.mean(1, keepdim=True), ours[:, first:], theirs.mean(1, keepdim=True), theirs[:, first:])
+    if replace:
+        return torch.cat([a, ours[:, 1:]], 1).view(x.shape), torch.cat([b, theirs[:, 1:]], 1).view(x.shape)
+    return (ours + a).view(x.shape), (theirs + b).view(x.shape)
 
 
 class PatchExpand(nn.Module):

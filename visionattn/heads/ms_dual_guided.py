@@ -17,7 +17,6 @@ Differences from the authors' code:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +90,7 @@ class MSDualGuided(Head):
 
     @staticmethod
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
-        if not any(re.match(r"first_semantic\.", key) for key in state):
+        if not any(key.startswith("first_semantic.") for key in state):
             return None
         return {"width": state["conv_seg.weight"].shape[1]}
 
