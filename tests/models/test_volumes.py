@@ -114,6 +114,12 @@ def test_position_attention_is_refused_where_it_is_too_large() -> None:
     assert caught.value.code == "VA-M002"
 
 
+@pytest.mark.parametrize(("argument", "known"), [("gate", "concat or add"), ("norm", "instance or batch")])
+def test_unknown_choices(argument: str, known: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument}: expected {known}, got 'group'"):
+        tiny(**{argument: "group"})
+
+
 def test_meta_device() -> None:
     for name in VOLUME_NETS:
         with torch.device("meta"):

@@ -60,6 +60,9 @@ class AGUNet3d(nn.Module):
         norm: Norm = "instance",
     ) -> None:
         super().__init__()
+        for argument, value, known in (("gate", gate, ("concat", "add")), ("norm", norm, ("instance", "batch"))):
+            if value not in known:
+                raise ValueError(f"{argument}: expected {' or '.join(known)}, got {value!r}")
         widths = [width * min(2**level, 16) for level in range(depth + 1)]
         steps = list(pairwise(widths))  # finer and coarser
         self.first = _convs(in_chans, widths[0], norm)
