@@ -16,6 +16,7 @@ from tests.heads.test_semantic_parity import FOLDER, TOLERANCE, error, inputs_of
 from tests.parity import fill
 from visionattn.attention import DSL
 from visionattn.attention.dual_efficient import DualBlock, EfficientAttention, TransposedAttention
+from visionattn.backbones.dae import DAEFormer
 from visionattn.backbones.swin import Swin
 from visionattn.heads.att_swin import AttSwin
 from visionattn.heads.base import resize_to
@@ -171,6 +172,12 @@ def test_position_attention_of_volumes(dtype: torch.dtype) -> None:
 
 # The names of DAEFormer.
 MLP: Rules = [(r"(mlp\d?\.dwconv)\.", r"\1.dwconv.")]
+DAE_ENCODER: Rules = [
+    *[(rf"^stages\.{i}\.downsample\.", f"backbone.patch_embed{i + 1}.") for i in range(3)],
+    *[(rf"^stages\.{i}\.blocks\.(.*mlp\d\.dwconv)\.", rf"backbone.block{i + 1}.\1.dwconv.") for i in range(3)],
+    *[(rf"^stages\.{i}\.blocks\.", f"backbone.block{i + 1}.") for i in range(3)],
+    *[(rf"^stages\.{i}\.norm\.", f"backbone.norm{i + 1}.") for i in range(3)],
+]
 DAE_DECODER: Rules = [
     (r"^expand\.", "decoder_2.layer_up."),
     (r"^expands\.(\d)\.", r"decoder_\1.layer_up."),
@@ -213,19 +220,26 @@ def test_dae_blocks(dtype: torch.dtype) -> None:
     assert error(block(decoder, skip).flatten(1, 2), recorded(f"{name}/out")) < TOLERANCE[dtype]
 
 
+def test_the_authors_encoder_is_read() -> None:
+    model = DAEFormer(embed_dims=(8, 16, 24), depths=(1, 1, 1))
+    given = {}
+    for key, value in model.state_dict().items():
+        pattern, replacement = next(rule for rule in DAE_ENCODER if re.search(rule[0], key))
+        conv = ".attn." in key and value.dim() == 2  # theirs are convolutions
+        given[re.sub(pattern, replacement, key).removeprefix("backbone.")] = value[:, :, None, None] if conv else value
+    given["block1.0.mlp1.norm2.weight"] = torch.ones(32)  # never called
+    read = DAEFormer.from_upstream(given)
+    assert {f"backbone.{key}" for key in model.state_dict()} == set(read)
+    assert all(value.equal(read[f"backbone.{key}"]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.slow
 @DTYPES
 @torch.no_grad()
 def test_dae_former(dtype: torch.dtype) -> None:
     name = "daeformer_full"
     model = create_segmenter("dae_former", num_classes=9)
-    encoder = [
-        *[(rf"^stages\.{i}\.downsample\.", f"backbone.patch_embed{i + 1}.") for i in range(3)],
-        *[(rf"^stages\.{i}\.blocks\.(.*mlp\d\.dwconv)\.", rf"backbone.block{i + 1}.\1.dwconv.") for i in range(3)],
-        *[(rf"^stages\.{i}\.blocks\.", f"backbone.block{i + 1}.") for i in range(3)],
-        *[(rf"^stages\.{i}\.norm\.", f"backbone.norm{i + 1}.") for i in range(3)],
-    ]
-    number = filled(model.backbone, encoder, dtype) + filled(model.decode_head, DAE_DECODER, dtype)
+    number = filled(model.backbone, DAE_ENCODER, dtype) + filled(model.decode_head, DAE_DECODER, dtype)
     norms, coarsest = 10 * 8 + 2 * 4, 2 * 44 + 24  # never called: of all MLPs, and all but the expansion of the coarsest decoder
     assert number == RECORDS[name]["keys"] - norms - coarsest
     logits = model.eval()(*inputs(name, dtype))
