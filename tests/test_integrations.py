@@ -16,8 +16,9 @@ from timm.models import get_pretrained_cfg, is_notrace_module
 
 import visionattn as va
 from visionattn.backbones.registry import get_variant
-from visionattn.backbones.swin import Block, Swin
+from visionattn.backbones.swin import Swin
 from visionattn.integrations import timm as integration
+from visionattn.layers import SwinBlock
 
 SMALL = {"depths": (1, 1, 1, 1), "embed_dim": 24}
 
@@ -193,7 +194,7 @@ def test_tags(tmp_path: Path) -> None:
 
 
 def test_fx_sees_layers_as_a_whole() -> None:
-    assert is_notrace_module(Block) and not is_notrace_module(Swin)
+    assert is_notrace_module(SwinBlock) and not is_notrace_module(Swin)
     model = timm.create_model("va_swin_tiny", **SMALL).eval()
     extractor = timm.models.create_feature_extractor(model, ["backbone.stages.2.blocks.0"])
     image = torch.randn(1, 3, 64, 64)

@@ -9,6 +9,7 @@ _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "BiFormer": ("biformer_tiny", {**_PLAIN, "embed_dim": 16}),
     "ChAdaViT": ("chada_vit_moyen", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
+    "DAEFormer": ("dae_former", {"depths": (1, 1, 1), "embed_dims": (8, 16, 24)}),
     "DaViT": ("davit_tiny", _PLAIN),
     "MedViTV2": ("medvitv2_tiny", {"depths": (1, 1, 1, 1), "embed_dims": (32, 128, 128, 128)}),
     "NAT": ("dinat_mini", {**_PLAIN, "dilations": (2, 1, 1, 1)}),
@@ -21,6 +22,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
     "TransNeXt": ("transnext_micro", _PLAIN),
+    "TransDAE": ("trans_dae", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
 }

@@ -13,7 +13,6 @@ from opponents import Call
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from visionattn.backbones.swin import WindowAttention
 from visionattn.kernels import (
     aggregated_attention,
     channel_attention,
@@ -24,6 +23,7 @@ from visionattn.kernels import (
     window_attention,
 )
 from visionattn.kernels.neighborhood.reference import neighbors
+from visionattn.layers import WindowAttention
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WITHIN = 1 / 1.10  # of the best candidate's speed

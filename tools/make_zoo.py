@@ -33,6 +33,7 @@ FAMILIES = {
     "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
     "MedViTV2": (("medvit",), "2502.13693", "Omid-Nejati/MedViTV2"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
+    "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
 from torch import nn
 
-from visionattn.kernels import neighborhood_attention
+from visionattn.kernels import dilated_depthwise_conv2d, neighborhood_attention, window_attention
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -78,6 +79,57 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 2C
         return self.reduction(self.norm(concat_2x2(x)))  # type: ignore[no-any-return]
+
+
+class LargeKernelAttention(nn.Module):
+    """Multiply the input by weights per position and channel, computed from the 23 x 23 surrounding positions, without a sigmoid."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.conv_spatial = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
+        self.conv1 = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = dilated_depthwise_conv2d(self.conv0(x), self.conv_spatial.weight, self.conv_spatial.bias, dilation=3)
+        return x * self.conv1(weights)  # type: ignore[no-any-return]
+
+
+class WindowAttention(nn.Module):
+    """Swin's multi-head attention in windows, with a learned bias per relative position and head."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, dense: bool) -> None:
+        super().__init__()
+        self.num_heads, self.window_size, self.shift, self.dense = num_heads, window_size, shift, dense
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        batch, height, width, dim = x.shape
+        window, shift = window_and_shift(height, width, self.window_size, self.shift, self.dense)
+        x = pad_to_multiple(x, window)
+        q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
+        table = self.relative_position_bias_table.unflatten(0, (2 * self.window_size - 1, -1))
+        bias = relative_position_bias(table, window)
+        x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=bias)
+        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+
+
+class SwinBlock(nn.Module):
+    """Swin's window attention and MLP, each on a pre-normalised residual branch."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, drop_path: float, dense: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size, shift, dense)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
 class NeighborhoodAttention(nn.Module):

@@ -31,6 +31,8 @@ def short(name: str) -> dict[str, Any]:
         small["depths"] = tuple(min(2, depth) for depth in given["depths"])
     if name.startswith("medvitv2"):
         return {"depths": (2, 2, 2, 1), "embed_dims": (32, 128, 128, 128)}  # at full depth they differ in width alone
+    if "embed_dims" in given:
+        small["embed_dims"] = tuple(width // 4 for width in given["embed_dims"])
     heads = given.get("num_heads")
     if isinstance(heads, int):
         small |= {"embed_dim": 2 * given["embed_dim"] // heads, "num_heads": 2}

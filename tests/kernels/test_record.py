@@ -44,6 +44,7 @@ OPS = (
 CALLS = {
     "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
     "ChAdaViT": ["dense_attention"] * 4,
+    "DAEFormer": ["channel_attention"] * 3,
     "DaViT": ["window_attention", "channel_attention"] * 4,
     "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
@@ -51,12 +52,17 @@ CALLS = {
     "DiNATS": ["neighborhood_attention"] * 4,
     "Swin": ["window_attention"] * 5,
     "SwinV2": ["window_attention"] * 4,
+    "TransDAE": ["dense_attention"] * 4,
     "TransNeXt": ["aggregated_attention"] * 3 + ["dense_attention"],
     "ViTRPB": ["window_attention"] * 4,
 }
 HEADS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "ccnet": ("ccnet", {"width": 16}, ["criss_cross_attention"] * 2),
     "danet": ("danet", {"width": 16, "reduced": 4}, ["dense_attention", "danet_channel_attention"]),
+    "att_swin": ("att_swin", {"depth": 1, "head_dim": 8}, (["dense_attention"] * 4 + ["window_attention"]) * 3),
+    "trans_dae": ("trans_dae", {"depth": 1}, ["dense_attention"] * 3),
+    "dae": ("dae", {"depth": 1}, ["channel_attention"] * 3),
+    # ms_dual_guided has the modules of danet, at the finest map: minutes here.
     # Position attention at stride 8 and above.
     "unet, dual": (
         "unet",
@@ -89,9 +95,11 @@ def calls(monkeypatch) -> list[Call]:
 
         return spy
 
-    for module in [module for name, module in sys.modules.items() if name.startswith(("visionattn.backbones", "visionattn.heads"))] + [
-        sys.modules["visionattn.layers"]
-    ]:
+    for module in [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith(("visionattn.attention", "visionattn.backbones", "visionattn.heads"))
+    ] + [sys.modules["visionattn.layers"]]:
         for name in OPS:
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, spied(name))

@@ -28,6 +28,9 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 SMALL["danet"]["reduced"] = 2
 SMALL["unet"] = {"stem_channels": (4, 4), "max_channels": 8, "deep_supervision": True}
+SMALL["att_swin"] = {"depth": 1, "head_dim": 4}
+SMALL["dae"] = SMALL["trans_dae"] = {"depth": 1}
+SMALL["ms_dual_guided"] = {"width": 4}
 SMALL["semantic_fpn"] = {"width": 8, "neck_width": 8}
 PUBLISHED = json.loads((Path(__file__).parents[1] / "fixtures" / "heads" / "published_keys.json").read_text())
 
@@ -118,6 +121,7 @@ def test_sizes_of_the_logits(head: str) -> None:
     assert isinstance(output, HeadOutput) and output.logits.shape == (2, 1, 65, 97)
     assert [(aux.name, aux.weight, *aux.logits.shape[2:]) for aux in output.aux] == {
         "danet": [("pam", 1.0, 3, 4), ("cam", 1.0, 3, 4)],
+        "ms_dual_guided": [*[(f"second{i}", 1.0, 17, 25) for i in range(1, 4)], *[(f"first{i}", 1.0, 17, 25) for i in range(4)]],
         "unet": [("level1", 0.5, 33, 49), ("level2", 0.25, 17, 25), ("level3", 0.125, 9, 13), ("level4", 0.0625, 5, 7)],
     }.get(head, [("auxiliary_head", 0.4, 5, 7)] if HEADS[head].auxiliary else [])
 
@@ -286,6 +290,14 @@ def test_what_may_differ_and_what_not() -> None:
         va.load_checkpoint(model, tiny("VAN", "psp").state_dict())
     with pytest.raises(UserError, match="VA-W003"):
         va.load_checkpoint(va.create_model(name, **cut), model.state_dict())
+
+
+@pytest.mark.parametrize("head", SMALL)
+def test_every_head_takes_a_file_with_other_classes(head: str) -> None:
+    given, model = tiny(head=head, num_classes=7).state_dict(), tiny(head=head)
+    report = va.load_checkpoint(model, given)
+    assert report.skipped == ["checkpoint head has 7 classes, the model 3: last layer re-initialised"]
+    assert all(value.equal(given[key]) for key, value in model.state_dict().items() if value.shape == given[key].shape)
 
 
 @pytest.mark.usefixtures("small_variants")

@@ -1,6 +1,21 @@
 """Backbone families; importing this package registers all of them."""
 
-from visionattn.backbones import biformer, chada_vit, davit, dinat_s, eca, ela, medvit, nat, nat_isotropic, swin, swinv2, transnext, van
+from visionattn.backbones import (
+    biformer,
+    chada_vit,
+    dae,
+    davit,
+    dinat_s,
+    eca,
+    ela,
+    medvit,
+    nat,
+    nat_isotropic,
+    swin,
+    swinv2,
+    transnext,
+    van,
+)
 from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import list_models, register_backbone
 
@@ -8,6 +23,7 @@ __all__ = [
     "Backbone",
     "biformer",
     "chada_vit",
+    "dae",
     "davit",
     "dinat_s",
     "eca",

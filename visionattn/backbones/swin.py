@@ -24,50 +24,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from timm.layers import LayerNorm2d, trunc_normal_
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.kernels import window_attention
-from visionattn.layers import PatchEmbed, PatchMerging, drop_path_rates, pad_to_multiple, relative_position_bias, window_and_shift
-
-
-class WindowAttention(nn.Module):
-    """Multi-head attention in windows with a learned bias per relative position and head."""
-
-    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, dense: bool) -> None:
-        super().__init__()
-        self.num_heads, self.window_size, self.shift, self.dense = num_heads, window_size, shift, dense
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
-        batch, height, width, dim = x.shape
-        window, shift = window_and_shift(height, width, self.window_size, self.shift, self.dense)
-        x = pad_to_multiple(x, window)
-        q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
-        table = self.relative_position_bias_table.unflatten(0, (2 * self.window_size - 1, -1))
-        bias = relative_position_bias(table, window)
-        x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=bias)
-        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """Window attention and MLP, each on a pre-normalised residual branch."""
-
-    def __init__(self, dim: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float, drop_path: float, dense: bool) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window_size, shift, dense)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+from visionattn.layers import PatchEmbed, PatchMerging, SwinBlock, WindowAttention, drop_path_rates
 
 
 class Stage(nn.Module):
@@ -79,7 +41,7 @@ class Stage(nn.Module):
         super().__init__()
         self.downsample = PatchMerging(dim // 2) if merge else nn.Identity()
         self.blocks = nn.ModuleList(
-            Block(dim, num_heads, window_size, window_size // 2 if index % 2 else 0, mlp_ratio, rate, dense)
+            SwinBlock(dim, num_heads, window_size, window_size // 2 if index % 2 else 0, mlp_ratio, rate, dense)
             for index, rate in enumerate(drop_path)
         )
 

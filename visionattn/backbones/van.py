@@ -26,22 +26,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.kernels import dilated_depthwise_conv2d
-from visionattn.layers import drop_path_rates
-
-
-class LargeKernelAttention(nn.Module):
-    """Multiply the input by weights per position and channel, computed from the 23 x 23 surrounding positions, without a sigmoid."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.conv0 = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
-        self.conv_spatial = nn.Conv2d(dim, dim, 7, padding=9, dilation=3, groups=dim)
-        self.conv1 = nn.Conv2d(dim, dim, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weights = dilated_depthwise_conv2d(self.conv0(x), self.conv_spatial.weight, self.conv_spatial.bias, dilation=3)
-        return x * self.conv1(weights)  # type: ignore[no-any-return]
+from visionattn.layers import LargeKernelAttention, drop_path_rates
 
 
 class Attention(nn.Module):

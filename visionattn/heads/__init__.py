@@ -1,15 +1,19 @@
 """Segmentation and classification heads: map the list of feature maps to logits."""
 
-from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
+from visionattn.heads.att_swin import AttSwin
+from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, Regularizer, resize_to
 from visionattn.heads.ccnet import CCNet
+from visionattn.heads.dae import DAE
 from visionattn.heads.danet import DANet
 from visionattn.heads.deeplab import DeepLabV3Plus
 from visionattn.heads.fcn import FCN
 from visionattn.heads.linear import LinearHead
+from visionattn.heads.ms_dual_guided import MSDualGuided
 from visionattn.heads.probe import EfficientProbe
 from visionattn.heads.psp import PSP
 from visionattn.heads.segformer import SegFormer
 from visionattn.heads.semantic_fpn import SemanticFPN
+from visionattn.heads.trans_dae import TransDAEDecoder
 from visionattn.heads.unet import UNet
 from visionattn.heads.upernet import UPerNet
 
@@ -24,6 +28,10 @@ HEADS: dict[str, type[Head]] = {
     "ccnet": CCNet,
     "danet": DANet,
     "unet": UNet,
+    "att_swin": AttSwin,
+    "dae": DAE,
+    "trans_dae": TransDAEDecoder,
+    "ms_dual_guided": MSDualGuided,
 }
 
 
@@ -38,4 +46,16 @@ def register_head(name: str, cls: type[Head]) -> None:
     HEADS[name] = cls
 
 
-__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "EfficientProbe", "Head", "HeadOutput", "LinearHead", "register_head", "resize_to"]
+__all__ = [
+    "FCN",
+    "HEADS",
+    "Aux",
+    "ConvModule",
+    "EfficientProbe",
+    "Head",
+    "HeadOutput",
+    "LinearHead",
+    "Regularizer",
+    "register_head",
+    "resize_to",
+]

@@ -24,11 +24,20 @@ class Aux(NamedTuple):
     weight: float
 
 
+class Regularizer(NamedTuple):
+    """Loss that a head computes in training without the labels, unweighted, and its weight."""
+
+    name: str
+    value: torch.Tensor
+    weight: float
+
+
 class HeadOutput(NamedTuple):
-    """Raw logits `[B, K, h, w]` at the resolution of the head; `aux` only in training."""
+    """Raw logits `[B, K, h, w]` at the resolution of the head; `aux` and `regularizers` only in training."""
 
     logits: torch.Tensor
     aux: tuple[Aux, ...] = ()
+    regularizers: tuple[Regularizer, ...] = ()
 
 
 class Head(nn.Module):

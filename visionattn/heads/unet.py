@@ -161,27 +161,18 @@ class AdditiveGate(nn.Module):
         return skip * self.psi(F.relu(both)).sigmoid(), x
 
 
-class CrossContextual(nn.Module):
-    """Let the mean of each side attend to the positions of the other, twice, and add it to its own side.
+class SummaryExchange(nn.Module):
+    """Let a summary of each of two sets of tokens attend to the tokens of the other, `depth` times.
 
     Args:
-        skip: channels of the skip; the decoder's map is projected to them and back.
-        width: channels of the decoder's map.
+        dim: channels of both.
     """
 
-    def __init__(self, skip: int, width: int, *, num_heads: int = 8, head_dim: int = 64, depth: int = 2) -> None:
+    def __init__(self, dim: int, *, num_heads: int = 8, head_dim: int = 64, depth: int = 2) -> None:
         super().__init__()
-        self.project = nn.Linear(width, skip)
-        self.project_back = nn.Linear(skip, width)
         self.layers = nn.ModuleList(
-            nn.ModuleList([SummaryAttention(skip, num_heads, head_dim), SummaryAttention(skip, num_heads, head_dim)]) for _ in range(depth)
+            nn.ModuleList([SummaryAttention(dim, num_heads, head_dim), SummaryAttention(dim, num_heads, head_dim)]) for _ in range(depth)
         )
-
-    def forward(self, skip: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ours, theirs = (y.flatten(2).transpose(1, 2) for y in (skip, x))  # B N C
-        theirs = self.project(theirs)
-        a, b = self.exchange(ours.mean(1, keepdim=True), ours, theirs.mean(1, keepdim=True), theirs)
-        return skip + a.transpose(1, 2).unsqueeze(-1), x + self.project_back(b).transpose(1, 2).unsqueeze(-1)
 
     def exchange(self, a: torch.Tensor, ours: torch.Tensor, b: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Update the summaries `[B, 1, C]` from the positions `[B, N, C]` of both sides."""
@@ -190,6 +181,26 @@ class CrossContextual(nn.Module):
             a = a + first(a, theirs)
             b = b + second(b, ours)
         return a, b
+
+
+class CrossContextual(SummaryExchange):
+    """Let the mean of each side attend to the positions of the other, twice, and add it to its own side.
+
+    Args:
+        skip: channels of the skip; the decoder's map is projected to them and back.
+        width: channels of the decoder's map.
+    """
+
+    def __init__(self, skip: int, width: int, *, num_heads: int = 8, head_dim: int = 64, depth: int = 2) -> None:
+        super().__init__(skip, num_heads=num_heads, head_dim=head_dim, depth=depth)
+        self.project = nn.Linear(width, skip)
+        self.project_back = nn.Linear(skip, width)
+
+    def forward(self, skip: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ours, theirs = (y.flatten(2).transpose(1, 2) for y in (skip, x))  # B N C
+        theirs = self.project(theirs)
+        a, b = self.exchange(ours.mean(1, keepdim=True), ours, theirs.mean(1, keepdim=True), theirs)
+        return skip + a.transpose(1, 2).unsqueeze(-1), x + self.project_back(b).transpose(1, 2).unsqueeze(-1)
 
 
 class SummaryAttention(nn.Module):

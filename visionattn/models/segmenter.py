@@ -60,8 +60,9 @@ class Segmenter(nn.Module):
         if not self.training:
             return logits
         if self.auxiliary_head is None:
-            return HeadOutput(logits, output.aux)
-        return HeadOutput(logits, (*output.aux, Aux("auxiliary_head", self.auxiliary_head(maps).logits, self.aux_weight)))
+            return output._replace(logits=logits)
+        aux = Aux("auxiliary_head", self.auxiliary_head(maps).logits, self.aux_weight)
+        return output._replace(logits=logits, aux=(*output.aux, aux))
 
     def fit_head(self, state: dict[str, torch.Tensor], allow: Collection[str]) -> tuple[set[str], list[str]]:
         """Fit the tensors of a file outside the backbone to the heads, in place (`load_checkpoint`).
@@ -87,10 +88,12 @@ class Segmenter(nn.Module):
             skipped.append("the file's auxiliary head left out" if given else "the file has no auxiliary head: it starts anew")
         classes = state.get("decode_head.conv_seg.weight")
         if "classifier" in allow and classes is not None and len(classes) != self.num_classes:
-            last = {key for key in own if ".conv_seg." in key}  # of both heads
+            mine, other = self.state_dict(), ((self.num_classes,), tuple(classes.shape[:1]))
+            # Also those of auxiliary outputs, whatever their names.
+            last = {key for key in own & state.keys() if (tuple(mine[key].shape[:1]), tuple(state[key].shape[:1])) == other}
             kept |= last
             for key in last:
-                state.pop(key, None)
+                del state[key]
             skipped.append(f"checkpoint head has {len(classes)} classes, the model {self.num_classes}: last layer re-initialised")
         return kept, skipped
 

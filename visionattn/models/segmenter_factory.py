@@ -30,10 +30,14 @@ class Preset(NamedTuple):
     head_args: Mapping[str, Any]
 
 
-# Published decoders for medical images, as settings of the attention U-Net.
+# Published systems for medical images: a backbone, which may bear the same name, with its decoder.
 PRESETS = {
-    # Skips of Att-SwinU-Net (Aghdam et al., arXiv 2210.16898) on a Swin encoder; its decoder is convolutional here.
-    "att_swin_unet": Preset("swin_tiny", "unet", {"skip": "cross_contextual"}),
+    # Att-SwinU-Net (Aghdam et al., arXiv 2210.16898).
+    "att_swin_unet": Preset("swin_tiny", "att_swin", {}),
+    # DAE-Former (Azad et al., arXiv 2212.13504).
+    "dae_former": Preset("dae_former", "dae", {}),
+    # TransDAE (Azad et al., arXiv 2409.02018).
+    "trans_dae": Preset("trans_dae", "trans_dae", {}),
     # ResUNet with channel attention in the skips and atrous pyramid pooling below; the encoder is ECA-Net's (arXiv 1910.03151).
     "resunet_eca_aspp": Preset("eca_resnet34", "unet", {"skip": "eca", "bottleneck": "aspp"}),
 }

@@ -19,9 +19,12 @@ from visionattn.data.masks.settings import IGNORE
 from visionattn.tasks.segmentation.losses import (
     LOSSES,
     binary_cross_entropy,
+    boundary,
+    boundary_distances,
     cross_entropy,
     dice,
     focal,
+    focal_tversky,
     generalised_dice,
     lovasz,
     ohem_cross_entropy,
@@ -139,6 +142,23 @@ def slow_tversky(logits: torch.Tensor, label: torch.Tensor, alpha: float, beta: 
     return sum(losses) / len(losses)
 
 
+def slow_boundary(logits: torch.Tensor, label: torch.Tensor, classes: list[int]) -> float:
+    """By searching, for each pixel, the nearest pixel on the other side."""
+    errors = []
+    for image, truths in zip(logits, label.tolist(), strict=True):
+        places = [(y, x) for y in range(len(truths)) for x in range(len(truths[0]))]
+        found = iter(pixels(image[None], torch.tensor(truths)[None]))
+        for y, x in places:
+            if truths[y][x] == IGNORE:
+                continue
+            row, truth = next(found)
+            for index in classes:
+                others = [math.dist((y, x), place) for place in places if (truths[place[0]][place[1]] == index) != (truth == index)]
+                absent = not any(index in line for line in truths)
+                errors.append(0 if absent else abs((truth == index) - row[index]) * (min(others) - 0.5))
+    return sum(errors) / len(errors)
+
+
 def slow_lovasz(logits: torch.Tensor, label: torch.Tensor) -> float:
     """Definition by sets: errors, worst first, times the rise of the Jaccard loss as the pixel joins the wrong ones."""
     found = pixels(logits, label)
@@ -170,6 +190,15 @@ def test_against_slow_versions(classes: int) -> None:
     assert dice(logits, label, smooth=0.2).item() == pytest.approx(slow_tversky(logits, label, 0.5, 0.5, 0.1, all_classes))
     bare = dice(logits, label, include_background=False, smooth=0.2).item()
     assert bare == pytest.approx(slow_tversky(logits, label, 0.5, 0.5, 0.1, [index for index in all_classes if index]))
+    each = [
+        slow_tversky(image[None], truth[None], 0.3, 0.7, 0.1, [index])
+        for image, truth in zip(logits, label, strict=True)
+        for index in all_classes
+    ]
+    wanted = np.mean([loss ** (1 / 1.5) for loss in each])
+    assert focal_tversky(logits, label, gamma=1.5, smooth=0.1).item() == pytest.approx(wanted)
+    assert boundary(logits, label).item() == pytest.approx(slow_boundary(logits, label, [index for index in all_classes if index]))
+    assert boundary(logits, label, include_background=True).item() == pytest.approx(slow_boundary(logits, label, all_classes))
     assert lovasz(logits, label).item() == pytest.approx(slow_lovasz(logits, label))
     each = [slow_lovasz(image[None], truth[None]) for image, truth in zip(logits, label, strict=True)]
     assert lovasz(logits, label, per_image=True).item() == pytest.approx(np.mean(each))
@@ -236,6 +265,15 @@ def test_lovasz_is_the_iou_of_hard_predictions() -> None:
     got = lovasz(F.one_hot(guess, 3).movedim(-1, 1) * 1000.0, label)
     iou = [float(((guess == k) & (label == k)).sum() / ((guess == k) | (label == k)).sum()) for k in range(3)]
     assert got.item() == pytest.approx(1 - np.mean(iou))
+
+
+def test_distances_to_a_boundary() -> None:
+    row = torch.tensor([0, 1, 1, 1, 0, 0]).bool()
+    masks = torch.stack([row, torch.zeros(6).bool(), torch.ones(6).bool()])[None]
+    assert boundary_distances(masks).tolist() == [[[0.5, 0.5, 1.5, 0.5, 0.5, 1.5], [0.0] * 6, [0.0] * 6]]
+    cube = torch.zeros(1, 1, 5, 5, 5).bool()
+    cube[0, 0, 2, 2, 2] = True
+    assert boundary_distances(cube)[0, 0, 0, 2, 2] == 1.5 and boundary_distances(cube)[0, 0, 2, 2, 2] == 0.5
 
 
 # Labels in the way of a loss.

@@ -9,7 +9,7 @@ import torch
 
 import visionattn as va
 from visionattn.errors import UserError
-from visionattn.heads.unet import CrossContextual
+from visionattn.heads.unet import SummaryExchange
 from visionattn.models.segmenter_factory import PRESETS
 from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.segmentation.model import build_segmenter
@@ -47,15 +47,24 @@ def test_presets(name: str) -> None:
     preset = PRESETS[name]
     with torch.device("meta"):
         model: Any = va.create_segmenter(name, num_classes=2)
-        assert model.head == "unet" and model(torch.empty(2, 3, 64, 64)).logits.shape == (2, 2, 64, 64)
-        assert any(isinstance(part, CrossContextual) for part in model.modules()) == (name == "att_swin_unet")
+        assert model.head == preset.head and model(torch.empty(2, 3, 64, 64)).logits.shape == (2, 2, 64, 64)
         assert va.create_segmenter(name, "fcn", num_classes=2, width=8).head == "fcn"
-        again: Any = va.create_segmenter(name, num_classes=2, skip="none")
-        assert not any(isinstance(part, CrossContextual) for part in again.modules())
         built = build_segmenter(segment_config(f"model.name={name}"), len(CLASSES))
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     assert {key: value.shape for key, value in built.state_dict().items()} == shapes
     assert va.create_model(preset.backbone, features_only=True).channels == model.backbone.channels
+
+
+def test_a_preset_and_arguments_of_its_head() -> None:
+    with torch.device("meta"):
+        for given, expected in (({}, True), ({"summary": "none"}, False)):
+            model: Any = va.create_segmenter("att_swin_unet", num_classes=2, **given)
+            assert any(isinstance(part, SummaryExchange) for part in model.modules()) == expected
+    with pytest.raises(ValueError, match="summary: expected"):
+        va.create_segmenter("att_swin_unet", num_classes=2, summary="first")
+    with pytest.raises(UserError, match=r"cannot be built with .* \{'summary': 'first'\}") as caught:
+        build_segmenter(segment_config("model.name=att_swin_unet", "model.head.args={summary: first}"), 2)
+    assert caught.value.code == "VA-M002"
 
 
 def test_the_head_of_a_config_gets_its_settings() -> None:

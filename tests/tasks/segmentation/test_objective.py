@@ -14,7 +14,7 @@ from tests.parity import FIXTURES
 from tests.tasks.segmentation.noise import batch, labels, noise, upsampled
 from visionattn.data.masks.settings import IGNORE
 from visionattn.errors import UserError
-from visionattn.heads.base import Aux, HeadOutput
+from visionattn.heads.base import Aux, HeadOutput, Regularizer
 from visionattn.tasks.segmentation import objective as module
 from visionattn.tasks.segmentation.losses import cross_entropy, dice
 from visionattn.tasks.segmentation.objective import SegmentationObjective, balanced_weights, nearest_label, output_weights
@@ -48,6 +48,17 @@ def test_deep_supervision_at_the_size_of_each_output() -> None:
     assert parts["loss"].item() == pytest.approx(want.item() / 1.75)
     assert nearest_label(label, (4, 6)).equal(label[:, 1::2, 1::2])
     assert set(nearest_label(label, (5, 7)).unique().tolist()) <= {0, 1, 2, IGNORE}
+
+
+def test_regularizers_of_a_head_are_added() -> None:
+    label, value = labels(1, 4, 4), torch.tensor(3.0, requires_grad=True)
+    output = HeadOutput(noise(1, 3, 4, 4), (), (Regularizer("semantic", value, 0.25), Regularizer("off", torch.tensor(7.0), 0.0)))
+    for rule in ("upsample_logits", "downsample_label"):
+        parts = SegmentationObjective(3, losses=BOTH, deep_supervision=rule).loss(output, batch(label=label))  # type: ignore[arg-type]
+        plain = SegmentationObjective(3, losses=BOTH).loss(output.logits, batch(label=label))
+        assert parts["loss"].item() == pytest.approx(plain["loss"].item() + 0.75)
+        assert (parts["semantic"].item(), parts["off"].item()) == (3.0, 7.0)
+    assert torch.autograd.grad(parts["loss"], value)[0] == 0.25
 
 
 def test_recorded_weights_of_deep_supervision() -> None:

@@ -12,7 +12,9 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch.nn import functional as F
 
 from visionattn.data.masks.settings import IGNORE
@@ -157,11 +159,58 @@ def tversky(
         beta: weight of false negatives.
         batch, include_background, smooth: see `dice`.
     """
-    overlap, predicted, present = _areas(logits, label, include_background=include_background)
-    if batch:
-        overlap, predicted, present = (area.sum(0, keepdim=True) for area in (overlap, predicted, present))
-    union = overlap + alpha * (predicted - overlap) + beta * (present - overlap)
-    return _labelled(1 - (overlap + smooth) / (union + smooth), label)
+    return _labelled(_tversky(logits, label, alpha, beta, batch, include_background, smooth), label)
+
+
+def focal_tversky(
+    logits: torch.Tensor,
+    label: torch.Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    gamma: float = 4 / 3,
+    batch: bool = False,
+    include_background: bool = True,
+    smooth: float = 1e-5,
+) -> torch.Tensor:
+    """(1 - Tversky index) ** (1 / gamma), averaged over images and classes (Abraham and Khan, arXiv 1810.07842).
+
+    Args:
+        logits, label: see the module.
+        gamma: above 1, classes that are segmented badly weigh more.
+        alpha, beta, batch, include_background, smooth: see `tversky`.
+    """
+    losses = _tversky(logits, label, alpha, beta, batch, include_background, smooth)
+    return _labelled(losses.clamp_min(1e-8) ** (1 / gamma), label)  # the floor keeps the gradient of the power finite at 0
+
+
+def boundary(logits: torch.Tensor, label: torch.Tensor, *, include_background: bool = False) -> torch.Tensor:
+    """Error of the probability times the distance to the boundary, averaged over pixels and classes (Kervadec et al., arXiv 1812.07032).
+
+    It has the gradients of the paper's loss, which differs by a constant: here a perfect prediction loses nothing. Classes that are
+    absent from an image, or fill it, have no boundary there and lose nothing. To be added to another loss with a small weight, as
+    distances are in pixels, halfway between two pixels at the boundary.
+
+    Args:
+        logits, label: see the module.
+        include_background: whether class 0 counts. With one channel the foreground is the only class.
+    """
+    probabilities = _classes(logits).softmax(1)
+    truth = _one_hot(label, probabilities.shape[1])
+    first = 1 if logits.shape[1] == 1 or not include_background else 0
+    errors = (probabilities - truth.to(probabilities)).abs()[:, first:] * boundary_distances(truth[:, first:]).to(probabilities)
+    valid = (label != IGNORE).unsqueeze(1)
+    return _ratio(errors.where(valid, 0).sum(), valid.sum() * errors.shape[1])
+
+
+def boundary_distances(masks: torch.Tensor) -> torch.Tensor:
+    """Distances in pixels from each pixel of `[B, K, ...]` to the boundary of its mask; 0 where a mask is empty or full."""
+    found = np.zeros(masks.shape, np.float32)
+    for index, mask in np.ndenumerate(masks.flatten(2).any(2).cpu().numpy()):
+        inside = masks[index].cpu().numpy()
+        if mask and not inside.all():
+            found[index] = distance_transform_edt(inside) + distance_transform_edt(~inside) - 0.5
+    return torch.from_numpy(found).to(masks.device)
 
 
 def lovasz(logits: torch.Tensor, label: torch.Tensor, *, per_image: bool = False) -> torch.Tensor:
@@ -237,6 +286,17 @@ def _areas(
     return overlap, probabilities.sum(2), truth.sum(2).to(overlap)
 
 
+def _tversky(
+    logits: torch.Tensor, label: torch.Tensor, alpha: float, beta: float, batch: bool, include_background: bool, smooth: float
+) -> torch.Tensor:
+    """1 - Tversky index per image (one over all with `batch`) and class."""
+    overlap, predicted, present = _areas(logits, label, include_background=include_background)
+    if batch:
+        overlap, predicted, present = (area.sum(0, keepdim=True) for area in (overlap, predicted, present))
+    union = overlap + alpha * (predicted - overlap) + beta * (present - overlap)
+    return 1 - (overlap + smooth) / (union + smooth)
+
+
 def _labelled(losses: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     """Average `losses`; zero if no pixel is labelled."""
     return losses.mean() * (label != IGNORE).any()
@@ -255,5 +315,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "dice": dice,
     "generalised_dice": generalised_dice,
     "tversky": tversky,
+    "focal_tversky": focal_tversky,
+    "boundary": boundary,
     "lovasz": lovasz,
 }

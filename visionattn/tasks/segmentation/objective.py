@@ -58,7 +58,9 @@ class SegmentationObjective(Objective):
             raise UserError("VA-C002", f"a loss is given twice: {', '.join(name for name, _, _ in losses)}")
 
     def loss(self, outputs: HeadOutput | torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
-        """Compute `loss` and the unweighted losses of the main output by name; `aux` is the share of auxiliary outputs in `loss`.
+        """Compute `loss` and the unweighted losses of the main output by name, with the regularizers of the head.
+
+        `aux` is the share of auxiliary outputs in `loss`.
 
         Losses are computed at the label's size. In evaluation (logits, not a `HeadOutput`), with more than `LOSS_VALUES` logits at
         that size, they are computed on a smaller nearest-pixel label to bound memory.
@@ -78,7 +80,12 @@ class SegmentationObjective(Objective):
             else:
                 logits, target = aux.logits, nearest_label(label, aux.logits.shape[2:])
             parts["aux"] = parts["aux"] + aux_weight * self._weighted(self._losses(logits, target))
-        return {"loss": total + parts["aux"] if output.aux else total, **parts}
+        if output.aux:
+            total = total + parts["aux"]
+        for regularizer in output.regularizers:
+            parts[regularizer.name] = regularizer.value
+            total = total + regularizer.weight * regularizer.value
+        return {"loss": total, **parts}
 
     def _losses(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: loss(logits, label) for name, (_, loss) in self.losses.items()}

@@ -34,7 +34,8 @@ class SegmenterConfig(BackboneConfig):
     default_size: ClassVar[int] = 512
 
     name: str = setting(
-        "davit_tiny", "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, resunet_eca_aspp."
+        "davit_tiny",
+        "Backbone, see `visionattn models list`, or a preset of backbone and head: att_swin_unet, dae_former, trans_dae, resunet_eca_aspp.",
     )
     img_size: int | tuple[int, int] | Auto = setting(
         "auto", "Size of a training crop in pixels: one number, or [height, width]; auto: 512, or less for smaller images."
@@ -44,7 +45,9 @@ class SegmenterConfig(BackboneConfig):
 
 class LossTermConfig(Section):
     name: str = setting(
-        "cross_entropy", "cross_entropy, binary_cross_entropy, focal, ohem_cross_entropy, dice, generalised_dice, tversky or lovasz."
+        "cross_entropy",
+        "cross_entropy, binary_cross_entropy, focal, ohem_cross_entropy, dice, generalised_dice, tversky, "
+        "focal_tversky, boundary or lovasz.",
     )
     weight: float = setting(1.0, "Factor of this term in the sum.", ge=0)
     args: dict[str, Any] = setting({}, "Arguments of the loss, for example {gamma: 2.0} or {class_weights: balanced}.")
