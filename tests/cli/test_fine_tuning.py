@@ -35,8 +35,9 @@ def test_from_a_run_with_nothing_but_its_name(trained: Trained, flowers: Path, t
     result = done("train", "--data", flowers, "--model", "eca_resnet18", f"model.weights={trained.run}", output, *QUICK)
     config = saved(tmp_path)
     assert config["model"]["args"] == {"width": 8} and config["model"]["img_size"] in (32, [32, 32])
-    assert config["optim"]["lr"] == 5e-4 and config["train"]["ema"] == 0.9 and config["loss"]["label_smoothing"] == 0.1
-    assert "optim.lr=0.0005  (0 million parameters, 8 samples per step)" in result.stdout and "schedule.warmup_epochs=0.1" in result.stdout
+    assert config["optim"]["lr"] == 1e-3 and config["loss"]["label_smoothing"] == 0.1
+    assert "optim.lr=0.001  (CNN of 0 million parameters, 8 samples per step)" in result.stdout
+    assert "schedule.warmup_epochs=0.1" in result.stdout
     assert "train.epochs=" not in result.stdout  # it was given
     again = done("train", "--config", only_run(tmp_path) / "config.yaml", f"output.dir={tmp_path / 'again'}")
     assert "optim.lr=" not in again.stdout
@@ -46,9 +47,15 @@ def test_from_a_run_with_nothing_but_its_name(trained: Trained, flowers: Path, t
 
 
 def test_what_is_given_counts(trained: Trained, flowers: Path, tmp_path: Path) -> None:
-    args = (f"model.weights={trained.run}", f"output.dir={tmp_path / 'runs'}", "optim.lr=0.002", "train.ema=null", "model.img_size=40")
+    args = (
+        f"model.weights={trained.run}",
+        f"output.dir={tmp_path / 'runs'}",
+        "optim.lr=0.002",
+        "loss.label_smoothing=0",
+        "model.img_size=40",
+    )
     result = done("train", "--data", flowers, "--model", "eca_resnet18", *args, *QUICK, "--dry-run")
-    assert "optim.lr=" not in result.stdout and "train.ema=" not in result.stdout and "optim.weight_decay=0.05" in result.stdout
+    assert "optim.lr=" not in result.stdout and "loss.label_smoothing=" not in result.stdout and "optim.weight_decay=0.05" in result.stdout
 
 
 def test_a_checkpoint_of_a_run_serves_too(trained: Trained, flowers: Path, tmp_path: Path) -> None:

@@ -33,10 +33,10 @@ def test_epochs_follow_the_number_of_samples() -> None:
 
 
 def test_rate_follows_network_and_batch() -> None:
-    assert values(CNN)["optim.lr"] == 1e-3 and values(FACTS)["optim.lr"] == 3.3e-4
-    assert values(replace(CNN, batch=8))["optim.lr"] == 5e-4 and values(replace(CNN, batch=128))["optim.lr"] == 2e-3
-    assert values(replace(CNN, batch=128), "optim.lr_batch=32")["optim.lr"] == 5e-4  # which is multiplied by 4 again
-    assert values(CNN, "optim.name=sgd")["optim.lr"] == 0.02
+    assert values(CNN)["optim.lr"] == 2e-3 and values(FACTS)["optim.lr"] == 3.3e-4
+    assert values(replace(CNN, batch=8))["optim.lr"] == 1e-3 and values(replace(CNN, batch=128))["optim.lr"] == 4e-3
+    assert values(replace(CNN, batch=128), "optim.lr_batch=32")["optim.lr"] == 1e-3  # which is multiplied by 4 again
+    assert values(CNN, "optim.name=sgd")["optim.lr"] == 0.04
 
 
 def test_what_depends_on_the_family() -> None:
@@ -47,14 +47,8 @@ def test_what_depends_on_the_family() -> None:
     assert rates == [0, 0.1, 0.2]
 
 
-def test_a_moving_average_spans_a_tenth_of_the_run() -> None:
-    assert values(FACTS)["train.ema"] == pytest.approx(1 - 1 / 62.5, abs=1e-4)  # 40 epochs of 15.6 steps
-    assert values(FACTS, "train.steps=2")["train.ema"] == 0.9 and values(replace(FACTS, samples=10**8))["train.ema"] == 0.9998
-    assert values(FACTS, "train.shard=true")["train.ema"] is None
-
-
-def test_augmentation_is_as_from_scratch() -> None:
-    assert values(FACTS)["loss.label_smoothing"] == 0.1 and not any(key.startswith("augment.") for key in values(FACTS))
+def test_augmentation_is_gentle() -> None:
+    assert values(FACTS)["loss.label_smoothing"] == 0.1 and values(FACTS)["augment.random_resized_crop.scale"] == (0.5, 1)
 
 
 @pytest.mark.parametrize("task", ["classify", "segment"])

@@ -57,21 +57,21 @@ def choices(config: RunConfig, facts: Facts) -> list[Choice]:
     else:
         planned = epochs if config.train.epochs == "auto" else config.train.epochs
     # The rate that suits Adam falls with the width of a network, and grows with the square root of the batch.
-    lr = 1e-3 * math.sqrt(facts.batch / 32) * min(1.0, math.sqrt(3 / millions)) * (20 if config.optim.name == "sgd" else 1)
+    lr = (2e-3 if facts.cnn else 1e-3) * math.sqrt(facts.batch / 32) * min(1.0, math.sqrt(3 / millions))
+    if config.optim.name == "sgd":
+        lr *= 20
     if config.optim.lr_batch is not None:  # it is scaled to the batch again
         lr *= config.optim.lr_batch / facts.batch
     large = not facts.cnn and millions >= 20
     decay = rounded(0.3 ** (1 / max(facts.layers - 1, 1))) if large else None
     drop_path = 0.0 if not large else 0.1 if millions < 80 else 0.2
-    average = None if config.train.shard else min(max(1 - 10 * facts.batch / (planned * facts.samples), 0.9), 0.9998)
     return [
         Choice("train.epochs", epochs, f"{epochs * facts.samples:,} images are seen, of {facts.samples:,}"),
-        Choice("optim.lr", rounded(lr), f"{millions:.0f} million parameters, {facts.batch} samples per step"),
-        Choice("optim.layer_decay", decay, f"{network} of {facts.layers} layers, {millions:.0f} million parameters"),
+        Choice("optim.lr", rounded(lr), f"{network} of {millions:.0f} million parameters, {facts.batch} samples per step"),
+        Choice("optim.layer_decay", decay, f"{network} of {millions:.0f} million parameters, {facts.layers} layers"),
         Choice("optim.weight_decay", 0.05, "as from scratch"),
         Choice("schedule.warmup_epochs", rounded(planned / 10), "a tenth of the run"),
-        Choice("model.drop_path_rate", drop_path, f"{network}, {millions:.0f} million parameters"),
-        Choice("train.ema", average and float(f"{average:.4f}"), "over a tenth of the run"),
+        Choice("model.drop_path_rate", drop_path, f"{network} of {millions:.0f} million parameters"),
     ]
 
 

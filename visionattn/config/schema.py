@@ -28,8 +28,8 @@ FROM_SCRATCH: dict[str, Any] = {
     "optim.weight_decay": 0.05,
     "schedule.warmup_epochs": 0.0,
     "model.drop_path_rate": 0.0,
-    "train.ema": None,
     "loss.label_smoothing": 0.0,
+    "augment.random_resized_crop.scale": (0.08, 1.0),
 }
 
 
@@ -144,8 +144,8 @@ class OptimConfig(Section):
     name: str = setting("adamw", "Optimizer, by timm's name: adamw, sgd, lamb, lion, adan, nadamw, ...")
     lr: Annotated[float, Field(gt=0)] | Auto = setting(
         "auto",
-        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / 32), and for larger "
-        "networks times sqrt(3 million / parameters).",
+        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / 32), for CNNs times 2, "
+        "and for larger networks times sqrt(3 million / parameters).",
     )
     lr_batch: int | None = setting(
         None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
@@ -189,11 +189,7 @@ class TrainConfig(Section):
     accum: int = setting(1, "Steps whose gradients are added before an update.", ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
     device: str = setting("auto", "cpu, mps, cuda or one GPU by its number, cuda:1; auto takes CUDA or MPS where available.")
-    ema: Annotated[float, Field(gt=0, lt=1)] | Auto | None = setting(
-        "auto",
-        "Decay of the moving average of the weights (then evaluated and exported); null: none; auto: null, from weights it spans a "
-        "tenth of the run.",
-    )
+    ema: float | None = setting(None, "Decay of the moving average of the weights (then evaluated and exported); null: none.", gt=0, lt=1)
     freeze: list[str] | str = setting("none", "What is not trained: none, backbone, or names: [stem, stages.0, '*.norm*'].")
     channels_last: bool | Literal["auto"] = setting("auto", "Memory layout; auto: on for the CNN families.")
     deterministic: bool = setting(True, "Use deterministic operations where torch has them.")
@@ -309,7 +305,7 @@ class RunConfig(Section):
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")
         if name in ("SIGKILL", "SIGSTOP"):
             raise ValueError(f"train.save_signal: {name} cannot be handled by a program")
-        if self.train.shard and isinstance(self.train.ema, float):
+        if self.train.shard and self.train.ema is not None:
             raise ValueError("train.shard: the moving average needs whole weights at each step; train.ema=null")
         if not all(0 <= beta < 1 for beta in self.optim.betas or ()):
             raise ValueError(f"optim.betas: expected numbers >= 0 and < 1, got {self.optim.betas}")

@@ -96,7 +96,7 @@ class Trainer:
         else:
             self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.schedule = build_schedule(optimizer, config.schedule, steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
-        ema = chosen(config.train.ema, "train.ema")
+        ema = config.train.ema
         self.ema = ModelEmaV3(model, decay=ema, use_warmup=True) if ema else None
 
         workers = worker_count(config.data)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 from typing_extensions import Self
 
-from visionattn.config.schema import Auto, DataConfig, Section, setting
+from visionattn.config.schema import Auto, DataConfig, Section, chosen, setting
 
 
 class ImageDataConfig(DataConfig):
@@ -94,8 +94,16 @@ class LabelDataConfig(ImageDataConfig):
 
 
 class CropConfig(Section):
-    scale: tuple[float, float] = setting((0.08, 1.0), "Range of the crop's area, as a share of the image.")
+    scale: tuple[float, float] | Auto = setting(
+        "auto", "Range of the crop's area, as a share of the image; auto: [0.08, 1], or [0.5, 1] from weights."
+    )
     ratio: tuple[float, float] = setting((0.75, 1.3333), "Range of the crop's width / height.")
+
+    @property
+    def area(self) -> tuple[float, float]:
+        """`scale`; that of training from scratch where it is still auto."""
+        low, high = chosen(self.scale, "augment.random_resized_crop.scale")
+        return low, high
 
 
 class AugmentConfig(Section):

@@ -232,7 +232,7 @@ def _random_crop(image: np.ndarray, crop: CropConfig, generator: random.Random) 
     height, width = image.shape[:2]
     low, high = crop.ratio
     for _ in range(10):
-        area = height * width * generator.uniform(*crop.scale)
+        area = height * width * generator.uniform(*crop.area)
         ratio = math.exp(generator.uniform(math.log(low), math.log(high)))
         tall, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < tall <= height and 0 < wide <= width:
@@ -321,7 +321,7 @@ def _rand_augment(augment: AugmentConfig, size: tuple[int, int], normalize: Norm
     crop = augment.random_resized_crop
     steps: list[Any]
     if crop is not None:
-        steps = [RandomResizedCropAndInterpolation(size, crop.scale, crop.ratio, interpolation="bicubic")]
+        steps = [RandomResizedCropAndInterpolation(size, crop.area, crop.ratio, interpolation="bicubic")]
     else:
         steps = [transforms.Resize(size, transforms.InterpolationMode.BICUBIC)]
     if augment.pad_crop:

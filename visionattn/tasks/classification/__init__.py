@@ -119,6 +119,7 @@ class Classification(Task):
         found = super().choices(config, facts, report)
         if facts.pretrained:
             found.append(Choice("loss.label_smoothing", 0.1, "few labels"))
+            found.append(Choice("augment.random_resized_crop.scale", (0.5, 1.0), "gentle, for a short run"))
         return found
 
     def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:

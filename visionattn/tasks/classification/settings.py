@@ -68,7 +68,7 @@ class ClassifyConfig(RunConfig):
     @model_validator(mode="after")
     def _check(self) -> ClassifyConfig:
         crop = self.augment.random_resized_crop
-        for name, (low, high) in {"scale": crop.scale, "ratio": crop.ratio}.items() if crop else ():
+        for name, (low, high) in {"scale": crop.area, "ratio": crop.ratio}.items() if crop else ():
             if not 0 < low <= high:
                 raise ValueError(f"augment.random_resized_crop.{name}: expected [low, high] with 0 < low <= high, got [{low:g}, {high:g}]")
         if not all(scale > 0 and min(self.model.size) * scale >= 32 for scale in self.eval.scales):
