@@ -173,8 +173,12 @@ def _set_notes(
     notes = []
     if facts:
         shapes, sizes = (np.array([getattr(item, name) for item in facts.values()]) for name in ("shape", "spacing"))
-        low, high, middle = (" x ".join(map(str, bound.tolist())) for bound in (shapes.min(0), shapes.max(0), np.median(shapes, 0).astype(int)))
-        spacing = " x ".join(f"{a:.3g}" if np.isclose(a, b) else f"{a:.3g}-{b:.3g}" for a, b in zip(sizes.min(0), sizes.max(0), strict=True))
+        low, high, middle = (
+            " x ".join(map(str, bound.tolist())) for bound in (shapes.min(0), shapes.max(0), np.median(shapes, 0).astype(int))
+        )
+        spacing = " x ".join(
+            f"{a:.3g}" if np.isclose(a, b) else f"{a:.3g}-{b:.3g}" for a, b in zip(sizes.min(0), sizes.max(0), strict=True)
+        )
         notes.append(Note("info", "", f"voxels {low} to {high}, median {middle}; spacing {spacing} mm"))
         values = f"{min(item.low for item in facts.values()):g} to {max(item.high for item in facts.values()):g}"
         notes.append(Note("info", "", f"values {values}"))

@@ -131,10 +131,12 @@ def nifti_grid(path: str, channels: int = 1) -> Grid:
         UnreadableFile: a damaged file; VA-D030, 4D, or no grid.
     """
     with _explained(path):
-        image = library("nibabel").load(path)
+        nibabel = library("nibabel")
+        image = nibabel.load(path)
         shape, header, affine = tuple(image.shape), image.header.copy(), np.asarray(image.affine, np.float64)
         del header.extensions[:]  # which may name the patient
-        sizes = np.asarray(image.header["pixdim"][1:4], float)
+        with nibabel.openers.ImageOpener(path) as file:  # loading has put 1 in the place of 0
+            sizes = np.asarray(type(header).from_fileobj(file, check=False)["pixdim"][1:4], float)
     if len(shape) > 3 and set(shape[3:]) != {1} and (len(shape) > 4 or shape[3] != channels):
         dims = " x ".join(map(str, shape))
         raise UnreadableFile(path, f"{len(shape)}D ({dims}): expected a volume of 3 axes" + _declared(channels), GEOMETRY)
@@ -198,7 +200,8 @@ def _explained(path: str) -> Iterator[None]:
     except (UnreadableFile, UserError, MemoryError):
         raise
     except Exception as error:
-        raise UnreadableFile(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())  # some span lines
+        raise UnreadableFile(path, reason or type(error).__name__) from error
 
 
 # ---------------------------------------------------------------- DICOM
@@ -345,9 +348,7 @@ def group_files(paths: Sequence[str], channels: int, warn: Callable[[str, str], 
                 sources.setdefault(("dicom", f"{os.path.dirname(path)}|{_uid(path)}"), []).append(path)
         else:
             warn(path, "neither NIfTI nor DICOM")
-    return [
-        Source(tuple(files if kind == "dicom" else sorted(files)), channels, kind == "dicom") for (kind, _), files in sources.items()
-    ]
+    return [Source(tuple(files if kind == "dicom" else sorted(files)), channels, kind == "dicom") for (kind, _), files in sources.items()]
 
 
 def _case(path: str) -> str:
@@ -358,7 +359,9 @@ def _case(path: str) -> str:
 
 def _uid(path: str) -> str:
     try:
-        return str(library("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID", ""))
+        return str(
+            library("pydicom").dcmread(path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]).get("SeriesInstanceUID", "")
+        )
     except UserError:
         raise
     except Exception:  # reported when it is read

@@ -43,6 +43,16 @@ class Grid:
         return first, second, third
 
     @property
+    def canonical_affine(self) -> np.ndarray:
+        """4 x 4, from indices along the canonical axes to mm."""
+        axes, flips = self._turn
+        turn = np.zeros((4, 4))
+        turn[3, 3] = 1
+        for place, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
+            turn[axis, place], turn[axis, 3] = (-1, self.shape[axis] - 1) if flip else (1, 0)
+        return self.affine @ turn
+
+    @property
     def _turn(self) -> tuple[list[int], list[bool]]:
         """For each canonical axis (right, front, up), the axis of the array closest to it, and whether that runs the other way."""
         found = library("nibabel").orientations.io_orientation(self.affine)  # for each axis of the array
@@ -62,10 +72,10 @@ class Grid:
         return np.flip(array, [axis for axis, flip in enumerate(flips) if flip]).transpose(np.argsort(axes))
 
     def difference(self, other: Grid) -> str:
-        """How another grid differs from this one; empty if it does not."""
-        if self.shape != other.shape:
+        """How the voxels of another grid differ from those of this one, whatever the order of the arrays; empty if they do not."""
+        if self.canonical_shape != other.canonical_shape:
             return f"{_size(other.shape)} voxels, the image has {_size(self.shape)}"
-        most = float(np.abs(self.affine - other.affine).max())
+        most = float(np.abs(self.canonical_affine - other.canonical_affine).max())
         return f"its affine differs from that of the image, by up to {most:.3g}" if most > _SAME else ""
 
 

@@ -145,7 +145,9 @@ def _volumes(folder: Path, walker: Walker, channels: int, root: Path) -> dict[st
         grouped = {key: paths[:1] for key, paths in files.items()}
     for key, paths in grouped.items():
         if len(paths) not in (1, channels):
-            what = f"{shown(key)} has {counted(len(paths), 'channel')} ({shown(os.path.basename(paths[-1]))} is the last), expected {channels}"
+            what = (
+                f"{shown(key)} has {counted(len(paths), 'channel')} ({shown(os.path.basename(paths[-1]))} is the last), expected {channels}"
+            )
             fix = 'name them in dataset.json: "channel_names": {"0": "T1", "1": "T2"}'
             raise UserError("VA-D002", what, where=str(folder), fix=fix)
     found = {key: Source(tuple(paths), channels) for key, paths in grouped.items()}

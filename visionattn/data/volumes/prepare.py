@@ -106,7 +106,9 @@ def native_slabs(probabilities: torch.Tensor, shape: Sequence[int], held_bytes: 
         at = ((torch.arange(start, stop, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(min=0)
         below = at.long()
         share = (at - below).float()[None, :, None, None]
-        slab = torch.lerp(probabilities[:, below].float(), probabilities[:, (below + 1).clamp(max=probabilities.shape[1] - 1)].float(), share)
+        slab = torch.lerp(
+            probabilities[:, below].float(), probabilities[:, (below + 1).clamp(max=probabilities.shape[1] - 1)].float(), share
+        )
         if tuple(slab.shape[2:]) != size[1:]:
             slab = F.interpolate(slab.transpose(0, 1), size[1:], mode="bilinear", align_corners=False).transpose(0, 1)
         yield slice(start, stop), slab

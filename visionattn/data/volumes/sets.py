@@ -93,7 +93,7 @@ class VolumeSet:
         array, own = read_labels(path, self.max_bytes)
         if difference := grid.difference(own):
             raise UnreadableFile(path, difference, "VA-D013")
-        labels, stray = self.rule.encode(array)
+        labels, stray = self.rule.encode(grid.from_canonical(own.to_canonical(array)))  # programs turn axes as they like
         if stray:
             listed = ", ".join(map(str, stray[:8])) + (", ..." if len(stray) > 8 else "")
             raise UnreadableFile(path, f"label values that are not among {', '.join(map(str, self.rule.values[:12]))}: {listed}", "VA-D012")

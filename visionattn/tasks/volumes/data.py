@@ -185,7 +185,7 @@ def preview(dataset: VolumePatches | WholeVolumes, count: int, path: Path) -> No
         image, label = sample["image"], sample.get("prepared", sample["label"])
         if dataset.seed is not None:
             image, label = image[0], label[0]
-        tiles.append((slice_picture(image, label, len(dataset.part.rule.values)), dataset.ids[index]))
+        tiles.append((slice_picture(image, label, len(dataset.part.rule.values)), dataset.ids[index].rpartition("/")[2]))
     if not tiles:
         raise UserError("VA-D010", "no volume could be loaded for the preview")
     height, width = (max(tile.shape[axis] for tile, _ in tiles) for axis in (0, 1))

@@ -175,7 +175,9 @@ def output_names(sources: Sequence[Source], files: dict[Path, Path]) -> list[Pat
             name, number = plain_path(place.with_name(f"{place.name}-{number}")), number + 1
         if name in seen:
             where = shown(f"{seen[name].name}, {source.name}")
-            raise UserError("VA-C002", f'two volumes would be saved as "{name}"', where=where, fix="use a separate --source and --out for each")
+            raise UserError(
+                "VA-C002", f'two volumes would be saved as "{name}"', where=where, fix="use a separate --source and --out for each"
+            )
         seen[name] = source
     return list(seen)
 

@@ -36,7 +36,9 @@ class Planes(NamedTuple):
     def of(cls, labels: np.ndarray, centre: np.ndarray) -> Planes:
         """Cut a canonical label map, uint8."""
         first, second, third = (int(value) for value in centre)
-        planes = [zlib.compress(np.ascontiguousarray(labels.take(place, axis)).tobytes()) for axis, place in enumerate((first, second, third))]
+        planes = [
+            zlib.compress(np.ascontiguousarray(labels.take(place, axis)).tobytes()) for axis, place in enumerate((first, second, third))
+        ]
         return cls((first, second, third), (planes[0], planes[1], planes[2]))
 
     def plane(self, axis: int, shape: Sequence[int]) -> np.ndarray:
