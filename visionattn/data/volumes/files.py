@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from visionattn.data.readers import UnreadableFile
+from visionattn.data.readers import LIMIT_SETTING, UnreadableFile
 from visionattn.data.volumes.extra import library
 from visionattn.data.volumes.grid import Grid
 from visionattn.errors import UserError
@@ -114,7 +114,7 @@ def file_stamp(path: str) -> str:
 
 def _require_room(path: str, needed: int, max_bytes: int) -> None:
     if needed > max_bytes:
-        reason = f"{needed:,} bytes in memory: the limit is {max_bytes:,}; if you trust it, data.max_bytes={needed}"
+        reason = f"{needed:,} bytes in memory: the limit is {max_bytes:,}; if you trust it, {LIMIT_SETTING}{needed}"
         raise UnreadableFile(path, reason, "VA-D020")
 
 

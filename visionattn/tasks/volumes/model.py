@@ -111,4 +111,4 @@ def _build(config: VolumesConfig, target: Target) -> nn.Module:
         raise
     except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
         what = f"{settings.name} cannot be built with model.args {settings.args} and model.head.args {settings.head.args}"
-        raise UserError("VA-M002", what, why=str(error), fix="model.args={}") from error
+        raise UserError("VA-M002", what, why=str(error)) from error
