@@ -8,6 +8,7 @@ supervision. Own code; nothing is loaded from elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class UNet3d(nn.Module):
         steps = list(strides) if strides is not None else [(2, 2, 2)] * (depth - 1)
         if len(steps) != depth - 1:
             raise ValueError(f"strides: expected {depth - 1}, one for each level but the first, got {len(steps)}")
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         self.stem = ResidualBlock3d(in_chans, channels[0])
         self.down = nn.ModuleList(ResidualBlock3d(fine, coarse, step) for (fine, coarse), step in zip(pairs, steps, strict=True))
         self.reduce = nn.ModuleList(nn.Conv3d(coarse, fine, 1, bias=False) for fine, coarse in pairs)

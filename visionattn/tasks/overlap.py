@@ -1,9 +1,9 @@
 """Scores of label maps of any dimension: confusion matrix over a dataset; overlap and surface distances of single cases.
 
 Definitions: IoU and accuracy as in `mmseg.evaluation.IoUMetric` 1.2.2; boundary IoU of Cheng et al. (arXiv 2103.16562); Hausdorff distance
-(95th percentile), average symmetric surface distance and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface
-pixels, as in MONAI 1.6.1. Libraries differ in these (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weights each surface element by its
-area, medpy takes the percentile of both directions together. Results therefore name the variant.
+(95th percentile), average symmetric and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface pixels, as in MONAI
+1.6.1. Libraries differ in the last three (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weights each surface
+element by its area, medpy takes the percentile of both directions together. Results therefore name the variant.
 
 Undefined values are None; they are excluded from means and counted.
 """

@@ -64,7 +64,14 @@ def folders(root: Path, counts: dict[str, int], names: dict[str, Any] | None = N
 
 
 def series(
-    folder: Path, values: np.ndarray, *, uid: str = "", skip: Sequence[int] = (), slope: float = 2.0, intercept: float = -1000.0, **tags: Any
+    folder: Path,
+    values: np.ndarray,
+    *,
+    uid: str = "",
+    skip: Sequence[int] = (),
+    slope: float = 2.0,
+    intercept: float = -1000.0,
+    **tags: Any,
 ) -> np.ndarray:
     """Write the slices of stored values `[x, y, z]` as an oblique CT series in shuffled order; returns the affine they lie on."""
     affine = oblique()

@@ -50,7 +50,7 @@ def test_patients_stay_together(tmp_path: Path) -> None:
     data = load(root, val_fraction=0.25, group_by=r"(p\d+)_")
     assert len(data.val) == 2 and len({name.partition("_")[0] for name in data.val.ids}) == 1
     folds = [load(root, fold=(number, 4), group_by=r"(p\d+)_").val.ids for number in (1, 2, 3, 4)]
-    assert sorted(sum(folds, [])) == sorted(data.train.ids + data.val.ids)
+    assert sorted(name for fold in folds for name in fold) == sorted(data.train.ids + data.val.ids)
     assert all(len({name.partition("_")[0] for name in fold}) == 1 for fold in folds)
 
 

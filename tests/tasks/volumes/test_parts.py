@@ -55,7 +55,9 @@ def test_augmentation_follows_the_seed() -> None:
     assert torch.equal(fresh(image[None], label, [12, 10, 6], np.random.default_rng(1))[0], first[0]), "whatever was drawn before"
     assert set(first[1].unique().tolist()) <= {0, 1, 2} and first[0].shape == (1, 16, 16, 8)
     bright = np.where(label == 2, 5.0, 0.0).astype(np.float32)[None]  # image and labels move together
-    moved = PatchAugment(PLAIN.model_copy(update={"spatial": 1.0, "flip": 0.5}), (16, 16, 12))(bright, label, None, np.random.default_rng(3))
+    moved = PatchAugment(PLAIN.model_copy(update={"spatial": 1.0, "flip": 0.5}), (16, 16, 12))(
+        bright, label, None, np.random.default_rng(3)
+    )
     agree = ((moved[0][0] > 2.5) == (moved[1] == 2)).float().mean()
     assert float(agree) > 0.97
 
@@ -147,17 +149,18 @@ def test_inference_covers_the_volume(name: str) -> None:
     settings = config(f"model.name={name}", "model.args={}", "model.img_size=32", "eval.blend=constant")
     torch.manual_seed(0)
     model, volume = Blur(dims, 1 if dims == 3 else 3).eval(), torch.randn(1, 1, 20, 24, 12)
-    target = {"regions": [], "slice_axis": 1}
+    how: dict[str, Any] = {"slice_axis": 1, "regions": False}
     data = {"image": volume, "grid": [Grid((24, 20, 12), oblique())]}
     with torch.inference_mode():
-        found = VolumePredictor(model, settings, target, torch.device("cpu"))(Batch(data, [0], ["a"], ["a"]))
+        found = VolumePredictor(model, settings, torch.device("cpu"), **how)(Batch(data, [0], ["a"], ["a"]))
         if dims == 3:
             want = model(volume)[0]
         else:
             slices = [torch.from_numpy(neighbours(volume[0].numpy(), 1, place, 1)) for place in range(24)]
             want = torch.stack([model(part[None])[0] for part in slices], 2)
         torch.testing.assert_close(found.parts[0], want.softmax(0), atol=1e-5, rtol=1e-5)
-        flipped = VolumePredictor(model, settings.model_copy(update={"eval": settings.eval.model_copy(update={"flips": True})}), target, torch.device("cpu"))
+        settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"flips": True})})
+        flipped = VolumePredictor(model, settings, torch.device("cpu"), **how)
         assert not torch.allclose(flipped(Batch(data, [0], ["a"], ["a"])).parts[0], found.parts[0])
     assert found.labels().shape == (24, 20, 12)
 
@@ -170,7 +173,9 @@ def test_samples_of_training(root: Path) -> None:
     cfg = {"plan": {"spacing": [1.0, 1.0, 2.5], "scalings": [None]}, "slice_axis": 2}
     dataset = VolumePatches(settings, data.train, cfg)
     sample = dataset[(0, 1)]
-    assert sample["image"].shape == (3, 1, 32, 32, 8) and sample["label"].shape == (3, 32, 32, 8) and sample["label"].flatten(1).any(1).all()
+    assert (
+        sample["image"].shape == (3, 1, 32, 32, 8) and sample["label"].shape == (3, 32, 32, 8) and sample["label"].flatten(1).any(1).all()
+    )
     assert torch.equal(dataset[(0, 1)]["image"], sample["image"]) and not torch.equal(dataset[(1, 1)]["image"], sample["image"])
     flat = config(f"data.root={root}", "model.name=eca_resnet18", "model.args={}", "model.img_size=32", "model.context=2")
     assert VolumePatches(flat, data.train, cfg)[(0, 0)]["image"].shape == (2, 5, 32, 32)

@@ -110,7 +110,7 @@ def _examine(part: VolumeSet, index: int, cache: Mapping[str, Any], settings: Vo
         key = "||".join([case.source.stamp(), file_stamp(case.label_path), repr(part.rule), str(case.source.channels)])
         if (record := cache.get(key)) is not None:
             return _restored(record), {key: record}
-        digest = content_hash(b"".join(Path(path).read_bytes() for path in (*case.source.paths, case.label_path)))
+        digest = content_hash(" ".join(content_hash(Path(path).read_bytes()) for path in (*case.source.paths, case.label_path)).encode())
         finding = _Finding(digest, part.facts(index))
     except UnreadableFile as error:
         finding = _Finding(digest, None, error.path, error.code, error.reason)

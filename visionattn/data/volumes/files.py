@@ -73,12 +73,9 @@ class Source:
         Raises:
             UnreadableFile: as `grid`; voxels that are not finite; VA-D020, larger than `max_bytes`.
         """
-        grid = self.grid()
+        grid, ordered = _series(self.paths) if self.dicom else (self.grid(), [])
         _require_room(self.name, 4 * self.channels * int(np.prod(grid.shape)), max_bytes)
-        if self.dicom:
-            voxels = _series_voxels(self.paths)[None]
-        else:
-            voxels = np.concatenate([_nifti_voxels(path) for path in self.paths])
+        voxels = _series_voxels(ordered)[None] if self.dicom else np.concatenate([_nifti_voxels(path) for path in self.paths])
         if len(voxels) != self.channels:
             raise UnreadableFile(self.name, f"{counted(len(voxels), 'channel')}: expected {self.channels}", GEOMETRY)
         if wrong := int(voxels.size - np.isfinite(voxels).sum()):
@@ -309,11 +306,9 @@ def _require_even(folder: str, along: np.ndarray) -> None:
         raise UnreadableFile(folder, f"{counted(count, 'slice')} missing: {what}" if count else f"uneven slices: {what}", SERIES)
 
 
-def _series_voxels(paths: Sequence[str]) -> np.ndarray:
+def _series_voxels(ordered: Sequence[str]) -> np.ndarray:
     """Voxels `[x, y, z]` in the units of the scanner: rescale slope and intercept of each slice are applied."""
-    pydicom = library("pydicom")
-    _, ordered = _series(paths)
-    slices = []
+    pydicom, slices = library("pydicom"), []
     for path in ordered:
         with _explained(path):
             found = pydicom.dcmread(path)

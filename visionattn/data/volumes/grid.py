@@ -64,12 +64,12 @@ class Grid:
         axes, flips = self._turn
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in axes))
-        return np.flip(turned, [lead + axis for axis, flip in enumerate(flips) if flip])
+        return np.flip(turned, tuple(lead + axis for axis, flip in enumerate(flips) if flip))
 
     def from_canonical(self, array: np.ndarray) -> np.ndarray:
         """Turn an array `[x, y, z]` along the canonical axes back to this grid."""
         axes, flips = self._turn
-        return np.flip(array, [axis for axis, flip in enumerate(flips) if flip]).transpose(np.argsort(axes))
+        return np.flip(array, tuple(axis for axis, flip in enumerate(flips) if flip)).transpose(np.argsort(axes))
 
     def difference(self, other: Grid) -> str:
         """How the voxels of another grid differ from those of this one, whatever the order of the arrays; empty if they do not."""

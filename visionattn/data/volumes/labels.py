@@ -27,12 +27,12 @@ class LabelRule:
     Attributes:
         values: those of the files, ascending. Without regions they are the classes.
         regions: for each region the positions of the values that belong to it; empty without regions.
-        ignored: value of voxels that are left out; -1 if there is none.
+        ignored: value of voxels that are left out, if there is one.
     """
 
     values: tuple[int, ...]
     regions: tuple[tuple[int, ...], ...] = ()
-    ignored: int = -1
+    ignored: int | None = None
 
     def encode(self, array: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Return uint8 positions, and the values that have none."""
@@ -41,7 +41,8 @@ class LabelRule:
         labels = places.astype(np.uint8)
         stray = known[places] != array
         labels[stray] = IGNORE
-        stray &= array != self.ignored
+        if self.ignored is not None:
+            stray &= array != self.ignored
         return labels, np.unique(array[stray]).tolist() if stray.any() else []
 
 
@@ -103,7 +104,7 @@ def declared_labels(content: Mapping[str, Any], root: Path) -> LabelSet | None:
         if not values or not all(type(number) is int and 0 <= number < 2**15 for number in values):
             raise UserError("VA-D002", f'label "{shown(str(name))}" in dataset.json has no whole numbers as values', where=where, fix=fix)
         table[str(name)] = values
-    ignored = table.pop("ignore", [-1])[0]
+    ignored = table.pop("ignore", [None])[0]  # type: ignore[list-item]
     if any(isinstance(value, list) for value in labels.values()):
         background = next((name for name, values in table.items() if values == [0]), None)
         regions = {name: values for name, values in table.items() if name != background}
@@ -115,7 +116,7 @@ def declared_labels(content: Mapping[str, Any], root: Path) -> LabelSet | None:
     return classes_of(sorted(single, key=single.__getitem__), sorted(single.values()), ignored, where)
 
 
-def classes_of(names: Sequence[str], values: Sequence[int], ignored: int, where: str) -> LabelSet:
+def classes_of(names: Sequence[str], values: Sequence[int], ignored: int | None, where: str) -> LabelSet:
     """Exclusive classes, the first of them the background.
 
     Raises:
@@ -127,7 +128,7 @@ def classes_of(names: Sequence[str], values: Sequence[int], ignored: int, where:
     return LabelSet(list(names), LabelRule(tuple(values), (), ignored), tuple(values))
 
 
-def regions_of(regions: Mapping[str, Sequence[int]], order: Sequence[Any] | None, ignored: int, where: str) -> LabelSet:
+def regions_of(regions: Mapping[str, Sequence[int]], order: Sequence[Any] | None, ignored: int | None, where: str) -> LabelSet:
     """Regions, each made of label values, which may be in several.
 
     Args:
@@ -163,4 +164,4 @@ def found_labels(values: set[int], where: str) -> LabelSet:
         fix = f'dataset.json in data.root: {{"labels": {json.dumps(named)}}}' if len(known) <= _MOST_VALUES else "are these label maps?"
         raise UserError("VA-D012", f"label values {listed} are not consecutive from 0 on, and nothing names them", where=where, fix=fix)
     names = ["background", "object"] if len(known) == 2 else ["background", *(f"class{value}" for value in known[1:])]
-    return classes_of(names, known, -1, where)
+    return classes_of(names, known, None, where)

@@ -77,7 +77,7 @@ def find_cases(settings: VolumeDataConfig) -> Cases:
     content = read_json(found)
     channels = channel_names(content) or ["image"]
     cases = Cases(found, content, channels, {}, [], [])
-    walker = Walker((".nii", ".gz", ".dcm", ""), settings.exclude)
+    walker = Walker((".nii", ".gz", ".dcm", ".ima", ""), settings.exclude)
     for split, images, labels in _folders(settings, found):
         volumes = _volumes(images, walker, len(channels), found)
         maps = _label_maps(labels, walker)

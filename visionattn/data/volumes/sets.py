@@ -277,9 +277,9 @@ def _labels(settings: VolumeDataConfig, cases: Cases, known: LabelSet | None) ->
     """Classes by the settings, dataset.json, those of a run, or the values in the first label maps."""
     where = str(cases.root)
     if settings.regions:
-        return regions_of(settings.regions, None, -1, "data.regions")
+        return regions_of(settings.regions, None, None, "data.regions")
     if settings.classes != "auto":
-        return classes_of(settings.classes, range(len(settings.classes)), -1, "data.classes")
+        return classes_of(settings.classes, range(len(settings.classes)), None, "data.classes")
     declared = declared_labels(cases.content, cases.root)
     if declared is not None or known is not None:
         return declared or known  # type: ignore[return-value]  # one of them

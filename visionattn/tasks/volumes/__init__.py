@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionattn.config.choices import Choice, Facts
-from visionattn.config.schema import RunConfig
 from visionattn.tasks.base import Dataset, Display, Meter, Objective, Pictures, Predictor, Target, Task, Writer, WriterRequest
 from visionattn.tasks.volumes.settings import VolumesConfig
 
@@ -108,7 +107,7 @@ class Volumes(Task):
         sizes = "their own spacing" if spacing is None else f"{' x '.join(f'{size:.3g}' for size in spacing)} mm"
         kind = f"{len(target['classes'])} {'regions' if target['regions'] else 'classes'}"
         patch = " x ".join(map(str, config.model.patch))
-        slices = "" if config.model.is_3d else f", slices across {'right front up'.split()[target['slice_axis']]}"
+        slices = "" if config.model.is_3d else f", slices across {['right', 'front', 'up'][target['slice_axis']]}"
         return f"{kind}, {sizes}, patches of {patch}{slices}"
 
     def train_dataset(self, config: VolumesConfig, model: nn.Module, data: VolumeData, report: CheckReport) -> Dataset:
@@ -130,7 +129,7 @@ class Volumes(Task):
 
     @property
     def input_suffixes(self) -> frozenset[str]:
-        return frozenset({".nii", ".gz", ".dcm", ""})
+        return frozenset({".nii", ".gz", ".dcm", ".ima", ""})
 
     def preview(
         self, config: VolumesConfig, model: nn.Module, data: VolumeData, split: VolumeSet, count: int, path: Path, *, augmented: bool
@@ -184,7 +183,8 @@ class Volumes(Task):
     def predictor(self, config: VolumesConfig, target: Target, model: nn.Module, device: torch.device) -> Predictor:
         from visionattn.tasks.volumes.predictor import VolumePredictor
 
-        return VolumePredictor(model, config, target, device)
+        axis = model.pretrained_cfg["slice_axis"]  # type: ignore[index]  # its own, also among several models
+        return VolumePredictor(model, config, device, slice_axis=axis, regions=bool(target["regions"]))  # type: ignore[arg-type]
 
     def meter(self, config: VolumesConfig, target: Target) -> Meter:
         from visionattn.tasks.volumes.scores import VolumeMeter

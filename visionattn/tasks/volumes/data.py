@@ -34,10 +34,11 @@ _TILE = 192  # least side of a picture in the preview
 def make_target(config: VolumesConfig, data: VolumeData, plan: Plan) -> Target:
     """Meaning of the outputs, and what a volume has to go through before: plain values."""
     rule = data.labels.rule
-    axis = config.model.slice_axis
+    axis: int | str = config.model.slice_axis
     if axis == "auto":
         sizes = plan.spacing or (1.0, 1.0, 1.0)
-        axis = max(range(3), key=lambda number: (sizes[number] > 1.1 * min(sizes), sizes[number], number))  # type: ignore[assignment]
+        coarsest = max(sizes)
+        axis = sizes.index(coarsest) if coarsest > 1.1 * sorted(sizes)[1] else 2  # up, if no axis is clearly coarser than both others
     return {
         "classes": data.labels.names,
         "regions": [list(places) for places in rule.regions],

@@ -63,10 +63,11 @@ class VolumeObjective(Objective):
     def _evaluation_loss(self, outputs: VolumePrediction, batch: Batch) -> dict[str, torch.Tensor]:
         probabilities, label = outputs.parts[0], batch["prepared"][0].to(torch.int64)
         step = max(1, math.ceil((probabilities.numel() / LOSS_VALUES) ** (1 / 3)))
-        small = probabilities[(slice(None), *[slice(None, None, step)] * 3)].float()
+        every = slice(None, None, step)
+        small = probabilities[:, every, every, every].float()
         tiny = torch.finfo(torch.float32).eps
         logits = small.logit(tiny) if self.regions else small.clamp_min(tiny).log()
-        parts = self._losses(logits[None], label[None, ::step, ::step, ::step])
+        parts = self._losses(logits[None], label[None, every, every, every])
         return {"loss": self._weighted(parts), **parts}
 
     def _losses(self, logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:

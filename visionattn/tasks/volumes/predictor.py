@@ -12,7 +12,6 @@ from torch import nn
 from visionattn.data.volumes.augment import neighbours
 from visionattn.data.volumes.grid import Grid
 from visionattn.data.volumes.prepare import native_slabs
-from visionattn.tasks.base import Target
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.volumes.settings import VolumesConfig
 from visionattn.tasks.windows import Predict, sliding_logits, with_flips
@@ -76,22 +75,22 @@ class VolumePredictor:
     Args:
         model: in evaluation mode, on `device`.
         config: its `model` and `eval`.
-        target: classes, regions and the axis of slices.
+        slice_axis: axis across the slices of a 2D network.
+        regions: whether each output has a probability of its own.
     """
 
-    def __init__(self, model: nn.Module, config: VolumesConfig, target: Target, device: torch.device) -> None:
-        self.config, self.target, self.device = config, target, device
+    def __init__(self, model: nn.Module, config: VolumesConfig, device: torch.device, *, slice_axis: int, regions: bool) -> None:
+        self.config, self.device, self.axis, self.regions = config, device, slice_axis, regions
         axes = tuple(range(-len(config.model.patch), 0))
         self.model: Predict = with_flips(model, axes) if config.eval.flips else model
 
     def __call__(self, batch: Batch) -> VolumePrediction:
         volume: torch.Tensor = batch["image"]
         probabilities = (self._volume(volume) if self.config.model.is_3d else self._slices(volume))[0]
-        regions = bool(self.target["regions"])
         for start in range(0, probabilities.shape[1], 16):  # in place, because there may be no room for another one
             slab = probabilities[:, start : start + 16]
-            slab.copy_(slab.sigmoid() if regions else slab.softmax(0))
-        return VolumePrediction([probabilities], batch["grid"][0], regions)
+            slab.copy_(slab.sigmoid() if self.regions else slab.softmax(0))
+        return VolumePrediction([probabilities], batch["grid"][0], self.regions)
 
     def _windows(self, image: torch.Tensor, count: int) -> torch.Tensor:
         settings = self.config.eval
@@ -111,7 +110,7 @@ class VolumePredictor:
 
     def _slices(self, volume: torch.Tensor) -> torch.Tensor:
         """The same of a network on slices."""
-        axis, context, step = self.target["slice_axis"], self.config.model.context, _SLICES * self.config.eval.window_batch
+        axis, context, step = self.axis, self.config.model.context, _SLICES * self.config.eval.window_batch
         array, count = volume[0].cpu().numpy(), volume.shape[2 + axis]
         found: list[torch.Tensor] = []
         for start in range(0, count, step):
