@@ -134,7 +134,7 @@ def test_the_layout_is_recognised(root: Path) -> None:
     ("settings", "code", "part"),
     [
         (["model.name=unet3", "model.img_size=32"], "VA-M001", "3D networks: unet3d"),
-        (["model.args={widht: 8}"], "VA-M002", "Did you mean width?"),
+        (["model.args={widths: 8}"], "VA-M002", "Did you mean width?"),
         (["model.img_size=[32, 32]"], "VA-C002", "expected one number or 3"),
         (["model.head.name=fcn"], "VA-C002", "only a 2D backbone takes one"),
         (["data.sampler=balanced"], "VA-C002", "augment.foreground"),
