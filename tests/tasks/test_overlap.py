@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from visionattn.tasks.overlap import ConfusionMatrix, case_scores, inner_boundary, summarise
+from visionattn.tasks.overlap import ConfusionMatrix, case_scores, inner_boundary, summarise, synapse_scores
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fixtures" / "segmentation" / "metrics.json").read_text())
 
@@ -78,6 +78,12 @@ def test_case_scores_are_those_of_monai_and_medpy(name: str) -> None:
     (in_pixels,) = case_scores(pred, label, 2, variant="pooled")
     assert in_pixels.hd95 == pytest.approx(values["medpy_hd95_nospacing"], rel=1e-12)
     assert (score.unit, in_pixels.unit, score.variant, pooled.variant) == ("mm", "px", "max_directed", "pooled")
+
+
+@pytest.mark.parametrize("name", sorted(binary_cases()))
+def test_the_synapse_rule_is_that_of_the_recorded_code(name: str) -> None:
+    (found,) = synapse_scores(case_scores(*binary_cases()[name], 2, variant="pooled"))
+    assert found == pytest.approx(RECORDS[name]["values"]["transunet_rule_dice_hd95"], rel=1e-12)
 
 
 def test_summary_of_the_recorded_batch_by_our_rule() -> None:

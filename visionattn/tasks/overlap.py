@@ -232,6 +232,24 @@ def case_scores(
     return scores
 
 
+def synapse_scores(case: Sequence[CaseScore]) -> list[tuple[float, float]]:
+    """Dice and HD95 of each class by the rule behind published tables on the Synapse multi-organ set, to compare with those only.
+
+    A class that is only predicted counts as Dice 1 and distance 0, one that is not predicted as 0 and 0, present or not.
+
+    Args:
+        case: `case_scores` without spacing and of the variant "pooled": these tables measure in voxels, whatever their size.
+    """
+    rows = []
+    for score in case:
+        in_guess = score.true_positives + score.false_positives > 0
+        if in_guess and not score.missed:
+            rows.append((float(score.dice or 0), float(score.hd95 or 0)))
+        else:
+            rows.append((1.0 if in_guess else 0.0, 0.0))
+    return rows
+
+
 def summarise(cases: Iterable[Sequence[CaseScore]], classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
     """Average over cases, then over classes; returns metrics and a row per class.
 

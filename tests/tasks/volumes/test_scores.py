@@ -54,7 +54,7 @@ def test_a_perfect_prediction_an_empty_one_and_one_that_misses() -> None:
     _, label = balls()
     ignored = label.copy()
     ignored[0] = IGNORE
-    meter = VolumeMeter(TARGET)
+    meter = VolumeMeter(TARGET, protocol="synapse")
     meter.update(predicted(label), batch(ignored))
     meter.update(predicted(0 * label), batch(0 * label, 1))
     meter.update(predicted(0 * label), batch(np.where(label == 1, label, 0), 2))
@@ -66,6 +66,8 @@ def test_a_perfect_prediction_an_empty_one_and_one_that_misses() -> None:
     assert scores.metrics["dice"] == 0.75 and scores.intervals == {}
     assert "3 of 6 pairs of volume and class defined, 3 empty in both; 1 missed" in scores.remarks[0]
     assert [row["dice"] for row in scores.per_case] == [1.0, None, 0.0]
+    # Published tables count an empty case as 0 and forget the distance of a missed one.
+    assert [row["synapse_dice"] for row in scores.per_class] == pytest.approx([1 / 3, 1 / 3]) and scores.metrics["synapse_hd95"] == 0
     assert scores.case_values is not None and np.isnan(scores.case_values[1][1]).all()
 
 

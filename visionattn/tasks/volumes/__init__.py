@@ -42,8 +42,10 @@ class Volumes(Task):
             "dice_pooled": "pooled Dice",
             "n_defined": "cases",
             "n_missed": "missed",
+            "synapse_dice": "Dice (Synapse's rule)",
+            "synapse_hd95": "HD95 in voxels (Synapse's rule)",
         },
-        plain=frozenset({"hd95", "assd", "n_defined", "n_missed"}),
+        plain=frozenset({"hd95", "assd", "n_defined", "n_missed", "synapse_hd95"}),
         hidden_metrics=frozenset({"n_defined", "n_missed"}),
         hidden_columns=frozenset({"hd95_unit", "hd95_variant"}),
     )
@@ -189,7 +191,8 @@ class Volumes(Task):
     def meter(self, config: VolumesConfig, target: Target) -> Meter:
         from visionattn.tasks.volumes.scores import VolumeMeter
 
-        return VolumeMeter(target, hausdorff=config.eval.hausdorff, tolerance=config.eval.tolerance)
+        settings = config.eval
+        return VolumeMeter(target, hausdorff=settings.hausdorff, tolerance=settings.tolerance, protocol=settings.protocol)
 
     def monitor(self, config: VolumesConfig) -> str:
         return "dice"

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionattn.data.volumes.grid import Grid
 from visionattn.spill import Rows, Table
 from visionattn.tasks.base import Scores, Target
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.overlap import SCORES, CaseScore, HausdorffVariant, case_scores, summarise
+from visionattn.tasks.overlap import SCORES, CaseScore, HausdorffVariant, case_scores, summarise, synapse_scores
 from visionattn.tasks.volumes.objective import in_region
 from visionattn.tasks.volumes.predictor import VolumePrediction, painted
 
 # With fewer volumes, resampling does not estimate the spread.
 LEAST_RESAMPLED = 10
+PUBLISHED = ("synapse_dice", "synapse_hd95")
 DRAWS = 1000
 
 
@@ -54,12 +54,16 @@ class VolumeMeter:
         target: classes, the background first, or regions.
         hausdorff: variant of the Hausdorff distance.
         tolerance: tolerance of the surface Dice in mm.
+        protocol: "synapse" adds the scores of `synapse_scores`.
     """
 
-    def __init__(self, target: Target, *, hausdorff: HausdorffVariant = "max_directed", tolerance: float = 1.0) -> None:
+    def __init__(
+        self, target: Target, *, hausdorff: HausdorffVariant = "max_directed", tolerance: float = 1.0, protocol: str = "none"
+    ) -> None:
         self.target, self.regions = target, target["regions"]
         self.names: list[str] = target["classes"] if self.regions else target["classes"][1:]
         self.distances: dict[str, Any] = {"variant": hausdorff, "tolerance": tolerance}
+        self.published = Table() if protocol == "synapse" else None  # Dice and HD95 of each class in turn
         self.indices = array("q")
         self.rows: Rows[dict[str, Any]] = Rows()
         self.cases: Rows[list[CaseScore]] = Rows()
@@ -69,7 +73,10 @@ class VolumeMeter:
     def update(self, predictions: VolumePrediction, batch: Batch) -> None:
         """Add one predicted volume and its labels on the grid of the file."""
         truth, grid, guess = batch["label"][0].cpu().numpy(), predictions.grid, predictions.labels()
-        case = self._scores(guess, truth, grid)
+        case = self._scores(guess, truth, spacing=grid.spacing, **self.distances)
+        if self.published is not None:
+            rows = synapse_scores(self._scores(guess, truth, variant="pooled"))
+            self.published.append(np.array(rows, float).reshape(1, -1))
         means, _ = summarise([case], None)
         row = {"index": batch.indices[0], "id": batch.ids[0], "case": batch.cases[0]}
         self.indices.append(batch.indices[0])
@@ -80,34 +87,41 @@ class VolumeMeter:
         scores = [[np.nan if (value := getattr(score, name)) is None else value for name in SCORES] for score in case]
         self.values.append(np.array(scores, float).reshape(1, -1))
 
-    def _scores(self, guess: np.ndarray, truth: np.ndarray, grid: Grid) -> list[CaseScore]:
+    def _scores(self, guess: np.ndarray, truth: np.ndarray, **how: Any) -> list[CaseScore]:
         if not self.regions:
-            return case_scores(guess, truth, len(self.names) + 1, grid.spacing, **self.distances)
+            return case_scores(guess, truth, len(self.names) + 1, **how)
         ignored = truth == 255
         found = []
         for number, places in enumerate(self.regions):
             inside = np.where(ignored, 255, in_region(truth, places)).astype(np.uint8)
-            (score,) = case_scores(guess[number], inside, 2, grid.spacing, **self.distances)
+            (score,) = case_scores(guess[number], inside, 2, **how)
             found.append(replace(score, label=number))
         return found
 
     def state(self) -> Any:
-        return self.indices, self.rows, self.cases, self.planes, self.values
+        return self.indices, self.rows, self.cases, self.planes, self.values, self.published
 
     def merge(self, states: list[Any]) -> None:
-        for indices, rows, cases, planes, values in states:
+        for indices, rows, cases, planes, values, published in states:
             self.indices.extend(indices)
             self.rows.extend(rows)
             self.cases.extend(cases)
             self.planes.extend(planes)
             if len(rows):
                 self.values.append(values.array())
+                if self.published is not None:
+                    self.published.append(published.array())
 
     def result(self) -> Scores:
         """Means over cases, then over classes, with the interval of `dice` over cases drawn with replacement."""
         order = np.argsort(self.indices, kind="stable")
         metrics, rows = summarise(self.cases.reordered(order), self.target["classes"])
         values = self.values.ordered(order)
+        if self.published is not None:
+            means = self.published.array().mean(0).reshape(-1, 2)
+            for row, pair in zip(rows, means.tolist(), strict=True):
+                row |= dict(zip(PUBLISHED, pair, strict=True))
+            metrics |= dict(zip(PUBLISHED, means.mean(0).tolist(), strict=True))
         intervals = {} if len(order) < LEAST_RESAMPLED else _interval(values[:, :: len(SCORES)])
         columns = [f"{score} {name}" for name in self.names for score in SCORES]
         remarks = _remarks(rows, len(order), metrics)

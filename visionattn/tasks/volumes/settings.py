@@ -71,6 +71,9 @@ class VolumeEvalConfig(EvalConfig):
     window_batch: int = setting(1, "Windows (2.5D: slices, four times as many) per call of the network.", ge=1)
     hausdorff: Literal["max_directed", "pooled"] = setting("max_directed", "Definition of hd95.")
     tolerance: float = setting(1.0, "Distance in mm within which nsd accepts a surface.", gt=0)
+    protocol: Literal["none", "synapse"] = setting(
+        "none", "Further metrics by the rule of published tables, to compare with these only: synapse_dice, and synapse_hd95 in voxels."
+    )
 
 
 class VolumesConfig(RunConfig):
