@@ -192,9 +192,9 @@ def split_folds(whole: S, labels: np.ndarray, groups: list[str] | None, fold: tu
     return whole.take(kept), whole.take(held, "val")
 
 
-def fold_note(count: int, fold: tuple[int, int], seed: int) -> Note:
-    """Report the images of a fold."""
-    return Note("info", "", f"val: fold {fold[0]} of {fold[1]}, {count:,} images (data.fold, seed {seed}); train: the other folds")
+def fold_note(count: int, fold: tuple[int, int], seed: int, unit: str = "image") -> Note:
+    """Report the samples of a fold."""
+    return Note("info", "", f"val: fold {fold[0]} of {fold[1]}, {count:,} {unit}s (data.fold, seed {seed}); train: the other folds")
 
 
 # ---------------------------------------------------------------- manifest

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import visionattn as va
 from tests.commands import done
-from tests.data.volumes.made import SPACING, balls, oblique, save, series
+from tests.data.volumes.made import SPACING, balls, folders, oblique, save, series
 from tests.tasks.volumes.conftest import train
 from visionattn.console import Console
 from visionattn.data.volumes.grid import Grid
@@ -85,12 +85,19 @@ def test_a_series_gets_a_label_map_on_its_grid(volume_run: Path, tmp_path: Path)
     np.testing.assert_array_equal(grids[0].to_canonical(same.class_map()), grids[1].to_canonical(np.asarray(written.dataobj)))
 
 
-def test_scores_of_a_split_without_training_on_it(volume_run: Path, root: Path) -> None:
+def test_scores_of_a_split_without_training_on_it(volume_run: Path, root: Path, tmp_path: Path) -> None:
     alone = va.evaluate(volume_run, split="test", console=Console(quiet=True))
     several = va.evaluate([volume_run, volume_run], split="test", console=Console(quiet=True))
     assert alone.count == 1 and alone.metrics == pytest.approx(several.metrics)
     flipped = va.evaluate(volume_run, split="test", settings=["eval.flips=true"], console=Console(quiet=True))
     assert flipped.metrics["loss"] != alone.metrics["loss"]
+    for content, what in (
+        ({"labels": {"background": 0, "a": 1, "b": 2}}, "other classes"),
+        ({"modality": {"0": "A", "1": "B"}}, "2 channels"),
+    ):
+        other = folders(tmp_path / what, {"val": 1}, content)
+        with pytest.raises(UserError, match=what):
+            va.evaluate(volume_run, data=other, console=Console(quiet=True))
     elsewhere = va.evaluate(volume_run, data=root, split="val", console=Console(quiet=True))
     assert elsewhere.metrics["dice"] == pytest.approx(json.loads((volume_run / "eval/val/metrics.json").read_text())["metrics"]["dice"])
 

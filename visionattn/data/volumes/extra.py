@@ -15,12 +15,12 @@ def library(name: str) -> Any:
     """Import a library of the extra, or a module of one.
 
     Raises:
-        UserError: VA-C005, it is not installed.
+        UserError: VA-R007, it is not installed.
     """
     package = name.partition(".")[0]
     if find_spec(package) is None:
         fix = 'pip install "visionattn[medical]"'
-        raise UserError("VA-C005", f"volumes need the package {package}, which is not installed", fix=fix)
+        raise UserError("VA-R007", f"volumes need the package {package}, which is not installed", fix=fix)
     return import_module(name)
 
 
@@ -28,7 +28,7 @@ def require_libraries() -> None:
     """Check that the whole extra is there, without importing it.
 
     Raises:
-        UserError: VA-C005.
+        UserError: VA-R007.
     """
     for name in LIBRARIES:
         if find_spec(name) is None:

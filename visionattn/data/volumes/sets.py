@@ -24,7 +24,7 @@ from visionattn.data.volumes.layouts import SPLITS, Case, Cases, find_cases
 from visionattn.data.volumes.prepare import Plan, Scaling, foreground_quantiles, foreground_scaling, planned_spacing
 from visionattn.data.volumes.settings import VolumeDataConfig
 from visionattn.errors import UserError
-from visionattn.files import atomic_folder, cache_folder
+from visionattn.files import atomic_folder, cache_folder, counted
 from visionattn.names import from_path, shown, to_path
 
 _FIRST = 20  # label maps whose values are looked at where nothing names the classes
@@ -150,17 +150,20 @@ def load_volume_data(settings: VolumeDataConfig, *, seed: int) -> VolumeData:
     return VolumeData(name, parts["train"], parts["val"], test, notes, labels, cases.channels, cases.without_label)
 
 
-def load_volume_split(settings: VolumeDataConfig, split: str, names: Sequence[str], rule: LabelRule, seed: int) -> VolumeSet:
+def load_volume_split(settings: VolumeDataConfig, split: str, names: Sequence[str], rule: LabelRule, channels: int, seed: int) -> VolumeSet:
     """Load one split with the classes of a run, for evaluation; data without splits are used as a whole.
 
     Raises:
-        UserError: VA-M003, other classes; VA-D002, no such split; as `load_volume_data`.
+        UserError: VA-M003, other classes or channels; VA-D002, no such split; as `load_volume_data`.
     """
     cases = find_cases(settings)
     labels = _labels(settings, cases, LabelSet(list(names), rule, ()))
     if labels.names != list(names) or (labels.rule.values, labels.rule.regions) != (rule.values, rule.regions):
         why = shown(f"data: {', '.join(labels.names[:8])}; run: {', '.join(list(names)[:8])}")
         raise UserError("VA-M003", "the data has other classes than the run", where=str(cases.root), why=why, exit_code=4)
+    if len(cases.channels) != channels:
+        what = f"the volumes have {counted(len(cases.channels), 'channel')}, those of the run {channels}"
+        raise UserError("VA-M003", what, where=str(cases.root), exit_code=4)
     held_out = "val" not in cases.parts and settings.val_fraction is not None
     if split in ("train", "val") and (held_out or settings.fold is not None):
         return _splits(settings, cases, labels.rule, seed, [])[split]
@@ -258,7 +261,7 @@ def _splits(settings: VolumeDataConfig, cases: Cases, rule: LabelRule, seed: int
     alike = np.zeros(len(train), np.int64)
     if settings.fold is not None:
         train, val = split_folds(train, alike, train.groups, settings.fold, seed)
-        notes.append(fold_note(len(val), settings.fold, seed))
+        notes.append(fold_note(len(val), settings.fold, seed, "volume"))
         return {**parts, "train": train, "val": val}
     if "val" in parts:
         if settings.val_fraction is not None:

@@ -80,7 +80,7 @@ class Volumes(Task):
         from visionattn.data.volumes.sets import load_volume_split
         from visionattn.tasks.volumes.data import rule_of
 
-        return load_volume_split(config.data, split, target["classes"], rule_of(target), config.seed)
+        return load_volume_split(config.data, split, target["classes"], rule_of(target), config.model.in_chans, config.seed)
 
     def check_data(self, config: VolumesConfig, data: VolumeData, *, cache_dir: Path, progress: Callable[[int], None]) -> CheckReport:
         from visionattn.data.volumes.check import check_volumes
