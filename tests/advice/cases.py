@@ -1443,6 +1443,14 @@ OTHERS = [
         (add("train.channels_last=auto"),),
         scans,
     ),
+    Case(
+        "tasks/volumes/settings.py",
+        "data check scans model.drop_path_rate=0.1",
+        "VA-C002",
+        "model.drop_path_rate=0",
+        (add("model.drop_path_rate=0"),),
+        scans,
+    ),
     Case("config/schema.py", "config show train.batch_size=auto train.accum=2", "VA-C002", "train.accum=1", (add("train.accum=1"),)),
 ]
 

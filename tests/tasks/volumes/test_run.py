@@ -144,6 +144,8 @@ def test_the_layout_is_recognised(root: Path) -> None:
         (["model.args={widths: 8}"], "VA-M002", "Did you mean width?"),
         (["model.img_size=[32, 32]"], "VA-C002", "expected one number or 3"),
         (["model.head.name=fcn"], "VA-C002", "only a 2D backbone takes one"),
+        (["model.context=2"], "VA-C002", "only a 2D backbone sees slices"),
+        (["model.drop_path_rate=0.1"], "VA-C002", "model.drop_path_rate=0"),
         (["data.sampler=balanced"], "VA-C002", "augment.foreground"),
         (["train.channels_last=true"], "VA-C002", "train.channels_last=auto"),
         (["loss=[{name: dice}, {name: dice}]"], "VA-C002", "a loss is given twice"),

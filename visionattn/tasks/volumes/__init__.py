@@ -169,8 +169,8 @@ class Volumes(Task):
     def choices(self, config: VolumesConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
         from visionattn.tasks.volumes.data import volume_choices
 
-        common = [choice for choice in super().choices(config, facts, report) if choice.key != "train.epochs"]
-        return [*common, *volume_choices(config, facts, report)]
+        own = volume_choices(config, facts, report)
+        return [*(choice for choice in super().choices(config, facts, report) if choice.key not in {item.key for item in own}), *own]
 
     # training and evaluation
 

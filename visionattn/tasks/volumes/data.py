@@ -149,6 +149,7 @@ def volume_choices(config: VolumesConfig, facts: Facts, report: CheckReport | No
     shown = max(1, facts.samples * config.augment.patches)
     epochs = min(max(round(_SEEN / shown), 20), 1000)
     return [
+        *([Choice("model.drop_path_rate", 0.0, "3D networks have no stochastic depth")] if config.model.is_3d else []),
         Choice("model.img_size", size, reason),
         Choice("train.epochs", epochs, f"{epochs * shown:,} patches are seen, of {facts.samples:,} volumes"),
     ]

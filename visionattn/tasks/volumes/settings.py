@@ -101,6 +101,10 @@ class VolumesConfig(RunConfig):
             raise ValueError("model.img_size: expected numbers > 0")
         if self.model.is_3d and self.model.head != SliceHeadConfig():
             raise ValueError(f"model.head: {self.model.name} has none, only a 2D backbone takes one")
+        if self.model.is_3d and (self.model.context != 1 or self.model.slice_axis != "auto"):
+            raise ValueError(f"model.context and model.slice_axis: {self.model.name} sees volumes, only a 2D backbone sees slices")
+        if self.model.is_3d and self.model.drop_path_rate not in ("auto", 0):
+            raise ValueError(f"model.drop_path_rate: {self.model.name} has no stochastic depth; model.drop_path_rate=0")
         if self.data.sampler == "balanced":
             raise ValueError("data.sampler: a volume has no single class; augment.foreground chooses the patches")
         if self.model.is_3d and self.train.channels_last is True:
