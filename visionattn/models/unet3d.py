@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from visionattn.models.network3d import Network3d
+
 Stride = tuple[int, int, int]
 
 
@@ -37,7 +39,7 @@ class ResidualBlock3d(nn.Module):
         return F.leaky_relu(self.norm2(self.conv2(y)) + self.shortcut(x), 0.01)
 
 
-class UNet3d(nn.Module):
+class UNet3d(Network3d):
     """Logits of each voxel, in training those of every level, finest first.
 
     Args:
@@ -61,7 +63,7 @@ class UNet3d(nn.Module):
         strides: Sequence[Stride] | None = None,
         max_channels: int = 320,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         if depth < 2 or width < 1:
             raise ValueError(f"expected depth >= 2 and width >= 1, got depth {depth} and width {width}")
         channels = [min(width * 2**level, max_channels) for level in range(depth)]
@@ -75,7 +77,6 @@ class UNet3d(nn.Module):
         self.up = nn.ModuleList(ResidualBlock3d(2 * fine, fine) for fine, _ in pairs)
         levels = depth - 1 if deep_supervision else 1
         self.logits = nn.ModuleList(nn.Conv3d(channels[level], num_classes, 1) for level in range(levels))
-        self.grad_checkpointing = False
         self.init_weights()
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -95,10 +96,6 @@ class UNet3d(nn.Module):
     def _run(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
         found: Any = checkpoint(block, x, use_reentrant=False) if self.grad_checkpointing and self.training else block(x)
         return found
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Turn the recomputation of activations in the backward pass on or off."""
-        self.grad_checkpointing = enable
 
     def init_weights(self) -> None:
         """Initialise all parameters (He et al., arXiv 1502.01852)."""

@@ -17,12 +17,15 @@ from visionattn.data.masks.settings import IGNORE
 from visionattn.data.volumes.augment import PatchAugment, crop, neighbours
 from visionattn.data.volumes.grid import Grid
 from visionattn.data.volumes.settings import VolumeAugmentConfig
+from visionattn.errors import UserError
 from visionattn.heads.base import Aux, HeadOutput
+from visionattn.models import load_checkpoint
 from visionattn.models.unet3d import UNet3d, pool_strides
 from visionattn.tasks import load_config
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.losses import binary_cross_entropy, cross_entropy, dice, nearest_label
 from visionattn.tasks.volumes.data import VolumePatches, patch_size
+from visionattn.tasks.volumes.model import VolumeNet
 from visionattn.tasks.volumes.objective import VolumeObjective
 from visionattn.tasks.volumes.predictor import VolumePredictor
 
@@ -115,6 +118,21 @@ def test_network_of_any_size() -> None:
     assert len(net.eval()(volume)) == 1
     with pytest.raises(ValueError, match="strides: expected 2"):
         UNet3d(1, 2, depth=3, strides=[(2, 2, 2)])
+
+
+def test_weights_of_another_run() -> None:
+    given = VolumeNet(UNet3d(1, 3, width=4, depth=3))
+    for classes, anew in ((3, 0), (5, 2)):  # outputs of two levels
+        model = VolumeNet(UNet3d(1, classes, width=4, depth=3))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        report = load_checkpoint(model, given.state_dict())
+        kept = [
+            name for name, value in model.state_dict().items() if ".logits." in name and value.ndim > 1 and torch.equal(value, before[name])
+        ]
+        assert len(kept) == anew and bool(report.reshaped) == bool(anew)
+        assert torch.equal(model.backbone.stem.conv1.weight, given.backbone.stem.conv1.weight)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="does not fit"):
+        load_checkpoint(VolumeNet(UNet3d(1, 3, width=8, depth=3)), given.state_dict())
 
 
 def test_strides_follow_spacing_and_patch() -> None:

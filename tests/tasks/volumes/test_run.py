@@ -102,6 +102,13 @@ def test_scores_of_a_split_without_training_on_it(volume_run: Path, root: Path, 
     assert elsewhere.metrics["dice"] == pytest.approx(json.loads((volume_run / "eval/val/metrics.json").read_text())["metrics"]["dice"])
 
 
+def test_a_run_starts_from_another(root: Path, volume_run: Path) -> None:
+    text = done("train", "--data", root, f"model.weights={volume_run}", "data.workers=0", "data.check=headers", "--dry-run").output
+    assert (
+        "patches of 32 x 32 x 16" in text and "model.drop_path_rate" in text and "patches are seen" in text and "one step: loss" in text
+    ), "with the network of that run"
+
+
 def test_slices_with_their_neighbours(root: Path, tmp_path: Path) -> None:
     more = ["model.name=eca_resnet18", "model.args={width: 8, depths: [1, 1, 1, 1]}", "model.head.args={max_channels: 16}"]
     result = train(root, tmp_path, *more, "model.img_size=32", "model.weights=none", "train.epochs=1", "augment.patches=3")

@@ -14,13 +14,14 @@ from visionattn.config.schema import chosen
 from visionattn.errors import UserError, did_you_mean
 from visionattn.heads.base import Aux, HeadOutput
 from visionattn.models import create_segmenter
+from visionattn.models.network3d import Network3d
 from visionattn.models.segmenter import head_class
 from visionattn.models.unet3d import UNet3d, pool_strides
 from visionattn.tasks.base import Target
 from visionattn.tasks.volumes.settings import NETWORKS, VolumesConfig
 
 # By the value of `model.name`: classes that take channels and classes, and return logits of `[B, C, x, y, z]`, a list finest first.
-NETS: dict[str, Callable[..., nn.Module]] = dict(zip(NETWORKS, (UNet3d,), strict=True))
+NETS: dict[str, Callable[..., Network3d]] = dict(zip(NETWORKS, (UNet3d,), strict=True))
 
 
 class VolumeNet(nn.Module):
@@ -31,7 +32,7 @@ class VolumeNet(nn.Module):
         pretrained_cfg: how a volume is prepared for it.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Network3d) -> None:
         super().__init__()
         self.backbone = network
         self.pretrained_cfg: dict[str, Any] = {}
@@ -46,7 +47,7 @@ class VolumeNet(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn the recomputation of activations in the backward pass on or off."""
-        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.backbone.set_grad_checkpointing(enable)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that assign parameters to layers, from the input on (timm's layer decay)."""
