@@ -11,6 +11,7 @@ import re
 import shlex
 import unicodedata
 from hashlib import blake2b
+from pathlib import Path
 
 _PLAIN = re.compile(r"[\w@%+=:,./{}-]+", re.ASCII)  # words that a shell leaves alone
 _LONGEST = 255  # bytes in the name of a file, on all common file systems
@@ -56,6 +57,12 @@ def fitted(text: str, room: int = _LONGEST) -> str:
         return text
     digest = blake2b(content, digest_size=4).hexdigest()
     return f"{content[: room - len(digest) - 1].decode('utf-8', 'ignore')}-{digest}"
+
+
+def plain_path(place: Path) -> Path:
+    """Make each part of a path a plain name with room for another suffix; ordinary ones stay."""
+    parts = [from_path(part) for part in place.parts]
+    return Path(*(to_path(fitted(part, 251)) if shown(part) == part and part != ".." else file_name(part) for part in parts))
 
 
 def from_path(path: str) -> str:

@@ -20,6 +20,7 @@ import visionattn as va
 from tests.commands import CLASSES, done, picture, save_npz, truncate
 from tests.data.images.shards import flower_shards
 from tests.data.masks.annotated import coco, cvat_masks
+from tests.data.volumes.made import balls, folders, save
 from visionattn.models.classifier import Classifier
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config, run_config
@@ -28,6 +29,7 @@ from visionattn.tasks.classification import Classification
 SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.to=[] train.device=cpu"
 TINY = f"model.name=eca_resnet18 'model.args={{width: 8}}' {SMALL}"
 DRY = f"{TINY} --dry-run"
+VOLUMES = "'model.args={width: 2, depth: 2}' 'model.img_size=[32, 32, 8]' train.batch_size=1 data.workers=0 train.device=cpu --dry-run"
 
 Make = Callable[[Path], object]
 
@@ -123,6 +125,22 @@ def without_val(folder: Path) -> None:
 def broken(folder: Path) -> None:
     for path in [*sorted(flowers(folder, train=4).glob("train/*/0.png")), folder / "flowers/val/rose/0.png"]:
         truncate(path)
+
+
+def scans(folder: Path) -> None:
+    folders(folder / "scans", {"train": 1, "val": 1}, {"labels": {"0": "background", "1": "front", "2": "back"}})
+
+
+def scans_without_val(folder: Path) -> None:
+    folders(folder / "scans", {"": 5})
+
+
+def decathlon(folder: Path) -> None:
+    for number in range(3):
+        image, label = balls(number)
+        save(folder / f"scans/imagesTr/c{number}.nii.gz", image)
+        save(folder / f"scans/labelsTr/c{number}.nii.gz", label)
+    (folder / "scans/dataset.json").write_text(json.dumps({"file_ending": ".nii.gz", "labels": {"background": 0, "a": 1, "b": 2}}))
 
 
 def photograph(path: Path, number: int, size: tuple[int, int] = (20, 16)) -> None:
@@ -1552,6 +1570,63 @@ OTHERS = [
         "VA-C002",
         "loss.class_weights=balanced weights the loss",
         (instead("data.sampler=balanced", "loss.class_weights=balanced"),),
+    ),
+    Case(
+        "data/masks/nnunet.py",
+        "data check scans data.val_fraction=0.4 task=segment",
+        "VA-D002",
+        "task=volumes",
+        (instead("task=segment", "task=volumes"),),
+        decathlon,
+    ),
+    Case(
+        "data/volumes/sets.py",
+        "data check scans",
+        "VA-D003",
+        "visionattn train --val-fraction 0.2 ... (or data.val_fraction=0.2)",
+        (run("visionattn train --val-fraction 0.2 ...", dots=f"--data scans {VOLUMES}"), add("data.val_fraction=0.2")),
+        scans_without_val,
+    ),
+    Case(
+        "data/volumes/sets.py",
+        "data check scans data.spacing=[1,0,1]",
+        "VA-C002",
+        "data.spacing=auto",
+        (add("data.spacing=auto"),),
+        scans,
+    ),
+    Case(
+        "data/volumes/sets.py",
+        "data check scans data.intensity=[200,-100]",
+        "VA-C002",
+        "data.intensity=[-100,200]",
+        (add("data.intensity=[-100,200]"),),
+        scans,
+    ),
+    Case(
+        "data/volumes/sets.py",
+        "data check scans data.intensity=[200,200]",
+        "VA-C002",
+        "data.intensity=auto",
+        (add("data.intensity=auto"),),
+        scans,
+    ),
+    Case("tasks/volumes/data.py", "data check scans model.in_chans=2", "VA-C002", "model.in_chans=1", (add("model.in_chans=1"),), scans),
+    Case(
+        "tasks/volumes/settings.py",
+        "data check scans train.channels_last=true",
+        "VA-C002",
+        "train.channels_last=auto",
+        (add("train.channels_last=auto"),),
+        scans,
+    ),
+    Case(
+        "tasks/volumes/settings.py",
+        "data check scans model.drop_path_rate=0.1",
+        "VA-C002",
+        "model.drop_path_rate=0",
+        (add("model.drop_path_rate=0"),),
+        scans,
     ),
     Case("config/schema.py", "config show train.batch_size=auto train.accum=2", "VA-C002", "train.accum=1", (add("train.accum=1"),)),
 ]

@@ -59,6 +59,15 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "data.val_fraction=0.2": "as in data/images/layouts.py",
     },
     "data/masks/sets.py": {"--split": "as in data/images/labels.py"},
+    "data/volumes/layouts.py": {
+        "--folds": "folds: tests/cli/test_folds.py",
+        "data.images=FOLDER": "names folders of the user's: tests/data/volumes/test_sets.py",
+        "data.images=FOLDER/{split}": "names folders of the user's: tests/data/volumes/test_sets.py",
+        "data.labels=FOLDER": "names folders of the user's: tests/data/volumes/test_sets.py",
+        "data.labels=FOLDER/{split}": "names folders of the user's: tests/data/volumes/test_sets.py",
+        "data.val_fraction=0.2": "as in data/volumes/sets.py",
+    },
+    "data/volumes/sets.py": {"--split": "as in data/images/labels.py", "data.train=NAME": "as in data/images/layouts.py"},
     "data/splits.py": {"--folds": "folds: tests/cli/test_folds.py", "data.val_fraction=": FAULT},
     "engine/devices.py": {
         "--nproc_per_node": "several processes: tests/engine/test_processes.py starts them",
@@ -135,5 +144,9 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "tasks/segmentation/output.py": {
         "--out": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",
         "--source": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",
+    },
+    "tasks/volumes/output.py": {
+        "--out": "two calls of predict, as in tasks/segmentation/output.py",
+        "--source": "two calls of predict, as in tasks/segmentation/output.py",
     },
 }

@@ -26,13 +26,14 @@ class Note:
 
 
 class Split(Protocol):
-    """One split: images by position, with unique ids."""
+    """One split: samples by position, with unique ids."""
 
     @property
     def name(self) -> str: ...
 
     @property
-    def images(self) -> Images: ...
+    def images(self) -> Images | None:
+        """None where samples are no images."""
 
     @property
     def ids(self) -> list[str]: ...
@@ -196,9 +197,9 @@ def split_folds(whole: S, labels: np.ndarray, groups: list[str] | None, fold: tu
     return whole.take(kept), whole.take(held, "val")
 
 
-def fold_note(count: int, fold: tuple[int, int], seed: int) -> Note:
-    """Report the images of a fold."""
-    return Note("info", "", f"val: fold {fold[0]} of {fold[1]}, {count:,} images (data.fold, seed {seed}); train: the other folds")
+def fold_note(count: int, fold: tuple[int, int], seed: int, unit: str = "image") -> Note:
+    """Report the samples of a fold."""
+    return Note("info", "", f"val: fold {fold[0]} of {fold[1]}, {count:,} {unit}s (data.fold, seed {seed}); train: the other folds")
 
 
 # ---------------------------------------------------------------- manifest

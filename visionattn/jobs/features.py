@@ -147,6 +147,8 @@ def features_of_split(model: LoadedModel, data: Any, split: str, batch_size: int
     if not config.data.has_source:
         raise UserError("VA-D001", "the model has no data of its own: name a data set")
     samples, labels = model.task.labelled_split(config, split, model.target)
+    if samples.images is None:
+        raise UserError("VA-C002", f"task {model.task.name}: features are of images")
     return _extract(model, config, model.task.eval_dataset(config, model.model, samples), samples.images, labels, batch_size, console)
 
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from visionattn.errors import UserError
 from visionattn.heads.danet import ChannelAttention, PositionAttention
+from visionattn.models.network3d import Network3d
 
 # Voxels of the coarsest map above which position attention is refused: its weights are their number squared, 64 MiB here.
 POSITIONS = 4096
@@ -33,7 +34,7 @@ _SMALL = 4  # longest axis that is not halved
 Norm = Literal["instance", "batch"]
 
 
-class AGUNet3d(nn.Module):
+class AGUNet3d(Network3d):
     """Attention-gated U-Net with multi-scale input and deep supervision.
 
     Args:
@@ -59,15 +60,15 @@ class AGUNet3d(nn.Module):
         deep_supervision: bool = True,
         norm: Norm = "instance",
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         for argument, value, known in (("gate", gate, ("concat", "add")), ("norm", norm, ("instance", "batch"))):
             if value not in known:
                 raise ValueError(f"{argument}: expected {' or '.join(known)}, got {value!r}")
         widths = [width * min(2**level, 16) for level in range(depth + 1)]
         steps = list(pairwise(widths))  # finer and coarser
-        self.first = _convs(in_chans, widths[0], norm)
+        self.stem = _convs(in_chans, widths[0], norm)
         self.inputs = nn.ModuleList(nn.Conv3d(in_chans, finer, 3, padding=1) for finer, _ in steps)
-        self.encoder = nn.ModuleList(_convs(2 * finer, coarser, norm) for finer, coarser in steps)
+        self.down = nn.ModuleList(_convs(2 * finer, coarser, norm) for finer, coarser in steps)
         self.dual = DualAttention(widths[-1]) if dual_attention else None
         self.levels = nn.ModuleList(Level(coarser, finer, gate, norm) for finer, coarser in steps)
         self.conv_seg = nn.Conv3d(widths[0], num_classes, 1)
@@ -80,16 +81,16 @@ class AGUNet3d(nn.Module):
         Raises:
             UserError: VA-M002, the coarsest level is too large for position attention.
         """
-        x, skips = self.first(volume), []
-        for project, block in zip(self.inputs, self.encoder, strict=True):
+        x, skips = self.run(self.stem, volume), []
+        for project, block in zip(self.inputs, self.down, strict=True):
             skips.append(x)
             x, volume = _halve(x, F.max_pool3d), _halve(volume, F.avg_pool3d)
-            x = block(torch.cat([x, F.relu(project(volume))], 1))
+            x = self.run(block, torch.cat([x, F.relu(project(volume))], 1))
         if self.dual is not None:
             x = self.dual(x)
         outputs = []
         for up, skip in zip(reversed(self.levels), reversed(skips), strict=True):
-            x = up(x, skip)
+            x = self.run(up, x, skip)
             outputs.append(x)
         logits = [self.conv_seg(outputs[-1])]
         if self.training:

@@ -15,9 +15,9 @@ from tests.tasks.segmentation.noise import batch, labels, noise, upsampled
 from visionattn.data.masks.settings import IGNORE
 from visionattn.errors import UserError
 from visionattn.heads.base import Aux, HeadOutput, Regularizer
+from visionattn.tasks.losses import balanced_weights, cross_entropy, dice, nearest_label, output_weights
 from visionattn.tasks.segmentation import objective as module
-from visionattn.tasks.segmentation.losses import cross_entropy, dice
-from visionattn.tasks.segmentation.objective import SegmentationObjective, balanced_weights, nearest_label, output_weights
+from visionattn.tasks.segmentation.objective import SegmentationObjective
 
 BOTH: list[tuple[str, float, dict[str, Any]]] = [("cross_entropy", 1.0, {}), ("dice", 0.5, {"include_background": False})]
 

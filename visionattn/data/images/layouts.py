@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from visionattn.config.schema import DataConfig
 from visionattn.data.images.hub import PARQUET_SUFFIXES, download_parquet, is_saved, open_splits, read_split
 from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
 from visionattn.data.images.shards import TAR_SUFFIXES, find_shards, read_shards
@@ -309,7 +310,7 @@ def _read_folders(layout: Layout, settings: LabelDataConfig, in_chans: int) -> t
     return tables, notes
 
 
-def groups_from_paths(ids: list[str], settings: ImageDataConfig) -> list[str] | None:
+def groups_from_paths(ids: list[str], settings: DataConfig) -> list[str] | None:
     if not settings.group_by:
         return None
     try:

@@ -36,8 +36,8 @@ def file_ending(root: Path, folders: Sequence[Path]) -> str:
             "VA-D002",
             f"nnU-Net data whose files end in {shown(str(ending))}",
             where=str(root / "dataset.json"),
-            why=f"volumes (NIfTI) are not read, only pictures: {', '.join(_ENDINGS)}",
-            fix="write each slice as a picture: imagesTr/CASE_0000.png, labelsTr/CASE.png, and file_ending in dataset.json",
+            why=f"images are pictures: {', '.join(_ENDINGS)}; NIfTI files are volumes, another task",
+            fix="task=volumes",
         )
     names = sorted(f"{folder.name}/{entry.name}" for folder in folders for entry in os.scandir(folder) if not entry.name.startswith("."))
     numbered = {name: match for name in names if (match := re.fullmatch(rf"(.*)_(\d{{4}}){re.escape(ending)}", name))}

@@ -61,11 +61,12 @@ class Segmentation(Task):
             "case_iou": "case IoU",
             "hd95": "HD95",
             "nsd": "NSD",
+            "assd": "ASSD",
             "n_defined": "cases",
             "n_missed": "missed",
         },
         metric_names={"dice": "case Dice", "iou": "case IoU", "dice_pooled": "pooled Dice", "ignored": "ignored pixels"},
-        plain=frozenset({"hd95", "n_defined", "n_missed"}),
+        plain=frozenset({"hd95", "assd", "n_defined", "n_missed"}),
         hidden_metrics=frozenset({"n_defined", "n_missed"}),
         hidden_columns=frozenset({"hd95_unit", "hd95_variant"}),
     )

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from visionattn.errors import UserError
 from visionattn.heads.base import HeadOutput, resize_to
 from visionattn.tasks.base import Objective
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.segmentation.losses import LOSSES
+from visionattn.tasks.losses import DeepSupervision, bind_loss, nearest_label, output_weights
 from visionattn.tasks.segmentation.settings import SegmentConfig
-
-DeepSupervision = Literal["upsample_logits", "downsample_label"]
-ClassWeights = Literal["none", "balanced"] | Sequence[float]
 
 # Logits (classes x pixels) per image above which the evaluation loss uses fewer pixels: 256 MiB, of which several copies exist.
 LOSS_VALUES = 2**26
@@ -32,7 +26,7 @@ class SegmentationObjective(Objective):
 
     Args:
         num_classes: classes of the labels.
-        losses: name (see `LOSSES`), weight and arguments of each term. `class_weights` may be "none", "balanced" or numbers.
+        losses: name (see `losses.LOSSES`), weight and arguments of each term. `class_weights` may be "none", "balanced" or numbers.
         pixel_counts: pixels of each class in the training set, `[classes]`, for balanced class weights.
         deep_supervision: rule for auxiliary outputs. "upsample_logits" resizes them to the label and adds their
             losses to that of the main output (mmsegmentation); "downsample_label" takes the nearest labels and divides the
@@ -53,7 +47,7 @@ class SegmentationObjective(Objective):
         if not 2 <= num_classes <= 255:
             raise UserError("VA-C002", f"segmentation takes 2 to 255 classes, got {num_classes}", fix="name the background as a class too")
         self.deep_supervision = deep_supervision
-        self.losses = {name: (weight, _bound(name, arguments, num_classes, pixel_counts)) for name, weight, arguments in losses}
+        self.losses = {name: (weight, bind_loss(name, arguments, num_classes, pixel_counts)) for name, weight, arguments in losses}
         if len(self.losses) < len(losses):
             raise UserError("VA-C002", f"a loss is given twice: {', '.join(name for name, _, _ in losses)}")
 
@@ -118,51 +112,7 @@ def build_objective(config: SegmentConfig, num_classes: int, dataset: Any) -> Se
     return objective
 
 
-def output_weights(aux: Sequence[float], rule: DeepSupervision) -> list[float]:
-    """Weights of main and auxiliary outputs: 1 and the given ones, divided by their sum for nnU-Net's rule."""
-    weights = [1.0, *aux]
-    return weights if rule == "upsample_logits" else [weight / sum(weights) for weight in weights]
-
-
 def _bounded_label(label: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Subsample labels that need more than `LOSS_VALUES` logits."""
     excess = num_classes * label[0].numel() / LOSS_VALUES
     return label if excess <= 1 else nearest_label(label, [max(1, int(side / excess**0.5)) for side in label.shape[1:]])
-
-
-def nearest_label(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Sample labels `[B, H, W]` at the pixel centres of another size."""
-    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
-
-
-def balanced_weights(pixel_counts: np.ndarray) -> list[float]:
-    """Weights that give every class the same share of the loss; 1 for a class without pixels."""
-    counts = np.asarray(pixel_counts, float)
-    present = counts > 0
-    return np.where(present, counts.sum() / (present.sum() * np.where(present, counts, 1)), 1.0).tolist()
-
-
-def _bound(name: str, arguments: Mapping[str, Any], num_classes: int, pixel_counts: np.ndarray | None) -> Callable[..., torch.Tensor]:
-    """Bind the arguments of a loss."""
-    if name not in LOSSES:
-        raise UserError("VA-C002", f'there is no loss "{name}"', fix=f"choose one of {', '.join(LOSSES)}")
-    known = [key for key in inspect.signature(LOSSES[name]).parameters if key not in ("logits", "label")]
-    for key in arguments:
-        if key not in known:
-            raise UserError("VA-C002", f'loss "{name}" has no setting "{key}"', fix=f"it has {', '.join(known)}")
-    given = dict(arguments)
-    if "class_weights" in given:
-        given["class_weights"] = _class_weights(given["class_weights"], num_classes, pixel_counts)
-    return partial(LOSSES[name], **given)
-
-
-def _class_weights(weights: ClassWeights | None, num_classes: int, pixel_counts: np.ndarray | None) -> torch.Tensor | None:
-    if weights is None or weights == "none":
-        return None
-    if weights == "balanced":
-        if pixel_counts is None:
-            raise ValueError("balanced class weights need pixel_counts")
-        weights = balanced_weights(pixel_counts)
-    if len(weights) != num_classes:
-        raise UserError("VA-C002", f"class_weights: expected {num_classes} numbers, one per class, got {len(weights)}")
-    return torch.tensor(weights, dtype=torch.float32)

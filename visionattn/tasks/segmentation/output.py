@@ -21,7 +21,7 @@ from visionattn.data.masks.palettes import Colour, mask_png, overlay
 from visionattn.data.masks.sets import resize_labels
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, json_text
-from visionattn.names import file_name, fitted, from_path, shown, to_path
+from visionattn.names import from_path, plain_path, shown
 from visionattn.spill import Rows, npy_pieces
 from visionattn.tasks.base import Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
@@ -235,7 +235,7 @@ def output_names(files: dict[Path, Path]) -> list[Path]:
         UserError: VA-C002, sources with images of the same name.
     """
     count = Counter(place.with_suffix("") for place in files.values())
-    names = [_harmless(place if count[place.with_suffix("")] > 1 else place.with_suffix("")) for place in files.values()]
+    names = [plain_path(place if count[place.with_suffix("")] > 1 else place.with_suffix("")) for place in files.values()]
     seen: dict[Path, Path] = {}
     for path, name in zip(files, names, strict=True):
         if name in seen:
@@ -247,12 +247,6 @@ def output_names(files: dict[Path, Path]) -> list[Path]:
             )
         seen[name] = path
     return names
-
-
-def _harmless(place: Path) -> Path:
-    """Make each part of a path a plain name; ordinary ones stay."""
-    parts = [from_path(part) for part in place.parts]
-    return Path(*(to_path(fitted(part, 251)) if shown(part) == part and part != ".." else file_name(part) for part in parts))
 
 
 def _save(path: Path, content: bytes | Iterable[bytes]) -> Path:

@@ -15,8 +15,8 @@ import torch
 from visionattn.spill import Rows, Table, blocks
 from visionattn.tasks.base import Scores
 from visionattn.tasks.batch import Batch
+from visionattn.tasks.overlap import SCORES, CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
 from visionattn.tasks.segmentation.decision import thresholded
-from visionattn.tasks.segmentation.overlap import CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
 from visionattn.tasks.windows import resized_classes
 
 # With fewer images, resampling does not estimate the spread.
@@ -25,7 +25,7 @@ DRAWS = 1000
 
 # Per-class columns of case scores, and their names in a summary of cases.
 CASE_COLUMNS = {"case_dice": "dice", "case_iou": "iou"} | {
-    key: key for key in ("hd95", "nsd", "n_defined", "n_missed", "hd95_variant", "hd95_unit")
+    key: key for key in ("hd95", "nsd", "assd", "n_defined", "n_missed", "hd95_variant", "hd95_unit")
 }
 
 # Longest side of the small class maps kept for the pictures of an evaluation.
@@ -114,7 +114,7 @@ class SegmentationMeter:
             if self.per_case:
                 case = case_scores(guess, truth, len(self.classes), **self.distances)
                 scores, _ = summarise([case])
-                row |= {name: scores[name] for name in ("dice", "iou", "hd95", "nsd", "n_missed")}
+                row |= {name: scores[name] for name in (*SCORES, "n_missed")}
             areas = [alone.counts.diagonal(), alone.counts.sum(1), alone.counts.sum(0)]
             dice = np.array([np.nan if score.dice is None else score.dice for score in case])
             self.indices.append(batch.indices[position])

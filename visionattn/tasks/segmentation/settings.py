@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.masks.settings import MaskAugmentConfig, MaskDataConfig
+from visionattn.tasks.terms import LossTermConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,16 +42,6 @@ class SegmenterConfig(BackboneConfig):
         "auto", "Size of a training crop in pixels: one number, or [height, width]; auto: 512, or less for smaller images."
     )
     head: HeadConfig = HeadConfig()
-
-
-class LossTermConfig(Section):
-    name: str = setting(
-        "cross_entropy",
-        "cross_entropy, binary_cross_entropy, focal, ohem_cross_entropy, dice, generalised_dice, tversky, "
-        "focal_tversky, boundary or lovasz.",
-    )
-    weight: float = setting(1.0, "Factor of this term in the sum.", ge=0)
-    args: dict[str, Any] = setting({}, "Arguments of the loss, for example {gamma: 2.0} or {class_weights: balanced}.")
 
 
 class SegmentEvalConfig(EvalConfig):

@@ -1,9 +1,9 @@
-"""Segmentation scores: confusion matrix over a dataset; overlap and surface distances of single cases.
+"""Scores of label maps of any dimension: confusion matrix over a dataset; overlap and surface distances of single cases.
 
 Definitions: IoU and accuracy as in `mmseg.evaluation.IoUMetric` 1.2.2; boundary IoU of Cheng et al. (arXiv 2103.16562); Hausdorff distance
-(95th percentile) and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface pixels, as in MONAI 1.6.1.
-Libraries differ in the last two (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weights each surface element by its
-area, medpy takes the percentile of both directions together. Results therefore name the variant.
+(95th percentile), average symmetric and normalised surface distance (Nikolov et al., arXiv 1809.04430) on surface pixels, as in MONAI
+1.6.1. Libraries differ in the last three (Podobnik & Vrtovec, arXiv 2410.02630): DeepMind's surface-distance weights each surface
+element by its area, medpy takes the percentile of both directions together. Results therefore name the variant.
 
 Undefined values are None; they are excluded from means and counted.
 """
@@ -23,6 +23,9 @@ from visionattn.tasks.base import Metrics
 from visionattn.tasks.means import mean, ratio
 
 HausdorffVariant = Literal["max_directed", "pooled"]
+
+SCORES = ("dice", "iou", "hd95", "nsd", "assd")  # of a case and class
+DISTANCES = ("hd95", "assd")  # those of them that a missed case has none of
 
 
 class ConfusionMatrix:
@@ -113,13 +116,14 @@ class CaseScore:
         iou: TP / (TP + FP + FN), likewise.
         hd95: 95th percentile of the distances between the surfaces; None if the class is in neither, infinite if in one only.
         nsd: share of both surfaces within the tolerance of the other; None if the class is in neither, 0 if in one only.
+        assd: mean distance of both surfaces from the other; None if the class is in neither, infinite if in one only.
         true_positives: number of pixels.
         false_positives: number of pixels.
         false_negatives: number of pixels.
         missed: whether the class is in one only, so that no distance is defined.
         diagonal: diagonal of the image, in the unit of `hd95`.
         variant: variant of `hd95`.
-        unit: unit of `hd95`: "mm", or "px" without a spacing.
+        unit: unit of `hd95` and `assd`: "mm", or "px" without a spacing.
     """
 
     label: int
@@ -127,6 +131,7 @@ class CaseScore:
     iou: float | None
     hd95: float | None
     nsd: float | None
+    assd: float | None
     true_positives: int
     false_positives: int
     false_negatives: int
@@ -141,7 +146,7 @@ class _Total:
 
     def __init__(self, first: CaseScore) -> None:
         self.label, self.kind = first.label, (first.variant, first.unit)
-        self.sums = dict.fromkeys(("dice", "iou", "hd95", "nsd"), 0.0)  # over the cases where they are defined
+        self.sums = dict.fromkeys(SCORES, 0.0)  # over the cases where they are defined
         self.defined = self.missed = self.hits = self.wrong = 0
 
     def add(self, score: CaseScore) -> None:
@@ -150,11 +155,11 @@ class _Total:
         self.hits += score.true_positives
         self.wrong += score.false_positives + score.false_negatives
         self.missed += score.missed
-        if score.dice is None or score.iou is None or score.hd95 is None or score.nsd is None:
+        if score.dice is None:
             return
         self.defined += 1
-        values = (score.dice, score.iou, score.diagonal if score.missed else score.hd95, score.nsd)
-        self.sums = {name: total + value for (name, total), value in zip(self.sums.items(), values, strict=True)}
+        for name in SCORES:
+            self.sums[name] += score.diagonal if score.missed and name in DISTANCES else getattr(score, name)
 
     def row(self, name: str) -> dict[str, Any]:
         """Means and counts of the class."""
@@ -202,11 +207,11 @@ def case_scores(
         false_positives, false_negatives = int(guess.sum()) - true_positives, int(truth.sum()) - true_positives
         wrong = false_positives + false_negatives
         in_truth, in_guess = true_positives + false_negatives > 0, true_positives + false_positives > 0
-        hd95, nsd = None, None
+        hd95, nsd, assd = None, None, None
         if in_truth and in_guess:
-            hd95, nsd = _surface_scores(guess, truth, pixel, variant, tolerance)
+            hd95, nsd, assd = _surface_scores(guess, truth, pixel, variant, tolerance)
         elif in_truth or in_guess:
-            hd95, nsd = float("inf"), 0.0
+            hd95, nsd, assd = float("inf"), 0.0, float("inf")
         scores.append(
             CaseScore(
                 label=index,
@@ -214,6 +219,7 @@ def case_scores(
                 iou=ratio(true_positives, true_positives + wrong),
                 hd95=hd95,
                 nsd=nsd,
+                assd=assd,
                 true_positives=true_positives,
                 false_positives=false_positives,
                 false_negatives=false_negatives,
@@ -226,10 +232,28 @@ def case_scores(
     return scores
 
 
+def synapse_scores(case: Sequence[CaseScore]) -> list[tuple[float, float]]:
+    """Dice and HD95 of each class by the rule behind published tables on the Synapse multi-organ set, to compare with those only.
+
+    A class that is only predicted counts as Dice 1 and distance 0, one that is not predicted as 0 and 0, present or not.
+
+    Args:
+        case: `case_scores` without spacing and of the variant "pooled": these tables measure in voxels, whatever their size.
+    """
+    rows = []
+    for score in case:
+        in_guess = score.true_positives + score.false_positives > 0
+        if in_guess and not score.missed:
+            rows.append((float(score.dice or 0), float(score.hd95 or 0)))
+        else:
+            rows.append((1.0 if in_guess else 0.0, 0.0))
+    return rows
+
+
 def summarise(cases: Iterable[Sequence[CaseScore]], classes: Sequence[str] | None = None) -> tuple[Metrics, list[dict[str, Any]]]:
     """Average over cases, then over classes; returns metrics and a row per class.
 
-    `dice`, `iou`, `hd95` and `nsd` of a class are means over the cases where they are defined: all except those with the class in
+    `dice`, `iou`, `hd95`, `nsd` and `assd` of a class are means over the cases where they are defined: all except those with the class in
     neither prediction nor truth. A missed case (the class in one only) counts as Dice, IoU and NSD 0, with the diagonal of its image
     as distance. `dice_pooled` is the Dice over the pixels of all cases. `n_defined` and `n_missed` count pairs of case and class.
     Rows also contain `hd95_variant` and `hd95_unit`.
@@ -247,7 +271,7 @@ def summarise(cases: Iterable[Sequence[CaseScore]], classes: Sequence[str] | Non
         for total, score in zip(totals, case, strict=True):
             total.add(score)
     rows = [total.row(str(total.label) if classes is None else classes[total.label]) for total in totals]
-    metrics: Metrics = {key: mean([row[key] for row in rows]) for key in ("dice", "iou", "hd95", "nsd", "dice_pooled")}
+    metrics: Metrics = {key: mean([row[key] for row in rows]) for key in (*SCORES, "dice_pooled")}
     metrics |= {key: float(sum(row[key] for row in rows)) for key in ("n_defined", "n_missed")}
     return metrics, rows
 
@@ -278,14 +302,14 @@ def _checked(pred: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarra
 
 def _surface_scores(
     guess: np.ndarray, truth: np.ndarray, pixel: np.ndarray, variant: HausdorffVariant, tolerance: float
-) -> tuple[float, float]:
-    """HD95 and NSD of two non-empty masks."""
+) -> tuple[float, float, float]:
+    """HD95, NSD and ASSD of two non-empty masks."""
     box = _bounding_box(guess | truth)
     guess_points, truth_points = (_surface(mask[box]) * pixel for mask in (guess, truth))
     outward, inward = KDTree(truth_points).query(guess_points)[0], KDTree(guess_points).query(truth_points)[0]
     both = np.concatenate([outward, inward])
     hd95 = np.percentile(both, 95) if variant == "pooled" else max(np.percentile(outward, 95), np.percentile(inward, 95))
-    return float(hd95), float((both <= tolerance).mean())
+    return float(hd95), float((both <= tolerance).mean()), float(both.mean())
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:

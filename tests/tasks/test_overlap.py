@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from visionattn.tasks.segmentation.overlap import ConfusionMatrix, case_scores, inner_boundary, summarise
+from visionattn.tasks.overlap import ConfusionMatrix, case_scores, inner_boundary, summarise, synapse_scores
 
-RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[2] / "fixtures" / "segmentation" / "metrics.json").read_text())
+RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fixtures" / "segmentation" / "metrics.json").read_text())
 
 
 def box(shape: tuple[int, ...], *sides: tuple[int, int]) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_case_scores_are_those_of_monai_and_medpy(name: str) -> None:
     (score,) = case_scores(pred, label, 2, record["spacing_mm"])
     (pooled,) = case_scores(pred, label, 2, record["spacing_mm"], variant="pooled")
     if name == "2d_both_empty":  # as nnU-Net: nothing to score
-        assert (score.dice, score.iou, score.hd95, score.nsd, score.missed) == (None, None, None, None, False)
+        assert (score.dice, score.iou, score.hd95, score.nsd, score.assd, score.missed) == (None, None, None, None, None, False)
         return
     # MONAI leaves an empty truth out unless told otherwise, which hides false positives; ours counts it as 0.
     assert score.dice == pytest.approx(values["monai_dice_ignore_empty_false"], abs=1e-6)
@@ -70,13 +70,20 @@ def test_case_scores_are_those_of_monai_and_medpy(name: str) -> None:
     assert score.iou == pytest.approx(values["medpy_jc"], abs=1e-12)
     assert score.nsd == pytest.approx(values["monai_nsd_tol1"], abs=1e-6)
     if name in ("2d_pred_empty", "2d_gt_empty"):  # MONAI: NaN, then dropped; medpy: an error
-        assert score.missed and score.hd95 == pooled.hd95 == math.inf and values["monai_hd95"] == "nan"
+        assert score.missed and score.hd95 == pooled.hd95 == score.assd == math.inf and values["monai_hd95"] == "nan"
         return
     assert score.hd95 == pytest.approx(values["monai_hd95"], rel=1e-6)
     assert pooled.hd95 == pytest.approx(values["medpy_hd95"], rel=1e-12)
+    assert score.assd == pytest.approx(values["monai_assd"], rel=1e-6)
     (in_pixels,) = case_scores(pred, label, 2, variant="pooled")
     assert in_pixels.hd95 == pytest.approx(values["medpy_hd95_nospacing"], rel=1e-12)
     assert (score.unit, in_pixels.unit, score.variant, pooled.variant) == ("mm", "px", "max_directed", "pooled")
+
+
+@pytest.mark.parametrize("name", sorted(binary_cases()))
+def test_the_synapse_rule_is_that_of_the_recorded_code(name: str) -> None:
+    (found,) = synapse_scores(case_scores(*binary_cases()[name], 2, variant="pooled"))
+    assert found == pytest.approx(RECORDS[name]["values"]["transunet_rule_dice_hd95"], rel=1e-12)
 
 
 def test_summary_of_the_recorded_batch_by_our_rule() -> None:

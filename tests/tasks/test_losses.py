@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tests.parity import FIXTURES
 from visionattn.data.masks.settings import IGNORE
-from visionattn.tasks.segmentation.losses import (
+from visionattn.tasks.losses import (
     LOSSES,
     binary_cross_entropy,
     boundary,

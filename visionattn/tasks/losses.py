@@ -1,4 +1,4 @@
-"""Segmentation losses as functions of raw logits and labels.
+"""Losses of label maps of any dimension as functions of raw logits and labels.
 
 Logits are `[B, K, ...]`, or `[B, 1, ...]` for foreground against background (the sigmoid equals the
 softmax over zero and the logit, so every loss supports both forms); labels are `[B, ...]` int64 of the
@@ -8,9 +8,11 @@ gradients if nothing is labelled.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +20,10 @@ from scipy.ndimage import distance_transform_edt
 from torch.nn import functional as F
 
 from visionattn.data.masks.settings import IGNORE
+from visionattn.errors import UserError
 
+DeepSupervision = Literal["upsample_logits", "downsample_label"]
+ClassWeights = Literal["none", "balanced"] | Sequence[float]
 Average = Literal["valid", "all"]  # over labelled pixels, or with ignored pixels counted as a loss of zero
 
 
@@ -319,3 +324,54 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "boundary": boundary,
     "lovasz": lovasz,
 }
+
+
+def balanced_weights(pixel_counts: np.ndarray) -> list[float]:
+    """Weights that give every class the same share of the loss; 1 for a class without pixels."""
+    counts = np.asarray(pixel_counts, float)
+    present = counts > 0
+    return np.where(present, counts.sum() / (present.sum() * np.where(present, counts, 1)), 1.0).tolist()
+
+
+def bind_loss(name: str, arguments: Mapping[str, Any], num_classes: int, pixel_counts: np.ndarray | None) -> Callable[..., torch.Tensor]:
+    """A loss with its arguments, of logits and labels.
+
+    Args:
+        pixel_counts: pixels of each class in the training set, `[classes]`, for balanced class weights.
+
+    Raises:
+        UserError: VA-C002, an unknown loss, or arguments it does not take.
+    """
+    if name not in LOSSES:
+        raise UserError("VA-C002", f'there is no loss "{name}"', fix=f"choose one of {', '.join(LOSSES)}")
+    known = [key for key in inspect.signature(LOSSES[name]).parameters if key not in ("logits", "label")]
+    for key in arguments:
+        if key not in known:
+            raise UserError("VA-C002", f'loss "{name}" has no setting "{key}"', fix=f"it has {', '.join(known)}")
+    given = dict(arguments)
+    if "class_weights" in given:
+        given["class_weights"] = _class_weights(given["class_weights"], num_classes, pixel_counts)
+    return partial(LOSSES[name], **given)
+
+
+def _class_weights(weights: ClassWeights | None, num_classes: int, pixel_counts: np.ndarray | None) -> torch.Tensor | None:
+    if weights is None or weights == "none":
+        return None
+    if weights == "balanced":
+        if pixel_counts is None:
+            raise ValueError("balanced class weights need pixel_counts")
+        weights = balanced_weights(pixel_counts)
+    if len(weights) != num_classes:
+        raise UserError("VA-C002", f"class_weights: expected {num_classes} numbers, one per class, got {len(weights)}")
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def output_weights(aux: Sequence[float], rule: DeepSupervision) -> list[float]:
+    """Weights of main and auxiliary outputs: 1 and the given ones, divided by their sum for nnU-Net's rule."""
+    weights = [1.0, *aux]
+    return weights if rule == "upsample_logits" else [weight / sum(weights) for weight in weights]
+
+
+def nearest_label(label: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Sample labels `[B, ...]` at the pixel centres of another size."""
+    return F.interpolate(label[:, None].float(), tuple(size), mode="nearest-exact")[:, 0].long()
