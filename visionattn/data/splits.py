@@ -11,7 +11,6 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from visionattn.data.sources import Images
 from visionattn.errors import UserError
 from visionattn.names import shown
 
@@ -26,13 +25,10 @@ class Note:
 
 
 class Split(Protocol):
-    """One split: images by position, with unique ids."""
+    """One split: samples by position, with unique ids."""
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def images(self) -> Images: ...
 
     @property
     def ids(self) -> list[str]: ...

@@ -1,11 +1,15 @@
-"""Segmentation and classification heads: map the list of feature maps to logits."""
+"""Segmentation and classification heads, which map the list of feature maps to logits, and heads that pool bags of instances."""
 
+from visionattn.heads.abmil import ABMIL
+from visionattn.heads.acmil import ACMIL, ACMILHeads
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
 from visionattn.heads.ccnet import CCNet
 from visionattn.heads.danet import DANet
 from visionattn.heads.deeplab import DeepLabV3Plus
 from visionattn.heads.fcn import FCN
 from visionattn.heads.linear import LinearHead
+from visionattn.heads.mha import MHA
+from visionattn.heads.mil import BagHead, BagOutput
 from visionattn.heads.psp import PSP
 from visionattn.heads.segformer import SegFormer
 from visionattn.heads.semantic_fpn import SemanticFPN
@@ -25,6 +29,9 @@ HEADS: dict[str, type[Head]] = {
     "unet": UNet,
 }
 
+# Heads of bags by name.
+BAG_HEADS: dict[str, type[BagHead]] = {"abmil": ABMIL, "mha": MHA, "acmil": ACMIL, "acmil_mha": ACMILHeads}
+
 
 def register_head(name: str, cls: type[Head]) -> None:
     """Register a segmentation head: `cls(channels, strides, num_classes, *, ...)`.
@@ -37,4 +44,29 @@ def register_head(name: str, cls: type[Head]) -> None:
     HEADS[name] = cls
 
 
-__all__ = ["FCN", "HEADS", "Aux", "ConvModule", "Head", "HeadOutput", "LinearHead", "register_head", "resize_to"]
+def register_bag_head(name: str, cls: type[BagHead]) -> None:
+    """Register a head of bags: `cls(features, num_classes, *, ...)`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in BAG_HEADS:
+        raise ValueError(f"head {name!r} is registered already, by {BAG_HEADS[name].__module__}")
+    BAG_HEADS[name] = cls
+
+
+__all__ = [
+    "BAG_HEADS",
+    "FCN",
+    "HEADS",
+    "Aux",
+    "BagHead",
+    "BagOutput",
+    "ConvModule",
+    "Head",
+    "HeadOutput",
+    "LinearHead",
+    "register_bag_head",
+    "register_head",
+    "resize_to",
+]

@@ -126,7 +126,7 @@ class Classification(Task):
         return classes
 
     def meter(self, config: ClassifyConfig, target: Target) -> Meter:
-        from visionattn.tasks.classification.scores import ClassificationMeter
+        from visionattn.tasks.class_scores import ClassificationMeter
 
         return ClassificationMeter(target["classes"], multi_label=config.data.multi_label)
 

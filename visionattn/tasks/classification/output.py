@@ -11,7 +11,7 @@ import torch
 
 from visionattn.tasks import base
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.scores import probabilities
+from visionattn.tasks.class_scores import probabilities
 
 
 @dataclass(frozen=True)
