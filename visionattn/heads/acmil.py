@@ -140,7 +140,8 @@ class ACMILHeads(_Branches):
         nn.init.normal_(self.query, std=1e-6)
 
     def forward(self, bags: torch.Tensor, sizes: Sequence[int] | None = None, seeds: Sequence[int] | None = None) -> BagOutput:
-        count, found = len(self.branches), []
+        count = len(self.branches)
+        found: list[torch.Tensor] = []
 
         def score(x: torch.Tensor) -> torch.Tensor:  # B N width -> B N (branches heads)
             return torch.cat([attend.score(query, x) for attend, query in zip(self.attention, self.query, strict=True)], -1)  # type: ignore[operator]

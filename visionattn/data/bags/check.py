@@ -12,9 +12,9 @@ import numpy as np
 from visionattn.data.bags.readers import Bag, check_form
 from visionattn.data.bags.sets import BagData, BagSet
 from visionattn.data.bags.settings import BagDataConfig
-from visionattn.data.check import CheckReport, content_hash
+from visionattn.data.check import CheckReport
 from visionattn.data.readers import UnreadableFile
-from visionattn.data.splits import ManifestRow, Note
+from visionattn.data.splits import ManifestRow, Note, content_hash
 from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.names import shown

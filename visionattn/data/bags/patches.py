@@ -93,7 +93,11 @@ class Network:
             )
         auto = "cuda" if torch.cuda.is_available() and get_worker_info() is None else "cpu"
         self.device = torch.device(auto if device == "auto" else device)
-        self.model, self.batch_size, self.features = model.eval().requires_grad_(False).to(self.device), settings.batch_size, model.num_features
+        self.model, self.batch_size, self.features = (
+            model.eval().requires_grad_(False).to(self.device),
+            settings.batch_size,
+            model.num_features,
+        )
         cfg = model.pretrained_cfg
         size = tuple(cfg["input_size"][1:])
         self.transform = eval_transform(size, cfg["mean"], cfg["std"], interpolation=cfg["interpolation"], crop_pct=cfg["crop_pct"])

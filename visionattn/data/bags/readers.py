@@ -6,7 +6,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +73,8 @@ class Bag:
 
     def take(self, indices: np.ndarray) -> Bag:
         """Select instances."""
-        parts = (None if part is None else part[indices] for part in (self.coords, self.instances))
-        return Bag(self.features[indices], *parts, self.slide_size, self.seed)
+        coords, instances = (None if part is None else part[indices] for part in (self.coords, self.instances))
+        return replace(self, features=self.features[indices], coords=coords, instances=instances)
 
 
 # ---------------------------------------------------------------- list
@@ -264,7 +264,9 @@ def _h5py() -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise UserError("VA-C005", "HDF5 files need the package h5py, which is not installed", fix='pip install "visionattn[bags]"') from error
+        raise UserError(
+            "VA-C005", "HDF5 files need the package h5py, which is not installed", fix='pip install "visionattn[bags]"'
+        ) from error
     return h5py
 
 

@@ -50,7 +50,9 @@ def is_bag_file(path: Path) -> bool:
 def _first_files(folder: Path, depth: int) -> list[Path]:
     """Some files of a folder, and of a few folders in it."""
     with os.scandir(folder) as entries:
-        some = sorted((entry for entry in islice(entries, _LOOKED_AT) if not entry.name.startswith((".", "__"))), key=lambda entry: entry.name)
+        some = sorted(
+            (entry for entry in islice(entries, _LOOKED_AT) if not entry.name.startswith((".", "__"))), key=lambda entry: entry.name
+        )
     files = [Path(entry.path) for entry in some if entry.is_file()]
     inside = [entry.path for entry in some if entry.is_dir()][:3] if depth else []
     return files + [path for name in inside for path in _first_files(Path(name), depth - 1)]

@@ -263,7 +263,9 @@ def _labelled(
         if not label:
             missing.append(name)
         rows.append(
-            _Row(item.place, name, label, row.get("split") or item.split or split, row.get("fold") or item.fold, _group(name, row, settings))
+            _Row(
+                item.place, name, label, row.get("split") or item.split or split, row.get("fold") or item.fold, _group(name, row, settings)
+            )
         )
     if missing:
         what = f"no label for {len(missing):,} of {counted(len(found), 'bag')}: {shown(', '.join(missing[:_LISTED]))}"

@@ -42,7 +42,9 @@ class BagDataConfig(DataConfig):
     )
     standardise: bool = setting(True, "Shift and scale each feature to mean 0 and deviation 1 over the training bags.")
     max_bytes: int = setting(2**33, "Largest bag in memory, in bytes.", ge=1)
-    workers: int | Literal["auto"] = setting(0, "Loader processes, each of which holds two steps ahead; auto is the number of cores, at most 8.")
+    workers: int | Literal["auto"] = setting(
+        0, "Loader processes, each of which holds two steps ahead; auto is the number of cores, at most 8."
+    )
     patches: PatchConfig = PatchConfig()
 
     def at(self, root: str) -> Self:

@@ -91,4 +91,6 @@ def bags_of_files(files: Sequence[Path]) -> list[FileBag]:
         several = len(listed) > 1 or listed[0].place.group
         found += [FileBag(item.place, from_path(f"{path}/{item.name}" if several else str(path))) for item in listed]
     folders = folders_of_patches([path for path in files if is_image_name(path.name)])
-    return found + [FileBag(Place(str(folder), patches=tuple(map(str, inside))), from_path(str(folder))) for folder, inside in folders.items()]
+    return found + [
+        FileBag(Place(str(folder), patches=tuple(map(str, inside))), from_path(str(folder))) for folder, inside in folders.items()
+    ]

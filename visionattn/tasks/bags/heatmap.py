@@ -42,7 +42,9 @@ def heat_map(
         height, width = (max(1, round(side * part / extent.max())) for part in extent[::-1])
         canvas = np.full((height, width, 3), 255, np.float32)
     scale = np.array(canvas.shape[1::-1]) / extent
-    heat, seen = _painted(attention / max(float(attention.max()), 1e-30), (coords - start) * scale, patch * scale, canvas.shape[:2], relative)
+    heat, seen = _painted(
+        attention / max(float(attention.max()), 1e-30), (coords - start) * scale, patch * scale, canvas.shape[:2], relative
+    )
     colours = matplotlib.colormaps[_COLOURS](heat)[..., :3] * 255
     strength = _STRENGTH if thumbnail is not None else 1.0
     blended = np.where(seen[..., None], strength * colours + (1 - strength) * canvas, canvas)

@@ -58,10 +58,7 @@ def outputs_of(model: Any, bags: Sequence[Bag], device: torch.device) -> BagOutp
     """Run a network on bags, padded to the longest of them."""
     sizes = [len(bag) for bag in bags]
     tensors = [torch.from_numpy(bag.features).to(device) for bag in bags]
-    if len(tensors) == 1:
-        padded = tensors[0][None]
-    else:
-        padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+    padded = tensors[0][None] if len(tensors) == 1 else torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
     output: BagOutput = model(padded, sizes, [bag.seed for bag in bags])
     return output
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from visionattn.data.bags.readers import Bag
-from visionattn.data.readers import UnreadableFile, read_image
 from visionattn.data.images.settings import ImageDataConfig
+from visionattn.data.readers import UnreadableFile, read_image
 from visionattn.data.walk import IMAGE_SUFFIXES
 from visionattn.errors import UserError
 from visionattn.files import atomic_write, csv_lines
@@ -83,17 +83,18 @@ class BagWriter(base.Writer):
 
     def _written(self, index: int, name: str, bag: Bag, values: np.ndarray, attention: np.ndarray) -> BagPrediction:
         order = np.argsort(-values, kind="stable")
-        files: dict[str, str] = {}
-        out = self.request.out
-        if out is not None and "attention" in self.request.formats:
-            files["attention"] = _save(out / "attention" / f"{self.names[index]}.csv", "".join(csv_lines(*attention_table(bag, attention))))
-        if out is not None and "heatmap" in self.request.formats and bag.coords is not None:
+        ranked = [self.classes[number] for number in order]
+        found = BagPrediction(name, ranked, [float(value) for value in values[order]], len(bag))
+        out, formats = self.request.out, self.request.formats
+        if out is not None and "attention" in formats:
+            path = out / "attention" / f"{self.names[index]}.csv"
+            found = replace(found, attention=_save(path, "".join(csv_lines(*attention_table(bag, attention)))))
+        if out is not None and "heatmap" in formats and bag.coords is not None:
             picture = heat_map(attention, bag.coords, thumbnail=self._thumbnail(name), slide_size=bag.slide_size)
             content = BytesIO()
             Image.fromarray(picture).save(content, "PNG")
-            files["heatmap"] = _save(out / "heatmaps" / f"{self.names[index]}.png", content.getvalue())
-        ranked = [self.classes[number] for number in order], [float(value) for value in values[order]]
-        return BagPrediction(name, *ranked, len(bag), **files)
+            found = replace(found, heatmap=_save(out / "heatmaps" / f"{self.names[index]}.png", content.getvalue()))
+        return found
 
     def _thumbnail(self, name: str) -> Image.Image | None:
         """The picture of a slide; None if there is none."""
@@ -113,7 +114,9 @@ def attention_table(bag: Bag, attention: np.ndarray) -> tuple[list[str], Iterabl
     if bag.coords is None:
         return ["instance", "attention"], zip(range(len(bag)), shares, strict=True)
     places = ([f"{value:.10g}" for value in place] for place in bag.coords.tolist())
-    return ["instance", "x", "y", "attention"], ([number, *place, share] for number, (place, share) in enumerate(zip(places, shares, strict=True)))
+    return ["instance", "x", "y", "attention"], (
+        [number, *place, share] for number, (place, share) in enumerate(zip(places, shares, strict=True))
+    )
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
@@ -143,7 +146,9 @@ def _pictures(folder: str) -> dict[str, Path]:
     """
     path = Path(to_path(folder)).expanduser()
     if not path.is_dir():
-        raise UserError("VA-D001", f'eval.thumbnails "{folder}" is not a folder', fix="eval.thumbnails=FOLDER, pictures named like the bags")
+        raise UserError(
+            "VA-D001", f'eval.thumbnails "{folder}" is not a folder', fix="eval.thumbnails=FOLDER, pictures named like the bags"
+        )
     return {item.stem: item for item in sorted(path.iterdir()) if item.suffix.lower() in IMAGE_SUFFIXES}
 
 

@@ -21,7 +21,9 @@ _MOST = 100_000  # instances of a bag that are drawn
 class BagPictures(Pictures):
     """Pictures with the names of these classes."""
 
-    worst_caption = "truth -> prediction, with its probability; attention over the instances, from dark (none) to bright (the most of the bag)"
+    worst_caption = (
+        "truth -> prediction, with its probability; attention over the instances, from dark (none) to bright (the most of the bag)"
+    )
 
     def __init__(self, classes: list[str]) -> None:
         self.classes = classes

@@ -38,9 +38,7 @@ class BagLossConfig(Section):
 
 class BagOptimConfig(OptimConfig):
     lr: Annotated[float, Field(gt=0)] | Auto = setting(2e-4, "Learning rate, given for lr_batch samples per step; auto: 1e-3.")
-    weight_decay: Annotated[float, Field(ge=0)] | Auto = setting(
-        1e-4, "Weight decay; norms and biases are left out; auto: 0.05."
-    )
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = setting(1e-4, "Weight decay; norms and biases are left out; auto: 0.05.")
 
 
 class BagTrainConfig(TrainConfig):
