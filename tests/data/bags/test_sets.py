@@ -90,6 +90,11 @@ def test_mistakes_in_labels(tmp_path: Path) -> None:
     assert "holiday" in fails("VA-D002", lambda: load(root, labels=str(tmp_path / "own.csv"), val_fraction=0.2)).what
     (tmp_path / "own.csv").write_text(table.replace("tumour,p5", "rare,p5"))
     assert "rare" in fails("VA-D004", lambda: load(root, labels=str(tmp_path / "own.csv"), val_fraction=0.2)).what
+    (tmp_path / "own.csv").write_text(f"{table}slide_4,tumour,p2,\n")
+    assert "two labels of slide_4" in fails("VA-D012", lambda: load(root, labels=str(tmp_path / "own.csv"), val_fraction=0.2)).what
+    (tmp_path / "own.csv").write_text(table.replace("slide_id", "slide").replace(",tumour", ".svs,1").replace(",normal", ".svs,0"))
+    named = load(root, labels=str(tmp_path / "own.csv"), val_fraction=0.2, classes=["normal", "tumour"])
+    assert named.test is not None and named.label_text(named.test, 1) == "tumour"
     (tmp_path / "empty").mkdir()
     assert "accepted layouts" in fails("VA-D002", lambda: load(tmp_path / "empty")).why
 

@@ -139,4 +139,4 @@ def test_settings_that_bags_do_not_have() -> None:
         TASKS["bags"].check_names(config)
     assert caught.value.code == "VA-M001"
     with pytest.raises(UserError, match=r"Did you mean width"):
-        TASKS["bags"].check_names(load_config(None, ["task=bags", "model.args={widht: 3}"]))
+        TASKS["bags"].check_names(load_config(None, ["task=bags", "model.args={wdth: 3}"]))

@@ -27,7 +27,9 @@ from visionattn.names import from_path, shown, to_path, typed
 SPLITS = ("train", "val", "test")
 _VAL_NAMES = ("val", "valid", "validation")
 _ID, _LABEL = "slide_id|slide|id|path|filename", "label|class"
-_PATIENT = "patient"
+_PATIENT = ("patient", "patient_id", "case_id")
+_SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs")  # endings that tables may give to the names of slides
+_NUMBER = re.compile(r"-?\d+")
 _LISTED = 5
 
 _ACCEPTED = """accepted layouts:
@@ -250,13 +252,13 @@ def _labelled(
         UserError: VA-D012, bags without a label; VA-D002, bags of the same name.
     """
     rows, missing, used = [], [], set()
-    given = {row["slide_id"]: row for row in table.rows} if table else {}
+    given = _by_slide(table) if table else {}
     names = _split_names(settings)
     for item, folders in found:
         split = next((names[part] for part in folders[:1] if part in names), "")
         inner = folders[1:] if split else folders
         name = "/".join((*folders, item.name))
-        key = next((key for key in (name, item.name, *(item.name + end for end in SUFFIXES)) if key in given), None)
+        key = next((key for key in (name, item.name, *(item.name + end for end in (*sorted(SUFFIXES), *_SLIDES))) if key in given), None)
         row = given.get(key or "", {})
         used.add(key)
         label = row.get("label") or item.label or (inner[-1] if inner and not table else "")
@@ -281,11 +283,26 @@ def _labelled(
     return rows
 
 
+def _by_slide(table: CsvTable) -> dict[str, dict[str, str]]:
+    """Rows of a table by their slide.
+
+    Raises:
+        UserError: VA-D012, a slide with two labels.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for position, row in enumerate(table.rows):
+        name = row["slide_id"]
+        if found.setdefault(name, row)["label"] != row["label"]:
+            what = f"two labels of {shown(name)}: {shown(found[name]['label'])} and {shown(row['label'])}"
+            raise UserError("VA-D012", what, where=table.where([position]), fix="keep one of them")
+    return found
+
+
 def _group(name: str, row: dict[str, str], settings: BagDataConfig) -> str:
     """The patient of a bag, or what data.group_by asks for."""
     by = settings.group_by
     if not by or by in row:
-        return row.get(by or _PATIENT, "")
+        return row.get(by or next((name for name in _PATIENT if name in row), ""), "")
     if by.isidentifier():
         raise UserError("VA-C002", f'data.group_by: no column "{by}"', fix=f"a column of the labels: {', '.join(row)}")
     try:
@@ -329,7 +346,7 @@ def _classes(train: Sequence[_Row], settings: BagDataConfig) -> list[str]:
     if settings.classes != "auto":
         return list(settings.classes)
     names = {row.label for row in train}
-    if all(re.fullmatch(r"-?\d+", name) for name in names):
+    if all(map(_NUMBER.fullmatch, names)):
         return sorted(names, key=int)
     return sorted(names)
 
@@ -349,7 +366,9 @@ def _numbered(
     Raises:
         UserError: VA-D004, or VA-M003 with `known`: labels that are not classes.
     """
-    numbers = {str(number): number for number in range(len(classes))} | {name: number for number, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)}
+    if not any(_NUMBER.fullmatch(name) for name in classes):
+        numbers |= {str(number): number for number in range(len(classes))}
     outside = Counter(row.label for row in rows if row.label not in numbers)
     if outside:
         found = ", ".join(f"{shown(name)}: {counted(count, 'bag')}" for name, count in outside.most_common(_LISTED))
