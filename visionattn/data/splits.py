@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from visionattn.data.sources import Images
 from visionattn.errors import UserError
 from visionattn.names import shown
 
@@ -29,6 +30,10 @@ class Split(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def images(self) -> Images | None:
+        """None where samples are no images."""
 
     @property
     def ids(self) -> list[str]: ...

@@ -101,45 +101,41 @@ def list_bags(path: Path) -> list[Listed]:
 
 def _list_rows(path: Path, source: Mapping[str, Any]) -> list[Listed]:
     """The bags of an archive whose features are those of many bags, one after the other."""
-    labels = _label(source)
-    if labels is None or labels.ndim != 1:
-        raise UnreadableFile(str(path), "an archive of many bags needs an array of their labels, y")
-    edges = _edges(path, source, len(labels))
-    if len(_find(source, FEATURES)) != edges[-1]:
-        what = f"{len(_find(source, FEATURES)):,} instances, but the bags have {edges[-1]:,}"
-        raise UnreadableFile(str(path), what, "VA-D013")
-    names = _find(source, NAMES)
-    columns = [labels, source.get("split"), source.get("fold"), names]
-    if any(column is not None and len(column) != len(labels) for column in columns):
-        raise UnreadableFile(str(path), "label, split, fold and names are not one per bag", "VA-D013")
+    edges = _edges(path, source, len(_find(source, FEATURES)))
+    columns = [_find(source, names) for names in (NAMES, LABELS, ("split",), ("fold",))]
+    if any(column is not None and np.shape(column) != (len(edges) - 1,) for column in columns):
+        raise UnreadableFile(str(path), f"labels, splits, folds and names are not one for each of {len(edges) - 1:,} bags", "VA-D013")
     splits = {"0": "train", "1": "val", "2": "test"}
-
-    def value(column: Any, index: int) -> str:
-        return "" if column is None else _text(column[index])
-
-    return [
-        Listed(
-            Place(str(path), rows=(int(edges[index]), int(edges[index + 1]))),
-            value(names, index) or f"{path.stem}[{index}]",
-            value(labels, index),
-            splits.get(value(columns[1], index), value(columns[1], index)),
-            value(columns[2], index),
-        )
-        for index in range(len(labels))
-    ]
+    found = []
+    for index in range(len(edges) - 1):
+        name, label, split, fold = ("" if column is None else _text(column[index]) for column in columns)
+        place = Place(str(path), rows=(int(edges[index]), int(edges[index + 1])))
+        found.append(Listed(place, name or f"{path.stem}[{index}]", label, splits.get(split, split), fold))
+    return found
 
 
-def _edges(path: Path, source: Mapping[str, Any], count: int) -> np.ndarray:
+def _edges(path: Path, source: Mapping[str, Any], rows: int) -> np.ndarray:
     """First row of each bag, and the number of rows."""
+    labels = _find(source, LABELS)
     if "bag" in source:
-        bag = np.asarray(source["bag"])
-        if bag.ndim != 1 or bag.dtype.kind not in "iu" or (np.diff(bag.astype(np.int64)) < 0).any() or bag.min() < 0 or bag.max() >= count:
+        bag = np.asarray(source["bag"]).astype(np.int64)
+        if bag.shape != (rows,):
+            raise UnreadableFile(str(path), f"bag of shape {list(bag.shape)} for {rows:,} instances", "VA-D013")
+        count = int(bag.max(initial=-1)) + 1 if labels is None else len(labels)
+        if (np.diff(bag) < 0).any() or (rows and not 0 <= bag[0] <= bag[-1] < count):
             raise UnreadableFile(str(path), f"bag: expected the number of the bag of each instance, sorted, from 0 to {count - 1}")
         return np.searchsorted(bag, np.arange(count + 1))
-    given = np.asarray(source["offsets"] if "offsets" in source else np.cumsum(np.insert(source["sizes"], 0, 0)), np.int64)
-    edges = np.append(given, len(_find(source, FEATURES))) if len(given) == count else given
-    if len(edges) != count + 1 or (np.diff(edges) < 0).any() or edges[0] != 0:
-        raise UnreadableFile(str(path), f"offsets or sizes do not divide the instances into {count} bags", "VA-D013")
+    edges = np.asarray(source["offsets"] if "offsets" in source else np.cumsum(np.insert(source["sizes"], 0, 0)), np.int64)
+    if "offsets" in source and len(edges) and edges[-1] != rows:  # first rows alone
+        edges = np.append(edges, rows)
+    if (
+        len(edges) < 2
+        or edges[0] != 0
+        or (np.diff(edges) < 0).any()
+        or edges[-1] != rows
+        or (labels is not None and len(edges) != len(labels) + 1)
+    ):
+        raise UnreadableFile(str(path), f"offsets or sizes do not divide {rows:,} instances into bags", "VA-D013")
     return edges
 
 

@@ -61,6 +61,10 @@ class BagSet:
     max_bytes: int
     patches: PatchFeatures
 
+    @property
+    def images(self) -> None:
+        """Bags are no images."""
+
     def __len__(self) -> int:
         return len(self.ids)
 

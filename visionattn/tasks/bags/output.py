@@ -57,11 +57,13 @@ class BagWriter(base.Writer):
         self.classes, self.request = classes, request
         self.names = _file_names([bag.name for bag in bags_of_files(list(request.files))])
         self.thumbnails = _pictures(thumbnails) if thumbnails else {}
+        self.written: list[Path] = []
 
     def planned_files(self) -> list[Path]:
+        """Files of all bags; those that were written, once some were: only bags with coordinates have heat maps."""
         out = self.request.out
-        if out is None:
-            return []
+        if out is None or self.written:
+            return self.written
         kinds = {"attention": ("attention", ".csv"), "heatmap": ("heatmaps", ".png")}
         return [out / kinds[form][0] / f"{name}{kinds[form][1]}" for form in kinds if form in self.request.formats for name in self.names]
 
@@ -88,13 +90,19 @@ class BagWriter(base.Writer):
         out, formats = self.request.out, self.request.formats
         if out is not None and "attention" in formats:
             path = out / "attention" / f"{self.names[index]}.csv"
-            found = replace(found, attention=_save(path, "".join(csv_lines(*attention_table(bag, attention)))))
+            found = replace(found, attention=self._save(path, "".join(csv_lines(*attention_table(bag, attention)))))
         if out is not None and "heatmap" in formats and bag.coords is not None:
             picture = heat_map(attention, bag.coords, thumbnail=self._thumbnail(name), slide_size=bag.slide_size)
             content = BytesIO()
             Image.fromarray(picture).save(content, "PNG")
-            found = replace(found, heatmap=_save(out / "heatmaps" / f"{self.names[index]}.png", content.getvalue()))
+            found = replace(found, heatmap=self._save(out / "heatmaps" / f"{self.names[index]}.png", content.getvalue()))
         return found
+
+    def _save(self, path: Path, content: str | bytes) -> str:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content)
+        self.written.append(path)
+        return str(path)
 
     def _thumbnail(self, name: str) -> Image.Image | None:
         """The picture of a slide; None if there is none."""
@@ -150,9 +158,3 @@ def _pictures(folder: str) -> dict[str, Path]:
             "VA-D001", f'eval.thumbnails "{folder}" is not a folder', fix="eval.thumbnails=FOLDER, pictures named like the bags"
         )
     return {item.stem: item for item in sorted(path.iterdir()) if item.suffix.lower() in IMAGE_SUFFIXES}
-
-
-def _save(path: Path, content: str | bytes) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content)
-    return str(path)

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, OptimConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.bags.settings import BagDataConfig
 
-# Keys of a backbone that networks on given features do not have.
-_UNUSED = ("weights", "in_chans", "img_size", "drop_path_rate")
+# Keys of a backbone that networks on given features do not have, and what auto becomes when a run starts.
+_UNUSED: dict[str, Any] = {"weights": "none", "in_chans": 3, "img_size": "auto", "drop_path_rate": 0.0}
 
 
 class BagModelConfig(BackboneConfig):
@@ -72,8 +72,7 @@ class BagsConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check(self) -> BagsConfig:
-        usual = BagModelConfig()
-        for key in _UNUSED:
-            if getattr(self.model, key) not in (getattr(usual, key), "auto", 0.0):  # auto becomes 0 when a run starts
+        for key, usual in _UNUSED.items():
+            if getattr(self.model, key) not in (usual, "auto"):
                 raise ValueError(f"model.{key}: heads of bags have none; a backbone for patches is set by data.patches")
         return self
