@@ -12,12 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.commands import TINY as IMAGES
 from tests.commands import done, only_run, refused, va
 from tests.data.bags.bags import bag, packed, save_h5, save_npz, slides
 from visionattn.runs.checkpoint import read_weights
 from visionattn.tasks import guess_task
 
-TINY = ("model.args={width: 8, hidden: 8}", "train.epochs=1", "log.tensorboard=false", "train.device=cpu", "train.precision=fp32")
+# Nothing but the run folder is written to, as in the tests on images.
+QUIET = [word for word in IMAGES if word.startswith("log.")]
+TINY = ("model.args={width: 8, hidden: 8}", "train.epochs=1", "train.device=cpu", "train.precision=fp32", *QUIET)
 
 
 def settings(tmp_path: Path, *more: str) -> list[str]:
