@@ -11,9 +11,9 @@ import numpy as np
 
 from visionattn.data.bags.patches import PatchFeatures
 from visionattn.data.bags.readers import Bag, Place, check_form, list_bags, read_bag
+from visionattn.data.bags.recognise import SUFFIXES
 from visionattn.data.bags.sets import BagSet, folders_of_patches
 from visionattn.data.readers import UnreadableFile
-from visionattn.data.walk import is_image_name
 from visionattn.names import from_path
 from visionattn.tasks.bags.settings import BagAugmentConfig, BagsConfig
 from visionattn.tasks.batch import SampleDataset
@@ -81,7 +81,7 @@ def bags_of_files(files: Sequence[Path]) -> list[FileBag]:
     """The bags in files; images are the patches of the folder they are in. Names are paths, with the bag's name where there are several."""
     found = []
     for path in files:
-        if is_image_name(path.name):
+        if path.suffix.lower() not in SUFFIXES:
             continue
         try:
             listed = list_bags(path)
@@ -90,7 +90,7 @@ def bags_of_files(files: Sequence[Path]) -> list[FileBag]:
             continue
         several = len(listed) > 1 or listed[0].place.group
         found += [FileBag(item.place, from_path(f"{path}/{item.name}" if several else str(path))) for item in listed]
-    folders = folders_of_patches([path for path in files if is_image_name(path.name)])
+    folders = folders_of_patches([path for path in files if path.suffix.lower() not in SUFFIXES])
     return found + [
         FileBag(Place(str(folder), patches=tuple(map(str, inside))), from_path(str(folder))) for folder, inside in folders.items()
     ]
