@@ -101,6 +101,8 @@ def test_mistakes_in_labels(tmp_path: Path) -> None:
     (tmp_path / "own.csv").write_text(table.replace("slide_id", "slide").replace(",tumour", ".svs,1").replace(",normal", ".svs,0"))
     named = load(root, labels=str(tmp_path / "own.csv"), val_fraction=0.2, classes=["normal", "tumour"])
     assert named.test is not None and named.label_text(named.test, 1) == "tumour"
+    (tmp_path / "own.csv").write_text("path,slide_id,label\n" + "".join(f"x/{n},slide_{n},{n % 2}\n" for n in range(12) if n != 3))
+    assert load(root, labels=str(tmp_path / "own.csv"), val_fraction=0.2).classes == ["0", "1"], "the column slide_id goes first"
     (tmp_path / "empty").mkdir()
     assert "accepted layouts" in fails("VA-D002", lambda: load(tmp_path / "empty")).why
 

@@ -26,7 +26,7 @@ from visionattn.names import from_path, shown, to_path, typed
 
 SPLITS = ("train", "val", "test")
 _VAL_NAMES = ("val", "valid", "validation")
-_ID, _LABEL = "slide_id|slide|id|path|filename", "label|class"
+_ID, _LABEL = "slide_id|slide|id|path|filename", "label|class"  # columns, the first that there is
 _PATIENT = ("patient", "patient_id", "case_id")
 _SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs")  # endings that tables may give to the names of slides
 _NUMBER = re.compile(r"-?\d+")
@@ -227,19 +227,25 @@ def _table(root: Path | None, settings: BagDataConfig) -> CsvTable | None:
     Raises:
         UserError: VA-D001, VA-D002.
     """
-    required = (_ID, _LABEL)
     if settings.labels:
         path = Path(to_path(settings.labels)).expanduser()
         if not path.is_file():
             raise UserError("VA-D001", f'data.labels "{settings.labels}" not found', fix="a CSV file with columns slide_id,label")
-        return read_csv(path, required)
+        return read_csv(path, _columns(path))
     if root is None:
         return None
     tables = [path for path in sorted(root.glob("*.csv")) if _has_labels(path)]
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables)
         raise UserError("VA-D002", f"several tables of labels: {shown(names)}", where=str(root), fix=typed(f"data.labels={tables[0]}"))
-    return read_csv(tables[0], required) if tables else None
+    return read_csv(tables[0], _columns(tables[0])) if tables else None
+
+
+def _columns(path: Path) -> list[str]:
+    """The columns of slides and of labels, under the first of their names, for `read_csv`."""
+    there = csv_columns(path, (_ID, _LABEL))
+    every = [names.split("|") for names in (_ID, _LABEL)]
+    return [f"{names[0]}|{next((name for name in names if name in there), names[0])}" for names in every]
 
 
 def _has_labels(path: Path) -> bool:
