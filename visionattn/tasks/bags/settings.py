@@ -16,6 +16,7 @@ _UNUSED: dict[str, Any] = {"weights": "none", "in_chans": 3, "img_size": "auto",
 class BagModelConfig(BackboneConfig):
     name: str = setting("abmil", "Head that pools a bag: abmil, mha, acmil, acmil_mha, or one of your own.")
     weights: str = setting("none", "Always none: heads of bags start from scratch.")
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] | Auto = setting(0.0, "Always 0: heads of bags have no blocks to leave out.")
     grad_checkpointing: bool = setting(False, "Recompute smaller pieces of a bag in the backward pass: less memory, more time.")
     args: dict[str, Any] = setting({}, "Arguments of the head's class, for example width, branches or dropout.")
 
