@@ -18,6 +18,7 @@ from PIL import Image
 
 import visionattn as va
 from tests.commands import CLASSES, done, picture, save_npz, truncate
+from tests.data.bags.bags import slides
 from tests.data.images.shards import flower_shards
 from tests.data.masks.annotated import coco, cvat_masks
 from tests.data.volumes.made import balls, folders, save
@@ -30,6 +31,7 @@ SMALL = "model.img_size=32 train.batch_size=4 data.workers=0 log.to=[] train.dev
 TINY = f"model.name=eca_resnet18 'model.args={{width: 8}}' {SMALL}"
 DRY = f"{TINY} --dry-run"
 VOLUMES = "'model.args={width: 2, depth: 2}' 'model.img_size=[32, 32, 8]' train.batch_size=1 data.workers=0 train.device=cpu --dry-run"
+BAGS = "data.val_fraction=0.2 train.device=cpu --dry-run"
 
 Make = Callable[[Path], object]
 
@@ -1627,6 +1629,30 @@ OTHERS = [
         "model.drop_path_rate=0",
         (add("model.drop_path_rate=0"),),
         scans,
+    ),
+    Case(
+        "data/bags/sets.py",
+        f"train --data slides {BAGS}",
+        "VA-D002",
+        "data.labels=slides/labels.csv",
+        (add("data.labels=slides/labels.csv"),),
+        lambda folder: (slides(folder / "slides") / "more.csv").write_text("slide_id,label\n"),
+    ),
+    Case(
+        "data/bags/sets.py",
+        f"train --data slides {BAGS}",
+        "VA-D011",
+        "data.on_error=skip",
+        (add("data.on_error=skip"),),
+        lambda folder: (slides(folder / "slides") / "slide_12.h5").write_bytes(b""),
+    ),
+    Case(
+        "tasks/bags/model.py",
+        f"train --data slides {BAGS} model.name=mha 'model.args={{heads: 7}}'",
+        "VA-M002",
+        "visionattn config show task=bags",
+        (run("visionattn config show task=bags"),),
+        lambda folder: slides(folder / "slides"),
     ),
     Case("config/schema.py", "config show train.batch_size=auto train.accum=2", "VA-C002", "train.accum=1", (add("train.accum=1"),)),
 ]

@@ -37,6 +37,13 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     },
     "config/plugins.py": {"visionattn -v ... shows where": "of a fault in a user's file: tests/cli/test_main.py"},
     "config/schema.py": {"train.batch_size=auto": FAULT},
+    "data/bags/check.py": {"data.check=none": FACT},
+    "data/bags/sets.py": {
+        "--split": "as in data/images/labels.py",
+        "data.val_fraction=0.2": "as in data/images/layouts.py",
+        "visionattn train --folds": "folds: tests/cli/test_folds.py",
+        "visionattn train --val-fraction 0.2 ...": "as in data/images/layouts.py",
+    },
     "data/check.py": {"data.check=": FACT, "data.on_error=stop": FACT},
     "data/images/hub.py": {
         "hf download": "needs a network",
@@ -139,6 +146,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "train.process_timeout=SECONDS": "several processes: tests/engine/test_processes.py",
         "visionattn train --resume": "of a run that was stopped: tests/cli/test_resume.py, tests/faults/test_faults.py",
     },
+    "tasks/bags/output.py": {"eval.thumbnails=FOLDER": FAULT},
     "tasks/base.py": {"--calibrate": FAULT, "data.sampler=shuffled": "of a task of one's own"},
     "tasks/classification/__init__.py": {"data.format=digits": "the same text as in data/root.py"},
     "tasks/segmentation/output.py": {

@@ -39,6 +39,23 @@ def test_folders(tmp_path: Path, folders: list[str], task: str) -> None:
     assert guess_task(tmp_path / "data") == task
 
 
+@pytest.mark.parametrize(
+    ("files", "task"),
+    [
+        (["s1.h5", "labels.csv"], "bags"),
+        (["train/s1.pt", "val/s2.pt"], "bags"),
+        (["tumour/slide1/0_256.png", "normal/slide2/0_0.png"], "bags"),
+        (["train/rose/1.png", "val/rose/1_2.png"], "classify"),
+        (["rose/red/1.png", "rose/1.png"], "classify"),
+    ],
+)
+def test_files(tmp_path: Path, files: list[str], task: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert guess_task(tmp_path) == task
+
+
 @pytest.mark.parametrize(("header", "task"), [("path,label", "classify"), ("image, mask ,split", "segment"), ("image,label", "classify")])
 def test_lists(tmp_path: Path, header: str, task: str) -> None:
     (tmp_path / "train.csv").write_text(f"{header}\na,b\n")

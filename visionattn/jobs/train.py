@@ -320,10 +320,10 @@ def _start(
 def _print_start(trainer: Trainer, run: RunFolder, weights: str, choices: list[Choice], resumed: bool, checkpoint: Path | None) -> None:
     setup, config, console = trainer.setup, trainer.config, trainer.console
     params = sum(parameter.numel() for parameter in setup.model.parameters())
-    height, width = config.model.size
     head = getattr(setup.model, "head", "")
     name = f"{config.model.name}, {head}" if isinstance(head, str) and head else config.model.name
-    about = "  ".join(filter(None, [f"{params / 1e6:.2f} M parameters", f"{height}x{width} px", setup.task.describe(config, setup.target)]))
+    facts = [f"{params / 1e6:.2f} M parameters", setup.task.describe_input(config), setup.task.describe(config, setup.target)]
+    about = "  ".join(filter(None, facts))
     console.field("model", f"{name}  {about}")
     if checkpoint is not None:
         epoch, step = divmod(read_meta(checkpoint)["step"], trainer.steps_per_epoch)

@@ -11,13 +11,14 @@ from visionattn.config.plugins import absolute_plugins, import_plugins, require_
 from visionattn.config.read import override_values, read_values, require_sections, validate
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
+from visionattn.tasks.bags import Bags
 from visionattn.tasks.base import Task
 from visionattn.tasks.classification import Classification
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.tasks.volumes import Volumes
 
 # By the value of `task:` in a config. The first one is the default, of a config and of data that no other recognises.
-TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Volumes())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Volumes(), Bags())}
 
 # Keys that may change on a trained model: they affect neither the network nor the meaning of its outputs.
 CHANGEABLE = ("eval", "data", "augment.resize", "train.device", "train.precision")

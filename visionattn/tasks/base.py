@@ -377,6 +377,11 @@ class Task(ABC):
         """The target in a few words, for the first lines of a run."""
         return ""
 
+    def describe_input(self, config: Any) -> str:
+        """The size of a sample as the network takes it, for the first lines of a run; empty if it has none."""
+        height, width = config.model.size
+        return f"{height}x{width} px"
+
     @abstractmethod
     def train_dataset(self, config: Any, model: nn.Module, data: Any, report: CheckReport) -> Dataset:
         """Training samples, augmented."""

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import log_softmax, softmax
-
 from tests.tasks.classification.test_scores import CLASSES, scored
+
 from visionattn import spill
 from visionattn.errors import UserError
 from visionattn.tasks import TASKS, load_config
+from visionattn.tasks.class_scores import ClassificationMeter, answer, calibration_error, class_metrics, confidence_bins
 from visionattn.tasks.classification.calibration import best_thresholds, fit_temperature, negative_log_likelihood
-from visionattn.tasks.classification.scores import ClassificationMeter, answer, calibration_error, class_metrics, confidence_bins
 
 
 def slow_error(found: np.ndarray, labels: np.ndarray, count: int = 15) -> float:

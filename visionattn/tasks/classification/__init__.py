@@ -69,7 +69,7 @@ class Classification(Task):
 
     def labelled_split(self, config: ClassifyConfig, split: str, target: Target) -> tuple[ImageSet, list[str]]:
         from visionattn.data.images.labels import load_own_split
-        from visionattn.tasks.classification.scores import names_of
+        from visionattn.tasks.class_scores import names_of
 
         found, classes = load_own_split(config.data, split, config.model.channels, seed=config.seed)
         if found.labels.ndim == 1:
@@ -155,7 +155,7 @@ class Classification(Task):
         return pooled_features(model, device)
 
     def meter(self, config: ClassifyConfig, target: Target) -> Meter:
-        from visionattn.tasks.classification.scores import ClassificationMeter
+        from visionattn.tasks.class_scores import ClassificationMeter
 
         thresholds = self._thresholds(config, target)
         return ClassificationMeter(target["classes"], multi_label=config.data.multi_label, thresholds=thresholds)

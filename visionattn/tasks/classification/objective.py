@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
 
 from visionattn.config.schema import chosen
-from visionattn.errors import UserError
 from visionattn.tasks.base import Objective
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.settings import ClassifyConfig, LossConfig
+from visionattn.tasks.class_weights import class_weights
+from visionattn.tasks.classification.settings import ClassifyConfig
 
 
 class ClassificationObjective(Objective):
@@ -29,7 +28,7 @@ class ClassificationObjective(Objective):
     def __init__(self, config: ClassifyConfig, num_classes: int, dataset: Any) -> None:
         self.multi_label = config.data.multi_label
         self.label_smoothing = chosen(config.loss.label_smoothing, "loss.label_smoothing")
-        self.class_weights = _class_weights(config.loss, dataset, num_classes)
+        self.class_weights = class_weights(config.loss.class_weights, dataset.image_set.labels, num_classes)
         self.mixup = None
         if config.augment.mixup or config.augment.cutmix:
             self.mixup = Mixup(config.augment.mixup, config.augment.cutmix, label_smoothing=self.label_smoothing, num_classes=num_classes)
@@ -54,18 +53,3 @@ class ClassificationObjective(Objective):
             return {"loss": F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)}
         smoothing = 0.0 if label.is_floating_point() else self.label_smoothing  # mixup has smoothed already
         return {"loss": F.cross_entropy(logits, label, weight=weight, label_smoothing=smoothing)}
-
-
-def _class_weights(loss: LossConfig, dataset: Any, num_classes: int) -> torch.Tensor | None:
-    if loss.class_weights == "none":
-        return None
-    if isinstance(loss.class_weights, list):
-        if len(loss.class_weights) != num_classes:
-            raise UserError("VA-C002", f"loss.class_weights: expected {num_classes} numbers, one per class, got {len(loss.class_weights)}")
-        return torch.tensor(loss.class_weights, dtype=torch.float32)
-    labels: np.ndarray = dataset.image_set.labels
-    if labels.ndim == 2:  # negatives per positive
-        positives = labels.sum(0)
-        return torch.tensor((len(labels) - positives) / np.maximum(positives, 1), dtype=torch.float32)
-    counts = np.bincount(labels, minlength=num_classes)
-    return torch.tensor(counts.sum() / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)

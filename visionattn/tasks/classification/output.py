@@ -16,7 +16,7 @@ from visionattn.spill import Table
 from visionattn.tasks import base
 from visionattn.tasks.base import WriterRequest
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.scores import answer, probabilities
+from visionattn.tasks.class_scores import answer, probabilities
 
 _PROBABILITIES = "probabilities.csv"
 

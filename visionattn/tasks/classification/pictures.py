@@ -12,7 +12,7 @@ from visionattn.names import shown
 from visionattn.spill import blocks
 from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.scores import Guesses, confidence_bins, confusion_matrix, names_of
+from visionattn.tasks.class_scores import Guesses, confidence_bins, confusion_matrix, names_of
 from visionattn.tasks.images import LabelledImages, readable_picture, unnormalise
 
 

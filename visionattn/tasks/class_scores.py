@@ -1,4 +1,4 @@
-"""Metrics of classification, over all images of a split at once."""
+"""Metrics of tasks that give a class, or several, to each sample, over all samples of a split at once."""
 
 from __future__ import annotations
 

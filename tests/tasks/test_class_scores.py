@@ -12,7 +12,7 @@ import torch
 from visionattn import spill
 from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.classification.scores import ClassificationMeter, class_metrics, confusion_matrix, wilson_interval
+from visionattn.tasks.class_scores import ClassificationMeter, class_metrics, confusion_matrix, wilson_interval
 
 CLASSES = ["a", "b", "c", "d"]
 
