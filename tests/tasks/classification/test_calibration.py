@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.special import log_softmax, softmax
-from tests.tasks.classification.test_scores import CLASSES, scored
 
+from tests.tasks.test_class_scores import CLASSES, scored
 from visionattn import spill
 from visionattn.errors import UserError
 from visionattn.tasks import TASKS, load_config
