@@ -12,6 +12,7 @@ HARDWARE = "depends on the run or on hardware; the keys are checked below"
 NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "cli/config.py": {"--task": FAULT},
     "cli/data.py": {"--palette": FAULT},
+    "cli/features.py": {"--bags": FAULT, "--split": FAULT},
     "cli/kernels.py": {"--device": FAULT, "VISIONATTN_BACKEND=": "is read when torch is loaded: tests/kernels/test_dispatch.py"},
     "cli/launch.py": {"accelerate launch": LAUNCHER, "torchrun": LAUNCHER},
     "cli/main.py": {

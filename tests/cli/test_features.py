@@ -47,6 +47,27 @@ def test_features_of_files(trained: Trained, tmp_path: Path) -> None:
     refused(tmp_path, "VA-R007", 7, "features", trained.run, trained.data / "test", "--out", out)
 
 
+def test_folders_of_patches_become_bags(trained: Trained, tmp_path: Path) -> None:
+    """A file per slide, in the folder of its class, which task=bags trains on."""
+    for kind in ("normal", "tumour"):
+        for slide in range(3):
+            for place in range(2):
+                picture(tmp_path / "patches" / kind / f"slide_{kind}{slide}" / f"{place * 256}_512.png", kind == "tumour", slide)
+    out = tmp_path / "slides"
+    done("features", trained.run, tmp_path / "patches", "--out", out, "--bags", "train.precision=fp32")
+    names = [f"{kind}/slide_{kind}{slide}.npz" for kind in ("normal", "tumour") for slide in range(3)]
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.npz")) == names
+    with np.load(out / names[0]) as bag:
+        assert bag["features"].shape == (2, 64) and bag["coords"].tolist() == [[0, 512], [256, 512]]
+        patch = tmp_path / "patches/normal/slide_normal0/256_512.png"
+        np.testing.assert_allclose(bag["features"][1], expected(trained.run, patch), atol=1e-4)
+    assert "2 classes, 64 features" in done("data", "check", out, "data.val_fraction=0.34").stdout
+    refused(tmp_path, "VA-R007", 7, "features", trained.run, tmp_path / "patches", "--out", out, "--bags")
+    more = ("features", trained.run, tmp_path / "patches/tumour/slide_tumour0", "--out", tmp_path / "new", "--bags")
+    assert "SLIDE/1024_2048.png" in refused(tmp_path, "VA-D002", 3, *more)
+    refused(tmp_path, "VA-C005", 2, "features", trained.run, "--split", "val", "--out", tmp_path / "new", "--bags")
+
+
 def test_features_of_a_split_have_labels(trained: Trained, tmp_path: Path) -> None:
     answer = json.loads(done("features", trained.run, "--split", "val", "--out", tmp_path / "val.npy", "--json").stdout)
     assert answer["shape"] == [12, 64] and set(tree(tmp_path)) == {"val.npy", "val.csv", "val.json"}

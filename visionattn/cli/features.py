@@ -28,6 +28,7 @@ def features(
     arguments: Words,
     out: Annotated[str | None, typer.Option(help="NAME.npy, or a folder.", show_default=False)] = None,
     split: Annotated[str | None, typer.Option(help="train, val or test: images with labels.", show_default=False)] = None,
+    bags: Annotated[bool, typer.Option("--bags", help="A file for each folder of patches, which task=bags trains on.")] = False,
     batch_size: Images = 32,
     device: UsedDevice = None,
     as_json: Json = False,
@@ -36,9 +37,16 @@ def features(
     (model, *data), settings = _words(arguments, device, "features")
     if out is None:
         raise UserError("VA-C005", "no place for the features: give --out FOLDER, or --out NAME.npy")
-    from visionattn.jobs.features import extract_features, feature_files
+    from visionattn.jobs.features import extract_bags, extract_features, feature_files
 
     console = console_for(as_json)
+    if bags:
+        if len(data) != 1 or split is not None:
+            raise UserError("VA-C005", "--bags: give one folder of folders of patches, and no --split")
+        written = extract_bags(model, data[0], out, batch_size=batch_size, settings=settings, console=console)
+        if as_json:
+            print_json({"files": [str(path) for path in written]})
+        return
     found = extract_features(model, data or None, split=split, out=out, batch_size=batch_size, settings=settings, console=console)
     if as_json:
         files = [str(path) for path in feature_files(Path(out))]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
+from visionattn.data.bags.patches import places_of
 from visionattn.data.images.layouts import SPLITS
 from visionattn.data.loading import FEW_SAMPLES, worker_count
 from visionattn.data.sources import FileImages, Images
@@ -25,7 +27,7 @@ from visionattn.engine.diagnosis import memory_explained, out_of_memory_in_infer
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_write, csv_lines, json_text
 from visionattn.jobs.predict import file_batches, find_files, paths_of, require_new
-from visionattn.names import shown
+from visionattn.names import plain_path, shown
 from visionattn.runs.load import LoadedModel, load_models
 from visionattn.spill import Table, npy_pieces
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
@@ -91,6 +93,54 @@ def extract_features(
     if target is not None:
         _save(found, target, shown(str(source)), split, console)
     return found
+
+
+def extract_bags(
+    source: str | Path,
+    folder: str | Path,
+    out: str | Path,
+    *,
+    batch_size: int = 32,
+    settings: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[Path]:
+    """Save the features of patches as bags: `OUT/<folders>/SLIDE.npz` for each folder `SLIDE` of patches.
+
+    A file holds `features` `[N, channels]`, float32, and `coords` `[N, 2]` where all names of patches end in them (`1024_2048.png`).
+
+    Args:
+        source: see `load_model`.
+        folder: of folders of patches, for example `tumour/slide_1/1024_2048.png`.
+        out: folder of the bags, a new one.
+        batch_size: images per step, of classification.
+        settings: as in `evaluate`.
+        console: where progress is printed.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: VA-D002, patches that are in no folder of a slide; as `extract_features`.
+    """
+    console, root, out = console or Console(quiet=True), Path(folder), Path(out)
+    slides: dict[Path, list[int]] = {}
+    require_new([out])
+    model = open_model(source, settings, console)
+    found = features_of_files(model, root, batch_size, console)
+    for row, path in enumerate(found.paths):
+        slides.setdefault(Path(path).relative_to(root).parent if root.is_dir() else Path(), []).append(row)
+    if Path() in slides:
+        what = "patches that are in no folder of their slide"
+        raise UserError("VA-D002", what, where=shown(found.paths[slides[Path()][0]]), fix="make folders: SLIDE/1024_2048.png")
+    files = [out / plain_path(slide.parent) / f"{plain_path(Path(slide.name))}.npz" for slide in slides]
+    for file, rows in zip(files, slides.values(), strict=True):
+        places = places_of([found.paths[row] for row in rows])
+        arrays: dict[str, Any] = {"features": found.values[rows]} | ({} if places is None else {"coords": places})
+        np.savez(content := BytesIO(), **arrays)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, content.getvalue())
+    console.field("written", f"{out}: {len(files):,} bags, {len(found.paths):,} x {found.values.shape[1]:,}, float32")
+    return files
 
 
 # ---------------------------------------------------------------- extract

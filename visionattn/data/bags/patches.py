@@ -60,7 +60,7 @@ class PatchFeatures:
             np.save(content, features)
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, content.getvalue())
-        return Bag(features, _places(place.patches))
+        return Bag(features, places_of(place.patches))
 
 
 class Network:
@@ -147,7 +147,7 @@ def _identity(paths: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _places(paths: Sequence[str]) -> np.ndarray | None:
+def places_of(paths: Sequence[str]) -> np.ndarray | None:
     """Coordinates in the names of patches, `[N, 2]`; None if any has none."""
     matches = [PLACE.search(Path(path).stem) for path in paths]
     if not all(matches):
