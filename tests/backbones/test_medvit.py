@@ -64,6 +64,6 @@ def test_channels_that_leave_nothing_to_convolve(dims: tuple[int, ...]) -> None:
 
 def test_its_recipe_trains(tmp_path: Path) -> None:
     given = ["model.args={depths: [1, 1, 1, 1], embed_dims: [32, 128, 128, 128]}", "model.img_size=32", "train.steps=2"]
-    given += ["train.batch_size=4", "data.workers=0", "log.tensorboard=false", f"output.dir={tmp_path / 'runs'}"]
+    given += ["train.batch_size=4", "data.workers=0", "log.to=[]", f"output.dir={tmp_path / 'runs'}"]
     done("train", "--config", "classification/medmnist_medvit", f"data.root={save_npz(tmp_path / 'set.npz')}", *given)
     assert "auroc" in (only_run(tmp_path) / "metrics.csv").read_text()

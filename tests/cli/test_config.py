@@ -37,5 +37,7 @@ def test_config_schema(flag: tuple[str, ...]) -> None:
 def test_config_schema_of_segmentation(tmp_path: Path) -> None:
     schema = json.loads(done("config", "schema", "--task", "segment").stdout)
     assert schema["properties"]["task"]["const"] == "segment" and "SegmentEvalConfig" in schema["$defs"]
-    assert 'expected classify or segment, got "detect"' in refused(tmp_path, "VA-C002", 2, "config", "schema", "--task", "detect")
+    assert 'expected one of classify, segment, volumes, bags, got "detect"' in refused(
+        tmp_path, "VA-C002", 2, "config", "schema", "--task", "detect"
+    )
     assert "head:" in done("config", "show", "task=segment").stdout

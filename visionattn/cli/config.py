@@ -50,5 +50,5 @@ def config_schema(
 
     name = task or next(iter(TASKS))
     if name not in TASKS:
-        raise UserError("VA-C002", f'--task: expected {" or ".join(TASKS)}, got "{name}"')
+        raise UserError("VA-C002", f'--task: expected one of {", ".join(TASKS)}, got "{name}"')
     print_json(TASKS[name].config.model_json_schema())

@@ -272,14 +272,18 @@ def _takes_keys(command: Any) -> bool:
 
 
 def _key_of(bare: str) -> str:
-    """The key that an option means: its own name, what others call it, or the last part of one key."""
+    """The key that an option means: its own name, what others call it, or the last part of one key, before those deeper below."""
     keys = config_keys()
     if bare.replace("-", "_") in keys:
         return bare.replace("-", "_")
     if bare in _KEYS or bare in _OPTION_KEYS:
         return _KEYS.get(bare) or _OPTION_KEYS[bare]
-    found = [key for key in keys if key.rpartition(".")[2] == bare.replace("-", "_")]
-    return found[0] if len(found) == 1 else ""
+    found = sorted((key for key in keys if key.rpartition(".")[2] == bare.replace("-", "_")), key=_depth)
+    return found[0] if found and (len(found) == 1 or _depth(found[0]) < _depth(found[1])) else ""
+
+
+def _depth(key: str) -> int:
+    return key.count(".")
 
 
 def config_keys() -> list[str]:
