@@ -45,7 +45,10 @@ def test_folders(tmp_path: Path, folders: list[str], task: str) -> None:
         (["s1.h5", "labels.csv"], "bags"),
         (["train/s1.pt", "val/s2.pt"], "bags"),
         (["tumour/slide1/0_256.png", "normal/slide2/0_0.png"], "bags"),
+        (["train/tumour/slide1/5_261.png", "train/tumour/slide1/261_5.png"], "bags"),
         (["train/rose/1.png", "val/rose/1_2.png"], "classify"),
+        (["train/rose/blood_00001_02.png", "val/rose/blood_00006_01.png"], "classify"),
+        (["rose/red/IMG_20260101_123456.png", "rose/red/IMG_20260102_101502.png"], "classify"),
         (["rose/red/1.png", "rose/1.png"], "classify"),
     ],
 )

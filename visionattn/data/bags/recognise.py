@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +21,10 @@ BAGS = ("bag", "offsets", "sizes")
 # A patch is named by its place on the slide: 1024_2048.png, x1024_y2048.png, tumour-3_1024_2048.png.
 PLACE = re.compile(r"(?:^|[_-])x?(\d+)[_-]y?(\d+)$")
 
+# Names of folders of splits, as programs write them.
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+
+_LEAST_STEP = 16  # pixels
 _LOOKED_AT = 50  # entries of a folder: a folder of a million images is not listed
 _DEEPEST = 4  # folders below each other
 
@@ -31,8 +37,27 @@ def holds_bags(root: Path) -> bool:
     files = [path for path in found if path.suffix.lower() in SUFFIXES]
     if files:
         return all(map(is_bag_file, files))
-    images = [path for path in found if is_image_name(path.name)]
-    return bool(images) and all(PLACE.search(path.stem) and len(path.relative_to(root).parts) > 2 for path in images)
+    images = [path.relative_to(root) for path in found if is_image_name(path.name)]
+    return bool(images) and all(map(_of_a_slide, images)) and _on_a_grid(images)
+
+
+def _of_a_slide(path: Path) -> bool:
+    """Whether a path is class/slide/patch, also below a split; train/class/image is an image with a class of its own."""
+    return len(path.parts) - (path.parts[0].lower() in _SPLITS) > 2
+
+
+def _on_a_grid(paths: Sequence[Path]) -> bool:
+    """Whether names end in places at steps of pixels; those of cameras end in numbers too (IMG_20260101_123000.jpg)."""
+    step, all_of = 0, 0
+    first: dict[Path, tuple[int, int]] = {}
+    for path in paths:
+        found = PLACE.search(path.stem)
+        if found is None:
+            return False
+        x, y = int(found[1]), int(found[2])
+        origin = first.setdefault(path.parent, (x, y))
+        step, all_of = math.gcd(step, x - origin[0], y - origin[1]), math.gcd(all_of, x, y)
+    return (step or all_of or _LEAST_STEP) >= _LEAST_STEP
 
 
 def is_bag_file(path: Path) -> bool:
