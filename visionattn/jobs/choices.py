@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import group_parameters
@@ -62,8 +63,14 @@ def choose(
 def print_choices(choices: list[Choice], console: Console) -> None:
     """A line per value, with its reason."""
     for number, (key, value, reason) in enumerate(choices):
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-        console.field("" if number else "fine-tuning", f"{key}={text}  ({reason})")
+        console.field("" if number else "fine-tuning", f"{key}={_typed(value)}  ({reason})")
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_typed, value))}]"
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def print_statistics(config: RunConfig, found: Statistics | None, images: int, console: Console) -> None:
