@@ -24,7 +24,7 @@ from visionattn.tasks.classification.output import RankedClasses
 
 
 def expected(run: Path, path: Path) -> np.ndarray:
-    """What the linear layer of the classifier is given."""
+    """Return the input of the classifier's linear layer."""
     loaded: Any = load_model(run)
     seen: list[torch.Tensor] = []
     loaded.model.head.fc.register_forward_hook(lambda module, given, output: seen.append(given[0]))

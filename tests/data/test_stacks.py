@@ -154,7 +154,7 @@ def lzw() -> bytes:
 
 
 def tiff_bomb() -> bytes:
-    """A strip of 300 megabytes in a file that says it has a few."""
+    """A strip that decompresses to 300 MB in a file that declares a few."""
     data = bytearray(tiff(np.zeros((1700, 1700, 5), np.uint8), **GREY, planarconfig="contig", compression="zlib", rowsperstrip=1700))
     with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
         page = file.pages.first

@@ -51,7 +51,7 @@ def history() -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What they have to be, by the run's own folder."""
+    """Compute the expected values from the run folder."""
     found: dict[str, list[tuple[int, float]]] = {}
     for line in RunFolder(folder).read_metrics():
         for name, value in _scalars(line).items():

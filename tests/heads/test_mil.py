@@ -158,7 +158,7 @@ def test_mask_top_by_hand() -> None:
 
 @pytest.mark.parametrize("name", BAG_HEADS)
 def test_activations_of_a_long_bag_are_not_kept(name: str) -> None:
-    """What is kept for the backward pass grows with the scores, not with the width of embedded instances."""
+    """Memory kept for the backward pass grows with the number of scores, not with the width of embedded instances."""
 
     def kept(count: int) -> int:
         head = head_of(name, dropout=0.0)

@@ -256,8 +256,8 @@ class LogConfig(Section):
         known = typing.get_args(Tracker)
         for name in names if isinstance(names, list) else ():
             if isinstance(name, str) and name not in known:
-                near = did_you_mean(name, known, 1) or f"It is one of {', '.join(known)}; none: log.to=[]"
-                raise ValueError(f"log.to: there is no tracker {shown(name)}. {near}")
+                near = did_you_mean(name, known, 1) or f"Choose from {', '.join(known)}; none: log.to=[]"
+                raise ValueError(f"log.to: unknown tracker {shown(name)}. {near}")
         return list(dict.fromkeys(names)) if isinstance(names, list) and all(isinstance(name, str) for name in names) else names
 
 

@@ -137,6 +137,21 @@ def test_label_values_without_names_are_consecutive(tmp_path: Path) -> None:
     assert '"class100": 100' in caught.value.fix
 
 
+def test_label_maps_that_tell_no_classes(tmp_path: Path) -> None:
+    """Files that cannot be read, and maps without a label, are reported as what they are."""
+    root = folders(tmp_path, {"train": 1, "val": 1})
+    maps = sorted((root / "labels").rglob("*.nii.gz"))
+    for path in maps:
+        save(path, 0 * balls()[1])
+    with pytest.raises(UserError, match="label maps that are 0 everywhere"):
+        load(root)
+    for path in maps:
+        path.write_bytes(b"bad")
+    with pytest.raises(UserError, match="no label map could be read") as caught:
+        load(root)
+    assert caught.value.code == "VA-D010" and caught.value.where.endswith("p0_0.nii.gz") and caught.value.why
+
+
 # ---------------------------------------------------------------- check
 
 

@@ -27,7 +27,7 @@ from visionattn.tasks.windows import resized_blocks
 
 
 def slow(found: np.ndarray, limits: list[float | None]) -> int:
-    """The class of one pixel, as the documentation says it."""
+    """Compute the class of one pixel by the documented rule."""
     reached = [number for number, limit in enumerate(limits) if limit is not None and found[number] >= limit]
     pool = reached or [number for number, limit in enumerate(limits) if limit is None]
     return max(pool, key=lambda number: found[number])

@@ -158,6 +158,8 @@ def found_labels(values: set[int], where: str) -> LabelSet:
         UserError: VA-D012, values that are not 0, 1, 2, ...
     """
     known = sorted(values)
+    if known == [0]:
+        raise UserError("VA-D012", "label maps that are 0 everywhere", where=where, fix="check that these are the label maps")
     if known != list(range(len(known))) or len(known) < 2:
         listed = ", ".join(map(str, known[:12])) + (", ..." if len(known) > 12 else "")
         named = {"background": 0, **{f"class{value}": value for value in known if value}}

@@ -291,11 +291,14 @@ def _labels(settings: VolumeDataConfig, cases: Cases, known: LabelSet | None) ->
     if declared is not None or known is not None:
         return declared or known  # type: ignore[return-value]  # one of them
     values: set[int] = set()
+    first: UnreadableFile | None = None
     for case in [case for part in cases.parts.values() for case in part][:_FIRST]:
         try:
             values.update(np.unique(read_labels(case.label_path, settings.max_bytes)[0]).tolist())
-        except UnreadableFile:  # the check reports it
-            continue
+        except UnreadableFile as error:  # the check reports it, if others can be read
+            first = first or error
+    if first is not None and not values:
+        raise UserError(first.code, "no label map could be read to find the classes", where=str(first.path), why=first.reason)
     return found_labels(values, where)
 
 
