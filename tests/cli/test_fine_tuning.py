@@ -38,7 +38,8 @@ def test_from_a_run_with_nothing_but_its_name(trained: Trained, flowers: Path, t
     assert config["optim"]["lr"] == 1e-3 and config["loss"]["label_smoothing"] == 0.1
     assert "optim.lr=0.001  (CNN of 0 million parameters, 8 samples per step)" in result.stdout
     assert "schedule.warmup_epochs=0.1" in result.stdout
-    assert "optim.layer_decay=null" in result.stdout and "augment.random_resized_crop.scale=[0.5,1]" in result.stdout
+    assert "optim.layer_decay=null" in result.stdout and "augment.random_resized_crop.scale=[0.35,1]" in result.stdout
+    assert "augment.rand_augment=rand-m6-mstd0.5-inc1  (CNN)" in result.stdout
     assert "train.epochs=" not in result.stdout  # it was given
     again = done("train", "--config", only_run(tmp_path) / "config.yaml", f"output.dir={tmp_path / 'again'}")
     assert "optim.lr=" not in again.stdout

@@ -47,8 +47,15 @@ def test_what_depends_on_the_family() -> None:
     assert rates == [0, 0.1, 0.2]
 
 
-def test_augmentation_is_gentle() -> None:
-    assert values(FACTS)["loss.label_smoothing"] == 0.1 and values(FACTS)["augment.random_resized_crop.scale"] == (0.5, 1)
+def test_augmentation_is_moderate() -> None:
+    assert values(FACTS)["loss.label_smoothing"] == 0.1 and values(FACTS)["augment.random_resized_crop.scale"] == (0.35, 1)
+    policies = [values(facts)["augment.rand_augment"] for facts in (FACTS, CNN)]
+    assert policies == ["rand-m4-n1-mstd0.5-inc1", "rand-m6-mstd0.5-inc1"]
+
+
+@pytest.mark.parametrize("setting", ["augment.rotate=10", "augment.color_jitter=0.2", "model.in_chans=1", "data.preview=[4, 3, 2]"])
+def test_rand_augment_stays_off_where_it_cannot_be(setting: str) -> None:
+    assert values(CNN, setting)["augment.rand_augment"] == ""
 
 
 @pytest.mark.parametrize("task", ["classify", "segment"])

@@ -30,6 +30,7 @@ FROM_SCRATCH: dict[str, Any] = {
     "model.drop_path_rate": 0.0,
     "loss.label_smoothing": 0.0,
     "augment.random_resized_crop.scale": (0.08, 1.0),
+    "augment.rand_augment": "",
 }
 
 

@@ -70,7 +70,9 @@ def _typed(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_typed, value))}]"
-    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
 def print_statistics(config: RunConfig, found: Statistics | None, images: int, console: Console) -> None:

@@ -95,7 +95,7 @@ class LabelDataConfig(ImageDataConfig):
 
 class CropConfig(Section):
     scale: tuple[float, float] | Auto = setting(
-        "auto", "Range of the crop's area, as a share of the image; auto: [0.08, 1], or [0.5, 1] from weights."
+        "auto", "Range of the crop's area, as a share of the image; auto: [0.08, 1], or [0.35, 1] from weights."
     )
     ratio: tuple[float, float] = setting((0.75, 1.3333), "Range of the crop's width / height.")
 
@@ -115,7 +115,17 @@ class AugmentConfig(Section):
     shift: float = setting(0.0, "Largest shift, as a share of the size.", ge=0, lt=1)
     zoom: float = setting(0.0, "Largest relative change of scale.", ge=0, lt=1)
     color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation changes (hue: a quarter).", ge=0)
-    rand_augment: str = setting("", "RandAugment or AugMix in timm's notation, for example rand-m9-mstd0.5-inc1 or augmix-m3-w3.")
+    rand_augment: str = setting(
+        "auto",
+        "RandAugment or AugMix in timm's notation, for example rand-m9-mstd0.5-inc1 or augmix-m3-w3; empty: none; auto: none, or a gentle "
+        "one for pictures in colour from weights.",
+    )
     random_erasing: float = setting(0.0, "Probability of erasing a rectangle.", ge=0, le=1)
     mixup: float = setting(0.0, "Mixup alpha; 0 is off.", ge=0)
     cutmix: float = setting(0.0, "CutMix alpha; 0 is off.", ge=0)
+
+    @property
+    def policy(self) -> str:
+        """`rand_augment`; that of training from scratch where it is still auto."""
+        policy: str = chosen(self.rand_augment, "augment.rand_augment")
+        return policy

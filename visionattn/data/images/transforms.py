@@ -19,6 +19,8 @@ from torch import Tensor
 from visionattn.data.images.settings import AugmentConfig, CropConfig
 from visionattn.errors import UserError
 
+RAND_AUGMENT_INCLUDES = ("rotate", "shift", "zoom", "color_jitter")  # settings that a policy takes the place of
+
 _PIL_INTERPOLATION = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
@@ -180,8 +182,8 @@ def train_transform(
         UserError: VA-C002, settings that exclude each other, or colours changed of images that have none.
     """
     if shown is not None:
-        for name, off in (("color_jitter", "0"), ("rand_augment", '""')):
-            if getattr(augment, name):
+        for name, value, off in (("color_jitter", augment.color_jitter, "0"), ("rand_augment", augment.policy, '""')):
+            if value:
                 raise UserError(
                     "VA-C002",
                     f"augment.{name} changes colours of 8 bits, which {len(mean)} channels of other data are not",
@@ -194,9 +196,9 @@ def train_transform(
             fix="augment.random_resized_crop=null, or augment.pad_crop=0",
         )
     normalize = Normalize(mean, std, shown)
-    if not augment.rand_augment:
+    if not augment.policy:
         return TrainTransform(augment, size, normalize)
-    others = [name for name in ("rotate", "shift", "zoom", "color_jitter") if getattr(augment, name)]
+    others = [name for name in RAND_AUGMENT_INCLUDES if getattr(augment, name)]
     if others:
         raise UserError(
             "VA-C002",
@@ -311,12 +313,12 @@ def _rand_augment(augment: AugmentConfig, size: tuple[int, int], normalize: Norm
 
     fill = tuple(min(255, round(255 * float(value))) for value in normalize.mean.flatten())
     hparams = {"translate_const": int(min(size) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
-    create = augment_and_mix_transform if augment.rand_augment.startswith("augmix") else rand_augment_transform
+    create = augment_and_mix_transform if augment.policy.startswith("augmix") else rand_augment_transform
     try:
-        augmentation = create(augment.rand_augment, hparams)
+        augmentation = create(augment.policy, hparams)
     except (AssertionError, KeyError, ValueError) as error:
         raise UserError(
-            "VA-C002", f'augment.rand_augment: "{augment.rand_augment}" is not in timm\'s notation', fix="Example: rand-m9-mstd0.5-inc1"
+            "VA-C002", f'augment.rand_augment: "{augment.policy}" is not in timm\'s notation', fix="Example: rand-m9-mstd0.5-inc1"
         ) from error
     crop = augment.random_resized_crop
     steps: list[Any]

@@ -116,10 +116,13 @@ class Classification(Task):
     # model
 
     def choices(self, config: ClassifyConfig, facts: Facts, report: CheckReport | None) -> list[Choice]:
+        from visionattn.tasks.classification.data import rand_augment_choice
+
         found = super().choices(config, facts, report)
         if facts.pretrained:
             found.append(Choice("loss.label_smoothing", 0.1, "few labels"))
-            found.append(Choice("augment.random_resized_crop.scale", (0.5, 1.0), "gentle, for a short run"))
+            found.append(Choice("augment.random_resized_crop.scale", (0.35, 1.0), "moderate, for a short run"))
+            found.append(rand_augment_choice(config, facts))
         return found
 
     def build_model(self, config: ClassifyConfig, target: Target) -> nn.Module:

@@ -7,9 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from visionattn.config.choices import Choice, Facts
 from visionattn.data.check import CheckReport, contact_sheet, listed_reasons
 from visionattn.data.images.sets import ImageSet, LabelledData
-from visionattn.data.images.transforms import EvalTransform, RandAugmentTransform, TrainTransform, eval_transform, train_transform
+from visionattn.data.images.transforms import (
+    RAND_AUGMENT_INCLUDES,
+    EvalTransform,
+    RandAugmentTransform,
+    TrainTransform,
+    eval_transform,
+    train_transform,
+)
 from visionattn.data.readers import UnreadableFile
 from visionattn.data.sampling import derive_seed
 from visionattn.errors import UserError
@@ -31,6 +39,20 @@ def preprocessing(config: ClassifyConfig, model: Any) -> EvalTransform:
     cfg = model.pretrained_cfg
     crop = config.eval.crop_pct if config.eval.crop_pct is not None else cfg["crop_pct"]
     return eval_transform(config.model.size, **normalisation(model), interpolation=cfg["interpolation"], crop_pct=crop)
+
+
+def rand_augment_choice(config: ClassifyConfig, facts: Facts) -> Choice:
+    """RandAugment of colour pictures, stronger for CNNs, which overfit sooner; none beside settings that it takes the place of."""
+    given = [name for name in RAND_AUGMENT_INCLUDES if getattr(config.augment, name)]
+    if given:
+        value, reason = "", f"augment.{given[0]} is given"
+    elif isinstance(config.data.preview, list) or config.model.channels != 3:
+        value, reason = "", "no colour pictures of 8 bits"
+    elif facts.cnn:
+        value, reason = "rand-m6-mstd0.5-inc1", "CNN"
+    else:
+        value, reason = "rand-m4-n1-mstd0.5-inc1", "attention"
+    return Choice("augment.rand_augment", value, reason)
 
 
 def require_classes(before: LabelledData, after: LabelledData, report: CheckReport) -> LabelledData:
