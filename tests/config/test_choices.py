@@ -53,6 +53,11 @@ def test_augmentation_is_moderate() -> None:
     assert policies == ["rand-m4-n1-mstd0.5-inc1", "rand-m6-mstd0.5-inc1"]
 
 
+def test_segmentation_has_rules_of_its_own() -> None:
+    found = values(replace(CNN, batch=8), "task=segment")
+    assert found["optim.lr"] == 2e-3 and found["augment.scale"] == (0.75, 1.5)  # a rate for its own usual batch
+
+
 @pytest.mark.parametrize("setting", ["augment.rotate=10", "augment.color_jitter=0.2", "model.in_chans=1", "data.preview=[4, 3, 2]"])
 def test_rand_augment_stays_off_where_it_cannot_be(setting: str) -> None:
     assert values(CNN, setting)["augment.rand_augment"] == ""

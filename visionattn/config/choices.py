@@ -56,8 +56,10 @@ def choices(config: RunConfig, facts: Facts) -> list[Choice]:
         planned = config.train.steps * facts.batch / facts.samples
     else:
         planned = epochs if config.train.epochs == "auto" else config.train.epochs
-    # The rate that suits Adam falls with the width of a network, and grows with the square root of the batch.
-    lr = (2e-3 if facts.cnn else 1e-3) * math.sqrt(facts.batch / 32) * min(1.0, math.sqrt(3 / millions))
+    # The rate that suits Adam falls with the width of a network, and grows with the square root of the batch. A mask of many labels is
+    # worth more than one label, as the task's own batch size says.
+    usual = int(type(config)().train.batch_size)
+    lr = (2e-3 if facts.cnn else 1e-3) * math.sqrt(facts.batch / usual) * min(1.0, math.sqrt(3 / millions))
     if config.optim.name == "sgd":
         lr *= 20
     if config.optim.lr_batch is not None:  # it is scaled to the batch again

@@ -31,6 +31,7 @@ FROM_SCRATCH: dict[str, Any] = {
     "loss.label_smoothing": 0.0,
     "augment.random_resized_crop.scale": (0.08, 1.0),
     "augment.rand_augment": "",
+    "augment.scale": (0.5, 2.0),
 }
 
 
@@ -145,8 +146,8 @@ class OptimConfig(Section):
     name: str = setting("adamw", "Optimizer, by timm's name: adamw, sgd, lamb, lion, adan, nadamw, ...")
     lr: Annotated[float, Field(gt=0)] | Auto = setting(
         "auto",
-        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / 32), for CNNs times 2, "
-        "and for larger networks times sqrt(3 million / parameters).",
+        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / train.batch_size of the "
+        "task's default), for CNNs times 2, and for larger networks times sqrt(3 million / parameters).",
     )
     lr_batch: int | None = setting(
         None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1

@@ -6,7 +6,7 @@ from typing import Literal
 
 from typing_extensions import Self
 
-from visionattn.config.schema import Auto, Section, setting
+from visionattn.config.schema import Auto, Section, chosen, setting
 from visionattn.data.images.settings import ImageDataConfig
 
 # Label of pixels excluded from loss and metrics; all ignored mask values are mapped to it on loading.
@@ -55,7 +55,9 @@ class MaskAugmentConfig(Section):
         "Resize before other transforms, in training and evaluation: none, fixed (to img_size, changing the ratio), "
         "a number for the short side, or [long, short] to fit into.",
     )
-    scale: tuple[float, float] = setting((0.5, 2.0), "Range of random scaling in training, before a random crop of img_size.")
+    scale: tuple[float, float] | Auto = setting(
+        "auto", "Range of random scaling in training, before a random crop of img_size; auto: [0.5, 2], or [0.75, 1.5] from weights."
+    )
     cat_max_ratio: float = setting(0.75, "Largest share of one class in a crop, if ten draws find such a crop; 1: any crop.", gt=0, le=1)
     hflip: float = setting(0.5, "Probability of a left-right flip.", ge=0, le=1)
     vflip: float = setting(0.0, "Probability of an up-down flip.", ge=0, le=1)
@@ -67,3 +69,9 @@ class MaskAugmentConfig(Section):
         "Random brightness, contrast, saturation and hue; grey images: brightness and contrast; auto: true for pictures of 8 bits, else "
         "false.",
     )
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """`scale`; that of training from scratch where it is still auto."""
+        low, high = chosen(self.scale, "augment.scale")
+        return low, high

@@ -41,7 +41,7 @@ class MaskTrainTransform:
         """Return float32 C x H x W and uint8 H x W, padded with the mean and IGNORE."""
         generator = random.Random(seed)
         height, width = resized_shape(label.shape, self.augment.resize, self.size)
-        factor = generator.uniform(*self.augment.scale)
+        factor = generator.uniform(*self.augment.factors)
         image, label = _resize(image, label, (max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))))
         top, left = _crop_corner(label, self.size, self.augment.cat_max_ratio, generator)
         window = slice(top, top + self.size[0]), slice(left, left + self.size[1])
@@ -90,8 +90,8 @@ def mask_train_transform(
         raise UserError("VA-C002", what, fix="augment.photometric=false")
     if augment.rotate90 and size[0] != size[1]:
         raise UserError("VA-C002", f"augment.rotate90 needs a square model.img_size, got {list(size)}", fix="augment.rotate90=0")
-    if not 0 < augment.scale[0] <= augment.scale[1]:
-        raise UserError("VA-C002", f"augment.scale: expected [low, high] with 0 < low <= high, got {list(augment.scale)}")
+    if not 0 < augment.factors[0] <= augment.factors[1]:
+        raise UserError("VA-C002", f"augment.scale: expected [low, high] with 0 < low <= high, got {list(augment.factors)}")
     return MaskTrainTransform(augment, size, Normalize(mean, std, shown))
 
 

@@ -193,7 +193,10 @@ class Segmentation(Task):
         from visionattn.tasks.segmentation.data import crop_choice, photometric_choice
         from visionattn.tasks.segmentation.model import head_choice
 
-        return [*super().choices(config, facts, report), crop_choice(report), head_choice(config), photometric_choice(config)]
+        found = [*super().choices(config, facts, report), crop_choice(report), head_choice(config), photometric_choice(config)]
+        if facts.pretrained:
+            found.append(Choice("augment.scale", (0.75, 1.5), "moderate, for a short run"))
+        return found
 
     def published_weights(self, config: SegmentConfig) -> Weights | None:
         from visionattn.tasks.segmentation.model import published_weights
