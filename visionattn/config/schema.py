@@ -146,8 +146,8 @@ class OptimConfig(Section):
     name: str = setting("adamw", "Optimizer, by timm's name: adamw, sgd, lamb, lion, adan, nadamw, ...")
     lr: Annotated[float, Field(gt=0)] | Auto = setting(
         "auto",
-        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / train.batch_size of the "
-        "task's default), for CNNs times 2, and for larger networks times sqrt(3 million / parameters).",
+        "Learning rate, given for lr_batch samples per step; auto: 1e-3, from weights times sqrt(samples per step / the default of "
+        "train.batch_size), for CNNs times 2, and for larger networks times sqrt(3 million / parameters).",
     )
     lr_batch: int | None = setting(
         None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
