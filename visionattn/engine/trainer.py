@@ -431,7 +431,8 @@ class Trainer:
             elapsed = self.processes.from_main(self._elapsed)
             self._count_unreadable(evaluation.unreadable)
             value = evaluation.metrics[self.monitor]
-            better = value is not None and (self.best is None or value > self.best["value"])
+            # Of equals the later is kept: it has trained for longer, at a lower rate. On few images many epochs score alike.
+            better = value is not None and (self.best is None or value >= self.best["value"])
             if better:
                 progress.best = {"metric": self.monitor, "value": value, "epoch": epoch}
             if due:
