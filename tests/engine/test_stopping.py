@@ -104,7 +104,7 @@ def scored(run: Trainer, values: list[float]) -> None:
 
 
 def test_patience(task: Pressure, tmp_path: Path) -> None:
-    """The epoch with the best value is kept; resumed with more patience, the run goes on to the same bits."""
+    """The epoch with the best value is kept, the later of equals; resumed with more patience, the run goes on to the same bits."""
     values, runs = [0.5, 0.6, 0.6, 0.7], {}
     for name, given in (("straight", ["null"]), ("stopped", ["1", "1", "2"])):
         for patience in given:
@@ -115,7 +115,7 @@ def test_patience(task: Pressure, tmp_path: Path) -> None:
                 run.fit()
             if patience == "1":
                 assert run.step == 12 and run.trained == "3 of 4 epochs" and "right has not risen in 1 evaluation" in run.ended
-                assert run.best == {"metric": "right", "value": 0.6, "epoch": 2} and len(lines(tmp_path / name, "epoch")) == 3
+                assert run.best == {"metric": "right", "value": 0.6, "epoch": 3} and len(lines(tmp_path / name, "epoch")) == 3
         runs[name] = run
     assert same_weights(runs["straight"], runs["stopped"]) and runs["stopped"].ended == "" and runs["stopped"].step == 16
     for kind in ("step", "epoch"):
