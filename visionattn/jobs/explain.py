@@ -102,7 +102,7 @@ def explain(
             raise UserError("VA-C002", f'--method: no method "{name}"', fix=did_you_mean(name, METHODS) or f"one of {', '.join(METHODS)}")
     if not path.is_file():
         raise UserError("VA-D001", f'"{shown(str(image))}" is not a file', fix="give one image")
-    loaded = open_model(source, settings, console, "explanations")
+    loaded = open_model(source, settings, console, "explanations", calibrated=True)
     loaded = LoadedModel(
         loaded.task, loaded.config.model_copy(update={"data": loaded.config.data.at("")}), loaded.model, loaded.target, loaded.run
     )

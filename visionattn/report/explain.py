@@ -63,7 +63,7 @@ class Canvas:
         """Draw a ring around the point."""
         row, column = (int((at + 0.5) * self.factor) for at in self.point)
         radius = max(5, min(picture.shape[:2]) // 36)
-        result = np.ascontiguousarray(picture)
+        result = np.array(picture)
         cv2.circle(result, (column, row), radius, (0, 0, 0), max(3, radius // 2), cv2.LINE_AA)
         cv2.circle(result, (column, row), radius, (255, 255, 255), max(1, radius // 4), cv2.LINE_AA)
         return result
@@ -72,7 +72,7 @@ class Canvas:
         """Draw the border of an area `[H, W]`."""
         area = self.enlarged(inside.astype(np.uint8))
         contours, _ = cv2.findContours(area, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-        return np.asarray(cv2.drawContours(np.ascontiguousarray(picture), contours, -1, colour, max(2, min(picture.shape[:2]) // 110)))
+        return np.asarray(cv2.drawContours(np.array(picture), contours, -1, colour, max(2, min(picture.shape[:2]) // 110)))
 
 
 def attention_figure(canvas: Canvas, backbone: Backbone, layers: Sequence[Layer], *, per_head: bool) -> Figure:
@@ -87,7 +87,7 @@ def attention_figure(canvas: Canvas, backbone: Backbone, layers: Sequence[Layer]
             titles.append(f"{title(layer)}{extra}")
             for number, head in enumerate(heads if per_head and len(heads) > 1 else []):
                 pictures.append(canvas.heat(canvas.on_pixels(head, layer.stride), marked=not extra))
-                titles.append(f"stage {layer.stage + 1}, {layer.name}{extra}\nhead {number + 1}")
+                titles.append(f"{layer.label}{extra}\nhead {number + 1}")
     return picture_grid(pictures, titles, columns=_COLUMNS)
 
 
@@ -111,7 +111,7 @@ def title(layer: Layer) -> str:
             "channel_gate": "gates: similar places",
             "strip_gate": "gates of rows and columns",
         }.get(what, what)
-    return f"stage {layer.stage + 1}, {layer.name}\n{what}"
+    return f"{layer.label}\n{what}"
 
 
 def _by(pair: Sequence[int]) -> str:
@@ -143,7 +143,7 @@ def channels_figure(layers: Sequence[Layer]) -> Figure | None:
             axes.set_xlabel("channel, head by head")
             axes.xaxis.label.set_size(6)
         axes.tick_params(labelsize=6)
-        axes.set_title(drawn(f"stage {layer.stage + 1}, {layer.name}", 40), fontsize=7)
+        axes.set_title(drawn(layer.label, 40), fontsize=7)
     return figure
 
 
@@ -159,7 +159,7 @@ def routing_figure(canvas: Canvas, layers: Sequence[Layer]) -> Figure | None:
         picture = canvas.outlined(canvas.outlined(picture, chosen, (255, 200, 0)), own, (0, 220, 255))
         pictures += [canvas.marked(picture), canvas.heat(canvas.on_pixels(routes.demand, layer.stride))]
         most = float(routes.demand.max())
-        titles += [title(layer), f"stage {layer.stage + 1}, {layer.name}\ndemand, at most {100 * most:.0f} %"]
+        titles += [title(layer), f"{layer.label}\ndemand, at most {100 * most:.0f} %"]
     return picture_grid(pictures, titles, columns=_COLUMNS) if pictures else None
 
 

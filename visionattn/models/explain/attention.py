@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,6 +44,14 @@ class Layer:
     def positional(self) -> bool:
         return self.record.op in POSITIONAL
 
+    @property
+    def label(self) -> str:
+        """Place in the network, counted from 1."""
+        parts = self.name.split(".")
+        block = next((int(part) + 1 for part in parts if part.isdigit()), 1)
+        within = [part for part in parts[:-1] if not part.isdigit() and part not in ("blocks", "conv")]
+        return ", ".join([f"stage {self.stage + 1}", f"block {block}", *within])
+
     def place(self, point: tuple[int, int]) -> tuple[int, int]:
         """Row and column on the map of a row and column of the image."""
         row, column = (min(at // self.stride, length - 1) for at, length in zip(point, self.size, strict=True))
@@ -62,20 +71,28 @@ def record_layers(model: nn.Module, image: torch.Tensor, *, gradients: bool = Fa
     """
     backbone: Backbone = model.backbone  # type: ignore[assignment]
     found: list[Layer] = []
+    running: list[tuple[str, list[AttentionRecord]]] = []  # modules, the innermost last, with the records that they made themselves
     with record_attention(gradients=gradients) as records:
-        taken = 0
 
-        def note(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                nonlocal taken  # the innermost module returns first, and takes the records
-                for record in records[taken:]:
-                    if (layer := _layer(backbone, name, record, output, image)) is not None:
-                        found.append(layer)
-                taken = len(records)
+        def take() -> None:
+            if running:
+                running[-1][1].extend(records[sum(len(own) for _, own in running) + len(finished) :])
 
-            return hook
+        finished: list[AttentionRecord] = []
 
-        handles = [module.register_forward_hook(note(name)) for name, module in backbone.named_modules()]
+        def begin(name: str, module: nn.Module, inputs: Any) -> None:
+            take()
+            running.append((name, []))
+
+        def end(module: nn.Module, inputs: Any, output: Any) -> None:
+            take()
+            name, own = running.pop()
+            finished.extend(own)
+            found.extend(layer for record in own if (layer := _layer(backbone, name, record, output, image)) is not None)
+
+        handles = []
+        for name, module in backbone.named_modules():
+            handles += [module.register_forward_pre_hook(partial(begin, name)), module.register_forward_hook(end)]
         try:
             outputs = model(image)
         finally:
@@ -91,11 +108,8 @@ def _layer(backbone: Backbone, name: str, record: AttentionRecord, output: torch
     stage = int(match[1])
     stride = backbone.stage_strides[stage]
     size = (math.ceil(image.shape[2] / stride), math.ceil(image.shape[3] / stride))
-    if not record.op.endswith("gate"):
-        output = output.permute(0, 3, 1, 2) if record.op in CHANNELS else output
-    else:  # a gate may be in front of a stride
-        size = record.geometry["size"]
-        stride = math.ceil(image.shape[2] / size[0])
+    if record.op == "channel_attention":
+        output = output.permute(0, 3, 1, 2)
     return Layer(match[2], stage, size, stride, record, output.detach() if record.op in CHANNELS else None)
 
 
@@ -110,7 +124,7 @@ def attention_from(backbone: Backbone, layer: Layer, point: tuple[int, int]) -> 
     """
     row, column = layer.place(point)
     if layer.record.op == "strip_gate":
-        rows, columns = layer.record.weights[0].float().split(layer.size, -1)
+        rows, columns = layer.record.weights[0].detach().float().split(layer.size, -1)
         return torch.einsum("cy,cx->yx", rows, columns)[None] / len(rows)
     if layer.output is not None:
         features = nn.functional.normalize(layer.output[0].float(), dim=0)
