@@ -28,7 +28,7 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="attention,routing,relevance,gradcam,gradcam++,hirescam,layercam,xgradcam,eigencam,scorecam.",
+            help="Of attention, routing, relevance, gradcam, gradcam++, hirescam, layercam, xgradcam, eigencam, scorecam; with commas.",
             show_default="the first four",
         ),
     ] = None,
@@ -77,5 +77,5 @@ def _point(text: str) -> tuple[float, float]:
         x, y = (float(part) for part in text.split(","))
     except ValueError as error:
         what = f'--query: expected X,Y, column and row in pixels, got "{text}"'
-        raise UserError("VA-C002", what, fix="Example: --query 120,80") from error
+        raise UserError("VA-C002", what, fix="Example: --query 200,80") from error
     return x, y

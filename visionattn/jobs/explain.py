@@ -115,7 +115,9 @@ def explain(
         subject = loaded.task.subject(loaded.config, loaded.target, loaded.model, question, accelerator.device)
         backbone = getattr(loaded.model, "backbone", None)
         index = _stage_index(backbone, stage)
-        outputs, layers = record_layers(loaded.model, subject.image.clone().requires_grad_(), gradients=True)
+        gradients = not methods or "relevance" in methods  # they take memory
+        with torch.set_grad_enabled(gradients):
+            outputs, layers = record_layers(loaded.model, subject.image.clone().requires_grad_(gradients), gradients=gradients)
         chosen = _methods(backbone, layers, methods, console)
         maps = _maps(loaded.model, subject, outputs, layers, chosen, -1 if index is None else index)
         scores = _scores(loaded.model, subject, maps, index, steps, console) if maps and steps else {}

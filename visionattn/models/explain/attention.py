@@ -73,12 +73,13 @@ def record_layers(model: nn.Module, image: torch.Tensor, *, gradients: bool = Fa
     found: list[Layer] = []
     running: list[tuple[str, list[AttentionRecord]]] = []  # modules, the innermost last, with the records that they made themselves
     with record_attention(gradients=gradients) as records:
+        seen = 0
 
         def take() -> None:
+            nonlocal seen
             if running:
-                running[-1][1].extend(records[sum(len(own) for _, own in running) + len(finished) :])
-
-        finished: list[AttentionRecord] = []
+                running[-1][1].extend(records[seen:])
+            seen = len(records)
 
         def begin(name: str, module: nn.Module, inputs: Any) -> None:
             take()
@@ -87,7 +88,6 @@ def record_layers(model: nn.Module, image: torch.Tensor, *, gradients: bool = Fa
         def end(module: nn.Module, inputs: Any, output: Any) -> None:
             take()
             name, own = running.pop()
-            finished.extend(own)
             found.extend(layer for record in own if (layer := _layer(backbone, name, record, output, image)) is not None)
 
         handles = []

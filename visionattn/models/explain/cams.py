@@ -69,4 +69,3 @@ def class_activation(
 def _of_one(logit: Callable[[torch.Tensor], torch.Tensor], output: torch.Tensor) -> torch.Tensor:
     """The output to explain, of the outputs for one image without the axis of the batch."""
     return logit(output[None])[0]
-

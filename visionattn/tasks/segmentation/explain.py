@@ -18,7 +18,7 @@ from visionattn.tasks.segmentation.data import preprocessing
 from visionattn.tasks.segmentation.decision import pixel_probabilities
 from visionattn.tasks.segmentation.settings import SegmentConfig
 
-LARGE = 2**20  # pixels; of larger images a window is explained: recorded attention takes much memory
+LARGE = 2**19  # pixels; of larger images a window is explained: recorded attention takes much memory
 
 
 def pixel_subject(config: SegmentConfig, classes: Sequence[str], model: Any, question: Question, device: torch.device) -> Subject:
