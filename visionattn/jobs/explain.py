@@ -113,7 +113,7 @@ def explain(
         loaded.model.to(accelerator.device).requires_grad_(False)
         question = Question(path, point, class_name)
         subject = loaded.task.subject(loaded.config, loaded.target, loaded.model, question, accelerator.device)
-        backbone = getattr(loaded.model, "backbone", None)
+        backbone = loaded.model.backbone
         index = _stage_index(backbone, stage)
         gradients = not methods or "relevance" in methods  # they take memory
         with torch.set_grad_enabled(gradients):
@@ -158,10 +158,8 @@ def _stage_index(backbone: Any, stage: int | None) -> int | None:
     """Index of a stage counted from 1.
 
     Raises:
-        UserError: VA-C002, the model has no backbone, or not so many stages.
+        UserError: VA-C002, there are not so many.
     """
-    if backbone is None:
-        raise UserError("VA-C002", "explain: the model has no backbone")
     count = len(backbone.stages)
     if stage is not None and not 1 <= stage <= count:
         raise UserError("VA-C002", f"--layer: the backbone has {count} stages, got {stage}", fix=f"--layer {count}")

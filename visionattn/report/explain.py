@@ -133,15 +133,14 @@ def channels_figure(layers: Sequence[Layer]) -> Figure | None:
         if layer.record.op == "channel_gate":
             axes.bar(range(len(weights)), weights, width=1.0, color="tab:blue")
             axes.axhline(0.5, color="grey", lw=0.6, ls="--")
-            axes.set(ylim=(0, 1), xlabel="channel")
-            axes.xaxis.label.set_size(6)
+            axes.set_ylim(0, 1)
+            axes.set_xlabel("channel", fontsize=6)
         else:
             shown = np.concatenate([head / max(float(head.max()), 1e-12) for head in weights[:8]], 1)
             axes.imshow(shown, cmap="viridis", aspect="auto")
             for edge in range(1, min(8, len(weights))):
                 axes.axvline(edge * weights.shape[2] - 0.5, color="white", lw=1)
-            axes.set_xlabel("channel, head by head")
-            axes.xaxis.label.set_size(6)
+            axes.set_xlabel("channel, head by head", fontsize=6)
         axes.tick_params(labelsize=6)
         axes.set_title(drawn(layer.label, 40), fontsize=7)
     return figure
