@@ -22,7 +22,8 @@ def picture_grid(pictures: Sequence[np.ndarray], titles: Sequence[str], colors: 
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     steepest = max(picture.shape[0] / picture.shape[1] for picture in pictures)
-    figure = Figure(figsize=(width * columns, (width * min(steepest, 1.0) + 0.3) * rows), layout="constrained")
+    above = 0.34 + 0.13 * max(title.count("\n") for title in titles)  # inches
+    figure = Figure(figsize=(width * columns, (width * min(steepest, 1.0) + above) * rows), layout="constrained")
     for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         axes = figure.add_subplot(rows, columns, index + 1)
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype != np.uint8 else 255)

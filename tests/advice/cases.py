@@ -929,6 +929,15 @@ def photos(folder: Path) -> None:
     picture(folder / "flowers/train/daisy/0.png", 0, 2)
 
 
+def wide(folder: Path) -> None:
+    """An image of which classifiers see the middle."""
+    picture(folder / "rose.png", 1, 1, (400, 160))
+
+
+def without_grad_cam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visionattn.models.explain.cams.PACKAGE", "no_such_package")
+
+
 def results_in_out(folder: Path) -> None:
     photos(folder)
     (folder / "out").mkdir()
@@ -1711,6 +1720,79 @@ def a_config(folder: Path) -> None:
 COMMANDS = [
     Case(
         "cli/run.py",
+        "explain eval.crop_pct=1 --image rose.png",
+        "VA-C005",
+        "visionattn explain RUN --image FILE",
+        (run("visionattn explain RUN --image FILE", "--steps 0 --method gradcam", RUN="runs/flowers/001", FILE="rose.png"),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "cli/explain.py",
+        "explain runs/flowers/001 --steps 0 --method gradcam",
+        "VA-C005",
+        "give --image FILE",
+        (Step("add", "--image FILE", fill={"FILE": "rose.png"}),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "cli/explain.py",
+        "explain runs/flowers/001 --image rose.png --steps 0 --method gradcam --query 200",
+        "VA-C002",
+        "Example: --query 200,80",
+        (instead("--query 200", "--query 200,80"),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "tasks/images.py",
+        "explain runs/flowers/001 --image rose.png --steps 0 --method gradcam --query 400,80",
+        "VA-C002",
+        "--query 200,80",
+        (instead("--query 400,80", "--query 200,80"),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "tasks/classification/explain.py",
+        "explain runs/flowers/001 --image rose.png --steps 0 --method gradcam --query 3,80",
+        "VA-C002",
+        "--query 200,80",
+        (instead("--query 3,80", "--query 200,80"),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "jobs/explain.py",
+        "explain runs/flowers/001 --image rose.png --steps 0 --layer 1 --method routing",
+        "VA-C002",
+        "--method attention,gradcam,gradcam++,hirescam,layercam,xgradcam,eigencam,scorecam",
+        (instead("--method routing", "--method attention,gradcam,gradcam++,hirescam,layercam,xgradcam,eigencam,scorecam"),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "jobs/explain.py",
+        "explain runs/flowers/001 --image rose.png --steps 0 --method gradcam --layer 9",
+        "VA-C002",
+        "--layer 4",
+        (instead("--layer 9", "--layer 4"),),
+        wide,
+        with_run=True,
+    ),
+    Case(
+        "models/explain/cams.py",
+        "explain runs/flowers/001 --image rose.png --layer 1 --method gradcam",
+        "VA-R007",
+        "--method attention",
+        (instead("--method gradcam", "--method attention"),),
+        wide,
+        with_run=True,
+        patch=without_grad_cam,
+    ),
+    Case(
+        "cli/run.py",
         f"train my.yaml {DRY}",
         "VA-C001",
         "visionattn train --config my.yaml",
@@ -1922,6 +2004,15 @@ COMMANDS = [
         "visionattn predict runs/flowers/001 --source photos --topk 2 --threshold 0.5 --out new",
         (run("visionattn predict runs/flowers/001 --source photos --topk 2 --threshold 0.5 --out new"),),
         photos,
+        with_run=True,
+    ),
+    Case(
+        "cli/unknown.py",
+        "explain --weights runs/flowers/001 --source rose.png --point 200,80 --target-class rose --stage 1 --output new --steps 0",
+        "VA-C001",
+        "visionattn explain runs/flowers/001 --image rose.png --query 200,80 --class rose --layer 1 --out new --steps 0",
+        (run("visionattn explain runs/flowers/001 --image rose.png --query 200,80 --class rose --layer 1 --out new --steps 0"),),
+        wide,
         with_run=True,
     ),
     Case(

@@ -149,6 +149,11 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     },
     "tasks/bags/output.py": {"eval.thumbnails=FOLDER": FAULT},
     "tasks/base.py": {"--calibrate": FAULT, "data.sampler=shuffled": "of a task of one's own"},
+    "tasks/images.py": {"--class": FAULT},
+    "tasks/segmentation/explain.py": {
+        "--class": FAULT,
+        "--query": "of a segmentation run: tests/tasks/segmentation/test_explain.py",
+    },
     "tasks/classification/__init__.py": {"data.format=digits": "the same text as in data/root.py"},
     "tasks/segmentation/output.py": {
         "--out": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",

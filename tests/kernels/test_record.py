@@ -22,11 +22,14 @@ from visionattn.kernels import (
     AttentionRecord,
     aggregated_attention,
     channel_attention,
+    channel_gate,
     dense_attention,
     dilated_depthwise_conv2d,
     neighborhood_attention,
     record_attention,
     routed_attention,
+    spread_attention,
+    strip_gate,
     use_backend,
     window_attention,
 )
@@ -35,16 +38,23 @@ from visionattn.models.segmenter_factory import create_segmenter
 OPS = (
     "aggregated_attention",
     "channel_attention",
+    "channel_gate",
     "dense_attention",
     "neighborhood_attention",
     "routed_attention",
+    "strip_gate",
     "window_attention",
 )
+GATES = ("channel_gate", "strip_gate")
 # Calls in the tiny models, of one block per stage (Swin: two in the second).
 CALLS = {
     "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
     "ChAdaViT": ["dense_attention"] * 4,
     "DAEFormer": ["channel_attention"] * 3,
+    "ECAMobileNetV2": ["channel_gate"] * 17,
+    "ECAResNet": ["channel_gate"] * 4,
+    "ELAMobileNetV2": ["strip_gate"] * 16,
+    "ELAResNet": ["strip_gate"] * 4,
     "DaViT": ["window_attention", "channel_attention"] * 4,
     "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
@@ -151,6 +161,11 @@ def gathered(record: AttentionRecord, arguments: dict[str, Any]) -> torch.Tensor
     weights, geometry = record.weights, record.geometry
     if record.op == "channel_attention":
         return torch.einsum("bhce,byxhe->byxhc", weights, arguments["q"])
+    if record.op == "channel_gate":
+        return torch.einsum("bc,bcyx->bcyx", weights, arguments["x"])
+    if record.op == "strip_gate":
+        rows, cols = weights.split(geometry["size"], -1)
+        return torch.einsum("bcy,bcx,bcyx->bcyx", rows, cols, arguments["x"])
     v = arguments["v"] if arguments["v"].dim() == 5 else arguments["v"].unsqueeze(3)
     height, width = geometry["size"]
     out = v.new_zeros(v.shape[0], height, width, *v.shape[3:])
@@ -186,8 +201,12 @@ def routed(record: AttentionRecord, v: torch.Tensor, row: int, col: int) -> tupl
 def check_sums(records: list[AttentionRecord]) -> None:
     for record in records:
         assert not record.weights.requires_grad
+        assert record.weights.min() >= 0
+        if record.op in GATES:
+            assert record.weights.max() <= 1
+            continue
         sums = record.weights.sum(-1)
-        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5) and record.weights.min() >= 0
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
 
 
 def check_calls(calls: list[Call], records: list[AttentionRecord]) -> None:
@@ -277,6 +296,10 @@ def operations() -> Iterator[tuple[str, Any, dict[str, Any], tuple[int, ...]]]:
     yield "channel", channel_attention, qkv, (2, 3, 4, 4)
     keys = {"k": k[:, :3, :4], "v": draw(2, 3, 4, 3, 5)}
     yield "dense", dense_attention, qkv | keys | {"bias": draw(3, 70, 12)}, (2, 3, 70, 12)
+    x = draw(2, 4, 7, 10)
+    yield "gate of channels", channel_gate, {"x": x, "weight": draw(1, 1, 3)}, (2, 4)
+    strips = {"conv_weight": draw(4, 2, 3), "norm_weight": draw(4), "norm_bias": draw(4) / 2, "num_groups": 2}
+    yield "gate of strips", strip_gate, {"x": x} | strips, (2, 4, 17)
     yield "dense, one head", dense_attention, {"q": q[..., 0, :], "k": k[..., 1, :], "v": draw(2, 7, 10, 6)}, (2, 70, 70)
 
 
@@ -288,10 +311,83 @@ def test_operations(operation: Any, arguments: dict[str, Any], shape: tuple[int,
     assert record.op == operation.__name__ and record.weights.shape == shape and record.geometry["size"] == (7, 10)
     assert torch.equal(out, operation(**arguments, backend="reference"))
     assert torch.allclose(gathered(record, arguments), out, atol=1e-12)
-    assert torch.allclose(record.weights.sum(-1), torch.ones(shape[:-1], dtype=torch.float64))
+    if record.op not in GATES:
+        assert torch.allclose(record.weights.sum(-1), torch.ones(shape[:-1], dtype=torch.float64))
     with record_attention() as halves:
         operation(**{name: x.bfloat16() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in arguments.items()})
     assert halves[0].weights.dtype == torch.bfloat16 and torch.allclose(halves[0].weights.double(), record.weights, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [pytest.param(operation, arguments, id=name) for name, operation, arguments, _ in operations() if operation.__name__ not in GATES],
+)
+def test_gradients_of_weights(operation: Any, arguments: dict[str, Any]) -> None:
+    """The loss changes with a weight as its gradient says: by the value of its key."""
+    named = "k" if operation is channel_attention else "q"
+    with record_attention(gradients=True) as records:
+        out = operation(**{**arguments, named: arguments[named].clone().requires_grad_()})
+        out.sum().backward()
+    weights, gradient = records[0].weights.detach(), records[0].weights.grad
+    assert gradient is not None and gradient.shape == weights.shape
+    total = (weights * gradient).sum()
+    if operation is aggregated_attention:  # whose second weights of the neighbours have values too
+        total = total + (records[0].geometry["local_weight"] * gradient[..., :9]).sum()
+    assert torch.allclose(total, out.detach().sum())
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        pytest.param(operation, arguments, id=name)
+        for name, operation, arguments, _ in operations()
+        if operation not in (channel_attention, channel_gate, strip_gate) and not name.endswith("list of pooled")
+    ],
+)
+def test_attention_is_spread_over_the_map(operation: Any, arguments: dict[str, Any]) -> None:
+    """What each key gets, from the place of every weight alone."""
+    with record_attention() as records:
+        operation(**arguments)
+    (record,) = records
+    share = draw(2, 7, 10)
+    heads, size = 1 if record.weights.dim() == 3 else 3, record.geometry.get("key_size", (7, 10))
+    want = torch.zeros(2, heads, size[0] * size[1], dtype=torch.float64)
+    cells = [part_of_bin(cell, 7, 10) for cell in torch.eye(6, dtype=torch.float64).view(6, 2, 3)]
+    numbers = torch.arange(70.0, dtype=torch.float64).view(1, 7, 10, 1, 1).expand(2, -1, -1, -1, -1)
+    for row, col in [(row, col) for row in range(7) for col in range(10)]:
+        if operation is routed_attention:
+            weights, places = routed(record, numbers, row, col)
+            for image in range(2):
+                want[image].index_add_(1, places[image].flatten().long(), share[image, row, col] * weights[image])
+            continue
+        weights, keys = seen(record, row, col)
+        given = weights * share[:, row, col, None, None]
+        there = [number for number, key in enumerate(keys) if key is not None]
+        want.index_add_(2, torch.tensor([keys[number][0] * size[1] + keys[number][1] for number in there]), given[..., there])
+        if operation is aggregated_attention:
+            want += given[..., len(keys) :] @ torch.stack(cells).flatten(1)
+    want = want.unflatten(-1, size)
+    found = spread_attention(record, share)
+    assert torch.allclose(found, want, atol=1e-12)
+    assert torch.allclose(found.sum((2, 3)), share.sum((1, 2))[:, None].expand(2, heads), atol=1e-9)
+
+
+def part_of_bin(cell: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The part of each position in the average that adaptive pooling makes of a bin."""
+    image = torch.zeros(1, 1, height, width, dtype=torch.float64, requires_grad=True)
+    torch.nn.functional.adaptive_avg_pool2d(image, cell.shape).backward(cell[None, None])
+    assert image.grad is not None
+    return image.grad[0, 0]
+
+
+def test_what_cannot_be_spread() -> None:
+    with record_attention() as records:
+        channel_attention(*(draw(1, 2, 2, 1, 4),) * 3)
+        attend()
+    with pytest.raises(ValueError, match="not positions"):
+        spread_attention(records[0], torch.ones(2, 2))
+    with pytest.raises(ValueError, match="map of 5 x 5"):
+        spread_attention(records[1], torch.ones(5, 4))
 
 
 def test_criss_cross_weights() -> None:
@@ -310,6 +406,10 @@ def test_criss_cross_weights() -> None:
             assert (weights[:, row, col, row] == 0).all()
             values = torch.cat([v[:, :, :, col], v[:, :, row]], -1)
             assert torch.allclose(torch.einsum("bk,bck->bc", weights[:, row, col], values), (out - x)[:, :, row, col], atol=1e-12)
+            share = torch.zeros(5, 7)
+            share[row, col] = 1
+            spread = spread_attention(records[0], share)[:, 0]
+            assert torch.allclose(torch.einsum("byx,bcyx->bc", spread, v), (out - x)[:, :, row, col], atol=1e-12)
 
 
 def test_danet_channel_weights() -> None:

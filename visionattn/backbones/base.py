@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -38,6 +39,8 @@ class Backbone(nn.Module):
 
     cnn = False  # whether channels_last memory is faster
     pool_first = False  # whether the classifier pools before the final norm
+    class_token = False  # whether the first query of each attention, not the map's average, is what the classifier reads
+    placed_attention = True  # whether keys of recorded attention are positions of the stage's map
     per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
     patch_embed: Any  # for the default forward: image to map B H W C
@@ -115,6 +118,40 @@ class Backbone(nn.Module):
     def final_norm(self) -> nn.Module | None:
         """Return the norm that the classifier applies over NCHW to the last map, or with `pool_first` to its average."""
         return None
+
+    def cam_layer(self, index: int = -1) -> nn.Module:
+        """Return the module that class activation maps (Grad-CAM, arXiv 1610.02391) of a stage are made of.
+
+        It is called once per forward pass, and the following layers read its output: by default the last block.
+        """
+        stage = self.stages[index]
+        return getattr(stage, "blocks", stage)[-1]  # type: ignore[no-any-return]
+
+    def cam_map(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Arrange the output of `cam_layer`, or its gradient, as a map NCHW; by default from NHWC, of a CNN as it is.
+
+        Args:
+            size: height and width of the image.
+        """
+        return output if self.cnn else output.permute(0, 3, 1, 2)
+
+    def to_queries(self, places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Turn values of the positions of a map, `[..., h, w]`, into those of the queries of its attention, `[..., *size]`.
+
+        By default the map is padded at the bottom and right.
+        """
+        return F.pad(places, (0, size[1] - places.shape[-1], 0, size[0] - places.shape[-2]))
+
+    def to_places(self, keys: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Turn values of the keys of an attention, `[..., Hk, Wk]`, into those of the positions of the map, `[..., *size]`.
+
+        By default padding is cut off; a value of a smaller map of keys is shared out among the positions of its cell.
+        """
+        for axis, length in ((-2, size[0]), (-1, size[1])):
+            ratio = -(-length // keys.shape[axis])
+            keys = keys.repeat_interleave(ratio, axis) / ratio if ratio > 1 else keys
+            keys = keys.narrow(axis, 0, length)
+        return keys
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides norms and biases."""

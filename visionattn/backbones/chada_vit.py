@@ -85,6 +85,7 @@ class ChAdaViT(Backbone):
     """
 
     pool_first = True
+    class_token = True
     per_channel = True
     first_conv = "patch_embed"
 
@@ -175,6 +176,27 @@ class ChAdaViT(Backbone):
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-6)
+
+    def cam_layer(self, index: int = -1) -> nn.Module:
+        """Return the last block of the stage; of the last stage the one before it, behind which only the class token is read."""
+        blocks = [block for blocks in self.stages[: index % len(self.stages) + 1] for block in blocks]
+        last = index % len(self.stages) == len(self.stages) - 1
+        return blocks[-2] if last and len(blocks) > 1 else blocks[-1]
+
+    def cam_map(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        grid = (math.ceil(size[0] / self.patch_size), math.ceil(size[1] / self.patch_size))
+        tokens = output.transpose(1, 2)[:, :, None]  # B C 1 N
+        return self.to_places(tokens, grid) * (grid[0] * grid[1] / (tokens.shape[3] - 1))  # the mean over channels
+
+    def to_queries(self, places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Share a position's value out among its tokens, one per channel."""
+        flat = places.flatten(-2)
+        channels = (size[1] - 1) // flat.shape[-1]
+        return F.pad(flat.repeat(*(1,) * (flat.dim() - 1), channels) / channels, (1, 0)).unsqueeze(-2)
+
+    def to_places(self, keys: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Sum over the channels of a position; the class token has none."""
+        return keys[..., 0, 1:].unflatten(-1, (-1, *size)).sum(-3)
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "channel_embed", "pos_embed"}

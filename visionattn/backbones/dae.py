@@ -85,6 +85,10 @@ class DualPyramid(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def cam_layer(self, index: int = -1) -> nn.Module:
+        norm: nn.Module = self.stages[index].norm  # its output is the map, which the classifier averages
+        return norm
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [(r"^stages\.(\d+)\.downsample", (0,)), (r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)\.norm", (99999,))]
         return {"stem": r"^stages\.0\.downsample", "blocks": r"^stages\.(\d+)" if coarse else blocks}

@@ -197,6 +197,7 @@ class MedViTV2(Backbone):
     """
 
     first_conv = "stem.0.conv"
+    placed_attention = False  # local blocks read the map in another order, keys of global ones are averages of runs
 
     def __init__(
         self,
@@ -249,6 +250,9 @@ class MedViTV2(Backbone):
 
     def final_norm(self) -> nn.Module:
         return nn.BatchNorm2d(self.stage_channels[-1])
+
+    def cam_map(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return output
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if name.endswith(".rpb")}

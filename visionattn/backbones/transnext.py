@@ -366,6 +366,10 @@ class TransNeXt(Backbone):
             elif isinstance(module, CosineAttention):
                 module.init_weights()
 
+    def cam_layer(self, index: int = -1) -> nn.Module:
+        norm: nn.Module = self.stages[index].norm  # its output is the map, which the classifier averages
+        return norm
+
     def no_weight_decay(self) -> set[str]:
         parts = ("query_embedding", "relative_pos_bias_local", "position_bias", "temperature")
         return {name for name, _ in self.named_parameters() if any(part in name for part in parts)}

@@ -155,6 +155,13 @@ class VAN(Backbone):
                 nn.init.constant_(module.layer_scale_1, 0.01)
                 nn.init.constant_(module.layer_scale_2, 0.01)
 
+    def cam_layer(self, index: int = -1) -> nn.Module:
+        norm: nn.Module = self.stages[index].norm  # its output is the map, which the classifier averages
+        return norm
+
+    def cam_map(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return output
+
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         blocks = [
             (r"^stages\.(\d+)\.downsample", (0,)),

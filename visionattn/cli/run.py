@@ -259,9 +259,12 @@ def require_models(sources: Sequence[str], command: str) -> None:
         UserError: VA-C005.
     """
     if not sources:
-        rest = {"predict": " --source FILE_OR_FOLDER", "features": " FILE_OR_FOLDER --out FOLDER", "neighbors": " FILE_OR_FOLDER"}.get(
-            command, ""
-        )
+        rest = {
+            "predict": " --source FILE_OR_FOLDER",
+            "explain": " --image FILE",
+            "features": " FILE_OR_FOLDER --out FOLDER",
+            "neighbors": " FILE_OR_FOLDER",
+        }.get(command, "")
         raise UserError("VA-C005", f"visionattn {command} needs a run, a checkpoint or weights", fix=f"visionattn {command} RUN{rest}")
 
 

@@ -125,6 +125,14 @@ _OWN: dict[str, dict[str, str]] = {
         "top-k": "--topk",
         **dict.fromkeys(("conf", "confidence", "confidence-threshold", "thres", "thresh", "thresholds"), "--threshold"),
     },
+    "explain": {
+        **_MODELS,
+        **dict.fromkeys(("img", "input", "path", "source"), "--image"),
+        **dict.fromkeys(("output", "output-dir", "save-dir"), "--out"),
+        **dict.fromkeys(("class-name", "target-class"), "--class"),
+        **dict.fromkeys(("point", "xy"), "--query"),
+        "stage": "--layer",
+    },
     "features": {**_SAMPLES, **_MODELS, **dict.fromkeys(("data", "source", "images", "input"), ""), "output": "--out"},
     "neighbors": {
         **_SAMPLES,

@@ -22,7 +22,7 @@ from visionattn.models.weights.download import SUFFIXES, offline, weights_folder
 from visionattn.models.weights.records import shipped_facts
 from visionattn.runs.folder import environment
 
-OPTIONAL = ("triton", "onnx", "datasets", "monai", "nibabel", "pydicom", "mmseg")
+OPTIONAL = ("triton", "onnx", "datasets", "monai", "nibabel", "pydicom", "pytorch_grad_cam", "mmseg")
 
 
 def diagnose(*, self_check: bool = True, console: Console | None = None) -> dict[str, Any]:

@@ -150,17 +150,23 @@ def _file_images(paths: Iterable[str], config: Any) -> FileImages:
     return FileImages(tuple(paths), config.data.read_once(), config.model.channels)
 
 
-def open_model(source: str | Path, settings: Sequence[str], console: Console) -> LoadedModel:
+def open_model(
+    source: str | Path, settings: Sequence[str], console: Console, what: str = "features", *, calibrated: bool = False
+) -> LoadedModel:
     """The one model of a source, with the settings it is used with.
+
+    Args:
+        what: what it is used for, for messages.
+        calibrated: see `load_model`.
 
     Raises:
         UserError: VA-M004, several models; as `load_models` and `change_config`.
     """
     settings = name_plugins(settings)
-    models = load_models(source, lambda text: console.field("", text), calibrated=False)
+    models = load_models(source, lambda text: console.field("", text), calibrated=calibrated)
     if len(models) > 1:
         why = "those of several models have nothing in common"
-        raise UserError("VA-M004", f"features are of one model, and there are {len(models)}", why=why, fix="use them one at a time")
+        raise UserError("VA-M004", f"{what} are of one model, and there are {len(models)}", why=why, fix="use them one at a time")
     (loaded,) = models
     config = loaded.config.model_copy(update={"train": inference_settings(loaded.config.train, console.warn)})
     return LoadedModel(loaded.task, change_config(config, settings, CHANGEABLE), loaded.model, loaded.target, loaded.run)

@@ -10,6 +10,7 @@ from visionattn.kernels.gate import channel_gate, strip_gate
 from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
 from visionattn.kernels.record import AttentionRecord, keep_weights, record_attention
 from visionattn.kernels.routing import region_routes, routed_attention
+from visionattn.kernels.spread import spread_attention
 from visionattn.kernels.window import window_attention
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "record_attention",
     "region_routes",
     "routed_attention",
+    "spread_attention",
     "strip_gate",
     "use_backend",
     "window_attention",

@@ -37,7 +37,7 @@ def write_report(
         grid = picture_grid([case.picture for case in worst], [case.title for case in worst], columns=pictures.worst_columns)
         worst_image = _image(grid)
     columns = class_columns(evaluation, display)
-    page = _template("report.html").render(
+    page = template("report.html").render(
         title=f"{run.path.parent.name}/{run.path.name}",
         facts=facts,
         curves=_image(curves_figure(run.read_metrics(), display.curves)),
@@ -68,20 +68,26 @@ def write_folds_page(
     """
     title = f"{folder.parent.name}/{folder.name}"
     path = folder / "report.html"
-    atomic_write(path, _template("folds.html").render(title=title, summary=summary, notes=notes, columns=columns, rows=rows, runs=runs))
+    atomic_write(path, template("folds.html").render(title=title, summary=summary, notes=notes, columns=columns, rows=rows, runs=runs))
     return path
 
 
-def _template(name: str) -> Template:
+def template(name: str) -> Template:
+    """A page of `templates`, in which all text is escaped."""
     environment = Environment(loader=PackageLoader("visionattn.report"), autoescape=True, finalize=_shown, undefined=StrictUndefined)
     return environment.get_template(name)
 
 
-def _image(figure: Figure) -> str:
-    """A figure as a data URL."""
+def data_url(figure: Figure) -> tuple[str, bytes]:
+    """A figure as a data URL, and as the PNG in it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    content = buffer.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}", content
+
+
+def _image(figure: Figure) -> str:
+    return data_url(figure)[0]
 
 
 def _shown(value: Any) -> Any:

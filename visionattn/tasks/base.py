@@ -286,6 +286,46 @@ class PublishedModel:
     target: Target
 
 
+@dataclass(frozen=True)
+class Question:
+    """What `explain` is asked about an image.
+
+    Attributes:
+        path: file of the image.
+        point: column and row of a pixel in it; None leaves the choice to the task.
+        class_name: class whose probability is explained; None: the predicted one.
+    """
+
+    path: Path
+    point: tuple[float, float] | None = None
+    class_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What `explain` explains: an image as the network sees it, and one of its outputs.
+
+    Attributes:
+        image: `[1, C, H, W]`, normalised, on the device of the model.
+        picture: the same to look at, `[H, W, 3]`, uint8.
+        point: row and column from which attention is drawn.
+        class_name: name of the class.
+        where: the place of the output in words; empty if it is that of the whole image.
+        region: weight of each pixel in the output, `[H, W]`; None: it is that of the whole image.
+        logit: the output, `[B]` of what the model returns.
+        probability: probability of the class, `[B]` of what the model returns.
+    """
+
+    image: torch.Tensor
+    picture: np.ndarray
+    point: tuple[int, int]
+    class_name: str
+    where: str
+    region: torch.Tensor | None
+    logit: Callable[[torch.Tensor], torch.Tensor]
+    probability: Callable[[torch.Tensor], torch.Tensor]
+
+
 class Member(NamedTuple):
     """One model of an ensemble, with the config it is used with."""
 
@@ -552,6 +592,19 @@ class Task(ABC):
     def pictures(self, target: Target) -> Pictures:
         """Pictures for TensorBoard and the report."""
         return Pictures()
+
+    # explanation
+
+    def subject(self, config: Any, target: Target, model: nn.Module, question: Question, device: torch.device) -> Subject:
+        """The image and the output that a question is about.
+
+        Args:
+            model: in evaluation mode, on `device`.
+
+        Raises:
+            UserError: VA-C002, the task has no explanation, or a class or a point that is not there; VA-D010, no image.
+        """
+        raise UserError("VA-C002", f"explain: task {self.name} has no explanation of an image")
 
     # ensembles
 

@@ -14,7 +14,8 @@ from visionattn.data.images.sets import ImageSet
 from visionattn.data.images.transforms import as_rgb, shown_channels
 from visionattn.data.readers import UnreadableFile
 from visionattn.data.sources import ChannelFiles, FileImages, Images, further_channels
-from visionattn.errors import UserError
+from visionattn.errors import UserError, did_you_mean
+from visionattn.names import shown
 from visionattn.tasks.batch import SampleDataset
 
 
@@ -111,3 +112,39 @@ def readable_picture(images: Images, index: int) -> np.ndarray | None:
     picture = Image.fromarray(as_picture(pixels, images.settings.preview))
     picture.thumbnail((256, 256))
     return np.asarray(picture)
+
+
+def image_of(config: Any, path: Path, *, channel_files: bool = False) -> np.ndarray:
+    """Load the image that `explain` is asked about, H x W x C.
+
+    Raises:
+        UserError: VA-D010.
+    """
+    try:
+        images = image_files(config, [path], torch.tensor, channel_files=channel_files).images
+        return images.read(0)
+    except UnreadableFile as error:
+        raise UserError("VA-D010", "the image could not be read", where=shown(str(path)), why=shown(error.reason)) from error
+
+
+def class_number(name: str, classes: Sequence[str]) -> int:
+    """Find a class by its name.
+
+    Raises:
+        UserError: VA-C002.
+    """
+    if name not in classes:
+        what = f'--class: no class "{name}"'
+        raise UserError("VA-C002", shown(what), fix=shown(did_you_mean(name, classes) or f"one of {', '.join(list(classes)[:12])}"))
+    return list(classes).index(name)
+
+
+def require_point(point: tuple[float, float], size: tuple[int, int]) -> None:
+    """Check that a point, column and row, is in an image of this height and width.
+
+    Raises:
+        UserError: VA-C002.
+    """
+    if not (0 <= point[0] < size[1] and 0 <= point[1] < size[0]):
+        what = f"--query: the point {point[0]:g},{point[1]:g} is outside of the image, which has {size[1]} x {size[0]} pixels"
+        raise UserError("VA-C002", what, fix=f"--query {size[1] // 2},{size[0] // 2}")

@@ -218,3 +218,17 @@ def test_plain_resize_of_square_images_and_float_agree() -> None:
     np.testing.assert_allclose(transform((image / 255).astype(np.float32)).permute(1, 2, 0).numpy(), expected, atol=0.004)
     grey = eval_transform((32, 32), (0,), (1,), interpolation="bicubic", crop_pct=1.0)
     assert torch.equal(grey(image[:, :, :1])[0], transform(image)[0])
+
+
+@pytest.mark.parametrize(("shape", "size", "crop"), [((60, 81), (48, 40), 0.875), ((33, 20), (32, 32), 1.0), ((200, 90), (64, 48), 0.7)])
+def test_a_point_is_followed_through_resizing_and_crop(shape: tuple[int, int], size: tuple[int, int], crop: float) -> None:
+    transform = eval_transform(size, (0.0,) * 3, (1.0,) * 3, interpolation="bilinear", crop_pct=crop)
+    row, column = shape[0] // 2 - 4, shape[1] // 2 + 3
+    image = np.zeros((*shape, 3), np.uint8)
+    image[row, column] = 255
+    x, y = transform.position(column + 0.5, row + 0.5, shape)
+    found = transform(image)[0]
+    rows, columns = (torch.arange(length) + 0.5 for length in found.shape)
+    centre = (found.sum(1) @ rows / found.sum(), found.sum(0) @ columns / found.sum())
+    assert abs(float(centre[0]) - y) < 0.6 and abs(float(centre[1]) - x) < 0.6
+    assert transform.position(0, 0, shape)[0] <= 0 and transform.position(0, 0, shape)[1] <= 0

@@ -109,21 +109,30 @@ class EvalTransform:
     def __call__(self, image: np.ndarray) -> Tensor:
         return self.normalize(self._crop(self._resize(image)))
 
+    def position(self, x: float, y: float, shape: tuple[int, int]) -> tuple[float, float]:
+        """Where a point of an image of this height and width is in the result, from its left and top; may be beyond its borders."""
+        wide, tall = self._shape(shape)
+        top, left = self._corner((tall, wide))
+        return x * wide / shape[1] - left, y * tall / shape[0] - top
+
+    def _shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of an image that covers `self.cover`, one side exactly."""
+        (height, width), (tall, wide) = shape, self.cover
+        return (int(tall * width / height), tall) if tall * width >= wide * height else (wide, int(wide * height / width))
+
     def _resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize so that the image covers `self.cover`, one side exactly."""
-        height, width = image.shape[:2]
-        tall, wide = self.cover
-        new = (int(tall * width / height), tall) if tall * width >= wide * height else (wide, int(wide * height / width))
+        new = self._shape((image.shape[0], image.shape[1]))
         if image.dtype == np.uint8 and image.shape[2] == 3:
             return np.asarray(Image.fromarray(image).resize(new, self.interpolation))
         # Pillow resizes grey and float images one channel at a time
         channels = (Image.fromarray(np.ascontiguousarray(image[:, :, index])) for index in range(image.shape[2]))
         return np.stack([np.asarray(channel.resize(new, self.interpolation)) for channel in channels], axis=2)
 
+    def _corner(self, shape: tuple[int, int]) -> tuple[int, int]:
+        return round((shape[0] - self.size[0]) / 2), round((shape[1] - self.size[1]) / 2)
+
     def _crop(self, image: np.ndarray) -> np.ndarray:
-        height, width = self.size
-        top = round((image.shape[0] - height) / 2)
-        left = round((image.shape[1] - width) / 2)
+        (height, width), (top, left) = self.size, self._corner((image.shape[0], image.shape[1]))
         return image[top : top + height, left : left + width]
 
 

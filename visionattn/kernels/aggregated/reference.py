@@ -38,15 +38,16 @@ def aggregated_attention(
     near = (neighbors(k) @ queries.unsqueeze(-1)).squeeze(-1) + local_bias.unsqueeze(1)
     far = queries @ k_pool.permute(0, 2, 3, 1) + pool_bias
     weights = torch.cat([near.masked_fill(beyond, float("-inf")), far], -1).softmax(-1)
+    weights = weights.unflatten(2, (height, width))  # B heads H W K
     keep_weights(
         "aggregated_attention",
-        weights.unflatten(2, (height, width)),
+        weights,
         size=(height, width),
         kernel_size=kernel_size,
         pool=pool,
         local_weight=local_weight.permute(0, 3, 1, 2, 4),
     )
-    near, far = weights.split([area, pooled], -1)
+    near, far = weights.flatten(2, 3).split([area, pooled], -1)
     near = near + local_weight.flatten(1, 2).transpose(1, 2)
     out = (near.unsqueeze(-2) @ neighbors(v)).squeeze(-2) + far @ v_pool.transpose(1, 2)
     return out.transpose(1, 2).reshape(q.shape).to(q.dtype)

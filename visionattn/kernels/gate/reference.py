@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from visionattn.kernels.record import keep_weights, recording
+
 
 def channel_gate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Scale each channel by the sigmoid of a convolution over the means of neighbouring channels (arXiv 1910.03151, eq. 9)."""
     work = torch.promote_types(x.dtype, torch.float32)
     pooled = x.mean((2, 3), dtype=work).unsqueeze(1)  # B 1 C
-    gate = F.conv1d(pooled, weight.to(work), padding=weight.shape[2] // 2).sigmoid().to(x.dtype)
-    return x * gate.transpose(1, 2).unsqueeze(-1)  # B C 1 1
+    gate = F.conv1d(pooled, weight.to(work), padding=weight.shape[2] // 2).sigmoid().to(x.dtype).squeeze(1)  # B C
+    keep_weights("channel_gate", gate, size=tuple(x.shape[2:]))
+    return x * gate[:, :, None, None]
 
 
 def strip_gate(
@@ -23,6 +26,9 @@ def strip_gate(
 
     def gate(axis: int) -> torch.Tensor:  # from the mean over an axis, which then has one position
         strip = F.conv1d(x.mean(axis, dtype=work), conv_weight.to(work), padding=taps // 2, groups=channels // per_group)
-        return F.group_norm(strip, num_groups, norm_weight.to(work), norm_bias.to(work), eps).sigmoid().to(x.dtype).unsqueeze(axis)
+        return F.group_norm(strip, num_groups, norm_weight.to(work), norm_bias.to(work), eps).sigmoid().to(x.dtype)
 
-    return x * gate(3) * gate(2)
+    rows, columns = gate(3), gate(2)  # B C H, B C W
+    if recording():
+        keep_weights("strip_gate", torch.cat([rows, columns], -1), size=tuple(x.shape[2:]))
+    return x * rows.unsqueeze(3) * columns.unsqueeze(2)

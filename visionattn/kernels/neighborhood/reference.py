@@ -93,15 +93,16 @@ def attention(
 ) -> torch.Tensor:
     """Compute both halves with the softmax between them, `[B, H, W, heads, dim]`."""
     weights = scores(q, k, kernel_size=kernel_size, dilation=dilation, bias=bias, scale=scale, border=border).softmax(-1)
+    weights = weights.permute(0, 3, 1, 2, 4)  # B heads H W K
     keep_weights(
         "neighborhood_attention",
-        weights.permute(0, 3, 1, 2, 4),
+        weights,
         size=tuple(q.shape[1:3]),
         kernel_size=kernel_size,
         dilation=dilation,
         border=border,
     )
-    return aggregate(weights, v, kernel_size=kernel_size, dilation=dilation, border=border)
+    return aggregate(weights.permute(0, 2, 3, 1, 4), v, kernel_size=kernel_size, dilation=dilation, border=border)
 
 
 def _by_head(x: torch.Tensor) -> torch.Tensor:  # B H W heads d -> (B heads) (H W) d

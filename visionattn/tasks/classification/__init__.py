@@ -18,6 +18,8 @@ from visionattn.tasks.base import (
     Pictures,
     Predictor,
     PublishedModel,
+    Question,
+    Subject,
     Target,
     Task,
     Writer,
@@ -181,6 +183,13 @@ class Classification(Task):
         from visionattn.tasks.classification.pictures import ClassificationPictures
 
         return ClassificationPictures(target["classes"])
+
+    # explanation
+
+    def subject(self, config: ClassifyConfig, target: Target, model: nn.Module, question: Question, device: torch.device) -> Subject:
+        from visionattn.tasks.classification.explain import class_subject
+
+        return class_subject(config, target.get("display_classes") or target["classes"], model, question, device)
 
     # ensembles
 

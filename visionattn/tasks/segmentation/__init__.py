@@ -17,6 +17,8 @@ from visionattn.tasks.base import (
     Pictures,
     Predictor,
     PublishedModel,
+    Question,
+    Subject,
     Target,
     Task,
     Writer,
@@ -246,6 +248,13 @@ class Segmentation(Task):
         from visionattn.tasks.segmentation.pictures import SegmentationPictures
 
         return SegmentationPictures(target["classes"], palette_of(target))
+
+    # explanation
+
+    def subject(self, config: SegmentConfig, target: Target, model: nn.Module, question: Question, device: torch.device) -> Subject:
+        from visionattn.tasks.segmentation.explain import pixel_subject
+
+        return pixel_subject(config, target["classes"], model, question, device)
 
     # ensembles
 
