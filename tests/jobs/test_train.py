@@ -159,7 +159,7 @@ def test_a_run_ends_when_it_no_longer_gains_and_goes_on_with_more_patience(flowe
         flowers.parent, "train.epochs=4", "train.patience=1", "optim.lr=1e-12", "schedule.name=constant", "train.freeze=backbone"
     )
     result = quiet(given)
-    assert result.best["epoch"] == 1 and json.loads((result.run / "run.json").read_text())["state"] == "done"
+    assert result.best["epoch"] == 2 and json.loads((result.run / "run.json").read_text())["state"] == "done"
     page, log = (result.run / "report.html").read_text(), (result.run / "log.txt").read_text()
     assert "ended by train.patience=1: top1 has not risen in 1 evaluation" in page and "2 of 4 epochs" in page
     assert "done in" in log and "its schedule is over all 4" in log
