@@ -131,7 +131,14 @@ class Volumes(Task):
 
     @property
     def input_suffixes(self) -> frozenset[str]:
-        return frozenset({".nii", ".gz", ".dcm", ".ima", ""})
+        from visionattn.data.volumes.recognise import SUFFIXES
+
+        return SUFFIXES
+
+    def is_input(self, path: str) -> bool:
+        from visionattn.data.volumes.recognise import is_dicom
+
+        return is_dicom(path)
 
     def preview(
         self, config: VolumesConfig, model: nn.Module, data: VolumeData, split: VolumeSet, count: int, path: Path, *, augmented: bool
@@ -187,6 +194,9 @@ class Volumes(Task):
 
         axis = model.pretrained_cfg["slice_axis"]  # type: ignore[index]  # its own, also among several models
         return VolumePredictor(model, config, device, slice_axis=axis, regions=bool(target["regions"]))  # type: ignore[arg-type]
+
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        raise self.no_features()
 
     def meter(self, config: VolumesConfig, target: Target) -> Meter:
         from visionattn.tasks.volumes.scores import VolumeMeter
