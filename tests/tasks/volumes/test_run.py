@@ -44,6 +44,8 @@ def test_what_a_run_leaves(volume_run: Path) -> None:
     assert (volume_run / "data/preview_train.png").is_file() and (volume_run / "data/preview_val.png").is_file()
     page = (volume_run / "report.html").read_text()
     assert "distances in mm (HD95 max_directed)" in page and "Scores of volumes" in page
+    (line,) = (line for line in (volume_run / "log.txt").read_text().splitlines() if line.startswith("model "))
+    assert "patches of 32 x 32 x 16" in line and " px" not in line
     assert (volume_run / "data/classes.txt").read_text().split() == ["background", "front", "back"]
 
 

@@ -112,6 +112,9 @@ class Volumes(Task):
         slices = "" if config.model.is_3d else f", slices across {['right', 'front', 'up'][target['slice_axis']]}"
         return f"{kind}, {sizes}, patches of {patch}{slices}"
 
+    def describe_input(self, config: VolumesConfig) -> str:
+        return ""  # the patch is in `describe`
+
     def train_dataset(self, config: VolumesConfig, model: nn.Module, data: VolumeData, report: CheckReport) -> Dataset:
         from visionattn.tasks.volumes.data import VolumePatches
 
