@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import cv2
@@ -62,7 +63,9 @@ class VolumePictures(Pictures):
             columns = [place for place, name in enumerate(names) if name.startswith(begin)]
             axes = figure.add_subplot(1, len(chosen), number, title=title)
             boxes = [column[np.isfinite(column)] for column in values[:, columns].T]
-            axes.boxplot(boxes, vert=False)
+            known = signature(axes.boxplot).parameters
+            sideways: dict[str, Any] = {"orientation": "horizontal"} if "orientation" in known else {"vert": False}  # matplotlib 3.9
+            axes.boxplot(boxes, **sideways)
             if missed := int(np.isinf(values[:, columns]).sum()):
                 axes.set_xlabel(f"without {missed} missed", fontsize=7)
             if number == 1:
