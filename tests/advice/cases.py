@@ -1583,6 +1583,20 @@ OTHERS = [
         (instead("data.sampler=balanced", "loss.class_weights=balanced"),),
     ),
     Case(
+        "tasks/classification/settings.py",
+        "config show data.multi_label=true eval.kappa=linear",
+        "VA-C002",
+        "set eval.kappa=none",
+        (instead("eval.kappa=linear", "eval.kappa=none"),),
+    ),
+    Case(
+        "tasks/class_settings.py",
+        "config show eval.best=kappa",
+        "VA-C002",
+        "set eval.kappa=quadratic",
+        (add("eval.kappa=quadratic"),),
+    ),
+    Case(
         "data/masks/nnunet.py",
         "data check scans data.val_fraction=0.4 task=segment",
         "VA-D002",

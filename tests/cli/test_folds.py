@@ -39,7 +39,7 @@ def copy(parent: Path, folder: Path) -> Path:
 def test_a_run_per_fold_with_mean_and_spread(parent: Path) -> None:
     answer = json.loads((parent / "folds.json").read_text())
     states = [json.loads((parent / f"fold{number}/run.json").read_text()) for number in (1, 2)]
-    assert [row["images"] for row in answer["folds"]] == [18, 18] and [row["run"] for row in answer["folds"]] == ["fold1", "fold2"]
+    assert [row["count"] for row in answer["folds"]] == [18, 18] and [row["run"] for row in answer["folds"]] == ["fold1", "fold2"]
     for name in ("top1", "loss"):
         values = [state["metrics"][name] for state in states]
         assert answer["metrics"][name] == {"mean": mean(values), "std": stdev(values)}

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tracemalloc
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from visionattn import spill
+from visionattn.errors import UserError
 from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.class_scores import ClassificationMeter, class_metrics, confusion_matrix, wilson_interval
+from visionattn.tasks.class_scores import (
+    ClassificationMeter,
+    class_metrics,
+    cohen_kappa,
+    confusion_matrix,
+    sensitivity_at,
+    wilson_interval,
+)
 
 CLASSES = ["a", "b", "c", "d"]
 
@@ -67,6 +78,88 @@ def test_confusion_matrix_and_interval() -> None:
     low, high = wilson_interval(90, 100)
     assert (low, high) == (pytest.approx(0.8256, abs=1e-4), pytest.approx(0.9448, abs=1e-4))
     assert wilson_interval(10, 10) == (pytest.approx(0.7225, abs=1e-4), pytest.approx(1.0))
+
+
+def recorded() -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and labels of the recorded case, by its rule."""
+    random = np.random.RandomState(zlib.crc32(b"input:cls"))
+    labels = random.randint(0, 3, 40)
+    logits = random.standard_normal((40, 3))
+    logits[np.arange(40), labels] += 1
+    powers = np.exp(logits)
+    return powers / powers.sum(1, keepdims=True), labels
+
+
+def test_recorded_figures_of_scikit_learn() -> None:
+    record = json.loads((Path(__file__).parents[1] / "fixtures" / "segmentation" / "metrics.json").read_text())["classification"]
+    found, labels = recorded()
+    assert labels.tolist() == record["y"] and confusion_matrix(found, labels).tolist() == record["values"]["confusion"]
+    metrics, rows = class_metrics(found, labels, ["a", "b", "c"], kappa="quadratic")
+    names = {"top1": "sk_acc", "balanced_accuracy": "sk_balanced_acc", "macro_f1": "sk_f1_macro", "auroc": "sk_auc_ovr_macro"}
+    for name, known in (names | {"kappa": "sk_kappa_quadratic"}).items():
+        assert metrics[name] == pytest.approx(record["values"][known], rel=1e-6), name
+    assert "sensitivity" not in metrics and "sensitivity" not in rows[0], "only where a specificity is set"
+
+
+@pytest.mark.parametrize("weights", [None, "linear", "quadratic"])
+def test_kappa_by_hand(weights: str | None) -> None:
+    """1 - observed / expected disagreement (Cohen 1968); a grade that does not occur keeps the others apart."""
+    counts = np.array([[5, 2, 0, 1], [1, 4, 0, 2], [0, 0, 0, 0], [0, 1, 0, 6]])
+    power = {None: 0, "linear": 1, "quadratic": 2}[weights]
+    observed = expected = 0.0
+    for i in range(4):
+        for j in range(4):
+            apart = 0 if i == j else abs(i - j) ** power
+            observed += apart * counts[i, j]
+            expected += apart * counts[i].sum() * counts[:, j].sum() / counts.sum()
+    assert cohen_kappa(counts, weights) == pytest.approx(1 - observed / expected)
+    assert cohen_kappa(np.diag([0, 7]), weights) is None and cohen_kappa(np.diag([2, 7]), weights) == 1.0
+
+
+@pytest.mark.parametrize("specificity", [0.5, 0.8, 0.9, 0.95])
+def test_sensitivity_is_the_largest_among_all_thresholds(specificity: float) -> None:
+    random = np.random.default_rng(1)
+    truth = random.random(80) < 0.4
+    truth[:2] = (False, True)
+    values = np.round(random.normal(truth * 1.2, 1), 1)  # with ties
+    found = [
+        float((values[truth] >= threshold).mean())
+        for threshold in [*values, np.inf]
+        if (values[~truth] < threshold).mean() >= specificity - 1e-12
+    ]
+    assert sensitivity_at(truth, values, specificity) == max(found)
+
+
+def test_sensitivity_of_classes() -> None:
+    """Of two classes the second stands for both; a class without images has none."""
+    found, labels = recorded()
+    two = np.stack([1 - found[:, 2], found[:, 2]], 1)
+    metrics, rows = class_metrics(two, (labels == 2).astype(int), ["healthy", "ill"], specificity=0.9)
+    assert metrics["sensitivity"] == rows[1]["sensitivity"] == sensitivity_at(labels == 2, found[:, 2], 0.9) != rows[0]["sensitivity"]
+    several, rows = class_metrics(np.pad(found, ((0, 0), (0, 1))), labels, CLASSES, specificity=0.9)
+    assert rows[3]["sensitivity"] is None and several["sensitivity"] == pytest.approx(np.mean([row["sensitivity"] for row in rows[:3]]))
+    multi = np.stack([labels == 0, labels != 1], 1).astype(np.float32)
+    both, rows = class_metrics(found[:, :2], multi, ["a", "b"], multi_label=True, specificity=0.9)
+    assert both["sensitivity"] == pytest.approx((rows[0]["sensitivity"] + rows[1]["sensitivity"]) / 2)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("classify", "ClassificationMeter"), ("bags", "BagMeter")])
+def test_settings_reach_the_meter(task: str, kind: str) -> None:
+    config = load_config(None, [f"task={task}", "eval.specificity=0.9", "eval.kappa=quadratic", "eval.best=kappa"])
+    meter = TASKS[task].meter(config, {"classes": ["none", "mild"]})
+    assert type(meter).__name__ == kind and (meter.specificity, meter.kappa) == (0.9, "quadratic")  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"kappa is not measured; set eval\.kappa=quadratic"):
+        load_config(None, [f"task={task}", "eval.best=kappa"])
+    with pytest.raises(UserError, match="it needs one label per image"):
+        load_config(None, ["data.multi_label=true", "eval.kappa=linear"])
+
+
+def test_remarks_name_what_was_set() -> None:
+    logits, label = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 2
+    meter = ClassificationMeter(["none", "mild"], multi_label=False, specificity=0.9, kappa="linear")
+    first, second = scored(meter, logits, label, list(range(9))).result().remarks
+    assert "specificity of at least 90 %" in first and first.endswith("that of mild")
+    assert second == "kappa with linear weights, classes in the order none, mild"
 
 
 def scored(meter: ClassificationMeter, logits: torch.Tensor, label: torch.Tensor, indices: list[int]) -> ClassificationMeter:

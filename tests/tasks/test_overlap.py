@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion
 
-from visionattn.tasks.overlap import ConfusionMatrix, case_scores, inner_boundary, summarise, synapse_scores
+from visionattn.tasks.overlap import ConfusionMatrix, case_scores, inner_boundary, pooled_f1_counts, summarise, synapse_scores
 
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "fixtures" / "segmentation" / "metrics.json").read_text())
 
@@ -84,6 +84,25 @@ def test_case_scores_are_those_of_monai_and_medpy(name: str) -> None:
 def test_the_synapse_rule_is_that_of_the_recorded_code(name: str) -> None:
     (found,) = synapse_scores(case_scores(*binary_cases()[name], 2, variant="pooled"))
     assert found == pytest.approx(RECORDS[name]["values"]["transunet_rule_dice_hd95"], rel=1e-12)
+
+
+def test_pooled_f1_takes_the_smoothed_prediction() -> None:
+    """Specks and thin lines of a prediction go, holes are filled, and the truth stays as it is."""
+    plane = (40, 34)
+    lesion = box(plane, (6, 28), (5, 25))
+    guess = lesion.copy()
+    guess[14:18, 12:16] = 0  # a hole
+    guess[32:37, 3:9] = 1  # five rows are too few for a square of six
+    guess[10, 25:34] = 1  # a line
+    truth = lesion.copy()
+    truth[6:8], truth[30, 30] = 0, 1
+    area = 22 * 20
+    assert pooled_f1_counts(guess, truth, 2).tolist() == [[area - 40, area - 40 + 1, area]]
+    ignored = truth.copy()
+    ignored[:, :10] = 255
+    assert pooled_f1_counts(guess, ignored, 2).tolist() == [[20 * 15, 20 * 15 + 1, 22 * 15]]
+    wide = box(plane, (0, 6), (28, 34)) * 2  # a second class, which is no larger than the square
+    assert pooled_f1_counts(guess + wide, truth + wide, 3).tolist() == [[area - 40, area - 39, area], [36, 36, 36]]
 
 
 def test_summary_of_the_recorded_batch_by_our_rule() -> None:

@@ -25,7 +25,7 @@ Classes = Annotated[
 
 @app.command("check", epilog="Example: visionattn data check flowers")
 def data_check(
-    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, volumes or bags, CSV lists, or a file with all of them.")],
     overrides: Overrides = None,
     task: Task = None,
     classes: Classes = None,
@@ -43,7 +43,7 @@ def data_check(
 
 @app.command("preview", epilog="Example: visionattn data preview flowers --out preview.png")
 def data_preview(
-    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, CSV lists, or an .npz file.")],
+    root: Annotated[str, typer.Argument(metavar="DIR", help="Folder of images, volumes or bags, CSV lists, or a file with all of them.")],
     overrides: Overrides = None,
     task: Task = None,
     classes: Classes = None,

@@ -34,7 +34,7 @@ def features(
     as_json: Json = False,
 ) -> None:
     """Features of images, as the classifier sees them: an array, and a table of ids and labels."""
-    (model, *data), settings = _words(arguments, device, "features")
+    model, data, settings = _words(arguments, device, "features")
     if out is None:
         raise UserError("VA-C005", "no place for the features: give --out FOLDER, or --out NAME.npy")
     from visionattn.jobs.features import extract_bags, extract_features, feature_files
@@ -65,7 +65,7 @@ def neighbors(
     as_json: Json = False,
 ) -> None:
     """The nearest training images of files, by their features; with --split how often neighbours have the right label."""
-    (model, *query), settings = _words(arguments, device, "neighbors")
+    model, query, settings = _words(arguments, device, "neighbors")
     from visionattn.jobs.neighbors import COLUMNS, find_neighbors
 
     console = console_for(as_json)
@@ -96,15 +96,13 @@ def neighbors(
         print_json({"count": len(found.rows), "k": found.rows.shape[1], "metrics": found.metrics, "neighbors": pairs})
 
 
-def _words(arguments: list[str], device: str | None, command: str) -> tuple[list[str], list[str]]:
-    """The model and what follows it, and settings.
+def _words(arguments: list[str], device: str | None, command: str) -> tuple[str | list[str], list[str], list[str]]:
+    """The model (or several, which the job refuses), files or data, and settings.
 
     Raises:
-        UserError: VA-C005, no model; VA-M004, several.
+        UserError: VA-C005, no model.
     """
     words, settings = sources_and_settings(arguments, device)
     require_models(words, command)
-    if models := [word for word in words[1:] if is_model(word)]:
-        why = "those of several models have nothing in common"
-        raise UserError("VA-M004", f"features are of one model, and {models[0]} is another", why=why, fix="use them one at a time")
-    return words, settings
+    models = [words[0], *filter(is_model, words[1:])]
+    return words[0] if len(models) == 1 else models, words[1:], settings

@@ -53,7 +53,7 @@ class Commands(TyperGroup):
                 fix = "unset VISIONATTN_BACKEND: the fastest backend that can run is chosen then\nvisionattn kernels list"
                 _fail(UserError("VA-C002", str(error), where="environment variable VISIONATTN_BACKEND", fix=fix).block(), EXIT_CODES["C"])
             if lacks_memory(error):
-                fix = "fewer data.workers, a smaller batch or smaller images"
+                fix = "fewer data.workers, a smaller batch or smaller inputs"
                 _fail(UserError("VA-R001", "out of memory", why=str(error), fix=fix).block(), EXIT_OUT_OF_MEMORY)
             hint = "run again with: visionattn -v ...  to see where, and report it with the output of: visionattn doctor"
             _fail(f"error VA-X001: internal fault: {type(error).__name__}: {error}\n  fix   {hint}", 1)

@@ -42,7 +42,7 @@ def train(
     batch_size: Annotated[str | None, typer.Option(help="Samples per step and device (train.batch_size).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (optim.lr).")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Hold out this share for validation (data.val_fraction).")] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: a run per fold of the images.")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: a run per fold of the data.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or a GPU (train.device).")] = None,
     devices: Annotated[str | None, typer.Option(help="Train on several GPUs, for example 0,1.")] = None,
     processes: Annotated[int | None, typer.Option(min=1, help="Train with so many processes, on GPUs or on the CPU.")] = None,
@@ -167,7 +167,7 @@ def predict(
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """Predict on files: classes of images, or of their pixels; with several runs, the mean of their probabilities."""
+    """Predict on files: classes of images, pixels, voxels or bags; with several runs, the mean of their probabilities."""
     models, settings = sources_and_settings(arguments, device, threshold)
     require_models(models, "predict")
     if not source:
@@ -200,13 +200,13 @@ def _words(options: dict[str, Any]) -> list[str]:
 
 
 def _require_one_split(folds: int | None, val_fraction: float | None, resume: str | None) -> None:
-    """Stop at --folds beside what also decides on the validation images.
+    """Stop at --folds beside what also decides on the validation samples.
 
     Raises:
         UserError: VA-C002.
     """
     if folds is not None and val_fraction is not None:
-        raise UserError("VA-C002", "--folds and --val-fraction: both hold out validation images", fix="leave --val-fraction out")
+        raise UserError("VA-C002", "--folds and --val-fraction: both hold out validation samples", fix="leave --val-fraction out")
     if folds is not None and resume is not None:
         fix = _command("train", "--resume", resume)
         raise UserError("VA-C002", "--folds and --resume: a run that resumes has its folds, or has none", fix=fix)

@@ -36,6 +36,7 @@ class Facts:
         layers: of the model, as `optim.layer_decay` counts them.
         params: number of parameters.
         cnn: whether the backbone is a CNN.
+        unit: what a sample is called.
     """
 
     pretrained: bool
@@ -44,6 +45,7 @@ class Facts:
     layers: int
     params: int
     cnn: bool
+    unit: str = "image"
 
 
 def choices(config: RunConfig, facts: Facts) -> list[Choice]:
@@ -68,7 +70,7 @@ def choices(config: RunConfig, facts: Facts) -> list[Choice]:
     decay = rounded(0.3 ** (1 / max(facts.layers - 1, 1))) if large else None
     drop_path = 0.0 if not large else 0.1 if millions < 80 else 0.2
     return [
-        Choice("train.epochs", epochs, f"{epochs * facts.samples:,} images are seen, of {facts.samples:,}"),
+        Choice("train.epochs", epochs, f"{epochs * facts.samples:,} {facts.unit}s are seen, of {facts.samples:,}"),
         Choice("optim.lr", rounded(lr), f"{network} of {millions:.0f} million parameters, {facts.batch} samples per step"),
         Choice("optim.layer_decay", decay, f"{network} of {millions:.0f} million parameters, {facts.layers} layers"),
         Choice("optim.weight_decay", 0.05, "as from scratch"),

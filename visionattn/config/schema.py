@@ -110,13 +110,13 @@ class DataConfig(Section):
     )
     fold: tuple[int, int] | None = setting(
         None,
-        "[2, 5]: validate on the second of five stratified folds of the training and validation images, train on the others; "
+        "[2, 5]: validate on the second of five stratified folds of the training and validation samples, train on the others; "
         "train --folds sets it.",
     )
     group_by: str = setting("", "CSV column (or regular expression on the path) whose equal values stay in one split.")
     exclude: list[str] = setting([".*", "__MACOSX", "Thumbs.db"], "File and folder names (globs) to skip.")
     on_error: Literal["stop", "skip"] = setting(
-        "stop", "Undecodable images are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
+        "stop", "Files that cannot be decoded are excluded; stop ends the run above 3 of them or 0.1 %, skip never does."
     )
     check: Literal["full", "headers", "none"] = setting(
         "full",
@@ -301,7 +301,7 @@ class RunConfig(Section):
         if self.data.fold is not None and not (self.data.fold[1] >= 2 and 1 <= self.data.fold[0] <= self.data.fold[1]):
             raise ValueError(f"data.fold: expected [number, folds] with 1 <= number <= folds and folds >= 2, got {list(self.data.fold)}")
         if self.data.fold is not None and self.data.val_fraction is not None:
-            raise ValueError("data.fold: it holds out the validation images; data.val_fraction=null")
+            raise ValueError("data.fold: it holds out the validation samples; data.val_fraction=null")
         name = self.train.save_signal
         if name is not None and name not in signal.Signals.__members__:
             raise ValueError(f"train.save_signal: expected the name of a signal, for example SIGUSR1, got {name}")

@@ -127,24 +127,26 @@ def check_threads(settings: DataConfig) -> int:
 
 
 def too_many_unreadable(count: int, total: int, policy: str) -> bool:
-    """Whether a run stops: under `stop`, if more than 3 and more than 0.1 % of the images are unreadable."""
+    """Whether a run stops: under `stop`, if more than 3 and more than 0.1 % of the samples are unreadable."""
     return policy == "stop" and count > max(3, 0.001 * total)
 
 
-def exclude_unreadable(data: Data[Any], report: CheckReport, settings: DataConfig) -> Any:
+def exclude_unreadable(data: Data[Any], report: CheckReport, settings: DataConfig, unit: str = "image") -> Any:
     """Exclude the samples that cannot be decoded.
 
     Raises:
         UserError: VA-D010, too many for data.on_error; VA-D005, a split becomes empty.
     """
-    refuse_unreadable(report, sum(len(part) for part in data.sets), settings)
+    refuse_unreadable(report, sum(len(part) for part in data.sets), settings, unit)
     if not report.unreadable:
         return data
     parts = {part.name: part.take([index for index, name in enumerate(part.ids) if name not in report.unreadable]) for part in data.sets}
     for name, part in parts.items():
         if not len(part):
             where = listed_reasons({key: report.unreadable[key] for key in getattr(data, name).ids})
-            raise UserError("VA-D005", f"{name} has no readable image", where=where, fix="repair these files, or put others in their place")
+            raise UserError(
+                "VA-D005", f"{name} has no readable {unit}", where=where, fix="repair these files, or put others in their place"
+            )
     return data.with_sets(parts)
 
 
@@ -153,7 +155,7 @@ def listed_reasons(unreadable: Mapping[str, str]) -> str:
     return "\n".join(f"{shown(name)}: {shown(reason)}" for name, reason in list(unreadable.items())[:5])
 
 
-def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> None:
+def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig, unit: str) -> None:
     """Stop if too many samples would be excluded.
 
     Raises:
@@ -164,7 +166,7 @@ def refuse_unreadable(report: CheckReport, total: int, settings: DataConfig) -> 
         package = any(reason.endswith(CODECS) for reason in broken.values())
         raise UserError(
             "VA-D010",
-            f"{len(broken):,} of {total:,} images cannot be decoded",
+            f"{len(broken):,} of {total:,} {unit}s cannot be decoded",
             where=listed_reasons(broken),
             why="data.on_error=stop accepts 3 of them, or 0.1 %",
             fix=CODECS if package else "repair or remove them, or data.on_error=skip",

@@ -33,7 +33,7 @@ class Split(Protocol):
 
     @property
     def images(self) -> Images | None:
-        """None where samples are no images."""
+        """None where samples are not images."""
 
     @property
     def ids(self) -> list[str]: ...
@@ -109,12 +109,15 @@ def hold_out(labels: np.ndarray, groups: list[str] | None, fraction: float, seed
     return np.flatnonzero(~held).tolist(), np.flatnonzero(held).tolist()
 
 
-def fold_out(labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int], seed: int) -> tuple[list[int], list[int]]:
+def fold_out(
+    labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int], seed: int, *, unit: str = "image"
+) -> tuple[list[int], list[int]]:
     """Split positions into those outside of a fold and those in it: each sample is in one of the folds, with its whole group.
 
     Args:
         labels: class per sample `[N]`, or zeros and ones `[N, classes]`.
         fold: its number, from 1, and how many there are.
+        unit: what a sample is called.
 
     Raises:
         UserError: VA-D003, more folds than samples or groups.
@@ -127,8 +130,8 @@ def fold_out(labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int]
         strata = np.zeros_like(strata)
     parts = _stratified_folds(strata, group_of, groups is not None, count, seed) if found >= count else []
     if not parts or not all(map(len, parts)):
-        units = "images" if groups is None else "groups of images (data.group_by)"
-        fix = f"--folds {found}" if 2 <= found < count else "more images, or groups of about the same size"
+        units = f"{unit}s" if groups is None else f"groups of {unit}s (data.group_by)"
+        fix = f"--folds {found}" if 2 <= found < count else f"more {unit}s, or groups of about the same size"
         raise UserError("VA-D003", f"{count} folds cannot be made of {found:,} {units}", fix=fix)
     held = np.zeros(len(labels), bool)
     held[parts[number - 1]] = True
@@ -170,7 +173,7 @@ def _strata(labels: np.ndarray) -> np.ndarray:
     return np.unique(np.where(alone, -1 - rarest, combination), return_inverse=True)[1]
 
 
-def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int) -> tuple[S, S]:
+def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: float, seed: int, *, unit: str = "image") -> tuple[S, S]:
     """Split a training set into training and validation samples.
 
     Raises:
@@ -180,20 +183,22 @@ def split_off(train: S, labels: np.ndarray, groups: list[str] | None, fraction: 
     if not held:
         raise UserError(
             "VA-D003",
-            f"data.val_fraction={fraction} leaves no validation images of {len(train):,}",
-            why="every class keeps a training image, and groups are not split",
-            fix="add images, or provide a validation split",
+            f"data.val_fraction={fraction} leaves no validation {unit}s of {len(train):,}",
+            why=f"every class keeps a training {unit}, and groups are not split",
+            fix=f"add {unit}s, or provide a validation split",
         )
     return train.take(kept), train.take(held, "val")
 
 
-def split_folds(whole: S, labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int], seed: int) -> tuple[S, S]:
-    """Split images into those outside of a fold, to train on, and those in it, to validate on.
+def split_folds(
+    whole: S, labels: np.ndarray, groups: list[str] | None, fold: tuple[int, int], seed: int, *, unit: str = "image"
+) -> tuple[S, S]:
+    """Split samples into those outside of a fold, to train on, and those in it, to validate on.
 
     Raises:
         UserError: VA-D003, more folds than samples or groups.
     """
-    kept, held = fold_out(labels, groups, fold, seed)
+    kept, held = fold_out(labels, groups, fold, seed, unit=unit)
     return whole.take(kept), whole.take(held, "val")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,6 +29,7 @@ class Walker:
     Attributes:
         suffixes: endings of the files to list.
         exclude: names (globs) of files and folders to skip.
+        is_known: whether a file with another ending is listed too, by its path.
         hidden: number of skipped entries by name.
         others: number of files with other endings by ending.
         special: names of FIFOs, sockets and devices.
@@ -37,6 +38,7 @@ class Walker:
 
     suffixes: Collection[str]
     exclude: Sequence[str]
+    is_known: Callable[[str], bool] = lambda path: False
     hidden: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     special: Counter[str] = field(default_factory=Counter)
@@ -110,7 +112,7 @@ class Walker:
         """
         name = os.path.basename(path)
         suffix = os.path.splitext(name)[1]
-        if suffix.lower() not in self.suffixes:
+        if suffix.lower() not in self.suffixes and not (os.path.isfile(path) and self.is_known(path)):
             self.others[suffix or name] += 1
         elif os.path.exists(path) and not os.path.isfile(path):
             self.special[name] += 1

@@ -55,6 +55,7 @@ def choose(
         layers=layers,
         params=sum(parameter.numel() for parameter in model.parameters()),
         cnn=bool(getattr(getattr(model, "backbone", None), "cnn", False)),
+        unit=task.unit,
     )
     complete, chosen = apply_choices(config, task.choices(config, facts, report))
     return complete, chosen if facts.pretrained else []

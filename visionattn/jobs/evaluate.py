@@ -7,12 +7,12 @@ from pathlib import Path
 
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
-from visionattn.data.images.layouts import SPLITS
 from visionattn.data.loading import eval_loader, worker_count
+from visionattn.data.split_names import require_split
 from visionattn.data.splits import Split
 from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
-from visionattn.errors import UserError, did_you_mean
+from visionattn.errors import UserError
 from visionattn.jobs.ensemble import Ensemble
 from visionattn.names import typed
 from visionattn.report.tables import print_evaluation, save_evaluation
@@ -52,8 +52,7 @@ def evaluate(
             settings, for runs without common data and for what cannot be calibrated; VA-D005, a split that determines no calibration;
             VA-R001, out of memory; VA-R009, a loader process ended.
     """
-    if split not in SPLITS:  # also a part of a path
-        raise UserError("VA-D002", f'no split "{split}"', why=f"found: {', '.join(SPLITS)}", fix=did_you_mean(split, SPLITS))
+    require_split(split)  # also a part of a path
     console = console or Console()
     settings = name_plugins(settings)
     fitted = _calibrate(source, data, split, batch_size, settings, console) if calibrate else None
@@ -90,7 +89,7 @@ def _measure(
     if not configs[0].data.has_source:
         raise UserError("VA-D001", f"{name} has no data to evaluate on", fix="--data FOLDER")
     splits = [task.read_split(config, split, target) for config in configs]
-    _require_same_samples(configs, splits, split)
+    _require_same_samples(configs, splits, split, task.unit)
     members = task.ensemble([Member(config, loaded.model) for config, loaded in zip(configs, models, strict=True)])
     datasets = [task.eval_dataset(config, model, part) for (config, model), part in zip(members, splits, strict=False)]  # or one of all
     ensemble, config = Ensemble.of(task, members, datasets), configs[0]
@@ -163,7 +162,7 @@ def _with_data(config: RunConfig, data: str | Path | None) -> RunConfig:
     return config.model_copy(update={"data": (config.data if data is None else config.data.at(str(data))).read_once()})
 
 
-def _require_same_samples(configs: Sequence[RunConfig], splits: Sequence[Split], split: str) -> None:
+def _require_same_samples(configs: Sequence[RunConfig], splits: Sequence[Split], split: str, unit: str) -> None:
     """Stop where models would be evaluated on different samples, which some of them were trained on.
 
     Raises:
@@ -173,8 +172,8 @@ def _require_same_samples(configs: Sequence[RunConfig], splits: Sequence[Split],
     if all(kind == kinds[0] for kind in kinds):
         return
     folds = all(config.data.fold is not None for config in configs)
-    why = "each fold was trained on what the others validate on" if folds else "each of them names other data, or holds out other images"
-    fix = "--data FOLDER, with images that none of them was trained on"
+    why = "each fold was trained on what the others validate on" if folds else f"each of them names other data, or holds out other {unit}s"
+    fix = f"--data FOLDER, with {unit}s that none of them was trained on"
     fix = f"--split test, if there is one\n{fix}\nthe figures of the folds are in folds.json of their folder" if folds else fix
     raise UserError("VA-C002", f"the runs have no common {split} split", why=why, fix=fix)
 

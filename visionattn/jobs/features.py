@@ -19,12 +19,12 @@ from torch import nn
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.data.bags.patches import places_of
-from visionattn.data.images.layouts import SPLITS
 from visionattn.data.loading import FEW_SAMPLES, worker_count
 from visionattn.data.sources import FileImages, Images
+from visionattn.data.split_names import require_split
 from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.diagnosis import memory_explained, out_of_memory_in_inference
-from visionattn.errors import UserError, did_you_mean
+from visionattn.errors import UserError
 from visionattn.files import atomic_write, csv_lines, json_text
 from visionattn.jobs.predict import file_batches, find_files, paths_of, require_new
 from visionattn.names import plain_path, shown
@@ -60,7 +60,7 @@ class Features:
 
 
 def extract_features(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     data: str | Path | Sequence[str | Path] | None = None,
     *,
     split: str | None = None,
@@ -73,7 +73,7 @@ def extract_features(
     the last map of its backbone, averaged over the image.
 
     Args:
-        source: see `load_model`.
+        source: one model, see `load_models`.
         data: files, folders or globs, as in `predict`; with `split` one data set, None for that of the run.
         split: train, val or test: its images with their labels.
         out: `NAME.npy`, beside which `NAME.csv` and `NAME.json` are written, or a folder for `features.npy`; None saves nothing.
@@ -96,7 +96,7 @@ def extract_features(
 
 
 def extract_bags(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     folder: str | Path,
     out: str | Path,
     *,
@@ -109,7 +109,7 @@ def extract_bags(
     A file holds `features` `[N, channels]`, float32, and `coords` `[N, 2]` where all names of patches end in them (`1024_2048.png`).
 
     Args:
-        source: see `load_model`.
+        source: one model, see `load_models`.
         folder: of folders of patches, for example `tumour/slide_1/1024_2048.png`.
         out: folder of the bags, a new one.
         batch_size: images per step, of classification.
@@ -151,7 +151,7 @@ def _file_images(paths: Iterable[str], config: Any) -> FileImages:
 
 
 def open_model(
-    source: str | Path, settings: Sequence[str], console: Console, what: str = "features", *, calibrated: bool = False
+    source: str | Path | Sequence[str | Path], settings: Sequence[str], console: Console, what: str = "features", *, calibrated: bool = False
 ) -> LoadedModel:
     """The one model of a source, with the settings it is used with.
 
@@ -193,8 +193,7 @@ def features_of_split(model: LoadedModel, data: Any, split: str, batch_size: int
     Raises:
         UserError: VA-D002, unknown split; VA-D001, no data.
     """
-    if split not in SPLITS:
-        raise UserError("VA-D002", f'no split "{split}"', why=f"found: {', '.join(SPLITS)}", fix=did_you_mean(split, SPLITS))
+    require_split(split)
     roots = [] if data is None else paths_of(data)
     if len(roots) > 1:
         raise UserError("VA-C002", f"--split: a split is of one data set, and there are {len(roots)}: {', '.join(map(str, roots))}")
@@ -204,7 +203,7 @@ def features_of_split(model: LoadedModel, data: Any, split: str, batch_size: int
         raise UserError("VA-D001", "the model has no data of its own: name a data set")
     samples, labels = model.task.labelled_split(config, split, model.target)
     if samples.images is None:
-        raise UserError("VA-C002", f"task {model.task.name}: features are of images")
+        raise model.task.no_features()
     return _extract(model, config, model.task.eval_dataset(config, model.model, samples), samples.images, labels, batch_size, console)
 
 

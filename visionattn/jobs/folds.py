@@ -33,7 +33,7 @@ class FoldsResult:
 
     Attributes:
         run: folder of the folds.
-        folds: per fold `fold`, `run`, `epoch` of its best checkpoint, `images` it was validated on, and `metrics`.
+        folds: per fold `fold`, `run`, `epoch` of its best checkpoint, `count` of the samples it was validated on, and `metrics`.
         metrics: `mean` and `std` over the folds by metric; None where it is not defined.
     """
 
@@ -56,7 +56,7 @@ def train_folds(
     options: Sequence[str] = (),
     **overrides: Any,
 ) -> FoldsResult:
-    """Train a model per fold of the training and validation images, and validate it on that fold.
+    """Train a model per fold of the training and validation samples, and validate it on that fold.
 
     Args:
         config, strict, console, overrides: as in `train`.
@@ -182,7 +182,7 @@ def _finish(run: Path, runs: Sequence[RunFolder], console: Console) -> FoldsResu
     result = FoldsResult(run, rows, metrics)
     notes = _differences(configs)
     atomic_write(run / "folds.json", json_text({**result.as_dict(), "notes": notes}))
-    lines = [[row["fold"], row["run"], row["epoch"], row["images"], *(row["metrics"].get(name, "") for name in names)] for row in rows]
+    lines = [[row["fold"], row["run"], row["epoch"], row["count"], *(row["metrics"].get(name, "") for name in names)] for row in rows]
     ends = [[kind, "", "", "", *(metrics[name][kind] for name in names)] for kind in ("mean", "std")]
     cells = [["" if value is None else value for value in line] for line in [*lines, *ends]]
     atomic_write(run / "folds.csv", csv_text(["fold", "run", "epoch", f"{unit}s", *names], cells))
@@ -192,7 +192,7 @@ def _finish(run: Path, runs: Sequence[RunFolder], console: Console) -> FoldsResu
         console.warn(note)
     monitor = runs[0].read_state()["best"]["metric"]
     summary = _summary(monitor, metrics[monitor], display, len(rows))
-    report = write_folds_page(run, summary, notes, columns, table, [fold.path.name for fold in runs])
+    report = write_folds_page(run, summary, notes, columns, table, [fold.path.name for fold in runs], unit)
     console.line(f"done.  {summary}")
     console.line(f"next:  visionattn predict {shlex.quote(str(run))} --source FILE_OR_FOLDER")
     console.line(f"report {report}")
@@ -206,7 +206,7 @@ def _row(number: int, fold: RunFolder) -> dict[str, Any]:
         "fold": number,
         "run": fold.path.name,
         "epoch": state["best"]["epoch"],
-        "images": evaluated["count"],
+        "count": evaluated["count"],
         "metrics": evaluated["metrics"],
     }
 
@@ -230,7 +230,7 @@ def _table(
     """Columns and rows for people: the metrics of a task's own choice."""
     columns = ["fold", f"{unit}s", "epoch", *map(display.metric_name, names)]
     table = [
-        [str(row["fold"]), str(row["images"]), str(row["epoch"]), *(display.text(name, row["metrics"].get(name), 2) for name in names)]
+        [str(row["fold"]), str(row["count"]), str(row["epoch"]), *(display.text(name, row["metrics"].get(name), 2) for name in names)]
         for row in rows
     ]
     table += [[kind, "", "", *(display.text(name, metrics[name][kind], 2) for name in names)] for kind in ("mean", "std")]

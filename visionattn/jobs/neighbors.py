@@ -55,7 +55,7 @@ COLUMNS = ["query", "query_label", "rank", "neighbor", "label", "similarity"]
 
 
 def find_neighbors(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     query: str | Path | Sequence[str | Path] | None = None,
     *,
     data: str | Path | None = None,

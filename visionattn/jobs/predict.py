@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -40,9 +40,9 @@ def predict(
 ) -> tuple[Sequence[Any], list[tuple[str, str]]]:
     """Predictions for files, in their order.
 
-    Of classification they are `Prediction`s: classes with probabilities. Of segmentation they are `MaskPrediction`s, made one image
-    at a time, whose class maps are kept as compressed PNGs: `prediction.class_map()` decodes one. Many predictions lie on the disk, in
-    a temporary file or in `out`, and are loaded one at a time.
+    Of classification they are `Prediction`s: classes with probabilities; of volumes `LabelMap`s, of bags `BagPrediction`s. Of
+    segmentation they are `MaskPrediction`s, made one image at a time, whose class maps are kept as compressed PNGs:
+    `prediction.class_map()` decodes one. Many predictions lie on the disk, in a temporary file or in `out`, and are loaded one at a time.
 
     Args:
         source: see `load_models`; of several the probabilities are averaged, and the settings of the first are used.
@@ -78,7 +78,7 @@ def predict(
     if wrong := set(formats) - set(task.formats):
         known = ", ".join(task.formats)
         raise UserError("VA-C002", f"--save: expected {known}, got {', '.join(sorted(wrong))}", why=f"the task is {task.name}")
-    found = task.input_files(config, find_files(sources, task.input_suffixes, config.data.exclude, console))
+    found = task.input_files(config, find_files(sources, task.input_suffixes, config.data.exclude, console, task.is_input))
     if not found:
         fix = "name the first one CASE_0000, or data.channel_files=false"
         raise UserError("VA-D001", "none of the files is the first channel of an image", fix=fix)
@@ -117,7 +117,13 @@ def paths_of(files: Any) -> list[str | Path]:
     return found
 
 
-def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude: Sequence[str], console: Console) -> dict[Path, Path]:
+def find_files(
+    sources: Sequence[str | Path],
+    suffixes: Collection[str],
+    exclude: Sequence[str],
+    console: Console,
+    is_known: Callable[[str], bool] = lambda path: False,
+) -> dict[Path, Path]:
     """Files named by paths, folders and globs, with their place below the folder (or the fixed part of the glob).
 
     Folders are read by the rules of training: links are followed, excluded names skipped. What is left out is reported.
@@ -125,12 +131,13 @@ def find_files(sources: Sequence[str | Path], suffixes: Collection[str], exclude
     Args:
         suffixes: endings of the files taken from folders and globs.
         exclude: names (globs) of files and folders to skip in folders and globs.
+        is_known: whether a file with another ending is taken too, by its path.
 
     Raises:
         UserError: VA-D001.
     """
     found: dict[Path, Path] = {}
-    walker = Walker(suffixes, exclude)
+    walker = Walker(suffixes, exclude, is_known)
     for source in sources:
         path = Path(source).expanduser()
         above = path.parent

@@ -57,7 +57,7 @@ def write_report(
 
 
 def write_folds_page(
-    folder: Path, summary: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], runs: Sequence[str]
+    folder: Path, summary: str, notes: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[str]], runs: Sequence[str], unit: str
 ) -> Path:
     """Write the table of a cross-validation, with links to the reports of its folds.
 
@@ -65,10 +65,12 @@ def write_folds_page(
         folder: of the folds.
         rows: the first of them are those of `runs`, in their order.
         runs: folders of the folds, relative to `folder`.
+        unit: what a case is called.
     """
     title = f"{folder.parent.name}/{folder.name}"
     path = folder / "report.html"
-    atomic_write(path, template("folds.html").render(title=title, summary=summary, notes=notes, columns=columns, rows=rows, runs=runs))
+    facts = {"title": title, "summary": summary, "unit": unit, "notes": notes, "columns": columns, "rows": rows, "runs": runs}
+    atomic_write(path, template("folds.html").render(facts))
     return path
 
 

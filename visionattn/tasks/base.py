@@ -401,7 +401,7 @@ class Task(ABC):
         """
         from visionattn.data.check import exclude_unreadable
 
-        return exclude_unreadable(data, report, config.data)
+        return exclude_unreadable(data, report, config.data, self.unit)
 
     def manifest(self, data: Any, report: CheckReport) -> list[ManifestRow]:
         """A row per sample; their hash decides whether a run may resume with the data."""
@@ -448,6 +448,10 @@ class Task(ABC):
         from visionattn.data.walk import IMAGE_SUFFIXES
 
         return IMAGE_SUFFIXES
+
+    def is_input(self, path: str) -> bool:
+        """Whether `predict` takes a file with another ending, because of what it contains."""
+        return False
 
     def preview(self, config: Any, model: nn.Module, data: Any, split: Any, count: int, path: Path, *, augmented: bool) -> bool:
         """Write a picture of samples as the network sees them; returns whether the task has one.
@@ -565,9 +569,17 @@ class Task(ABC):
         return lambda batch: model(batch["image"].to(device))
 
     def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
-        """Features `[B, C]` of samples: by default the last map of the backbone, averaged over its pixels."""
+        """Features `[B, C]` of samples: by default the last map of the backbone, averaged over its pixels.
+
+        Raises:
+            UserError: VA-C002, of a task whose samples are not images.
+        """
         backbone: Any = model.backbone
         return lambda batch: backbone(batch["image"].to(device))[-1].mean((2, 3))
+
+    def no_features(self) -> UserError:
+        """What `embedder` raises in a task whose samples are not images."""
+        return UserError("VA-C002", f"features are of images, and the model is one of {self.unit}s (task {self.name})")
 
     @abstractmethod
     def meter(self, config: Any, target: Target) -> Meter:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_score, roc_curve
 
+from visionattn.names import shown
 from visionattn.spill import Rows, Table, blocks
 from visionattn.tasks.base import Metrics, Scores
 from visionattn.tasks.batch import Batch
@@ -42,10 +43,20 @@ class ClassificationMeter:
 
     Args:
         thresholds: of each class, see `answer`.
+        specificity, kappa: as in `class_metrics`.
     """
 
-    def __init__(self, classes: list[str], *, multi_label: bool, thresholds: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        classes: list[str],
+        *,
+        multi_label: bool,
+        thresholds: np.ndarray | None = None,
+        specificity: float | None = None,
+        kappa: str = "none",
+    ) -> None:
         self.classes, self.multi_label, self.thresholds = classes, multi_label, thresholds
+        self.specificity, self.kappa = specificity, kappa
         self.indices = array("q")
         self.rows: Rows[dict[str, Any]] = Rows()
         self.probabilities, self.labels = Table(), Table()
@@ -74,14 +85,33 @@ class ClassificationMeter:
         order = np.argsort(self.indices, kind="stable")
         guesses = Guesses(self.probabilities.ordered(order), self.labels.ordered(order), np.array(self.indices)[order], self.thresholds)
         metrics, per_class = class_metrics(
-            guesses.probabilities, guesses.labels, self.classes, multi_label=self.multi_label, thresholds=self.thresholds
+            guesses.probabilities,
+            guesses.labels,
+            self.classes,
+            multi_label=self.multi_label,
+            thresholds=self.thresholds,
+            specificity=self.specificity,
+            kappa=self.kappa,
         )
         top1 = metrics.get("top1")
         intervals = {} if top1 is None else {"top1": wilson_interval(round(top1 * len(order)), len(order))}
         columns = [f"p({name})" for name in self.classes]
-        return Scores(
-            metrics, per_class, self.rows.reordered(order), intervals, case_values=(columns, guesses.probabilities), details=guesses
-        )
+        cases = self.rows.reordered(order)
+        return Scores(metrics, per_class, cases, intervals, self._remarks(), (columns, guesses.probabilities), details=guesses)
+
+    def _remarks(self) -> list[str]:
+        """Describe the metrics whose definition depends on settings."""
+        remarks = []
+        if self.specificity is not None:
+            of = shown(self.classes[1]) if is_binary(self.classes, multi_label=self.multi_label) else "the mean of all classes"
+            remarks.append(
+                f"sens@spec: sensitivity at a specificity of at least {100 * self.specificity:g} %, each class against the rest; "
+                f"in the summary that of {of}"
+            )
+        if self.kappa in ("linear", "quadratic"):
+            order = shown(", ".join(self.classes[:8])) + (", ..." if len(self.classes) > 8 else "")
+            remarks.append(f"kappa with {self.kappa} weights, classes in the order {order}")
+        return remarks
 
     def _rows(self, found: np.ndarray, labels: np.ndarray, batch: Batch) -> Iterator[dict[str, Any]]:
         classes = self.classes
@@ -104,13 +134,19 @@ def class_metrics(
     *,
     multi_label: bool = False,
     thresholds: np.ndarray | None = None,
+    specificity: float | None = None,
+    kappa: str = "none",
 ) -> tuple[Metrics, list[dict[str, Any]]]:
     """Metrics of a whole split and a row per class; None where a metric is not defined.
+
+    `sensitivity` is that of the second of two classes, else the mean of all.
 
     Args:
         found: probabilities `[N, classes]`.
         labels: `[N]` class indices, or `[N, classes]` 0/1.
         thresholds: of each class: which labels are guessed, or which answers count as sure.
+        specificity: at which `sensitivity` is measured; None leaves it out.
+        kappa: weights of Cohen's kappa, which needs single labels: unweighted, linear or quadratic; none leaves it out.
     """
     hits, support, guessed = np.zeros((3, len(classes)), np.int64)
     whole = first = among = 0  # images whose labels are all right; whose label is first; among the first five
@@ -130,24 +166,28 @@ def class_metrics(
             correct = np.argsort(-found[part], axis=1, kind="stable")[:, :5] == truth[:, None]
             first += int(correct[:, 0].sum())
             among += int(correct.any(1).sum())
-    aurocs, precisions = _ranked_metrics(found, labels, support, multi_label=multi_label)
+    aurocs, precisions, sensitivities = _ranked_metrics(found, labels, support, multi_label=multi_label, specificity=specificity)
     rows: list[dict[str, Any]] = []
     for index, name in enumerate(classes):
         recall = ratio(hits[index], support[index])
         precision = ratio(hits[index], guessed[index])
         f1 = ratio(2 * hits[index], support[index] + guessed[index])
         facts = {"class": name, "support": int(support[index]), "precision": precision, "recall": recall, "f1": f1}
-        rows.append(facts | {"auroc": aurocs[index]})
+        rows.append(facts | {"auroc": aurocs[index]} | ({} if specificity is None else {"sensitivity": sensitivities[index]}))
     common: Metrics = {
         "balanced_accuracy": mean([row["recall"] for row in rows]),
         # A class without images has no F1 to average, even if it was guessed.
         "macro_f1": mean([row["f1"] for row in rows if row["support"]]),
         "auroc": mean(aurocs),
     }
+    if specificity is not None:
+        common["sensitivity"] = sensitivities[1] if is_binary(classes, multi_label=multi_label) else mean(sensitivities)
     if multi_label:
         return {"exact_match": ratio(whole, len(found)), "mean_average_precision": mean(precisions), **common}, rows
     single: Metrics = {"top1": ratio(first, len(found)), "top5": ratio(among, len(found)), **common}
     single["ece"] = calibration_error(confidence_bins(found, labels))
+    if kappa != "none":
+        single["kappa"] = cohen_kappa(confusion_matrix(found, labels), None if kappa == "unweighted" else kappa)
     return single | ({} if thresholds is None else _answered(found, labels, thresholds)), rows
 
 
@@ -193,17 +233,48 @@ def calibration_error(bins: Bins) -> float | None:
 
 
 def _ranked_metrics(
-    found: np.ndarray, labels: np.ndarray, support: np.ndarray, *, multi_label: bool
-) -> tuple[list[float | None], list[float | None]]:
-    """AUROC of each class, and of several labels per image the average precision."""
+    found: np.ndarray, labels: np.ndarray, support: np.ndarray, *, multi_label: bool, specificity: float | None
+) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """AUROC of each class; of several labels per image the average precision; the sensitivity at a specificity, if one is given."""
     aurocs: list[float | None] = []
     precisions: list[float | None] = []
+    sensitivities: list[float | None] = []
     for part in blocks(found.shape[1], len(found)):
         for index, values in enumerate(np.ascontiguousarray(found[:, part].T), part.start):
             truth = labels[:, index] > 0 if multi_label else labels == index
-            aurocs.append(float(roc_auc_score(truth, values)) if 0 < support[index] < len(truth) else None)
+            defined = 0 < support[index] < len(truth)
+            aurocs.append(float(roc_auc_score(truth, values)) if defined else None)
+            sensitivities.append(sensitivity_at(truth, values, specificity) if defined and specificity is not None else None)
             precisions.append(float(average_precision_score(truth, values)) if multi_label and support[index] else None)
-    return aurocs, precisions
+    return aurocs, precisions, sensitivities
+
+
+def is_binary(classes: Sequence[str], *, multi_label: bool) -> bool:
+    """Whether one class excludes the other, so that the second stands for both."""
+    return len(classes) == 2 and not multi_label
+
+
+def sensitivity_at(truth: np.ndarray, values: np.ndarray, specificity: float) -> float:
+    """Largest sensitivity of a threshold on the values whose specificity is at least this.
+
+    Args:
+        truth: `[N]`, bool, of both kinds.
+    """
+    false_rate, true_rate, _ = roc_curve(truth, values, drop_intermediate=False)
+    return float(true_rate[false_rate <= 1 - specificity + 1e-12].max())
+
+
+def cohen_kappa(counts: np.ndarray, weights: str | None) -> float | None:
+    """Cohen's kappa of counts `[true class, predicted class]`; None if truth and prediction are one class throughout.
+
+    Args:
+        weights: of a disagreement: None, linear or quadratic (Cohen 1968), by the distance of the classes.
+    """
+    if counts.trace() == counts.sum() and np.count_nonzero(counts) <= 1:
+        return None
+    truth, guess = np.nonzero(counts)
+    found = cohen_kappa_score(truth, guess, labels=np.arange(len(counts)), weights=weights, sample_weight=counts[truth, guess])
+    return float(found)
 
 
 def names_of(vector: np.ndarray, classes: Sequence[str], thresholds: np.ndarray | None = None) -> list[str]:

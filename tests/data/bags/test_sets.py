@@ -37,6 +37,16 @@ def test_a_folder_with_a_table_keeps_patients_together(tmp_path: Path) -> None:
     assert np.array_equal(found.coords, want["coords"]) and np.array_equal(found.instances, want["inst"])
 
 
+def test_patients_stay_in_one_of_five_folds(tmp_path: Path) -> None:
+    root = slides(tmp_path / "slides", 12)
+    folds = [load(root, fold=(number, 5)) for number in range(1, 6)]
+    held = [name for data in folds for name in data.val.ids]
+    assert sorted(held) == sorted(f"slide_{number}" for number in range(10))
+    assert all(not set(data.train.groups or ()) & set(data.val.groups or ()) for data in folds)
+    with pytest.raises(UserError, match=r"6 folds cannot be made of 5 groups of bags"):
+        load(root, fold=(1, 6))
+
+
 def test_labels_in_files_in_folders_and_by_split(tmp_path: Path) -> None:
     for split, numbers in (("train", range(4)), ("val", range(4, 6))):
         for number in numbers:

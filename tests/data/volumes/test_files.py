@@ -13,11 +13,16 @@ import pytest
 from pydicom.uid import JPEG2000Lossless
 
 from tests.data.volumes.made import SPACING, balls, oblique, save, series
+from visionattn.console import Console
 from visionattn.data.readers import UnreadableFile
 from visionattn.data.volumes import extra
 from visionattn.data.volumes.files import Source, folder_series, group_files, read_labels
 from visionattn.data.volumes.grid import Grid
+from visionattn.data.volumes.layouts import find_cases
+from visionattn.data.volumes.settings import VolumeDataConfig
 from visionattn.errors import UserError
+from visionattn.jobs.predict import find_files
+from visionattn.tasks import TASKS
 
 LIMIT = 2**30
 
@@ -182,6 +187,23 @@ def test_a_compressed_series_names_its_package(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UnreadableFile, match=r"compressed \(JPEG 2000 .*\): pip install pylibjpeg pylibjpeg-openjpeg") as caught:
         source.grid()
     assert caught.value.code == "VA-D032"
+
+
+def test_a_series_under_any_names(tmp_path: Path) -> None:
+    """Names are identifiers, numbers or whatever an export made of them; the content tells that a file is DICOM."""
+    for split in ("train", "val"):
+        folder = tmp_path / "data/images" / split / "scan"
+        affine = series(folder, STORED)
+        for number, path in enumerate(sorted(folder.iterdir())):
+            path.rename(folder / (f"1.2.840.113619.2.55.3.{number}", f"IM-{number:04d}", f"slice.DCM.{number}")[number % 3])
+        (folder / "notes.txt").write_text("no slice")
+        save(tmp_path / "data/labels" / split / "scan.nii.gz", (STORED > 1000).astype(np.uint8), affine)
+    (case,) = find_cases(VolumeDataConfig(root=str(tmp_path / "data"))).parts["train"]
+    assert case.id == "images/train/scan" and len(case.source.paths) == 5 and case.source.read(LIMIT)[0].shape == (1, *STORED.shape)
+    task = TASKS["volumes"]
+    found = find_files([tmp_path / "data/images"], task.input_suffixes, [], Console(quiet=True), task.is_input)
+    assert len(found) == 10 and len(group_files([str(path) for path in found], 1)) == 2
+    assert not TASKS["classify"].is_input(str(next(iter(found))))
 
 
 def test_files_become_volumes(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import torch
+from pydicom.uid import MPEG2MPML
 from torch.nn import functional as F
 
 from tests.data.volumes.made import balls, folders, oblique, save, series
@@ -52,6 +55,11 @@ def test_patients_stay_together(tmp_path: Path) -> None:
     folds = [load(root, fold=(number, 4), group_by=r"(p\d+)_").val.ids for number in (1, 2, 3, 4)]
     assert sorted(name for fold in folds for name in fold) == sorted(data.train.ids + data.val.ids)
     assert all(len({name.partition("_")[0] for name in fold}) == 1 for fold in folds)
+    with pytest.raises(UserError, match=r"5 folds cannot be made of 4 groups of volumes \(data\.group_by\)") as caught:
+        load(root, fold=(1, 5), group_by=r"(p\d+)_")
+    assert caught.value.fix == "--folds 4"
+    with pytest.raises(UserError, match="leaves no validation volumes of 8"):
+        load(root, val_fraction=0.25, group_by="nii")
 
 
 def test_nnunet_with_channels_and_regions(tmp_path: Path) -> None:
@@ -181,6 +189,56 @@ def test_every_fault_has_one_line(tmp_path: Path) -> None:
         assert any((kind, found) == (level, code) and part in text for kind, found, text in lines), (part, lines)
     assert set(report.unreadable) == {"images/train/p2_5.nii.gz"}
     assert any(note.code == "VA-D030" for note in checked(root, tmp_path, check="headers").notes)
+
+
+def test_headers_and_series_have_one_line_each(tmp_path: Path) -> None:
+    """What is wrong with a header or a series is found before training, and so is a rescaling that a viewer may ignore."""
+    root, nan = tmp_path / "data", float("nan")
+    stored = 1000 + 100 * balls()[1].astype(int)
+    changes: dict[str, dict[str, Any]] = {"good": {}, "gap": {"skip": [3]}, "mixed": {}, "packed": {}, "color": {"SamplesPerPixel": 3}}
+    for name, change in changes.items():
+        affine = series(root / "images/train" / name, stored, **change)
+        save(root / "labels/train" / f"{name}.nii.gz", balls()[1], affine)
+    series(root / "images/train/mixed", stored, uid="1.2.3.4000009")
+    for path in (root / "images/train/packed").iterdir():
+        file = pydicom.dcmread(path)
+        file.file_meta.TransferSyntaxUID = MPEG2MPML
+        file.PixelData = pydicom.encaps.encapsulate([b"\0" * 8])
+        file.save_as(path)
+    headers: dict[str, tuple[int, tuple[float, ...]]] = {
+        "nan": (280, (nan,)),
+        "singular": (280, (1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1)),
+        "flat": (80, (1, 0, 1)),
+    }
+    for number, (name, (offset, values)) in enumerate(headers.items()):
+        image, label = balls(number)
+        path = save(root / "images/train" / f"{name}.nii", image)
+        content = bytearray(path.read_bytes())
+        content[offset : offset + 4 * len(values)] = struct.pack(f"<{len(values)}f", *values)
+        path.write_bytes(content)
+        save(root / "labels/train" / f"{name}.nii.gz", label)
+    image, label = balls(7)
+    save(root / "images/val/v.nii.gz", image)
+    save(root / "labels/val/v.nii.gz", label)
+    report = checked(root, tmp_path, classes=["background", "front", "back"])
+    lines: dict[str, list[str]] = {note.code: [] for note in report.notes}
+    for note in report.notes:
+        lines[note.code].append(note.text)
+        assert "\n" not in note.text and (note.level == "error") == note.code.startswith("VA-D03"), note
+    grids, series_, packed = (lines[f"VA-D03{number}"] for number in range(3))
+    assert [len(found) for found in (grids, series_, packed)] == [3, 3, 1]
+    for found, name, part in (
+        (grids, "nan.nii", "NaN or infinite"),
+        (grids, "singular.nii", "singular"),
+        (grids, "flat.nii", "1 x 0 x 1 mm"),
+        (series_, "images/train/gap", "1 slice missing"),
+        (series_, "images/train/mixed", "2 series in one folder (12 slices, 12 slices)"),
+        (series_, "images/train/color", "in colour"),
+        (packed, "images/train/packed", "no package decodes it"),
+    ):
+        assert sum(name in text and part in text for text in found) == 1, (name, found)
+    (rescaled,) = (text for text in lines[""] if "rescaled" in text)
+    assert rescaled.startswith("1 volume rescaled as DICOM says (the first: slope 2, intercept -1000)")
 
 
 def test_facts_are_kept_and_found_again(tmp_path: Path) -> None:

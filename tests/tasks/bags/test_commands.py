@@ -67,6 +67,35 @@ def test_train_evaluate_and_predict(tmp_path: Path) -> None:
     assert "9 features per instance, expected 6" in refused(out, "VA-D010", 3, "predict", run, "--source", wrong)
 
 
+def test_folds_by_patient_with_their_summary(tmp_path: Path) -> None:
+    root = slides(tmp_path / "slides", 14)
+    done("train", "--data", root, "--folds", 5, *settings(tmp_path, "eval.specificity=0.8", "eval.kappa=quadratic"))
+    (run,) = (tmp_path / "runs").glob("*/*/folds.json")
+    answer = json.loads(run.read_text())
+    assert [row["count"] for row in answer["folds"]].count(0) == 0 and sum(row["count"] for row in answer["folds"]) == 12
+    assert {"auroc", "sensitivity", "kappa"} <= answer["metrics"].keys() and answer["metrics"]["top1"]["std"] is not None
+    header, *rows = csv.reader((run.parent / "folds.csv").open())
+    assert header[:4] == ["fold", "run", "epoch", "bags"] and [row[0] for row in rows] == ["1", "2", "3", "4", "5", "mean", "std"]
+    assert "Each bag was validated once" in (run.parent / "report.html").read_text()
+    held = [
+        row
+        for fold in range(1, 6)
+        for row in csv.DictReader((run.parent / f"fold{fold}/data/manifest.csv").open())
+        if row["split"] == "val"
+    ]
+    assert sorted(row["path"] for row in held) == sorted(f"slide_{number}" for number in range(12))
+    page = (run.parent / "fold1/report.html").read_text()
+    assert "sens@spec: sensitivity at a specificity of at least 80 %" in page and "that of tumour" in page
+    text = failed_features(run.parent / "fold1", root, tmp_path)
+    assert "features are of images, and the model is one of bags (task bags)" in text
+
+
+def failed_features(run: Path, data: Path, tmp_path: Path) -> str:
+    result = va("features", run, data, "--out", tmp_path / "features")
+    assert result.exit_code == 2 and result.stderr.startswith("error VA-C002"), result.output
+    return result.stderr
+
+
 def test_a_bad_bag_stops_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = slides(tmp_path / "slides")
     (root / "slide_5.h5").unlink()

@@ -96,6 +96,27 @@ def test_intervals_over_images() -> None:
     assert intervals(list(range(5))) == {}
 
 
+def test_the_pooled_f1_of_published_tables() -> None:
+    """Over the pixels of all images, each class against the rest; of one and of several processes."""
+    label = torch.zeros(2, 20, 24, dtype=torch.long)
+    label[0, 2:14, 3:15], label[1, 5:15, 9:19] = 1, 1
+    guess = label.clone()
+    guess[0, 2:8, 3:15], guess[1, 0:3, 0:3] = 0, 1  # half of the first is missing, and a speck is in the second
+    logits = torch.where(guess == 1, 1.0, -1.0)[:, None]
+    meters = [SegmentationMeter(CLASSES[:2], protocol="pooled_f1") for _ in range(3)]
+    scores = scored(meters[0], logits, label).result()
+    want = 2 * (72 + 100) / (144 + 100 + 72 + 100)
+    assert scores.metrics["pooled_f1"] == pytest.approx(want) and [row["pooled_f1"] for row in scores.per_class] == [
+        None,
+        pytest.approx(want),
+    ]
+    meters[2].merge([scored(meters[1], logits[1:], label[1:], 1).state(), scored(meters[1], logits[:1], label[:1]).state()][1:])
+    assert meters[2].result().metrics == scores.metrics
+    config = load_config(None, ["task=segment", "eval.protocol=pooled_f1"])
+    meter = TASKS["segment"].meter(config, {"classes": CLASSES})
+    assert isinstance(meter, SegmentationMeter) and meter.published is not None
+
+
 def test_scores_of_many_images_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the disk and in small parts, also when processes come together out of order."""
     logits, label = noise(12, 3, 6, 6), labels(12, 6, 6)

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 
 import visionattn as va
 from tests.commands import done
+from tests.commands import va as va_command
 from tests.data.volumes.made import SPACING, balls, folders, oblique, save, series
-from tests.tasks.volumes.conftest import train
+from tests.tasks.volumes.conftest import NAMES, TINY, train
 from visionattn.console import Console
 from visionattn.data.volumes.grid import Grid
 from visionattn.errors import UserError
@@ -43,6 +44,8 @@ def test_what_a_run_leaves(volume_run: Path) -> None:
     assert (volume_run / "data/preview_train.png").is_file() and (volume_run / "data/preview_val.png").is_file()
     page = (volume_run / "report.html").read_text()
     assert "distances in mm (HD95 max_directed)" in page and "Scores of volumes" in page
+    (line,) = (line for line in (volume_run / "log.txt").read_text().splitlines() if line.startswith("model "))
+    assert "patches of 32 x 32 x 16" in line and " px" not in line
     assert (volume_run / "data/classes.txt").read_text().split() == ["background", "front", "back"]
 
 
@@ -138,6 +141,33 @@ def test_overlapping_regions_of_two_channels(tmp_path: Path) -> None:
     assert [row["class"] for row in va.evaluate(result.run, console=Console(quiet=True)).scores.per_class] == ["whole", "core"]
     with pytest.raises(UserError, match="1 channel: expected 2"):
         va.predict(result.run, files[:1])
+
+
+def test_folds_by_patient_with_their_summary(tmp_path: Path) -> None:
+    root = folders(tmp_path / "balls", {"": 4}, NAMES)
+    more = ["data.group_by=(p\\d+)_", "train.epochs=1", "model.img_size=[32, 32, 8]", "model.args={width: 2, depth: 2}", "log.to=[]"]
+    given = {text.partition("=")[0] for text in more}
+    done(
+        "train",
+        "--data",
+        root,
+        "--folds",
+        2,
+        *(text for text in TINY if text.partition("=")[0] not in given),
+        *more,
+        f"output.dir={tmp_path}",
+    )
+    (path,) = tmp_path.glob("*/*/folds.json")
+    answer = json.loads(path.read_text())
+    assert [row["count"] for row in answer["folds"]] == [2, 2] and {"mean", "std"} == answer["metrics"]["dice"].keys()
+    held = [
+        [row["path"] for row in csv.DictReader((path.parent / f"fold{fold}/data/manifest.csv").open()) if row["split"] == "val"]
+        for fold in (1, 2)
+    ]
+    assert sorted(map(sorted, held)) == [[f"images/p{patient}_{2 * patient + number}.nii.gz" for number in (0, 1)] for patient in (0, 1)]
+    assert "Each volume was validated once" in (path.parent / "report.html").read_text()
+    result = va_command("features", path.parent / "fold1", root, "--out", tmp_path / "features")
+    assert result.exit_code == 2 and "features are of images, and the model is one of volumes" in result.stderr
 
 
 def test_the_layout_is_recognised(root: Path) -> None:

@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import (
+    compute_average_surface_distance,
+    compute_dice,
+    compute_hausdorff_distance,
+    compute_iou,
+    compute_surface_dice,
+)
 
 from tests.data.volumes.made import balls, oblique
 from visionattn.data.masks.settings import IGNORE
@@ -15,7 +21,7 @@ from visionattn.data.volumes.grid import Grid
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.overlap import case_scores
 from visionattn.tasks.volumes.predictor import VolumePrediction
-from visionattn.tasks.volumes.scores import VolumeMeter
+from visionattn.tasks.volumes.scores import VolumeMeter, fullest_planes
 
 GRID = Grid((24, 20, 12), oblique())
 TARGET: dict[str, Any] = {"classes": ["background", "front", "back"], "regions": []}
@@ -45,6 +51,7 @@ def test_case_scores_are_monais(seed: int) -> None:
         masks = one_hot(guess == score.label), one_hot(truth == score.label)
         kind: dict[str, Any] = {"include_background": False, "spacing": spacing}
         assert score.dice == pytest.approx(float(compute_dice(*masks, include_background=False)), abs=1e-6)
+        assert score.iou == pytest.approx(float(compute_iou(*masks, include_background=False)), abs=1e-6)
         assert score.hd95 == pytest.approx(float(compute_hausdorff_distance(*masks, percentile=95, **kind)), rel=1e-5)
         assert score.assd == pytest.approx(float(compute_average_surface_distance(*masks, symmetric=True, **kind)), rel=1e-5)
         assert score.nsd == pytest.approx(float(compute_surface_dice(*masks, class_thresholds=[1.5], **kind)), abs=1e-6)
@@ -69,6 +76,20 @@ def test_a_perfect_prediction_an_empty_one_and_one_that_misses() -> None:
     # Published tables count an empty case as 0 and forget the distance of a missed one.
     assert [row["synapse_dice"] for row in scores.per_class] == pytest.approx([1 / 3, 1 / 3]) and scores.metrics["synapse_hd95"] == 0
     assert scores.case_values is not None and np.isnan(scores.case_values[1][1]).all()
+
+
+def test_planes_go_through_the_most_of_a_mask() -> None:
+    inside = np.zeros((12, 10, 8), bool)
+    inside[1, 4, 2] = inside[9:12, 6:9, 5] = True  # between the two there is nothing
+    inside[10, 7, 4:7] = True
+    assert fullest_planes(inside) == (10, 7, 5) and fullest_planes(np.zeros((12, 10, 8), bool)) == (6, 5, 4)
+    meter = VolumeMeter(TARGET)
+    label = np.zeros(GRID.shape, np.uint8)
+    label[20:23, 3:6, 8] = 2
+    meter.update(predicted(np.roll(label, 5, 1)), batch(label))
+    (planes,) = meter.result().details
+    assert planes.places == fullest_planes(GRID.to_canonical(label > 0)), "those of the truth, where there is one"
+    assert planes.plane(2, GRID.canonical_shape).sum() == 2 * 9
 
 
 def test_regions_overlap() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from visionattn.data.split_names import KNOWN_NAMES
 from visionattn.data.walk import is_image_name
 
 SUFFIXES = frozenset({".h5", ".hdf5", ".npz", ".pt"})
@@ -20,9 +21,6 @@ LABELS = ("label", "labels", "y")
 BAGS = ("bag", "offsets", "sizes")
 # A patch is named by its place on the slide: 1024_2048.png, x1024_y2048.png, tumour-3_1024_2048.png.
 PLACE = re.compile(r"(?:^|[_-])x?(\d+)[_-]y?(\d+)$")
-
-# Names of folders of splits, as programs write them.
-_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 
 _LEAST_STEP = 16  # pixels
 _LOOKED_AT = 50  # entries of a folder: a folder of a million images is not listed
@@ -43,7 +41,7 @@ def holds_bags(root: Path) -> bool:
 
 def _of_a_slide(path: Path) -> bool:
     """Whether a path is class/slide/patch, also below a split; train/class/image is an image with a class of its own."""
-    return len(path.parts) - (path.parts[0].lower() in _SPLITS) > 2
+    return len(path.parts) - (path.parts[0].lower() in KNOWN_NAMES) > 2
 
 
 def _on_a_grid(paths: Sequence[Path]) -> bool:

@@ -17,6 +17,7 @@ from visionattn.data.bags.recognise import SUFFIXES
 from visionattn.data.bags.settings import BagDataConfig
 from visionattn.data.readers import UnreadableFile
 from visionattn.data.root import find_root
+from visionattn.data.split_names import SPLITS, split_names
 from visionattn.data.splits import Data, Note, split_folds, split_off
 from visionattn.data.tables import CsvTable, csv_columns, read_csv
 from visionattn.data.walk import IMAGE_SUFFIXES, Walker
@@ -24,8 +25,6 @@ from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.names import from_path, shown, to_path, typed
 
-SPLITS = ("train", "val", "test")
-_VAL_NAMES = ("val", "valid", "validation")
 _ID, _LABEL = "slide_id|slide|id|path|filename", "label|class"  # columns, the first that there is
 _PATIENT = ("patient", "patient_id", "case_id")
 _SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs")  # endings that tables may give to the names of slides
@@ -63,7 +62,7 @@ class BagSet:
 
     @property
     def images(self) -> None:
-        """Bags are no images."""
+        """Always None: a bag is not an image."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -149,7 +148,7 @@ def load_bags(settings: BagDataConfig, patches: PatchFeatures, *, seed: int) -> 
         notes.append(note)
     elif held_out and settings.val_fraction is not None:
         train = sets["train"]
-        sets["train"], sets["val"] = split_off(train, train.labels, train.groups, settings.val_fraction, seed)
+        sets["train"], sets["val"] = split_off(train, train.labels, train.groups, settings.val_fraction, seed, unit="bag")
         notes.append(Note("info", "", f"val: {len(sets['val']):,} bags held out of train (data.val_fraction, seed {seed})"))
     data = BagData(from_path(root.resolve().stem), sets["train"], sets["val"], sets.get("test"), notes, classes)
     notes += [*_missing_classes(data), *_shared_patients(data)]
@@ -324,8 +323,7 @@ def _group(name: str, row: dict[str, str], settings: BagDataConfig) -> str:
 
 def _split_names(settings: BagDataConfig) -> dict[str, str]:
     """Splits by the names that they may have."""
-    vals = _VAL_NAMES if settings.val == "val" else (settings.val,)
-    return {settings.train: "train", **dict.fromkeys(vals, "val"), settings.test: "test"}
+    return {name: split for split, names in split_names(settings).items() for name in names}
 
 
 def _by_split(rows: Sequence[_Row], settings: BagDataConfig) -> dict[str, list[_Row]]:
@@ -385,7 +383,9 @@ def _numbered(
         why = f"the classes are {shown(', '.join(classes[:8]))}"
         if known:
             raise UserError("VA-M003", f"the data have classes that the run does not have: {found}", where=str(root), why=why, exit_code=4)
-        raise UserError("VA-D004", f"{split} has labels that are no class: {found}", why=why, fix="add training bags, or list data.classes")
+        raise UserError(
+            "VA-D004", f"{split} has labels that are not classes: {found}", why=why, fix="add training bags, or list data.classes"
+        )
     groups = [row.group or f"bag {row.name}" for row in rows] if any(row.group for row in rows) else None
     return BagSet(
         split,
@@ -409,7 +409,7 @@ def _fold(whole: BagSet, fold: tuple[int, int], seed: int) -> tuple[BagSet, BagS
         val = whole.take([index for index, out in enumerate(held) if out], "val")
         how = "the data's own"
     else:
-        train, val = split_folds(whole, whole.labels, whole.groups, fold, seed)
+        train, val = split_folds(whole, whole.labels, whole.groups, fold, seed, unit="bag")
         how = f"drawn with seed {seed}"
     return train, val, Note("info", "", f"val: fold {number} of {count}, {len(val):,} bags (data.fold, {how}); train: the other folds")
 

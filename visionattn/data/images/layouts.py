@@ -19,6 +19,7 @@ from visionattn.data.images.settings import ImageDataConfig, LabelDataConfig
 from visionattn.data.images.shards import TAR_SUFFIXES, find_shards, read_shards
 from visionattn.data.root import find_root
 from visionattn.data.sources import ArrayImages, FileImages, Images, TorchvisionImages
+from visionattn.data.split_names import SPLITS, split_names
 from visionattn.data.splits import Note, histogram
 from visionattn.data.stacks import MOST_CHANNELS
 from visionattn.data.tables import CsvTable, csv_columns, read_csv
@@ -27,9 +28,6 @@ from visionattn.errors import UserError, did_you_mean
 from visionattn.files import counted
 from visionattn.names import from_path, shown, to_path, typed
 
-SPLITS = ("train", "val", "test")
-# Names of a validation split if data.val has its default.
-_VAL_NAMES = ("val", "valid", "validation")
 # How other names of splits begin.
 _BEGINNINGS = {"train": ("train", "trn"), "val": ("val", "dev", "eval"), "test": ("test", "tst")}
 CSV_COLUMNS = ("path", "label")
@@ -118,10 +116,6 @@ def _guess(root: Path, settings: LabelDataConfig) -> str:
     if _shards(root, settings, TAR_SUFFIXES):
         return "webdataset"
     return "hf" if _shards(root, settings, PARQUET_SUFFIXES) else "folders"
-
-
-def split_names(settings: ImageDataConfig) -> dict[str, tuple[str, ...]]:
-    return {"train": (settings.train,), "val": _VAL_NAMES if settings.val == "val" else (settings.val,), "test": (settings.test,)}
 
 
 def _parts(root: Path, settings: LabelDataConfig, suffix: str) -> dict[str, Path]:

@@ -9,16 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 
-from visionattn.data.images.layouts import (
-    SPLITS,
-    class_folders,
-    image_walker,
-    is_image,
-    require_files,
-    require_one_value,
-    split_names,
-    tree,
-)
+from visionattn.data.images.layouts import class_folders, image_walker, is_image, require_files, require_one_value, tree
 from visionattn.data.masks.nnunet import file_ending
 from visionattn.data.masks.recognise import PAIR_COLUMNS, folder_pair, mask_suffix_beside, suffix_below
 from visionattn.data.masks.settings import MaskDataConfig
@@ -26,6 +17,7 @@ from visionattn.data.names import find_listed
 from visionattn.data.readers import is_mask_of
 from visionattn.data.root import find_root
 from visionattn.data.sources import further_channels
+from visionattn.data.split_names import SPLITS, split_names
 from visionattn.data.splits import Note
 from visionattn.data.tables import read_csv, read_lines
 from visionattn.data.walk import is_image_name

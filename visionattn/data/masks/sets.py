@@ -13,20 +13,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from visionattn.data.images.layouts import (
-    SPLITS,
-    check_settings,
-    folder_name,
-    groups_from_paths,
-    no_validation_split,
-    require_distinct,
-)
+from visionattn.data.images.layouts import check_settings, folder_name, groups_from_paths, no_validation_split, require_distinct
 from visionattn.data.masks.layouts import MaskLayout, Pair, Pairs, find_mask_layout, near_suffix, read_pairs
 from visionattn.data.masks.nnunet import nnunet_classes
 from visionattn.data.masks.palettes import ClassEntry, Colour, default_palette, read_classes
 from visionattn.data.masks.settings import IGNORE, MaskDataConfig
 from visionattn.data.readers import MaskPixels, UnreadableFile, file_content, read_mask, upright_size
 from visionattn.data.sources import ChannelFiles, FileImages
+from visionattn.data.split_names import SPLITS
 from visionattn.data.splits import Data, ManifestRow, Note, content_hash, fold_note, split_folds, split_off
 from visionattn.errors import UserError
 from visionattn.names import shown

@@ -182,6 +182,9 @@ def _set_notes(
         notes.append(Note("info", "", f"voxels {low} to {high}, median {middle}; spacing {spacing} mm"))
         values = f"{min(item.low for item in facts.values()):g} to {max(item.high for item in facts.values()):g}"
         notes.append(Note("info", "", f"values {values}"))
+        if rescaled := [item.rescaling for item in facts.values() if item.rescaling]:
+            text = f"{counted(len(rescaled), 'volume')} rescaled as DICOM says (the first: {rescaled[0]})"
+            notes.append(Note("info", "", f"{text}; a viewer that ignores it shows other values"))
         if constant := [name for name, item in facts.items() if item.low == item.high]:
             notes.append(Note("warning", "VA-D010", f"{counted(len(constant), 'volume')} of one value: {shown(', '.join(constant[:3]))}"))
     for split, table in counts.items():

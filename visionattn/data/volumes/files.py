@@ -14,6 +14,7 @@ import numpy as np
 from visionattn.data.readers import LIMIT_SETTING, UnreadableFile
 from visionattn.data.volumes.extra import library
 from visionattn.data.volumes.grid import Grid
+from visionattn.data.volumes.recognise import is_dicom
 from visionattn.errors import UserError
 from visionattn.files import counted
 
@@ -204,15 +205,6 @@ def _explained(path: str) -> Iterator[None]:
 # ---------------------------------------------------------------- DICOM
 
 
-def is_dicom(path: str) -> bool:
-    """Whether a file begins as one of DICOM."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 def _series(paths: Sequence[str]) -> tuple[Grid, list[str]]:
     """The grid of a series, and its files in the order of their positions along the normal.
 
@@ -313,14 +305,25 @@ def _series_voxels(ordered: Sequence[str]) -> np.ndarray:
         with _explained(path):
             found = pydicom.dcmread(path)
             pixels = found.pixel_array.astype(np.float32)
-            slope, intercept = (float(found.get(key, usual)) for key, usual in (("RescaleSlope", 1), ("RescaleIntercept", 0)))
+            slope, intercept = _rescaling(found)
         slices.append(pixels.T * np.float32(slope) + np.float32(intercept))
     return np.stack(slices, -1)
+
+
+def _rescaling(header: Any) -> tuple[float, float]:
+    """Slope and intercept from stored values to those of the scanner."""
+    return float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
 
 
 def dicom_modality(source: Source) -> str:
     """Modality of a DICOM series, for example CT; empty for other files."""
     return str(_slice_header(source.paths[0]).get("Modality", "")) if source.dicom else ""
+
+
+def dicom_rescaling(source: Source) -> str:
+    """How the first slice of a DICOM series is rescaled; empty if it is not, and for other files."""
+    slope, intercept = _rescaling(_slice_header(source.paths[0])) if source.dicom else (1.0, 0.0)
+    return "" if (slope, intercept) == (1, 0) else f"slope {slope:g}, intercept {intercept:g}"
 
 
 # ---------------------------------------------------------------- grouping

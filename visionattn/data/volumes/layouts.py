@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from visionattn.data.root import find_root
+from visionattn.data.split_names import split_names
 from visionattn.data.splits import Note
 from visionattn.data.volumes.files import Source, folder_series
 from visionattn.data.volumes.labels import channel_names, read_json
-from visionattn.data.volumes.recognise import FOLDERS, is_nifti, volume_root, without_ending
+from visionattn.data.volumes.recognise import FOLDERS, SUFFIXES, is_dicom, is_nifti, volume_root, without_ending
 from visionattn.data.volumes.settings import VolumeDataConfig
 from visionattn.data.walk import Walker
 from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.names import from_path, shown
-
-SPLITS = ("train", "val", "test")
-_VAL_NAMES = ("val", "valid", "validation")
 
 _ACCEPTED = """accepted layouts:
   ROOT/images/train/CASE.nii.gz and ROOT/labels/train/CASE.nii.gz (and val, test); masks for labels
@@ -77,7 +75,7 @@ def find_cases(settings: VolumeDataConfig) -> Cases:
     content = read_json(found)
     channels = channel_names(content) or ["image"]
     cases = Cases(found, content, channels, {}, [], [])
-    walker = Walker((".nii", ".gz", ".dcm", ".ima", ""), settings.exclude)
+    walker = Walker(SUFFIXES, settings.exclude, is_dicom)
     for split, images, labels in _folders(settings, found):
         volumes = _volumes(images, walker, len(channels), found)
         maps = _label_maps(labels, walker)
@@ -103,7 +101,7 @@ def find_cases(settings: VolumeDataConfig) -> Cases:
 
 def _folders(settings: VolumeDataConfig, root: Path) -> list[tuple[str, Path, Path]]:
     """The folders of images and labels of each split; `all` for those without splits."""
-    names = {"train": (settings.train,), "val": _VAL_NAMES if settings.val == "val" else (settings.val,), "test": (settings.test,)}
+    names = split_names(settings)
     if not settings.images and (root / "imagesTr").is_dir() and settings.format in ("auto", "nnunet"):
         pairs = [("all", root / "imagesTr", root / "labelsTr"), ("test", root / "imagesTs", root / "labelsTs")]
         return [pair for pair in pairs if pair[1].is_dir()]

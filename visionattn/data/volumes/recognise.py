@@ -10,6 +10,8 @@ from visionattn.data.volumes.settings import NIFTI
 
 # Names of a folder of images and a folder of labels.
 FOLDERS = (("imagesTr", "labelsTr"), ("images", "labels"), ("images", "masks"))
+# Endings of files of volumes; those of a DICOM series may have any others.
+SUFFIXES = frozenset({".nii", ".gz", ".dcm", ".ima", ""})
 _FEW = 1000  # entries that are looked at
 
 
@@ -32,6 +34,15 @@ def volume_root(root: Path) -> Path | None:
 def is_nifti(name: str) -> bool:
     """Whether a file name has the ending of a NIfTI file."""
     return name.lower().endswith(NIFTI)
+
+
+def is_dicom(path: str) -> bool:
+    """Whether a file begins as one of DICOM."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def without_ending(name: str) -> str:

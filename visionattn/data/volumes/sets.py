@@ -16,11 +16,12 @@ from visionattn.data.images.layouts import groups_from_paths
 from visionattn.data.masks.settings import IGNORE
 from visionattn.data.readers import UnreadableFile
 from visionattn.data.sources import KeptImages
+from visionattn.data.split_names import SPLITS
 from visionattn.data.splits import Data, ManifestRow, Note, fold_note, split_folds, split_off
-from visionattn.data.volumes.files import dicom_modality, file_stamp, read_labels
+from visionattn.data.volumes.files import dicom_modality, dicom_rescaling, file_stamp, read_labels
 from visionattn.data.volumes.grid import Grid
 from visionattn.data.volumes.labels import LabelRule, LabelSet, classes_of, declared_labels, found_labels, regions_of
-from visionattn.data.volumes.layouts import SPLITS, Case, Cases, find_cases
+from visionattn.data.volumes.layouts import Case, Cases, find_cases
 from visionattn.data.volumes.prepare import Plan, Scaling, foreground_quantiles, foreground_scaling, planned_spacing
 from visionattn.data.volumes.settings import VolumeDataConfig
 from visionattn.errors import UserError
@@ -41,6 +42,7 @@ class VolumeFacts:
         quantiles: of each channel in the foreground.
         modality: of DICOM.
         low, high: smallest and largest voxel.
+        rescaling: of the stored values of DICOM; empty for none.
     """
 
     shape: tuple[int, int, int]
@@ -50,6 +52,7 @@ class VolumeFacts:
     modality: str
     low: float
     high: float
+    rescaling: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class VolumeSet:
 
     @property
     def images(self) -> None:
-        """Volumes are no images."""
+        """Always None: a volume is not an image."""
 
     @property
     def ids(self) -> list[str]:
@@ -116,6 +119,7 @@ class VolumeSet:
             dicom_modality(self.cases[index].source),
             float(voxels.min()),
             float(voxels.max()),
+            dicom_rescaling(self.cases[index].source),
         )
 
 
@@ -264,7 +268,7 @@ def _splits(settings: VolumeDataConfig, cases: Cases, rule: LabelRule, seed: int
     train = parts["train"]
     alike = np.zeros(len(train), np.int64)
     if settings.fold is not None:
-        train, val = split_folds(train, alike, train.groups, settings.fold, seed)
+        train, val = split_folds(train, alike, train.groups, settings.fold, seed, unit="volume")
         notes.append(fold_note(len(val), settings.fold, seed, "volume"))
         return {**parts, "train": train, "val": val}
     if "val" in parts:
@@ -275,7 +279,7 @@ def _splits(settings: VolumeDataConfig, cases: Cases, rule: LabelRule, seed: int
         why = "volumes are held out of the training set only on request; data.group_by keeps those of a patient together"
         fix = "visionattn train --val-fraction 0.2 ... (or data.val_fraction=0.2)"
         raise UserError("VA-D003", f'no validation split in data.root "{settings.root}"', why=why, fix=fix)
-    train, val = split_off(train, alike, train.groups, settings.val_fraction, seed)
+    train, val = split_off(train, alike, train.groups, settings.val_fraction, seed, unit="volume")
     notes.append(Note("info", "", f"val: {len(val):,} volumes held out of train (data.val_fraction, seed {seed})"))
     return {**parts, "train": train, "val": val}
 

@@ -30,9 +30,9 @@ class Bags(Task):
     formats = ("json", "csv", "attention", "heatmap")
     default_formats = ("json", "csv", "attention", "heatmap")
     display = Display(
-        metrics=("auroc", "top1", "macro_f1", "key_auroc"),
-        curves=("auroc", "top1", "balanced_accuracy", "macro_f1", "key_auroc"),
-        names={"top1": "accuracy", "key_auroc": "key AUROC", "auroc": "AUROC"},
+        metrics=("auroc", "top1", "macro_f1", "kappa", "sensitivity", "key_auroc"),
+        curves=("auroc", "top1", "balanced_accuracy", "macro_f1", "kappa", "key_auroc"),
+        names={"top1": "accuracy", "key_auroc": "key AUROC", "auroc": "AUROC", "sensitivity": "sens@spec"},
     )
     leaves_unused = True  # a part of the loss that has no weight leaves the classifiers of branches unused
 
@@ -153,10 +153,13 @@ class Bags(Task):
 
         return lambda batch: outputs_of(model, batch["bag"], device)
 
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        raise self.no_features()
+
     def meter(self, config: BagsConfig, target: Target) -> Meter:
         from visionattn.tasks.bags.scores import BagMeter
 
-        return BagMeter(target["classes"], config.eval.key_instances)
+        return BagMeter(target["classes"], config.eval.key_instances, specificity=config.eval.specificity, kappa=config.eval.kappa)
 
     def monitor(self, config: BagsConfig) -> str:
         return "auroc"

@@ -40,10 +40,11 @@ class BagMeter(ClassificationMeter):
 
     Args:
         key: instance label of the key instances; None scores no attention.
+        specificity, kappa: as in `class_metrics`.
     """
 
-    def __init__(self, classes: list[str], key: int | None) -> None:
-        super().__init__(classes, multi_label=False)
+    def __init__(self, classes: list[str], key: int | None, *, specificity: float | None = None, kappa: str = "none") -> None:
+        super().__init__(classes, multi_label=False, specificity=specificity, kappa=kappa)
         self.key = key
         self.seen: Rows[Seen] = Rows()
         self.order = array("q")

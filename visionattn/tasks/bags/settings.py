@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, OptimConfig, RunConfig, Section, TrainConfig, setting
+from visionattn.config.schema import Auto, BackboneConfig, OptimConfig, RunConfig, Section, TrainConfig, setting
 from visionattn.data.bags.settings import BagDataConfig
+from visionattn.tasks.class_settings import ClassEvalConfig
 
 # Keys of a backbone that networks on given features do not have, and what auto becomes when a run starts.
 _UNUSED: dict[str, Any] = {"weights": "none", "in_chans": 3, "img_size": "auto", "drop_path_rate": 0.0}
@@ -49,8 +50,8 @@ class BagTrainConfig(TrainConfig):
     )
 
 
-class BagEvalConfig(EvalConfig):
-    best: Literal["auto", "auroc", "top1", "balanced_accuracy", "macro_f1"] = setting(
+class BagEvalConfig(ClassEvalConfig):
+    best: Literal["auto", "auroc", "top1", "balanced_accuracy", "macro_f1", "kappa"] = setting(
         "auto", "Metric that selects the best checkpoint; auto: auroc. With one label per bag the micro F1 is top1."
     )
     key_instances: int | None = setting(

@@ -44,9 +44,9 @@ class Classification(Task):
     config = ClassifyConfig
     formats = ("json", "csv", "probs")
     display = Display(
-        metrics=("top1", "top5", "auroc"),
-        curves=("top1", "balanced_accuracy", "macro_f1", "auroc"),
-        names={"ece": "ECE", "answered_top1": "top1 of the answered"},
+        metrics=("top1", "top5", "auroc", "kappa", "sensitivity"),
+        curves=("top1", "balanced_accuracy", "macro_f1", "auroc", "kappa"),
+        names={"ece": "ECE", "answered_top1": "top1 of the answered", "sensitivity": "sens@spec"},
     )
 
     # data
@@ -163,7 +163,13 @@ class Classification(Task):
         from visionattn.tasks.class_scores import ClassificationMeter
 
         thresholds = self._thresholds(config, target)
-        return ClassificationMeter(target["classes"], multi_label=config.data.multi_label, thresholds=thresholds)
+        return ClassificationMeter(
+            target["classes"],
+            multi_label=config.data.multi_label,
+            thresholds=thresholds,
+            specificity=config.eval.specificity,
+            kappa=config.eval.kappa,
+        )
 
     def monitor(self, config: ClassifyConfig) -> str:
         return "macro_f1" if config.data.multi_label else "top1"

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from visionattn.config.schema import Auto, BackboneConfig, EvalConfig, RunConfig, Section, setting
+from visionattn.config.schema import Auto, BackboneConfig, RunConfig, Section, setting
 from visionattn.data.images.settings import AugmentConfig, LabelDataConfig
+from visionattn.tasks.class_settings import ClassEvalConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -38,8 +39,8 @@ class LossConfig(Section):
     )
 
 
-class ClassifyEvalConfig(EvalConfig):
-    best: Literal["auto", "top1", "balanced_accuracy", "macro_f1", "auroc"] = setting(
+class ClassifyEvalConfig(ClassEvalConfig):
+    best: Literal["auto", "top1", "balanced_accuracy", "macro_f1", "auroc", "kappa"] = setting(
         "auto", "Metric that chooses the best checkpoint; auto: top1, or macro_f1 for multi-label."
     )
     batch_size: int | None = setting(None, "Images per evaluation step; null: as in training.", ge=1)
@@ -79,4 +80,6 @@ class ClassifyConfig(RunConfig):
             raise ValueError("data.sampler: an image of several classes has none to balance; loss.class_weights=balanced weights the loss")
         if self.data.multi_label and self.eval.best == "top1":
             raise ValueError("eval.best: top1 needs one label per image; use macro_f1 or auroc with data.multi_label")
+        if self.data.multi_label and self.eval.kappa != "none":
+            raise ValueError("eval.kappa: it needs one label per image; set eval.kappa=none with data.multi_label")
         return self

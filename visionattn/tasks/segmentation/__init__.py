@@ -64,6 +64,7 @@ class Segmentation(Task):
             "hd95": "HD95",
             "nsd": "NSD",
             "assd": "ASSD",
+            "pooled_f1": "pooled F1 (skin lesions' rule)",
             "n_defined": "cases",
             "n_missed": "missed",
         },
@@ -236,6 +237,7 @@ class Segmentation(Task):
             spacing=settings.spacing,
             hausdorff=settings.hausdorff,
             tolerance=settings.tolerance,
+            protocol=settings.protocol,
         )
 
     def monitor(self, config: SegmentConfig) -> str:

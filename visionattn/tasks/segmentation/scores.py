@@ -15,7 +15,8 @@ import torch
 from visionattn.spill import Rows, Table, blocks
 from visionattn.tasks.base import Scores
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.overlap import SCORES, CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, summarise
+from visionattn.tasks.means import mean, ratio
+from visionattn.tasks.overlap import SCORES, CaseScore, ConfusionMatrix, HausdorffVariant, case_scores, pooled_f1_counts, summarise
 from visionattn.tasks.segmentation.decision import thresholded
 from visionattn.tasks.windows import resized_classes
 
@@ -75,6 +76,7 @@ class SegmentationMeter:
         spacing: pixel size in mm (rows, columns) for distances; None measures in pixels.
         hausdorff: variant of the Hausdorff distance.
         tolerance: tolerance of the surface Dice, in mm or pixels.
+        protocol: "pooled_f1" adds the score of `pooled_f1_counts`.
     """
 
     def __init__(
@@ -86,11 +88,13 @@ class SegmentationMeter:
         spacing: tuple[float, float] | None = None,
         hausdorff: HausdorffVariant = "max_directed",
         tolerance: float = 1.0,
+        protocol: str = "none",
     ) -> None:
         self.classes, self.per_case = classes, per_case
         self.decide = None if thresholds is None else partial(thresholded, thresholds=thresholds)
         self.distances: dict[str, Any] = {"spacing": spacing, "variant": hausdorff, "tolerance": tolerance}
         self.matrix = ConfusionMatrix(len(classes))
+        self.published = np.zeros((len(classes) - 1, 3), np.int64) if protocol == "pooled_f1" else None
         self.indices = array("q")
         self.rows: Rows[dict[str, Any]] = Rows()
         self.cases: Rows[list[CaseScore]] = Rows()
@@ -105,6 +109,8 @@ class SegmentationMeter:
             guess = resized_classes(logits[None], (label.shape[0], label.shape[1]), decide=self.decide).numpy()
             truth = label.cpu().numpy()
             self.matrix.update(guess, truth)
+            if self.published is not None:
+                self.published += pooled_f1_counts(guess, truth, len(self.classes))
             alone = ConfusionMatrix(len(self.classes), boundary=0)
             alone.update(guess, truth)
             scores, _ = alone.scores()
@@ -124,11 +130,13 @@ class SegmentationMeter:
             self.parts.append(np.concatenate([*areas, np.nan_to_num(dice), np.isfinite(dice)])[None].astype(float))
 
     def state(self) -> Any:
-        return self.matrix, self.indices, self.rows, self.cases, self.small, self.parts
+        return self.matrix, self.published, self.indices, self.rows, self.cases, self.small, self.parts
 
     def merge(self, states: list[Any]) -> None:
-        for matrix, indices, rows, cases, small, parts in states:
+        for matrix, published, indices, rows, cases, small, parts in states:
             self.matrix.add(matrix)
+            if self.published is not None:
+                self.published += published
             self.indices.extend(indices)
             self.rows.extend(rows)
             self.cases.extend(cases)
@@ -148,6 +156,10 @@ class SegmentationMeter:
             metrics |= case_metrics
             for row, case in zip(rows, [{}, *case_rows], strict=False):  # the background has no case scores; without cases no class has
                 row |= {name: case.get(key) for name, key in CASE_COLUMNS.items()}
+        if self.published is not None:
+            pooled = [ratio(2 * hits, truth + guess) for hits, truth, guess in self.published.tolist()]
+            rows = [row | {"pooled_f1": value} for row, value in zip(rows, [None, *pooled], strict=True)]
+            metrics["pooled_f1"] = mean(pooled)
         maps = Maps(self.matrix.counts.tolist(), self.small.reordered(order))
         intervals = {} if len(order) < LEAST_RESAMPLED else _intervals(self.parts.ordered(order), len(self.classes))
         remarks = _distance_remarks(rows, len(order), metrics)

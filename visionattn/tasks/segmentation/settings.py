@@ -69,6 +69,9 @@ class SegmentEvalConfig(EvalConfig):
     spacing: tuple[float, float] | None = setting(None, "Pixel size in mm, [rows, columns], for distances; null measures in pixels.")
     hausdorff: Literal["max_directed", "pooled"] = setting("max_directed", "Definition of hd95.")
     tolerance: float = setting(1.0, "Distance within which nsd accepts a surface, in mm or pixels.", gt=0)
+    protocol: Literal["none", "pooled_f1"] = setting(
+        "none", "A further metric by the rule of published tables, to compare with these only: pooled_f1, which skin lesions' call Dice."
+    )
 
 
 class SegmentTrainConfig(TrainConfig):

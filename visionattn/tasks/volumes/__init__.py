@@ -112,6 +112,9 @@ class Volumes(Task):
         slices = "" if config.model.is_3d else f", slices across {['right', 'front', 'up'][target['slice_axis']]}"
         return f"{kind}, {sizes}, patches of {patch}{slices}"
 
+    def describe_input(self, config: VolumesConfig) -> str:
+        return ""  # the patch is in `describe`
+
     def train_dataset(self, config: VolumesConfig, model: nn.Module, data: VolumeData, report: CheckReport) -> Dataset:
         from visionattn.tasks.volumes.data import VolumePatches
 
@@ -131,7 +134,14 @@ class Volumes(Task):
 
     @property
     def input_suffixes(self) -> frozenset[str]:
-        return frozenset({".nii", ".gz", ".dcm", ".ima", ""})
+        from visionattn.data.volumes.recognise import SUFFIXES
+
+        return SUFFIXES
+
+    def is_input(self, path: str) -> bool:
+        from visionattn.data.volumes.recognise import is_dicom
+
+        return is_dicom(path)
 
     def preview(
         self, config: VolumesConfig, model: nn.Module, data: VolumeData, split: VolumeSet, count: int, path: Path, *, augmented: bool
@@ -187,6 +197,9 @@ class Volumes(Task):
 
         axis = model.pretrained_cfg["slice_axis"]  # type: ignore[index]  # its own, also among several models
         return VolumePredictor(model, config, device, slice_axis=axis, regions=bool(target["regions"]))  # type: ignore[arg-type]
+
+    def embedder(self, model: nn.Module, device: torch.device) -> Predictor:
+        raise self.no_features()
 
     def meter(self, config: VolumesConfig, target: Target) -> Meter:
         from visionattn.tasks.volumes.scores import VolumeMeter

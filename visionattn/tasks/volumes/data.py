@@ -206,14 +206,20 @@ def slice_picture(image: torch.Tensor, label: torch.Tensor, num_values: int) -> 
         plane, truth = image[0, :, :, middle], label[:, :, middle]
     else:
         plane, truth = image[len(image) // 2], label
-    grey = as_grey(plane.numpy())
+    grey = as_grey(plane.numpy(), grey_range(image.numpy()))
     factor = max(1, _TILE // max(grey.shape))
     grey, colours = (np.rot90(array).repeat(factor, 0).repeat(factor, 1) for array in (grey, truth.numpy()))
     return overlay(np.ascontiguousarray(np.repeat(grey[..., None], 3, 2)), np.ascontiguousarray(colours), default_palette(num_values))
 
 
-def as_grey(plane: np.ndarray) -> np.ndarray:
-    """A plane of voxels in uint8, from its 1st to its 99th percentile."""
-    low, high = np.percentile(plane, (1, 99))
-    grey: np.ndarray = (255 * ((plane - low) / max(float(high - low), 1e-8)).clip(0, 1)).astype(np.uint8)
+def grey_range(voxels: np.ndarray, most: int = 100_000) -> tuple[float, float]:
+    """The 1st and the 99th percentile of voxels, of many of those at equal steps."""
+    low, high = np.percentile(voxels.reshape(-1)[:: max(1, voxels.size // most)], (1, 99))
+    return float(low), float(high)
+
+
+def as_grey(plane: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """A plane of voxels in uint8, black and white at these limits."""
+    low, high = limits
+    grey: np.ndarray = (255 * ((plane - low) / max(high - low, 1e-8)).clip(0, 1)).astype(np.uint8)
     return grey

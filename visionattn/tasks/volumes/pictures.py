@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import cv2
@@ -17,9 +18,9 @@ from visionattn.figures import drawn, fonts, picture_grid
 from visionattn.names import shown
 from visionattn.tasks.base import Evaluation, Panel, Pictures, Target, WorstCase
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.volumes.data import WholeVolumes, as_grey, rule_of, slice_picture
+from visionattn.tasks.volumes.data import WholeVolumes, as_grey, grey_range, rule_of, slice_picture
 from visionattn.tasks.volumes.objective import in_region
-from visionattn.tasks.volumes.scores import shown_labels
+from visionattn.tasks.volumes.scores import fullest_planes, shown_labels
 
 _SIDE = 200  # height of a plane in pixels
 _GAP = 4
@@ -62,7 +63,13 @@ class VolumePictures(Pictures):
             columns = [place for place, name in enumerate(names) if name.startswith(begin)]
             axes = figure.add_subplot(1, len(chosen), number, title=title)
             boxes = [column[np.isfinite(column)] for column in values[:, columns].T]
-            axes.boxplot(boxes, vert=False)
+            known = signature(axes.boxplot).parameters
+            sideways: dict[str, Any] = {"orientation": "horizontal"} if "orientation" in known else {"vert": False}  # matplotlib 3.9
+            axes.boxplot(boxes, **sideways)
+            if missed := int(np.isinf(values[:, columns]).sum()):
+                axes.set_xlabel(f"without {missed} missed", fontsize=7)
+            if number == 1:
+                axes.set_xlim(-0.02, 1.02)
             labels = [drawn(names[place].removeprefix(begin), 28) for place in columns] if number == 1 else [""] * len(columns)
             axes.set_yticks(range(1, len(columns) + 1), labels, fontsize=7)
             axes.invert_yaxis()
@@ -93,34 +100,36 @@ class VolumePictures(Pictures):
             inside = np.stack([in_region(truth, places) & (truth < 255) for places in rule.regions])
             truth = shown_labels(inside, regions=True)
         image, labels, shape = grid.to_canonical(voxels[0]), grid.to_canonical(truth), grid.canonical_shape
-        shown_planes = [(axis, image.take(planes.places[axis], axis), labels.take(planes.places[axis], axis)) for axis in range(3)]
-        upper = [plane_picture(plane, true, grid, axis) for axis, plane, true in shown_planes]
-        lower = [plane_picture(plane, planes.plane(axis, shape), grid, axis) for axis, plane, _ in shown_planes]
+        limits = grey_range(voxels[0])
+        greys = [as_grey(image.take(place, axis), limits) for axis, place in enumerate(planes.places)]
+        true = [labels.take(place, axis) for axis, place in enumerate(planes.places)]
+        upper = [plane_picture(greys[axis], true[axis], grid, axis) for axis in range(3)]
+        lower = [plane_picture(greys[axis], planes.plane(axis, shape), grid, axis) for axis in range(3)]
         names = self.target["classes"] if not rule.regions else ["", *self.target["classes"]]
         return _stacked({"truth": upper, "prediction": lower}, _legend(names))
 
 
 def three_planes(voxels: np.ndarray, labels: np.ndarray, grid: Grid, names: Sequence[str]) -> np.ndarray:
-    """Draw a volume `[x, y, z]` of a file with the contours of labels, in planes through the middle of these; uint8 `[H, W, 3]`.
+    """Draw a volume `[x, y, z]` of a file with the contours of labels, in the planes with the most of them; uint8 `[H, W, 3]`.
 
     Args:
         names: of the labels from 0 on.
     """
     image, labels = grid.to_canonical(voxels), grid.to_canonical(labels)
-    pictures = []
-    for axis in range(3):
-        inside = np.flatnonzero((labels > 0).any(tuple(other for other in range(3) if other != axis)))
-        place = int(inside[len(inside) // 2]) if len(inside) else labels.shape[axis] // 2
-        pictures.append(plane_picture(image.take(place, axis), labels.take(place, axis), grid, axis))
+    limits = grey_range(voxels)
+    pictures = [
+        plane_picture(as_grey(image.take(place, axis), limits), labels.take(place, axis), grid, axis)
+        for axis, place in enumerate(fullest_planes(labels > 0))
+    ]
     return _stacked({"": pictures}, _legend(names))
 
 
 def plane_picture(plane: np.ndarray, labels: np.ndarray, grid: Grid, axis: int) -> np.ndarray:
-    """A canonical plane across an axis with the contours of its labels, with square pixels; the front, or up, is at the top."""
+    """A canonical plane across an axis, uint8, with the contours of its labels and square pixels; the front, or up, is at the top."""
     across, along = (size for other, size in enumerate(grid.canonical_spacing) if other != axis)
     height = _SIDE
     width = max(8, min(3 * _SIDE, round(height * plane.shape[0] * across / (plane.shape[1] * along))))
-    grey, classes = np.rot90(as_grey(plane)), np.rot90(labels)
+    grey, classes = np.rot90(plane), np.rot90(labels)
     picture = np.repeat(cv2.resize(np.ascontiguousarray(grey), (width, height), interpolation=cv2.INTER_LINEAR)[..., None], 3, 2)
     large = cv2.resize(np.ascontiguousarray(classes.astype(np.uint8)), (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     picture = np.ascontiguousarray(picture)

@@ -33,13 +33,10 @@ class Planes(NamedTuple):
     data: tuple[bytes, bytes, bytes]
 
     @classmethod
-    def of(cls, labels: np.ndarray, centre: np.ndarray) -> Planes:
+    def of(cls, labels: np.ndarray, places: tuple[int, int, int]) -> Planes:
         """Cut a canonical label map, uint8."""
-        first, second, third = (int(value) for value in centre)
-        planes = [
-            zlib.compress(np.ascontiguousarray(labels.take(place, axis)).tobytes()) for axis, place in enumerate((first, second, third))
-        ]
-        return cls((first, second, third), (planes[0], planes[1], planes[2]))
+        planes = [zlib.compress(np.ascontiguousarray(labels.take(place, axis)).tobytes()) for axis, place in enumerate(places)]
+        return cls(places, (planes[0], planes[1], planes[2]))
 
     def plane(self, axis: int, shape: Sequence[int]) -> np.ndarray:
         """One of the planes of a volume of this shape."""
@@ -83,7 +80,8 @@ class VolumeMeter:
         self.rows.append(row | {name: means[name] for name in (*SCORES, "n_missed")})
         self.cases.append(case)
         shown = shown_labels(guess, regions=bool(self.regions))
-        self.planes.append(Planes.of(grid.to_canonical(shown), _centre(grid.to_canonical((shown > 0) | ((truth > 0) & (truth < 255))))))
+        true = (truth > 0) & (truth < 255)
+        self.planes.append(Planes.of(grid.to_canonical(shown), fullest_planes(grid.to_canonical(true if true.any() else shown > 0))))
         scores = [[np.nan if (value := getattr(score, name)) is None else value for name in SCORES] for score in case]
         self.values.append(np.array(scores, float).reshape(1, -1))
 
@@ -134,10 +132,14 @@ def shown_labels(labels: np.ndarray, *, regions: bool) -> np.ndarray:
     return painted(labels, range(1, len(labels) + 1), regions=True) if regions else labels
 
 
-def _centre(inside: np.ndarray) -> np.ndarray:
-    """The middle voxel of a mask; of an empty one that of the volume."""
-    found = [np.flatnonzero(inside.any(tuple(other for other in range(3) if other != axis))) for axis in range(3)]
-    return np.array([places[len(places) // 2] if len(places) else side // 2 for places, side in zip(found, inside.shape, strict=True)])
+def fullest_planes(inside: np.ndarray) -> tuple[int, int, int]:
+    """Place along each axis of the plane with the most voxels of a mask, of several the middle one; of an empty mask the middle."""
+    places = []
+    for axis in range(3):
+        counts = inside.sum(tuple(other for other in range(3) if other != axis))
+        fullest = np.flatnonzero(counts == counts.max())
+        places.append(int(fullest[len(fullest) // 2]))
+    return places[0], places[1], places[2]
 
 
 def _remarks(rows: Sequence[dict[str, Any]], volumes: int, metrics: dict[str, float | None]) -> list[str]:

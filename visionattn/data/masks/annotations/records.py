@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from visionattn.data.masks.areas import Patch, Size
+from visionattn.data.split_names import KNOWN_NAMES
 from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.names import shown
@@ -22,7 +23,6 @@ _MOST_BYTES = 2**30  # of a file of annotations; COCO's largest has 0.5 GB
 _FARTHEST = 1e7  # pixels from the image at which a coordinate is a mistake
 _LONGEST_NAME = 255
 _LONGEST_TEXT = 500  # of a file that a message repeats
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 _BACKGROUND = frozenset({"background", "_background_", "bg"})
 _IGNORED = "__ignore__"  # LabelMe's name of areas without a class
 
@@ -112,8 +112,8 @@ def split_of(*names: str) -> str:
     """The split that a file or folder is named after (`instances_train2017`), of several names the first that is; all otherwise."""
     for name in names:
         for word in re.split(r"[^a-z]+", name.lower()):
-            if word in _SPLITS:
-                return _SPLITS[word]
+            if word in KNOWN_NAMES:
+                return KNOWN_NAMES[word]
     return "all"
 
 
