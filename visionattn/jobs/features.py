@@ -151,7 +151,12 @@ def _file_images(paths: Iterable[str], config: Any) -> FileImages:
 
 
 def open_model(
-    source: str | Path | Sequence[str | Path], settings: Sequence[str], console: Console, what: str = "features", *, calibrated: bool = False
+    source: str | Path | Sequence[str | Path],
+    settings: Sequence[str],
+    console: Console,
+    what: str = "features",
+    *,
+    calibrated: bool = False,
 ) -> LoadedModel:
     """The one model of a source, with the settings it is used with.
 
