@@ -141,7 +141,7 @@ def test_msa_decoder_and_its_losses() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_what_float32_can_know_of_the_msa_decoder() -> None:
-    """Why the test above is in float64 only: with all layers exact and their outputs rounded to float32, it differs by more than the tolerance."""
+    """Why the test above is in float64 only: exact layers whose outputs are rounded to float32 differ by more than its tolerance."""
     name = "msa_daf_stack_decoder"
     head = MSDualGuided(RECORDS[name]["kwargs"]["in_channels"], [4, 8, 16, 32], RECORDS[name]["kwargs"]["num_classes"])
     filled(head, msa_decoder(), torch.float64)

@@ -109,9 +109,7 @@ def test_dual_attention_sees_everything_and_plain_convolutions_do_not() -> None:
 def test_position_attention_is_refused_where_it_is_too_large() -> None:
     module = DualAttention(2)
     module(torch.zeros(1, 2, 1, 64, POSITIONS // 64))
-    with pytest.raises(
-        UserError, match="position attention takes at most 4096 voxels at the coarsest level, got 17 x 16 x 16 = 4352"
-    ) as caught:
+    with pytest.raises(UserError, match="at most 4096 voxels at the coarsest level, got 17 x 16 x 16 = 4352") as caught:
         module(torch.zeros(1, 2, 17, 16, 16))
     assert caught.value.code == "VA-M002"
 

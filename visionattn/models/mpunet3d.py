@@ -1,8 +1,8 @@
 """MPU-Net: a network for volumes with position attention at the bottom and logits at each level.
 
 Paper: Yu, Han and Song, "3D Medical Image Segmentation based on multi-scale MPU-Net", arXiv 2307.05799.
-Upstream: Stefan-Yu404/MP-UNet, commit 936a4af (no licence): written from the paper and facts about the network, with the recorded outputs of
-theirs.
+Upstream: Stefan-Yu404/MP-UNet, commit 936a4af (no licence). Written from the paper, the order of its layers and recorded outputs; same
+results.
 
 Convolutions beside a shortcut are halved, at the bottom widened twice without halving, and attended to; on the way up each level is
 scaled by a gate between its convolutions and their input.
@@ -10,8 +10,8 @@ scaled by a gate between its convolutions and their input.
 Differences from the authors' code:
 
 * Any size of the volume, number of channels and depth. An odd axis is padded for the strided convolution, the decoder restores the sizes.
-* Raw logits of each level at its own size, in training. In evaluation the mean of all of them at the finest size, where theirs is the mean of
-  their probabilities: a mean that also holds for regions, each of which has a probability of its own.
+* Raw logits of each level at its own size, in training. In evaluation their mean at the finest size, where the authors' code takes that of
+  probabilities: it holds for regions too, each of which has a probability of its own.
 * Layers that their code builds and never calls are left out.
 """
 

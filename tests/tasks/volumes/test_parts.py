@@ -207,9 +207,8 @@ def test_inference_covers_the_volume(name: str) -> None:
 def test_inference_is_that_of_monai(overlap: float, blend: str) -> None:
     """The recorded network in windows of 12 x 16 x 8, its logits divided so that probabilities are not all 0 or 1."""
     settings = config(f"eval.overlap={overlap}", f"eval.blend={blend}", "eval.window_batch=3")
-    settings = settings.model_copy(
-        update={"model": settings.model.model_copy(update={"img_size": ROI_3D})}
-    )  # smaller than a config may ask for
+    small = settings.model.model_copy(update={"img_size": ROI_3D})  # than a config may ask for
+    settings = settings.model_copy(update={"model": small})
     how: dict[str, Any] = {"slice_axis": 2, "regions": False}
     predict = VolumePredictor(cast(nn.Module, lambda x: ramp_net(x) / 100), settings, torch.device("cpu"), **how)
     data = {"image": recorded_image("sw.vol", 20, 27, 9), "grid": [Grid((20, 27, 9), oblique())]}
