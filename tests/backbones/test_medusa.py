@@ -26,9 +26,9 @@ def by_hand(model: Medusa, image: torch.Tensor) -> list[torch.Tensor]:
     """From the tensors of a model in evaluation: three levels, three stages."""
     state = model.state_dict()
 
-    def conv(name: str, x: torch.Tensor, stride: int = 1) -> torch.Tensor:
-        weight, bias, mean, variance = (state[f"{name}.1.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
-        y = F.conv2d(x, state[f"{name}.0.weight"], stride=stride, padding=1)
+    def conv(name: str, x: torch.Tensor, stride: int = 1, parts: tuple[str, str] = ("0", "1")) -> torch.Tensor:
+        weight, bias, mean, variance = (state[f"{name}.{parts[1]}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+        y = F.conv2d(x, state[f"{name}.{parts[0]}.weight"], stride=stride, padding=1)
         y = (y - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt() * weight[:, None, None] + bias[:, None, None]
         return y.clamp(min=0)
 
@@ -41,7 +41,7 @@ def by_hand(model: Medusa, image: torch.Tensor) -> list[torch.Tensor]:
     for index, stage in enumerate(model.stages):
         for block in stage:
             x = block(x)
-        factors = conv(f"heads.{index}.conv", F.adaptive_avg_pool2d(third, x.shape[2:]))
+        factors = conv(f"heads.{index}", F.adaptive_avg_pool2d(third, x.shape[2:]), parts=("conv", "norm"))
         weight, bias = state[f"heads.{index}.gate.weight"].flatten(1), state[f"heads.{index}.gate.bias"]
         x = x * (torch.einsum("oc,bchw->bohw", weight, factors) + bias[:, None, None]).sigmoid()
         maps.append(x)

@@ -98,16 +98,18 @@ class ScaleHead(nn.Module):
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        self.conv = _conv(width, width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
         self.gate = nn.Conv2d(width, channels, 1)
 
     def forward(self, seen: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-        return self.gate(self.conv(F.adaptive_avg_pool2d(seen, tuple(size)))).sigmoid()  # type: ignore[no-any-return]
+        x = F.adaptive_avg_pool2d(seen, (size[0], size[1]))
+        return self.gate(F.relu(self.norm(self.conv(x)))).sigmoid()  # type: ignore[no-any-return]
 
     def reset_parameters(self) -> None:
         """Initialise so that the ResNet starts as it would without."""
-        nn.init.kaiming_normal_(self.conv[0].weight, mode="fan_out", nonlinearity="relu")
-        self.conv[1].reset_parameters()
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        self.norm.reset_parameters()
         nn.init.normal_(self.gate.weight, std=0.01)
         nn.init.constant_(self.gate.bias, 3.0)  # type: ignore[arg-type]  # it has one
 
