@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.heads.test_semantic_parity import FOLDER, TOLERANCE, error, inputs_of, weights_of
+from visionattn.attention import TAP, attention_diversification
 from visionattn.heads.danet import ChannelAttention, DANet, PositionAttention
 from visionattn.heads.unet import AdditiveGate, CrossContextual
 
@@ -25,6 +26,7 @@ RENAMED = {
     "attswin": {"fn.norm": "norm", "fn.fn.to_q": "q", "fn.fn.to_kv": "kv", "fn.fn.to_out.0": "proj"},
     "mpu": {"Wx": "skip_project", "Wg": "project"},
     "danet": {},
+    "tap": {"dilation_predictor.proj.0": "conv1", "dilation_predictor.proj.1": "norm", "dilation_predictor.proj.2": "conv2"},
 }
 
 
@@ -95,3 +97,25 @@ def test_additive_gate(dtype: torch.dtype) -> None:
     out, same = module(skip.flatten(2, 3), x.flatten(2, 3))
     assert same.equal(x.flatten(2, 3))
     assert error(out.view(skip.shape), recorded(f"{name}/out")) < TOLERANCE[dtype]
+
+
+@DTYPES
+@torch.no_grad()
+def test_token_aware_average_pooling(dtype: torch.dtype) -> None:
+    kwargs = RECORDS["tap"]["kwargs"]
+    module = load(TAP(kwargs["dim"], scales=kwargs["num_scales"]), "tap", dtype)
+    (x,) = inputs_of(RECORDS["tap"])
+    assert error(module(x.to(dtype)), recorded("tap/out")) < TOLERANCE[dtype]
+
+
+@DTYPES
+def test_attention_diversification(dtype: torch.dtype) -> None:
+    maps = [(3 * x).softmax(-1).to(dtype).requires_grad_() for x in inputs_of(RECORDS["adl"])]
+    loss = attention_diversification(maps, RECORDS["adl"]["kwargs"]["threshold"])
+    # Theirs divides by the number of layers + 1e-6.
+    assert error(loss.detach() * 2 / (2 + 1e-6), recorded("adl/loss")) < TOLERANCE[dtype]
+    loss.backward()
+    # In the first maps no key has twice its share on average: nothing is common to the rows, and nothing pulls.
+    assert [bool(x.grad.any()) for x in maps if x.grad is not None] == [False, True]
+    same = attention_diversification([maps[0][:, :, :1].expand(2, 4, 16, 16)])
+    assert same.item() == pytest.approx(1), "equal rows"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.parity import fill
 from visionattn.attention import DSL
 from visionattn.attention.dual_efficient import DualBlock, EfficientAttention, TransposedAttention
 from visionattn.backbones.dae import DAEFormer
+from visionattn.backbones.medvit import KANLayer
 from visionattn.backbones.swin import Swin
 from visionattn.heads.att_swin import AttSwin
 from visionattn.heads.base import resize_to
@@ -121,7 +123,7 @@ def test_msa_semantic_module(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def test_msa_decoder_and_its_losses() -> None:
-    """In float64 only: scores of channel attention reach hundreds, and float32 loses 3e-4 through the eight softmaxes, as theirs does."""
+    """In float64 only, as recorded; what float32 can know is in the next test."""
     dtype = torch.float64
     name = "msa_daf_stack_decoder"
     head = MSDualGuided(RECORDS[name]["kwargs"]["in_channels"], [4, 8, 16, 32], RECORDS[name]["kwargs"]["num_classes"])
@@ -134,6 +136,20 @@ def test_msa_decoder_and_its_losses() -> None:
     assert [(part.name, part.weight) for part in output.regularizers] == [("semantic", 0.25), ("reconstruction", 0.1)]
     for part in output.regularizers:
         assert error(part.value, recorded(f"msa_guided_losses/{part.name}")) < TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_what_float32_can_know_of_the_msa_decoder() -> None:
+    """Why the test above is in float64 only: exact layers whose outputs are rounded to float32 differ by more than its tolerance."""
+    name = "msa_daf_stack_decoder"
+    head = MSDualGuided(RECORDS[name]["kwargs"]["in_channels"], [4, 8, 16, 32], RECORDS[name]["kwargs"]["num_classes"])
+    filled(head, msa_decoder(), torch.float64)
+    for module in head.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda module, given, output: output.float().double())
+    logits = resize_to(head(inputs(name, torch.float64)).logits, RECORDS[name]["kwargs"]["img"])
+    assert TOLERANCE[torch.float32] < error(logits[:, :, ::4, ::4], recorded(f"{name}/logits")) < 10 * TOLERANCE[torch.float32]
 
 
 @torch.no_grad()
@@ -168,6 +184,20 @@ def test_position_attention_of_volumes(dtype: torch.dtype) -> None:
     assert filled(module, rules, dtype) == RECORDS[name]["keys"]
     (x,) = inputs(name, dtype)
     assert error(module(x.flatten(2, 3)).view(x.shape), recorded(f"{name}/out")) < TOLERANCE[dtype]
+
+
+@DTYPES
+@torch.no_grad()
+def test_kolmogorov_arnold_layers(dtype: torch.dtype) -> None:
+    """Those of MedViTV2; the knots of the record are evenly spaced, as in a new layer."""
+    name = "medvit_fasterkan"
+    layers = nn.Sequential(*(KANLayer(*sizes) for sizes in pairwise(RECORDS[name]["kwargs"]["layers"])))
+    grids = sum(key.endswith("grid") for key in layers.state_dict())
+    rules: Rules = [(r"^(\d)\.norm\.", r"layers.\1.layernorm."), (r"^(\d)\.linear\.", r"layers.\1.spline_linear.")]
+    assert filled(layers, rules, dtype) - grids == RECORDS[name]["keys"]
+    for layer in layers:
+        layer.reset_grid()  # type: ignore[operator]  # a KANLayer
+    assert error(layers(*inputs(name, dtype)), recorded(f"{name}/out")) < TOLERANCE[dtype]
 
 
 # The names of DAEFormer.

@@ -326,3 +326,21 @@ def test_classes_and_palette_are_taken_where_they_fit() -> None:
     assert classes_and_palette({"meta": {"CLASSES": ["a"], "PALETTE": colours}}, 2) == (None, ((0, 0, 0), (255, 0, 9)))
     assert classes_and_palette({"meta": {"CLASSES": [1, 2], "PALETTE": [[0, 0, 0], [256, 0, 9]]}}, 2) == (None, None)
     assert classes_and_palette({"meta": "none", "state_dict": {}}, 2) == (None, None)
+
+
+def test_a_narrow_unet_does_not_stay_with_the_background() -> None:
+    """With logits that start at nearly 0, sixteen channels took hundreds of steps to predict a class of a few pixels."""
+    torch.manual_seed(0)
+    model = va.create_segmenter("eca_resnet18", "unet", 2, in_chans=1, backbone_args={"width": 8}, stem_channels=(16, 16), max_channels=16)
+    label = torch.zeros(4, 32, 32, dtype=torch.int64)
+    for index, (row, column) in enumerate(((4, 5), (20, 8), (11, 22), (2, 17))):
+        label[index, row : row + 8, column : column + 7] = 1
+    image = 2.0 * label.unsqueeze(1) + torch.randn(4, 1, 32, 32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(20):
+        logits = model.train()(image).logits
+        optimizer.zero_grad()
+        F.cross_entropy(logits, label).backward()
+        optimizer.step()
+    found = logits.argmax(1)
+    assert float((found & label).sum() / (found | label).sum()) > 0.5

@@ -25,6 +25,7 @@ from visionattn.tasks.class_scores import (
     wilson_interval,
 )
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 CLASSES = ["a", "b", "c", "d"]
 
 
@@ -32,6 +33,30 @@ def area(scores: list[float], positive: list[bool]) -> float:
     """Share of (positive, negative) pairs in the right order; ties count half."""
     pairs = [(a, b) for a, p in zip(scores, positive, strict=True) if p for b, q in zip(scores, positive, strict=True) if not q]
     return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+
+
+def test_recorded_metrics_of_scikit_learn_and_torchmetrics() -> None:
+    """Drawn by the recorded rule; the last of the four labels is never there, where torchmetrics counts 0 and ours nothing."""
+    record = json.loads((FIXTURES / "segmentation" / "metrics.json").read_text())["classification"]
+    random, values = np.random.RandomState(zlib.crc32(b"input:cls")), record["values"]
+    labels, logits = random.randint(0, 3, 40), random.standard_normal((40, 3))
+    logits[np.arange(40), labels] += 1
+    several = random.random_sample((40, 4)) < [0.5, 0.3, 0.1, 0]
+    marks = 0.6 * random.random_sample((40, 4)) + 0.3 * several
+    assert labels.tolist() == record["y"] and several.sum(0).tolist() == record["yl_sum"]
+    found = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    metrics, _ = class_metrics(found, labels, CLASSES[:3])
+    wanted = {"top1": ("sk_acc", "sk_f1_micro", "tm_f1_default_micro"), "balanced_accuracy": ("sk_balanced_acc", "tm_acc_macro")}
+    wanted |= {"macro_f1": ("sk_f1_macro", "tm_f1_macro"), "auroc": ("sk_auc_ovr_macro", "tm_auroc_macro")}
+    for name, names in wanted.items():
+        for theirs in names:
+            assert metrics[name] == pytest.approx(values[theirs], rel=1e-12 if theirs.startswith("sk") else 1e-6), theirs
+    assert confusion_matrix(found, labels).tolist() == values["confusion"]
+    metrics, rows = class_metrics(marks, several.astype(np.float32), CLASSES, multi_label=True)
+    areas, precisions = values["ml_sk_auc_per_label"][:3], values["ml_sk_ap_per_label"][:3]
+    assert [row["auroc"] for row in rows[:3]] == pytest.approx(areas, rel=1e-12) and rows[3]["auroc"] is None
+    assert metrics["auroc"] == pytest.approx(np.mean(areas)) and metrics["auroc"] == pytest.approx(4 / 3 * values["ml_tm_auroc_macro"])
+    assert metrics["mean_average_precision"] == pytest.approx(np.mean(precisions))
 
 
 def test_metrics_with_a_class_that_is_absent_but_guessed() -> None:

@@ -75,6 +75,7 @@ def test_case_scores_are_those_of_monai_and_medpy(name: str) -> None:
     assert score.hd95 == pytest.approx(values["monai_hd95"], rel=1e-6)
     assert pooled.hd95 == pytest.approx(values["medpy_hd95"], rel=1e-12)
     assert score.assd == pytest.approx(values["monai_assd"], rel=1e-6)
+    assert score.assd == pytest.approx(values["medpy_assd"], rel=1e-12)
     (in_pixels,) = case_scores(pred, label, 2, variant="pooled")
     assert in_pixels.hd95 == pytest.approx(values["medpy_hd95_nospacing"], rel=1e-12)
     assert (score.unit, in_pixels.unit, score.variant, pooled.variant) == ("mm", "px", "max_directed", "pooled")
@@ -200,6 +201,15 @@ def test_matrix_gives_the_figures_of_mmseg(name: str, pairs: list[tuple[str, str
         truth = values["areas"][3]
         assert [row["pixel_share"] for row in rows] == pytest.approx([area / sum(truth) for area in truth])
         assert (rows[3]["iou"], rows[3]["acc"], rows[4]["iou"]) == (0.0, None, None)
+
+
+def test_matrix_gives_the_jaccard_index_of_torchmetrics() -> None:
+    """Its values by class are 0 where ours are undefined; both means leave these out."""
+    metrics, rows = recorded_matrix(("pred", "gt")).scores()
+    values = RECORDS["torchmetrics_multiclass"]["values"]
+    assert [row["iou"] or 0.0 for row in rows] == pytest.approx(values["jaccard_none"], abs=1e-6)
+    assert [row["iou"] is None for row in rows] == [False] * 4 + [True] * 2
+    assert metrics["miou"] == pytest.approx(values["jaccard_macro"], abs=1e-6)
 
 
 def test_matrices_add_up() -> None:

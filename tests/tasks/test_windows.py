@@ -27,17 +27,19 @@ from visionattn.tasks.windows import (
 
 ROOT = Path(__file__).parents[2]
 RECORDS = np.load(ROOT / "tests" / "fixtures" / "segmentation" / "windows.npz")
-ROI = (16, 24)
+ROI, ROI_3D = (16, 24), (12, 16, 8)
 
 
-def recorded_image(name: str, height: int, width: int) -> torch.Tensor:
-    draws = np.random.RandomState(zlib.crc32(f"input:{name}".encode())).standard_normal((1, 1, height, width))
+def recorded_image(name: str, *size: int) -> torch.Tensor:
+    draws = np.random.RandomState(zlib.crc32(f"input:{name}".encode())).standard_normal((1, 1, *size))
     return torch.from_numpy(draws.astype(np.float32))
 
 
 def ramp_net(x: torch.Tensor) -> torch.Tensor:
     """The recorded network: what it gives depends on where in the window a pixel is."""
-    ramp = torch.arange(x.shape[2])[:, None] + 2.0 * torch.arange(x.shape[3])
+    ramp = torch.zeros(())
+    for axis, side in enumerate(x.shape[2:], 1):
+        ramp = ramp[..., None] + axis * torch.arange(float(side))
     return torch.cat([x * ramp, x + 0.1 * ramp], 1)
 
 
@@ -56,6 +58,16 @@ def test_sliding_window_is_that_of_monai(blend: str, overlap: float, batch: int)
     assert_recorded(got, f"sliding_2d_{blend}_{overlap}/out")
 
 
+@pytest.mark.parametrize("overlap", [0.5, 0.25])
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_sliding_window_over_a_volume_is_that_of_monai(blend: str, overlap: float) -> None:
+    """Every third voxel along the first axis and every second along the others was kept, and sums over all."""
+    got = sliding_logits(ramp_net, recorded_image("sw.vol", 20, 27, 9), ROI_3D, overlap=overlap, blend=blend)  # type: ignore[arg-type]
+    assert_recorded(got[..., ::3, ::2, ::2], f"sliding_3d_{blend}_{overlap}/out")
+    digest = [got.double().sum(), got.double().abs().sum(), got.min(), got.max()]
+    np.testing.assert_allclose(digest, RECORDS[f"sliding_3d_{blend}_{overlap}/digest"], rtol=1e-5)
+
+
 def test_image_smaller_than_the_window() -> None:
     image = recorded_image("sw.small", 10, 12)
     got = sliding_logits(ramp_net, image, ROI, blend="gaussian")
@@ -64,16 +76,16 @@ def test_image_smaller_than_the_window() -> None:
     torch.testing.assert_close(one_side, recorded_image("sw.img", 37, 12))
 
 
-def test_importance_map_is_that_of_monai() -> None:
-    assert np.array_equal(importance_map(ROI).numpy(), RECORDS["importance_monai_2d/map"])
+@pytest.mark.parametrize("axes", [2, 3])
+def test_importance_maps_are_those_of_monai_and_nnunet(axes: int) -> None:
+    window = ROI if axes == 2 else ROI_3D
+    np.testing.assert_allclose(importance_map(window).numpy(), RECORDS[f"importance_monai_{axes}d/map"], rtol=1e-6)
+    want = RECORDS[f"importance_nnunet_{axes}d/map"]
+    np.testing.assert_allclose(importance_map(window, nnunet=True).numpy(), want, rtol=2e-6, atol=0)
 
 
-def test_weights_and_grid_of_nnunet() -> None:
-    """Recorded: sums and extremes of the weights, and starts."""
-    for window, total, least in ((ROI, 37.6931736304789, 1.1253517471925913e-07), ((12, 16, 8), 47.23367302055463, 3.775134544279098e-11)):
-        weight = importance_map(window, nnunet=True).double()
-        assert float(weight.sum()) == pytest.approx(total, rel=1e-6) and float(weight.min()) == pytest.approx(least, rel=1e-5)
-        assert float(weight.max()) == 1 and weight[tuple(side // 2 for side in window)] == 1
+def test_grid_of_nnunet() -> None:
+    """Recorded starts, and a loop over them."""
     assert spread_starts(110, 64, 32) == [0, 23, 46]
     assert (spread_starts(37, 16, 8), spread_starts(50, 24, 12)) == ([0, 7, 14, 21], [0, 9, 17, 26])
     assert [spread_starts(*axis) for axis in ((20, 12, 6.0), (27, 16, 8.0), (9, 8, 4.0))] == [[0, 4, 8], [0, 6, 11], [0, 1]]
@@ -97,6 +109,7 @@ def test_flips_are_those_of_nnunet() -> None:
 def test_starts() -> None:
     assert window_starts(37, 16, 8) == [0, 8, 16, 21]  # as recorded of MONAI
     assert window_starts(50, 24, 12) == [0, 12, 24, 26]
+    assert [window_starts(*axis) for axis in ((20, 12, 6), (27, 16, 8), (9, 8, 4))] == [[0, 6, 8], [0, 8, 11], [0, 1]]
     assert window_starts(48, 16, 8) == [0, 8, 16, 24, 32]
     assert window_starts(16, 16, 5) == window_starts(3, 16, 5) == [0]
     for size in range(1, 60):  # mmsegmentation's count of windows

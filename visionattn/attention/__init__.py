@@ -4,5 +4,16 @@ from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
 from visionattn.attention.ela import ELA
 from visionattn.attention.registry import ATTENTION, build_attention, register_attention, unknown_attention
+from visionattn.attention.tap import TAP, attention_diversification
 
-__all__ = ["ATTENTION", "DSL", "ECA", "ELA", "build_attention", "register_attention", "unknown_attention"]
+__all__ = [
+    "ATTENTION",
+    "DSL",
+    "ECA",
+    "ELA",
+    "TAP",
+    "attention_diversification",
+    "build_attention",
+    "register_attention",
+    "unknown_attention",
+]

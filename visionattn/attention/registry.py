@@ -11,12 +11,14 @@ from torch import nn
 from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
 from visionattn.attention.ela import ELA
+from visionattn.attention.tap import TAP
 from visionattn.errors import UserError, did_you_mean
 
 # A builder takes the channels of the map and its own keyword arguments.
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "eca": ECA,
     "dsl": DSL,
+    "tap": TAP,
     "ela_t": partial(ELA, gate="t"),
     "ela_b": partial(ELA, gate="b"),
     "ela_s": partial(ELA, gate="s"),

@@ -17,6 +17,7 @@ from visionattn.heads.probe import EfficientProbe
 from visionattn.heads.psp import PSP
 from visionattn.heads.segformer import SegFormer
 from visionattn.heads.semantic_fpn import SemanticFPN
+from visionattn.heads.subspaces import SubspaceHead
 from visionattn.heads.trans_dae import TransDAEDecoder
 from visionattn.heads.unet import UNet
 from visionattn.heads.upernet import UPerNet
@@ -77,6 +78,7 @@ __all__ = [
     "HeadOutput",
     "LinearHead",
     "Regularizer",
+    "SubspaceHead",
     "register_bag_head",
     "register_head",
     "resize_to",

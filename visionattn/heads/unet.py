@@ -105,6 +105,11 @@ class UNet(Head):
         coarser = zip(self.aux, reversed(outputs[:-1]), strict=False)  # empty without aux
         return HeadOutput(logits, tuple(Aux(f"level{index}", conv(part), 0.5**index) for index, (conv, part) in enumerate(coarser, 1)))
 
+    def init_weights(self) -> None:
+        super().init_weights()
+        # The usual deviation of 0.01 is for hundreds of channels: on 16, Adam's steps take hundreds of batches to make logits of it.
+        nn.init.normal_(self.conv_seg.weight, std=self.conv_seg.in_channels**-0.5)
+
     @staticmethod
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any] | None:
         if "stem.1.conv.weight" not in state or "levels.0.up.conv.weight" not in state:

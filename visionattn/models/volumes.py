@@ -155,13 +155,22 @@ class DualAttention(nn.Module):
         self.channels = ChannelAttention()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        voxels = x[0, 0].numel()
-        if voxels > POSITIONS:
-            size = " x ".join(map(str, x.shape[2:]))
-            what = f"dual attention takes at most {POSITIONS} voxels at the coarsest level, got {size} = {voxels}"
-            raise UserError("VA-M002", what, fix="a smaller patch, or a larger depth")
+        check_positions(x)
         flat = x.flatten(2, 3)  # both see positions, not their order
         return ((self.positions(flat) + self.channels(flat)) / 2).view_as(x)
+
+
+def check_positions(x: torch.Tensor) -> None:
+    """Check that a map `[B, C, D, H, W]` is small enough for position attention.
+
+    Raises:
+        UserError: VA-M002.
+    """
+    voxels = x[0, 0].numel()
+    if voxels > POSITIONS:
+        size = " x ".join(map(str, x.shape[2:]))
+        what = f"position attention takes at most {POSITIONS} voxels at the coarsest level, got {size} = {voxels}"
+        raise UserError("VA-M002", what, fix="a smaller patch, or a larger depth")
 
 
 def _convs(before: int, after: int, norm: Norm) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tests.data.volumes.made import balls, oblique
+from tests.tasks.test_windows import RECORDS, ROI_3D, ramp_net, recorded_image
 from tests.tasks.volumes.conftest import TINY
 from visionattn.data.masks.settings import IGNORE
 from visionattn.data.volumes.augment import PatchAugment, crop, neighbours
@@ -170,6 +171,7 @@ def test_networks_are_built_from_a_config(name: str) -> None:
     volume, found = torch.randn(1, 1, 17, 16, 12), []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
+        torch.manual_seed(0)  # of dropout
         output = model.train()(volume)
         assert output.logits.shape == (1, 2, 17, 16, 12) and output.aux[0].weight == 0.5
         model.zero_grad()
@@ -199,6 +201,21 @@ def test_inference_covers_the_volume(name: str) -> None:
         flipped = VolumePredictor(model, settings, torch.device("cpu"), **how)
         assert not torch.allclose(flipped(Batch(data, [0], ["a"], ["a"])).parts[0], found.parts[0])
     assert found.labels().shape == (24, 20, 12)
+
+
+@pytest.mark.parametrize(("overlap", "blend"), [(0.5, "gaussian"), (0.25, "constant")])
+def test_inference_is_that_of_monai(overlap: float, blend: str) -> None:
+    """The recorded network in windows of 12 x 16 x 8, its logits divided so that probabilities are not all 0 or 1."""
+    settings = config(f"eval.overlap={overlap}", f"eval.blend={blend}", "eval.window_batch=3")
+    small = settings.model.model_copy(update={"img_size": ROI_3D})  # than a config may ask for
+    settings = settings.model_copy(update={"model": small})
+    how: dict[str, Any] = {"slice_axis": 2, "regions": False}
+    predict = VolumePredictor(cast(nn.Module, lambda x: ramp_net(x) / 100), settings, torch.device("cpu"), **how)
+    data = {"image": recorded_image("sw.vol", 20, 27, 9), "grid": [Grid((20, 27, 9), oblique())]}
+    found = predict(Batch(data, [0], ["a"], ["a"])).parts[0][:, ::3, ::2, ::2]
+    want = torch.from_numpy(RECORDS[f"sliding_3d_{blend}_{overlap}/out"][0]) / 100
+    torch.testing.assert_close(found, want.softmax(0), atol=1e-6, rtol=1e-5)
+    assert want.softmax(0).amin() > 0.1
 
 
 def test_samples_of_training(root: Path) -> None:

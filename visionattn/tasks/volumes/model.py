@@ -14,6 +14,7 @@ from visionattn.config.schema import chosen
 from visionattn.errors import UserError, did_you_mean
 from visionattn.heads.base import Aux, HeadOutput
 from visionattn.models import create_segmenter
+from visionattn.models.mpunet3d import MPUNet3d
 from visionattn.models.network3d import Network3d
 from visionattn.models.segmenter import head_class
 from visionattn.models.unet3d import UNet3d, pool_strides
@@ -22,7 +23,7 @@ from visionattn.tasks.base import Target
 from visionattn.tasks.volumes.settings import NETWORKS, VolumesConfig
 
 # By the value of `model.name`: classes that take channels and classes, and return logits of `[B, C, x, y, z]`, a list finest first.
-NETS: dict[str, Callable[..., Network3d]] = {"unet3d": UNet3d, **VOLUME_NETS}
+NETS: dict[str, Callable[..., Network3d]] = {"unet3d": UNet3d, **VOLUME_NETS, "mpunet3d": MPUNet3d}
 
 
 class VolumeNet(nn.Module):

@@ -11,7 +11,7 @@ from visionattn.data.volumes.settings import VolumeAugmentConfig, VolumeDataConf
 from visionattn.tasks.terms import LossTermConfig
 
 # Networks whose layers are three-dimensional; every other name is that of a backbone, which sees slices.
-NETWORKS = ("unet3d", "agunet3d", "daunet3d")
+NETWORKS = ("unet3d", "agunet3d", "daunet3d", "mpunet3d")
 
 
 class SliceHeadConfig(Section):
