@@ -29,6 +29,7 @@ _EXPORTS = {
     "resume_folds": "visionattn.jobs.folds",
     "evaluate": "visionattn.jobs.evaluate",
     "predict": "visionattn.jobs.predict",
+    "export": "visionattn.jobs.export",
     "extract_bags": "visionattn.jobs.features",
     "extract_features": "visionattn.jobs.features",
     "find_neighbors": "visionattn.jobs.neighbors",

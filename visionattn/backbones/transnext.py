@@ -33,7 +33,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import aggregated_attention, dense_attention
-from visionattn.layers import drop_path_rates
+from visionattn.layers import adaptive_average, drop_path_rates, same_size
 
 KERNEL_SIZE = 3  # side of the neighbourhood
 
@@ -56,7 +56,7 @@ class Geometry(NamedTuple):
 
 
 def shrunk(size: tuple[int, int], ratio: int) -> tuple[int, int]:
-    return max(size[0] // ratio, 1), max(size[1] // ratio, 1)
+    return torch.sym_max(size[0] // ratio, 1), torch.sym_max(size[1] // ratio, 1)
 
 
 def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +71,7 @@ def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch
     first, last = cell * queries // keys, ((cell + 1) * queries + keys - 1) // keys - 1
     doubled = 2 * torch.arange(queries, device=device)[:, None] - (first + last)
     reach = 2 * queries - 1 - (queries + keys - 1) // keys  # from one end to the centre of the bin at the other
-    step = 1 if queries % keys else 2
+    step = 1 if torch.compiler.is_exporting() or queries % keys else 2  # 1 at any size, with more unused distances
     return torch.arange(-reach, reach + 1, step, device=device) / 2, (doubled + reach) // step
 
 
@@ -119,7 +119,7 @@ class PositionBias(nn.Module):
 
 def _resize(x: torch.Tensor, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
     """Resize each row of `[heads, N, h * w]` as a map."""
-    return x if tuple(old) == tuple(new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
+    return x if same_size(old, new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
 
 
 class CosineAttention(nn.Module):
@@ -179,7 +179,7 @@ class AggregatedAttention(CosineAttention):
         q = F.normalize(self.q(x).unflatten(-1, (self.num_heads, self.head_dim)), dim=-1)
         k, v = self.keys_values(x)
         pooled = F.gelu(F.linear(x, self.sr.weight.flatten(1), self.sr.bias))  # a 1x1 convolution, faster in channels-last layout
-        pooled = F.adaptive_avg_pool2d(pooled.permute(0, 3, 1, 2), geometry.pool).permute(0, 2, 3, 1)
+        pooled = adaptive_average(pooled.permute(0, 3, 1, 2), geometry.pool).permute(0, 2, 3, 1)
         k_pool, v_pool = self.keys_values(self.norm(pooled))
         out = aggregated_attention(
             self.scaled(q, geometry),
@@ -307,6 +307,7 @@ class TransNeXt(Backbone):
     """
 
     first_conv = "stages.0.downsample.proj"
+    size_step = 1
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class AttSwin(Head):
     """
 
     uses_image = True
+    any_size = True
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class CCNet(Head):
     """
 
     auxiliary = True
+    any_size = True
 
     def __init__(
         self,

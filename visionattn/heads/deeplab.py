@@ -64,6 +64,7 @@ class DeepLabV3Plus(Head):
     """
 
     auxiliary = True
+    any_size = True
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class TransDAEDecoder(Head):
     """
 
     uses_image = True
+    any_size = True
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, *, depth: int = 2) -> None:
         super().__init__()

@@ -179,6 +179,11 @@ class Classification(Task):
 
         return ClassificationPictures(target["classes"])
 
+    # export
+
+    def size_advice(self, size: tuple[int, int]) -> str:
+        return "leave the size as it is: eval.scales=[]"
+
     # ensembles
 
     def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:

@@ -244,6 +244,11 @@ class Segmentation(Task):
 
         return SegmentationPictures(target["classes"], palette_of(target))
 
+    # export
+
+    def size_advice(self, size: tuple[int, int]) -> str:
+        return f"predict in windows: eval.mode=slide 'eval.tile=[{size[0]}, {size[1]}]'"
+
     # ensembles
 
     def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:
