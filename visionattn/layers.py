@@ -22,7 +22,8 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
     """Pad `[B, H, W, ...]` with zeros at the bottom and right until `size` divides both sides."""
-    bottom, right = (-(-side // size) * size - side for side in x.shape[1:3])
+    # Without negative numbers: exported to ONNX, they are divided towards zero.
+    bottom, right = ((side + size - 1) // size * size - side for side in x.shape[1:3])
     if not torch.compiler.is_exporting() and not bottom and not right:
         return x  # F.pad copies even without padding; an exported graph may need some at other sizes
     return F.pad(x, (0, 0) * (x.dim() - 3) + (0, right, 0, bottom))

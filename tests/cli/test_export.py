@@ -174,7 +174,9 @@ def test_segmentation_of_any_size(tmp_path: Path) -> None:
     assert answer["sizes"] == {"size": [64, 64], "step": 1, "least": 33} and len(answer["checks"]) == 4
     assert json.loads({item.key: item.value for item in onnx.load(path).metadata_props}["palette"])[0]
     for name, model in (("run", run), ("file", path)):
-        done("predict", model, "--source", tmp_path / "roads/images/val", "--out", tmp_path / name, "--save", "mask,overlay,json,csv", EXACT)
+        done(
+            "predict", model, "--source", tmp_path / "roads/images/val", "--out", tmp_path / name, "--save", "mask,overlay,json,csv", EXACT
+        )
     ours, theirs = tree(tmp_path / "run"), tree(tmp_path / "file")
     assert ours.keys() == theirs.keys() and len([name for name in ours if name.endswith(".png")]) == 4
     for name in [name for name in ours if "mask" in name and name.endswith(".png")]:

@@ -31,7 +31,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention
-from visionattn.layers import drop_path_rates, same_size
+from visionattn.layers import drop_path_rates, pad_to_multiple, same_size
 
 HIDDEN = 2048  # of the MLP, whatever the width
 
@@ -141,8 +141,8 @@ class ChAdaViT(Backbone):
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:  # B K H W
         batch, channels = x.shape[:2]
         self.check_channels(channels)
-        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
-        patches = self.patch_embed(x.flatten(0, 1)[:, None])  # BK C h w
+        x = pad_to_multiple(x.flatten(0, 1).unsqueeze(3), self.patch_size).permute(0, 3, 1, 2)
+        patches = self.patch_embed(x)  # BK C h w
         size = patches.shape[2:]
         tokens = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, channels))  # B K hw C
         tokens = tokens + self.positions(*size) + self.channel_embed[:channels, None]

@@ -71,7 +71,7 @@ def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch
     first, last = cell * queries // keys, ((cell + 1) * queries + keys - 1) // keys - 1
     doubled = 2 * torch.arange(queries, device=device)[:, None] - (first + last)
     reach = 2 * queries - 1 - (queries + keys - 1) // keys  # from one end to the centre of the bin at the other
-    step = 1 if torch.compiler.is_exporting() or queries % keys else 2  # 1 at any size, with more unused distances
+    step = 1 if isinstance(queries, torch.SymInt) or queries % keys else 2  # 1 serves any size, with more unused distances
     return torch.arange(-reach, reach + 1, step, device=device) / 2, (doubled + reach) // step
 
 

@@ -113,7 +113,8 @@ def export(
     if format == "onnx" and weights > _LARGEST:
         why = f"{weights / 2**30:.1f} GiB of weights; a file of ONNX holds less than 2 GiB"
         raise UserError("VA-C002", "the model is too large for one ONNX file", why=why, fix="--format pt2")
-    require_space(next(folder for folder in path.absolute().parents if folder.is_dir()), weights, what="the exported file", fix="--out FILE")
+    home = next(folder for folder in path.absolute().parents if folder.is_dir())
+    require_space(home, weights, what="the exported file", fix="--out FILE")
     with atomic_path(path) as temporary:
         text = _WRITERS[format](loaded.model, channels, facts, temporary)
         console.field("exporter", f"{text}, dynamic batch, {sizes.text()}")
@@ -146,7 +147,8 @@ def _place(source: str | Path, loaded: LoadedModel, format: str, quantize: str |
     home = Path.cwd() / Path(str(source)).name if loaded.run is None else loaded.run.path / "export" / "model"
     path = home.with_name(home.name + ending) if out is None else Path(out).expanduser()
     if path.suffix != f".{format}":
-        raise UserError("VA-C002", f"--out: a file of format {format} ends in .{format}, got {shown(path.name)}", fix=f"--out {typed(path.with_suffix(f'.{format}'))}")
+        what = f"--out: a file of format {format} ends in .{format}, got {shown(path.name)}"
+        raise UserError("VA-C002", what, fix=f"--out {typed(path.with_suffix('.' + format))}")
     if path.exists():
         raise UserError("VA-R007", f"{shown(str(path))} exists already", fix="another --out FILE, or remove it")
     return path
@@ -161,8 +163,10 @@ def _sizes(model: Any, size: tuple[int, int], open_size: bool) -> Sizes:
 def _licences(loaded: LoadedModel) -> dict[str, Any]:
     """Licence of this code, and of the code and the weights that training began with."""
     record = loaded.task.published_weights(loaded.config)
-    began = {} if record is None else {"weights": record.name, "weights_license": record.weights_license, "code_license": record.code_license}
-    return {"visionattn": "Apache-2.0", **began}
+    if record is None:
+        return {"visionattn": "Apache-2.0"}
+    facts = {"weights": record.name, "weights_license": record.weights_license, "code_license": record.code_license}
+    return {"visionattn": "Apache-2.0", **facts}
 
 
 # ---------------------------------------------------------------- formats
@@ -265,7 +269,7 @@ def _checks(model: Any, run: Run, channels: int, sizes: Sizes, batches: Sequence
         for batch in batches:
             image = torch.randn(batch, channels, *size, generator=generator)
             with torch.inference_mode():
-                checks.append(Check(batch, size, _difference(run(image), model(image))))
+                checks.append(Check(batch, size, _difference(_outputs(run, image), model(image))))
         texts = [f"batch {check.batch}: {check.difference:.1e}" for check in checks if check.size == size]
         console.field("check", f"{size[0]}x{size[1]} px, largest relative difference   {'   '.join(texts)}")
     worst = max(checks, key=lambda check: check.difference)
@@ -275,6 +279,19 @@ def _checks(model: Any, run: Run, channels: int, sizes: Sizes, batches: Sequence
         fix = "images of one size may work: --dynamic batch" if sizes.step else ""
         raise UserError("VA-M005", what, where=where, why=f"at most {TOLERANCE:.0e} is accepted", fix=fix)
     return checks
+
+
+def _outputs(run: Run, image: torch.Tensor) -> torch.Tensor:
+    """Outputs of a file.
+
+    Raises:
+        UserError: VA-M005, its runtime fails.
+    """
+    try:
+        return run(image)
+    except Exception as error:  # runtimes raise errors of many kinds
+        why, where = str(error).strip().partition("\n")[0][:300], f"{len(image)} images of {image.shape[2]}x{image.shape[3]} px"
+        raise UserError("VA-M005", "the exported file cannot be run, and was not kept", where=where, why=why) from error
 
 
 def _difference(found: Any, wanted: Any) -> float:

@@ -52,8 +52,8 @@ def load_model(source: str | Path, report: Report | None = None, *, calibrated: 
         calibrated: whether the config has the settings that were fitted for these weights.
 
     Raises:
-        UserError: VA-R003, no run or checkpoint there; VA-R007, a file that needs an extra; VA-R008, a run with parts outside of it; VA-C006, a run with code of its own
-            that is not imported yet; VA-W001 to VA-W007.
+        UserError: VA-R003, no run or checkpoint there; VA-R007, a file that needs an extra; VA-R008, a run with parts outside of it;
+            VA-C002, an exported program; VA-C006, a run with code of its own that is not imported yet; VA-W001 to VA-W007.
     """
     path, name = Path(source), None
     if path.is_file() and (exported := _open_exported(path)) is not None:

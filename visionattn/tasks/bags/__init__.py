@@ -170,7 +170,8 @@ class Bags(Task):
     # export
 
     def network_input(self, config: BagsConfig) -> tuple[int, int, int]:
-        raise UserError("VA-C002", "models of task bags cannot be exported yet", why="the network takes a bag of any number of instances, not images of one size")
+        why = "the network takes bags of any number of instances, not images"
+        raise UserError("VA-C002", "models of task bags cannot be exported yet", why=why)
 
     # ensembles
 

@@ -209,7 +209,7 @@ class Volumes(Task):
     # export
 
     def network_input(self, config: VolumesConfig) -> tuple[int, int, int]:
-        raise UserError("VA-C002", "models of task volumes cannot be exported yet", why="the network takes scans, not images of one size")
+        raise UserError("VA-C002", "models of task volumes cannot be exported yet", why="the network takes scans, not images")
 
     # ensembles
 
