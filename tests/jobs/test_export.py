@@ -49,9 +49,9 @@ def cut(family: str, **arguments: Any) -> Any:
     return lively(va.create_model(name, num_classes=3, **{**short, **MORE.get(family, {}), **arguments}))
 
 
-def written(model: Any, size: tuple[int, int], folder: Path, open_size: bool = True) -> Any:
-    """The network of the ONNX file of a model, checked by the job."""
-    sizes = model.export_sizes(size) if open_size else Sizes(size)
+def written(model: Any, size: tuple[int, int], folder: Path) -> Any:
+    """The network of the ONNX file of a model."""
+    sizes = model.export_sizes(size)
     config = config_from_dict({"task": "classify", "model": {"img_size": list(size)}})
     path = folder / "model.onnx"
     job._write_onnx(model, 3, Facts.of(config, {"classes": list("abc")}, model, sizes, {}), path)

@@ -86,8 +86,8 @@ def relative_positions(
         axes.append(distance.sign() * torch.log2(distance.abs() + 1) / 3)
         indices.append(index)
     rows, cols = axes
-    coords = torch.stack([rows[:, None].expand(-1, len(cols)), cols.expand(len(rows), -1)], -1).flatten(0, 1)
-    return coords, indices[0][:, None, :, None] * len(cols) + indices[1][None, :, None, :]
+    coords = torch.stack(torch.meshgrid(rows, cols, indexing="ij"), -1).flatten(0, 1)
+    return coords, indices[0][:, None, :, None] * cols.shape[0] + indices[1][None, :, None, :]
 
 
 def log_key_count(size: tuple[int, int], pool: tuple[int, int], local: bool, device: torch.device) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +18,7 @@ from visionattn.files import atomic_path, require_space
 from visionattn.jobs.quantize import Quantized, quantize_static
 from visionattn.kernels.dispatch import use_backend
 from visionattn.names import shown, typed
-from visionattn.runs.exported import Facts, OnnxNetwork, require_onnx
+from visionattn.runs.exported import Facts, OnnxNetwork, quiet_libraries, require_onnx
 from visionattn.runs.load import LoadedModel, load_models
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
 
@@ -175,7 +173,7 @@ def _licences(loaded: LoadedModel) -> dict[str, Any]:
 def _write_onnx(model: Any, channels: int, facts: Facts, path: Path) -> str:
     program = _program(model, channels, facts.sizes)
     names = {0: "batch", 2: "height", 3: "width"} if facts.sizes.step else {0: "batch"}
-    with _explained("converted to ONNX", facts.sizes), _quiet():
+    with _explained("converted to ONNX", facts.sizes), quiet_libraries():
         graph: Any = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["image"], output_names=["output"], dynamic_shapes=(names,)
         )
@@ -211,7 +209,7 @@ def _program(model: Any, channels: int, sizes: Sizes) -> torch.export.ExportedPr
         open_axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     image = torch.randn(2, channels, *sizes.size)
     # The definition of each operation: the fast forms cut the work by the size of the map, which would freeze it.
-    with _explained("traced", sizes), _quiet(), torch.no_grad(), use_backend("reference"):
+    with _explained("traced", sizes), quiet_libraries(), torch.no_grad(), use_backend("reference"):
         return torch.export.export(model, (image,), dynamic_shapes=(open_axes,))
 
 
@@ -230,19 +228,6 @@ def _explained(what: str, sizes: Sizes) -> Iterator[None]:
         why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         fix = "images of one size may work: --dynamic batch" if sizes.step else ""
         raise UserError("VA-M005", f"the model cannot be {what}", why=why, fix=fix) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what exporters tell their developers off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 # ---------------------------------------------------------------- check

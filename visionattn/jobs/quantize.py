@@ -16,7 +16,7 @@ from visionattn.data.loading import eval_loader
 from visionattn.engine.devices import inference_settings
 from visionattn.errors import UserError
 from visionattn.jobs.evaluate import evaluate
-from visionattn.runs.exported import Facts, open_onnx
+from visionattn.runs.exported import Facts, open_onnx, quiet_libraries
 
 CALIBRATION_IMAGES = 128  # spread over the training split
 
@@ -86,17 +86,18 @@ def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
     before = evaluate(path)
     quantized = path.with_name(f"{path.stem}-int8{path.suffix}")
     try:
-        quantize(
-            str(path),
-            str(quantized),
-            _Reader(inputs),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            activation_type=QuantType.QUInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
-        )
+        with quiet_libraries():
+            quantize(
+                str(path),
+                str(quantized),
+                _Reader(inputs),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            )
         _with_metadata(quantized, facts)
         quantized.replace(path)
     finally:

@@ -5,8 +5,12 @@ An ONNX file is run by ONNX Runtime on the CPU; no code of the model is used. No
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,6 +181,19 @@ def require_onnx() -> None:
         if find_spec(name) is None:
             fix = 'pip install "visionattn[onnx]"'
             raise UserError("VA-R007", f"ONNX files need the package {name}, which is not installed", fix=fix)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep what exporters and quantisers tell their developers off the terminal, and standard output for JSON."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _metadata(path: Path) -> dict[str, str]:
