@@ -161,7 +161,6 @@ class BiFormer(Backbone):
     """
 
     first_conv = "stem.0"
-    size_step = 1
 
     def __init__(
         self,

@@ -85,7 +85,6 @@ class ChAdaViT(Backbone):
     """
 
     pool_first = True
-    size_step = 1
     per_channel = True
     first_conv = "patch_embed"
 

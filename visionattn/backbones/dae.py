@@ -56,7 +56,6 @@ class DualPyramid(Backbone):
     """Stages of dual blocks, each of which begins with overlapping patches and ends with a norm."""
 
     first_conv = "stages.0.downsample.proj"
-    size_step = 1
 
     def __init__(self, in_chans: int, embed_dims: Sequence[int], blocks: Sequence[Iterable[DualBlock]], out_norm: bool) -> None:
         strides = [4 * 2**index for index in range(len(embed_dims))]

@@ -197,7 +197,6 @@ class MedViTV2(Backbone):
     """
 
     first_conv = "stem.0.conv"
-    size_step = 1
 
     def __init__(
         self,

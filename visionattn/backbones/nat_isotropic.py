@@ -82,7 +82,6 @@ class _Isotropic(Backbone):
     """Shared part of both models: everything except the attention, which is passed as one module per block."""
 
     first_conv = "patch_embed.proj"
-    size_step = 1
 
     def __init__(
         self,

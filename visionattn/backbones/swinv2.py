@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
 from torch import nn
 
-from visionattn.backbones.base import Backbone, Sizes
+from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import register_backbone
 from visionattn.backbones.swin import rename_swin
 from visionattn.kernels import window_attention
@@ -144,7 +144,6 @@ class SwinV2(Backbone):
     """
 
     first_conv = "patch_embed.proj"
-    size_step = 1
 
     def __init__(
         self,
@@ -164,7 +163,6 @@ class SwinV2(Backbone):
         super().__init__(
             in_chans=in_chans, channels=dims, strides=[patch_size * 2**index for index in range(len(depths))], out_norm=out_norm
         )
-        self.window_size = window_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         if window_size == pretrained_window_sizes[0] and not out_norm:
             pretrained_window_sizes = [0] * len(depths)
@@ -193,11 +191,6 @@ class SwinV2(Backbone):
             for block in stage.blocks:
                 nn.init.constant_(block.norm1.weight, 1e-5)
                 nn.init.constant_(block.norm2.weight, 1e-5)
-
-    def export_sizes(self, size: tuple[int, int]) -> Sizes:
-        if self.out_norm:
-            return super().export_sizes(size)
-        return self.open_sizes(size, self.window_size * self.strides[-1] + 1)  # windows shrink on smaller maps
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

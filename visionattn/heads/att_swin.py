@@ -46,7 +46,6 @@ class AttSwin(Head):
     """
 
     uses_image = True
-    any_size = True
 
     def __init__(
         self,

@@ -57,7 +57,6 @@ class CCNet(Head):
     """
 
     auxiliary = True
-    any_size = True
 
     def __init__(
         self,

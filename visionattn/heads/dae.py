@@ -37,7 +37,6 @@ class DAE(Head):
     """
 
     uses_image = True
-    any_size = True
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, *, depth: int = 2) -> None:
         super().__init__()

@@ -65,8 +65,6 @@ class DANet(Head):
         dropout: dropout rate on the features of each classifier.
     """
 
-    any_size = True
-
     def __init__(
         self,
         channels: Sequence[int],

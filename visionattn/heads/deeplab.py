@@ -64,7 +64,6 @@ class DeepLabV3Plus(Head):
     """
 
     auxiliary = True
-    any_size = True
 
     def __init__(
         self,

@@ -47,8 +47,6 @@ class SemanticFPN(Head):
         dropout: dropout rate of whole channels before the classifier.
     """
 
-    any_size = True
-
     def __init__(
         self,
         channels: Sequence[int],

@@ -35,7 +35,6 @@ class TransDAEDecoder(Head):
     """
 
     uses_image = True
-    any_size = True
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], num_classes: int, *, depth: int = 2) -> None:
         super().__init__()
