@@ -68,8 +68,7 @@ class ReducedAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         seen = x
         if self.reduction > 1:
-            # Without negative numbers: exported to ONNX, they are divided towards zero.
-            bottom, right = ((side + self.reduction - 1) // self.reduction * self.reduction - side for side in x.shape[1:3])
+            right, bottom = -x.shape[2] % self.reduction, -x.shape[1] % self.reduction
             seen = self.reduce(F.pad(x.permute(0, 3, 1, 2), (0, right, 0, bottom)))
             seen = self.norm(seen.permute(0, 2, 3, 1))
         q = self.q(x).unflatten(3, (self.num_heads, -1))

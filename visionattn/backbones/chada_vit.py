@@ -31,7 +31,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention
-from visionattn.layers import drop_path_rates, pad_to_multiple, same_size
+from visionattn.layers import drop_path_rates
 
 HIDDEN = 2048  # of the MLP, whatever the width
 
@@ -140,8 +140,8 @@ class ChAdaViT(Backbone):
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:  # B K H W
         batch, channels = x.shape[:2]
         self.check_channels(channels)
-        x = pad_to_multiple(x.flatten(0, 1).unsqueeze(3), self.patch_size).permute(0, 3, 1, 2)
-        patches = self.patch_embed(x)  # BK C h w
+        x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
+        patches = self.patch_embed(x.flatten(0, 1)[:, None])  # BK C h w
         size = patches.shape[2:]
         tokens = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, channels))  # B K hw C
         tokens = tokens + self.positions(*size) + self.channel_embed[:channels, None]
@@ -225,7 +225,7 @@ class ChAdaViT(Backbone):
 
 def resized(table: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """Resize a table `[h * w, C]` of a grid bicubically to another."""
-    if same_size(grid, size):
+    if grid == size:
         return table
     places = F.interpolate(table.T.unflatten(1, grid)[None], size=size, mode="bicubic")
     return places[0].flatten(1).T
