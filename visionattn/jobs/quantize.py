@@ -83,7 +83,7 @@ def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
         why = "the ranges of the activations come from training images"
         raise UserError("VA-C002", "--quantize: the model has no data", why=why, fix="train a run first, and export it")
     inputs = _training_inputs(path, facts, console)
-    before = evaluate(path)
+    before = evaluate(path, console=Console(quiet=True))
     quantized = path.with_name(f"{path.stem}-int8{path.suffix}")
     try:
         with quiet_libraries():
@@ -102,7 +102,7 @@ def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
         quantized.replace(path)
     finally:
         quantized.unlink(missing_ok=True)
-    after = evaluate(path)
+    after = evaluate(path, console=Console(quiet=True))
     metric = facts.task.monitor(facts.config)
     result = Quantized(metric, before.metrics[metric], after.metrics[metric], after.count, len(inputs))
     display = facts.task.display
