@@ -30,6 +30,7 @@ _EXPORTS = {
     "evaluate": "visionattn.jobs.evaluate",
     "predict": "visionattn.jobs.predict",
     "explain": "visionattn.jobs.explain",
+    "export": "visionattn.jobs.export",
     "extract_bags": "visionattn.jobs.features",
     "extract_features": "visionattn.jobs.features",
     "find_neighbors": "visionattn.jobs.neighbors",

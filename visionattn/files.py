@@ -52,6 +52,25 @@ def atomic_write(path: Path, content: str | bytes | Iterable[str] | Iterable[byt
 
 
 @contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary name, with the ending of `path`, for a writer that takes one; on leaving, the file is synced and takes its place.
+
+    On an error nothing of it remains. Folders above `path` are made at the end.
+    """
+    home = next(folder for folder in path.absolute().parents if folder.is_dir())
+    temporary = home / f"{TEMPORARY}{uuid.uuid4().hex}{path.suffix}"
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; on leaving, its files are synced and it takes the place of `path`.
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from visionattn.kernels import dilated_depthwise_conv2d, neighborhood_attention, window_attention
 
@@ -21,10 +22,45 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 def pad_to_multiple(x: torch.Tensor, size: int) -> torch.Tensor:
     """Pad `[B, H, W, ...]` with zeros at the bottom and right until `size` divides both sides."""
-    bottom, right = -x.shape[1] % size, -x.shape[2] % size
-    if not bottom and not right:
-        return x  # F.pad copies even without padding
+    # Without negative numbers: exported to ONNX, they are divided towards zero.
+    bottom, right = ((side + size - 1) // size * size - side for side in x.shape[1:3])
+    if not torch.compiler.is_exporting() and not bottom and not right:
+        return x  # F.pad copies even without padding; an exported graph may need some at other sizes
     return F.pad(x, (0, 0) * (x.dim() - 3) + (0, right, 0, bottom))
+
+
+def pad_to_least(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Pad `[B, H, W, C]` with zeros at the bottom and right to sides of at least `size`."""
+    bottom, right = (torch.sym_max(size - side, 0) for side in x.shape[1:3])
+    if not torch.compiler.is_exporting() and not bottom and not right:
+        return x
+    return F.pad(x, (0, 0, 0, right, 0, bottom))
+
+
+def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two sizes are equal; in an exported graph, whether they are at all sizes that it takes."""
+    if torch.compiler.is_exporting():
+        return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
+    return tuple(one) == tuple(other)
+
+
+def adaptive_average(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Average a map `[B, C, H, W]` over a grid of `size` bins, which may differ in length and overlap, as `F.adaptive_avg_pool2d`.
+
+    An exported graph has the average as two products, because that operation would freeze the size of the map.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, tuple(size))
+    rows, cols = (_bins(length, bins, x) for length, bins in zip(x.shape[2:], size, strict=True))
+    return rows @ x @ cols.transpose(0, 1)
+
+
+def _bins(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
+    """Weights `[bins, length]` of an adaptive average along one axis."""
+    cell, position = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
+    first, end = cell * length // bins, ((cell + 1) * length + bins - 1) // bins
+    inside = (position >= first) & (position < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -51,8 +87,10 @@ def concat_2x2(x: torch.Tensor) -> torch.Tensor:
 
 def window_and_shift(height: int, width: int, window_size: int, shift: int, dense: bool) -> tuple[int, int]:
     """Swin's window and shift for a map, as in the classifier if it accepts the size, otherwise as in the segmentation code (`dense`)."""
+    if dense or isinstance(height, torch.SymInt):  # a graph of open size takes none at which windows shrink
+        return window_size, shift
     side = min(height, width)
-    if not dense and side <= window_size and height % side == 0 and width % side == 0:
+    if side <= window_size and height % side == 0 and width % side == 0:
         return side, 0
     return window_size, shift
 
@@ -148,10 +186,7 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         batch, height, width, dim = x.shape
-        least = self.kernel_size * self.dilation
-        bottom, right = max(least - height, 0), max(least - width, 0)
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
+        x = pad_to_least(x, self.kernel_size * self.dilation)
         q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
         x = neighborhood_attention(q, k, v, self.kernel_size, self.dilation, bias=self.rpb)
         return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]

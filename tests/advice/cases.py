@@ -2080,4 +2080,75 @@ COMMANDS = [
 ]
 
 
-CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS]
+# ---------------------------------------------------------------- export
+
+
+def foreign_onnx(folder: Path) -> None:
+    """A file of another program."""
+    onnx = pytest.importorskip("onnx")
+    flowers(folder)
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in ("image", "output")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["image"], ["output"])], "relu", value[:1], value[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), folder / "relu.onnx")
+
+
+def exported_onnx(folder: Path) -> None:
+    pytest.importorskip("onnx")
+    flowers(folder)
+    assert done("export", folder / "runs/flowers/001", "--out", folder / "flowers.onnx", "--verify", 1)
+
+
+EXPORT = [
+    Case(
+        "runs/exported.py",
+        "predict relu.onnx flowers",
+        "VA-W003",
+        "visionattn export RUN --format onnx",
+        (run("visionattn export RUN --format onnx", RUN="runs/flowers/001"),),
+        foreign_onnx,
+        with_run=True,
+    ),
+    Case(
+        "tasks/classification/__init__.py",
+        "predict flowers.onnx flowers eval.scales=[1.5]",
+        "VA-M004",
+        "leave the size as it is: eval.scales=[]",
+        (instead("eval.scales=[1.5]", "eval.scales=[]"),),
+        exported_onnx,
+        with_run=True,
+    ),
+    Case(
+        "jobs/export.py",
+        "export runs/flowers/001 --dynamic size --format safetensors",
+        "VA-C002",
+        "--dynamic batch for images of one size",
+        (instead("--dynamic size", "--dynamic batch"),),
+        with_run=True,
+    ),
+    Case(
+        "jobs/export.py",
+        "export runs/flowers/001 --verify 0 --format safetensors",
+        "VA-C002",
+        "--verify 1,3,8",
+        (instead("--verify 0", "--verify 1,3,8"),),
+        with_run=True,
+    ),
+    Case(
+        "cli/export.py",
+        "export runs/flowers/001 --verify one --format safetensors",
+        "VA-C002",
+        "--verify 1,3,8",
+        (instead("--verify one", "--verify 1,3,8"),),
+        with_run=True,
+    ),
+    Case(
+        "jobs/export.py",
+        "export runs/flowers/001 --format safetensors --out model.pt",
+        "VA-C002",
+        "--out model.safetensors",
+        (instead("--out model.pt", "--out model.safetensors"),),
+        with_run=True,
+    ),
+]
+
+CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT]

@@ -106,11 +106,13 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "jobs/check.py": {"--strict": FACT},
     "jobs/choices.py": {"data.": FACT},
     "jobs/evaluate.py": {"--split": "folds: tests/cli/test_folds.py"},
+    "jobs/export.py": {"--format": "of a model above 1.5 GiB", "--quantize": "takes long: tests/cli/test_export.py"},
     "jobs/folds.py": {
         "visionattn train --folds 5 --processes": "of a launch by torchrun: tests/cli/test_folds.py makes the fault, and trains so",
         "visionattn train --folds has made: runs/<name>/<nnn>": FACT,
     },
     "jobs/predict.py": {"--save": FAULT, "data.channel_files=false": "of a segmentation run: tests/tasks/test_channels.py"},
+    "jobs/quantize.py": {"--quantize": FAULT},
     "jobs/train.py": {
         "train.accum=": FACT,
         "train.batch_size=": FACT,
@@ -155,6 +157,10 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "--query": "of a segmentation run: tests/tasks/segmentation/test_explain.py",
     },
     "tasks/classification/__init__.py": {"data.format=digits": "the same text as in data/root.py"},
+    "tasks/segmentation/__init__.py": {
+        "eval.mode=slide": "of a segmentation run: tests/cli/test_export.py",
+        "eval.tile=[": "of a segmentation run: tests/cli/test_export.py",
+    },
     "tasks/segmentation/output.py": {
         "--out": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",
         "--source": "two calls of predict, each with its own: tests/tasks/segmentation/test_output.py makes the fault",

@@ -16,11 +16,12 @@ from visionattn.backbones import (
     transnext,
     van,
 )
-from visionattn.backbones.base import Backbone
+from visionattn.backbones.base import Backbone, Sizes
 from visionattn.backbones.registry import list_models, register_backbone
 
 __all__ = [
     "Backbone",
+    "Sizes",
     "biformer",
     "chada_vit",
     "dae",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,41 @@ def rename_keys(state: dict[str, torch.Tensor], rules: Sequence[tuple[str, str]]
     return renamed
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of images, in pixels, for which an exported graph computes what the network does.
+
+    Attributes:
+        size: height and width that it was exported at.
+        step: sides have to be multiples of it; 0 if `size` is the only one.
+        least: least side.
+    """
+
+    size: tuple[int, int]
+    step: int = 0
+    least: int = 0
+
+    def holds(self, size: tuple[int, int]) -> bool:
+        """Whether a height and width are among them."""
+        return size == self.size or (self.step > 0 and all(side >= self.least and side % self.step == 0 for side in size))
+
+    def another(self) -> tuple[int, int] | None:
+        """A second, oblong size near the first; None if there is none."""
+        if not self.step:
+            return None
+        height, width = (
+            self.step * max(round(share * side / self.step), -(-self.least // self.step))
+            for share, side in zip((0.7, 1.1), self.size, strict=True)
+        )
+        return (height, width) if height != width and (height, width) != self.size else (height, width + self.step)
+
+    def text(self) -> str:
+        """In words, as `any size from 33 px`."""
+        if not self.step:
+            return f"{self.size[0]}x{self.size[1]} px"
+        return f"{'any size' if self.step == 1 else f'multiples of {self.step} px'} from {self.least} px"
+
+
 class Backbone(nn.Module):
     """Feature pyramid: maps an image `[B, in_chans, H, W]` to one NCHW map per stage, finest first.
 
@@ -41,6 +77,7 @@ class Backbone(nn.Module):
     pool_first = False  # whether the classifier pools before the final norm
     class_token = False  # whether the first query of each attention, not the map's average, is what the classifier reads
     placed_attention = True  # whether keys of recorded attention are positions of the stage's map
+    size_step = 0  # an exported graph of open size is right if it divides both sides; 0: such a graph has one size only
     per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
     patch_embed: Any  # for the default forward: image to map B H W C
@@ -100,6 +137,15 @@ class Backbone(nn.Module):
         del self.stages[self.out_indices[-1] + 1 :]
         for index in set(self.out_norms) - {str(index) for index in self.out_indices}:
             del self.out_norms[index]
+
+    def export_sizes(self, size: tuple[int, int]) -> Sizes:
+        """Sizes that a graph exported at `size` holds for, if its height and width are left open."""
+        return self.open_sizes(size, self.strides[-1] + 1)  # a map of one position would be a constant of the graph
+
+    def open_sizes(self, size: tuple[int, int], least: int) -> Sizes:
+        """Sizes from `least` on; only `size` if it is smaller, or not a multiple of `size_step`."""
+        found = Sizes(size, self.size_step, least)
+        return found if self.size_step and min(size) >= least and not any(side % self.size_step for side in size) else Sizes(size)
 
     def run_block(self, block: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Run `block(x)`, recomputing activations in the backward pass if checkpointing is on."""

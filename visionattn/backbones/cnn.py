@@ -63,6 +63,7 @@ class GatedCNN(Backbone):
     """CNN that runs stem and stages in sequence."""
 
     cnn = True
+    size_step = 1
 
     def __init__(self, in_chans: int, trunk: Trunk) -> None:
         super().__init__(in_chans=in_chans, channels=trunk.channels, strides=trunk.strides)

@@ -159,6 +159,7 @@ class DaViT(Backbone):
     """
 
     pool_first = True
+    size_step = 1
     first_conv = "patch_embed.proj"
 
     def __init__(

@@ -115,6 +115,7 @@ class NAT(Backbone):
     """
 
     first_conv = "patch_embed.proj.0"
+    size_step = 1
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import aggregated_attention, dense_attention
-from visionattn.layers import drop_path_rates
+from visionattn.layers import adaptive_average, drop_path_rates
 
 KERNEL_SIZE = 3  # side of the neighbourhood
 
@@ -179,7 +179,7 @@ class AggregatedAttention(CosineAttention):
         q = F.normalize(self.q(x).unflatten(-1, (self.num_heads, self.head_dim)), dim=-1)
         k, v = self.keys_values(x)
         pooled = F.gelu(F.linear(x, self.sr.weight.flatten(1), self.sr.bias))  # a 1x1 convolution, faster in channels-last layout
-        pooled = F.adaptive_avg_pool2d(pooled.permute(0, 3, 1, 2), geometry.pool).permute(0, 2, 3, 1)
+        pooled = adaptive_average(pooled.permute(0, 3, 1, 2), geometry.pool).permute(0, 2, 3, 1)
         k_pool, v_pool = self.keys_values(self.norm(pooled))
         out = aggregated_attention(
             self.scaled(q, geometry),

@@ -110,6 +110,7 @@ class VAN(Backbone):
     """
 
     first_conv = "stages.0.downsample.proj"
+    size_step = 1
 
     def __init__(
         self,

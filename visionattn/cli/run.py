@@ -290,7 +290,7 @@ def is_model(word: str) -> bool:
 
     path = Path(word)
     if path.is_file():
-        return path.suffix.lower() in (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+        return path.suffix.lower() in (".safetensors", ".onnx", ".pth", ".pt", ".pt2", ".bin", ".ckpt", ".tar")
     return any((path / name).is_file() for name in ("config.yaml", "meta.json")) or bool(fold_folders(path))
 
 

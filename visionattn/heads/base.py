@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from visionattn.layers import init_convolutions
+from visionattn.layers import init_convolutions, same_size
 
 
 class Aux(NamedTuple):
@@ -49,10 +49,12 @@ class Head(nn.Module):
     Attributes:
         uses_image: whether the image is passed before the maps (then `channels` and `strides` start with those of the image).
         auxiliary: whether published recipes train it with an auxiliary head.
+        any_size: whether an exported graph of open size is right at any size of the maps.
     """
 
     uses_image: bool = False
     auxiliary: bool = False
+    any_size: bool = False
 
     def forward(self, maps: list[torch.Tensor]) -> HeadOutput:
         raise NotImplementedError
@@ -101,6 +103,6 @@ class Scale(nn.Module):
 
 def resize_to(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """Resize `x` [B, C, h, w] to another height and width: bilinear, corners not aligned."""
-    if tuple(x.shape[2:]) == tuple(size):
+    if same_size(x.shape[2:], size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -27,6 +27,7 @@ class FCN(Head):
     """
 
     auxiliary = True
+    any_size = True
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from visionattn.heads.base import ConvModule, Head, HeadOutput, resize_to
+from visionattn.layers import adaptive_average
 
 
 class PSP(Head):
@@ -24,6 +25,7 @@ class PSP(Head):
     """
 
     auxiliary = True
+    any_size = True
 
     def __init__(
         self,
@@ -55,7 +57,18 @@ class PSP(Head):
 
 def pyramid_pooling(channels: int, width: int, pool_sizes: Sequence[int]) -> nn.ModuleList:
     """Build, for each size, averaging over a grid and a 1x1 convolution."""
-    return nn.ModuleList(nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvModule(channels, width)) for size in pool_sizes)
+    return nn.ModuleList(nn.Sequential(GridAverage(size), ConvModule(channels, width)) for size in pool_sizes)
+
+
+class GridAverage(nn.Module):
+    """Average a map over a square grid of `size` bins per side."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = (size, size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B C H W -> B C size size
+        return adaptive_average(x, self.size)
 
 
 def with_averages(x: torch.Tensor, pools: nn.ModuleList) -> torch.Tensor:

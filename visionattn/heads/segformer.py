@@ -42,6 +42,8 @@ class SegFormer(Head):
         ValueError: unknown style.
     """
 
+    any_size = True
+
     def __init__(
         self,
         channels: Sequence[int],

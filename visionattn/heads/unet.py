@@ -63,6 +63,7 @@ class UNet(Head):
     """
 
     uses_image = True
+    any_size = True
 
     def __init__(
         self,

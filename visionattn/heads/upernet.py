@@ -25,6 +25,7 @@ class UPerNet(Head):
     """
 
     auxiliary = True
+    any_size = True
 
     def __init__(
         self,

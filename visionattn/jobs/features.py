@@ -28,6 +28,7 @@ from visionattn.errors import UserError
 from visionattn.files import atomic_write, csv_lines, json_text
 from visionattn.jobs.predict import file_batches, find_files, paths_of, require_new
 from visionattn.names import plain_path, shown
+from visionattn.runs.exported import OnnxNetwork
 from visionattn.runs.load import LoadedModel, load_models
 from visionattn.spill import Table, npy_pieces
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
@@ -165,7 +166,7 @@ def open_model(
         calibrated: see `load_model`.
 
     Raises:
-        UserError: VA-M004, several models; as `load_models` and `change_config`.
+        UserError: VA-C002, an ONNX file; VA-M004, several models; as `load_models` and `change_config`.
     """
     settings = name_plugins(settings)
     models = load_models(source, lambda text: console.field("", text), calibrated=calibrated)
@@ -173,6 +174,9 @@ def open_model(
         why = "those of several models have nothing in common"
         raise UserError("VA-M004", f"{what} are of one model, and there are {len(models)}", why=why, fix="use them one at a time")
     (loaded,) = models
+    if isinstance(loaded.model, OnnxNetwork):
+        why = "its graph ends in the outputs, without features"
+        raise UserError("VA-C002", f"{source} is an exported file", why=why, fix="use the run, or export it as safetensors")
     config = loaded.config.model_copy(update={"train": inference_settings(loaded.config.train, console.warn)})
     return LoadedModel(loaded.task, change_config(config, settings, CHANGEABLE), loaded.model, loaded.target, loaded.run)
 

@@ -9,7 +9,7 @@ import torch
 from timm.layers import to_2tuple
 from torch import nn
 
-from visionattn.backbones import Backbone
+from visionattn.backbones import Backbone, Sizes
 from visionattn.errors import ArgumentError, did_you_mean
 from visionattn.heads import EfficientProbe, LinearHead
 
@@ -136,6 +136,10 @@ class Classifier(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Set the size that transforms are built for; the network accepts any size from 32 px."""
         self.pretrained_cfg = {**self.pretrained_cfg, "input_size": (self.in_chans, *to_2tuple(img_size))}
+
+    def export_sizes(self, size: tuple[int, int]) -> Sizes:
+        """Sizes of images that a graph exported at `size` holds for, if its height and width are left open."""
+        return self.backbone.export_sizes(size)
 
     def fit_head(self, state: dict[str, torch.Tensor], allow: Collection[str]) -> tuple[set[str], list[str]]:
         """Fit the tensors of a file outside the backbone to this head, in place (`load_checkpoint`).

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionattn.backbones import Backbone
+from visionattn.backbones import Backbone, Sizes
 from visionattn.errors import ArgumentError, UserError, did_you_mean
 from visionattn.heads import FCN, HEADS, Aux, Head, HeadOutput, resize_to
 from visionattn.models.classifier import group_matcher
@@ -63,6 +63,10 @@ class Segmenter(nn.Module):
             return output._replace(logits=logits)
         aux = Aux("auxiliary_head", self.auxiliary_head(maps).logits, self.aux_weight)
         return output._replace(logits=logits, aux=(*output.aux, aux))
+
+    def export_sizes(self, size: tuple[int, int]) -> Sizes:
+        """Sizes of images that a graph exported at `size` holds for, if its height and width are left open."""
+        return self.backbone.export_sizes(size) if self.decode_head.any_size else Sizes(size)
 
     def fit_head(self, state: dict[str, torch.Tensor], allow: Collection[str]) -> tuple[set[str], list[str]]:
         """Fit the tensors of a file outside the backbone to the heads, in place (`load_checkpoint`).

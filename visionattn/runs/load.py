@@ -14,6 +14,7 @@ from visionattn.models.weights.download import Report
 from visionattn.names import shown, shown_lines, typed
 from visionattn.runs.calibration import read_calibration, with_calibration
 from visionattn.runs.checkpoint import latest_checkpoint, load_weights, missing_checkpoint, read_meta, read_while_written, weights_name
+from visionattn.runs.exported import open_onnx, open_weights
 from visionattn.runs.folder import RunFolder, fold_folders
 from visionattn.tasks import TASKS, saved_config, task_of
 from visionattn.tasks.base import Target, Task
@@ -42,7 +43,7 @@ class LoadedModel:
 
 def load_model(source: str | Path, report: Report | None = None, *, calibrated: bool = True) -> LoadedModel:
     """Load the model of a run folder, of a checkpoint folder or a weights file in one, of published or imported weights by
-    name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), or of a file that a task recognises.
+    name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), of an exported file, or of a file that a task recognises.
 
     Nothing is written, and no code is imported that the source names.
 
@@ -51,10 +52,12 @@ def load_model(source: str | Path, report: Report | None = None, *, calibrated: 
         calibrated: whether the config has the settings that were fitted for these weights.
 
     Raises:
-        UserError: VA-R003, no run or checkpoint there; VA-R008, a run with parts outside of it; VA-C006, a run with code of its own
-            that is not imported yet; VA-W001 to VA-W007.
+        UserError: VA-R003, no run or checkpoint there; VA-R007, a file that needs an extra; VA-R008, a run with parts outside of it;
+            VA-C002, an exported program; VA-C006, a run with code of its own that is not imported yet; VA-W001 to VA-W007.
     """
     path, name = Path(source), None
+    if path.is_file() and (exported := _open_exported(path)) is not None:
+        return exported
     if not path.exists() or (path.is_file() and not (path.parent / "meta.json").is_file()):
         for task in TASKS.values():
             if (published := task.open_published(source, report)) is not None:
@@ -118,6 +121,22 @@ def _require_same_outputs(first: LoadedModel, other: LoadedModel, name: str, oth
 def first_names(names: Sequence[str]) -> str:
     """The first names of many, to show."""
     return shown(", ".join(names[:8])) + (", ..." if len(names) > 8 else "")
+
+
+def _open_exported(path: Path) -> LoadedModel | None:
+    """The model of an exported file; None if it is another kind of file.
+
+    Raises:
+        UserError: VA-C002, an exported program.
+    """
+    if path.suffix == ".pt2":
+        what = f"{path.name} is an exported program, which is loaded by torch.export.load and not by visionattn"
+        raise UserError("VA-C002", what, where=str(path), fix="use the run, or export it as onnx or safetensors")
+    found = open_onnx(path) if path.suffix == ".onnx" else open_weights(path) if path.suffix == ".safetensors" else None
+    if found is None:
+        return None
+    facts, model = found
+    return LoadedModel(facts.task, facts.config, model.eval(), facts.target)
 
 
 def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) -> LoadedModel:

@@ -632,6 +632,20 @@ class Task(ABC):
         """Combine the outputs of several models into one of the same meaning: by default their mean."""
         return sum(outputs[1:], start=outputs[0]) / len(outputs)
 
+    # export
+
+    def network_input(self, config: Any) -> tuple[int, int, int]:
+        """Channels, height and width of the images that the network takes, one tensor `[B, C, H, W]` of them, to export it.
+
+        Raises:
+            UserError: VA-C002, it takes something else.
+        """
+        return (config.model.channels, *config.model.size)
+
+    def size_advice(self, size: tuple[int, int]) -> str:
+        """What to do where an exported network takes images of `size` only, and gets others."""
+        return ""
+
     # prediction
 
     def input_files(self, config: Any, files: dict[Path, Path]) -> dict[Path, Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionattn.config.schema import RunConfig
+from visionattn.errors import UserError
 from visionattn.tasks.bags.settings import BagsConfig
 from visionattn.tasks.base import Dataset, Display, Meter, Objective, Pictures, Predictor, Target, Task, Writer, WriterRequest
 
@@ -168,6 +169,12 @@ class Bags(Task):
         from visionattn.tasks.bags.pictures import BagPictures
 
         return BagPictures(target["classes"])
+
+    # export
+
+    def network_input(self, config: BagsConfig) -> tuple[int, int, int]:
+        why = "the network takes bags of any number of instances, not images"
+        raise UserError("VA-C002", "models of task bags cannot be exported yet", why=why)
 
     # ensembles
 

@@ -197,6 +197,11 @@ class Classification(Task):
 
         return class_subject(config, target.get("display_classes") or target["classes"], model, question, device)
 
+    # export
+
+    def size_advice(self, size: tuple[int, int]) -> str:
+        return "leave the size as it is: eval.scales=[]"
+
     # ensembles
 
     def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:

@@ -258,6 +258,11 @@ class Segmentation(Task):
 
         return pixel_subject(config, target["classes"], model, question, device)
 
+    # export
+
+    def size_advice(self, size: tuple[int, int]) -> str:
+        return f"predict in windows: eval.mode=slide 'eval.tile=[{size[0]}, {size[1]}]'"
+
     # ensembles
 
     def ensemble(self, members: Sequence[Member]) -> Sequence[Member]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionattn.config.choices import Choice, Facts
+from visionattn.errors import UserError
 from visionattn.tasks.base import Dataset, Display, Meter, Objective, Pictures, Predictor, Target, Task, Writer, WriterRequest
 from visionattn.tasks.volumes.settings import VolumesConfig
 
@@ -217,6 +218,11 @@ class Volumes(Task):
         from visionattn.tasks.volumes.pictures import VolumePictures
 
         return VolumePictures(target)
+
+    # export
+
+    def network_input(self, config: VolumesConfig) -> tuple[int, int, int]:
+        raise UserError("VA-C002", "models of task volumes cannot be exported yet", why="the network takes scans, not images")
 
     # ensembles
 

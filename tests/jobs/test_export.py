@@ -1,0 +1,198 @@
+"""Exported files: what they hold for, and that they compute what the model does."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import visionattn as va
+from tests.tiny import TINY
+from visionattn.backbones import Backbone, Sizes
+from visionattn.backbones.registry import get_variant
+from visionattn.errors import UserError
+from visionattn.heads import HEADS, resize_to
+from visionattn.jobs import export as job
+from visionattn.layers import adaptive_average
+from visionattn.runs.exported import Facts, open_onnx
+from visionattn.tasks import config_from_dict
+
+pytest.importorskip("onnxruntime")
+
+# What two stages need besides the first two of each list in TINY; the second block of a stage is the shifted or dilated one.
+MORE: dict[str, dict[str, Any]] = {
+    "NAT": {"depths": (1, 1), "dilations": ((1,), (2,)), "kernel_size": 3},
+    "Swin": {"window_size": 3},
+    "VAN": {"mlp_ratios": (2, 2)},
+}
+# Families that leave the size open.
+OPEN = [family for family, (name, _) in TINY.items() if get_variant(name).cls.size_step]
+
+# One stage each, since tracing takes its time.
+DEFAULT: dict[str, dict[str, Any]] = {
+    "ECAResNet": {},
+    "Swin": {"depths": (2,), "num_heads": (1,), "window_size": 3},
+    "NAT": {"depths": (1,), "num_heads": (1,), "dilations": ((2,),), "kernel_size": 3},
+}
+
+
+def cut(family: str, **arguments: Any) -> Any:
+    """A network of a family with two stages, whose parameters all have an effect."""
+    name, given = TINY[family]
+    short = {key: value[:2] if isinstance(value, tuple) else value for key, value in given.items()}
+    torch.manual_seed(0)
+    return lively(va.create_model(name, num_classes=3, **{**short, **MORE.get(family, {}), **arguments}))
+
+
+def written(model: Any, size: tuple[int, int], folder: Path) -> Any:
+    """The network of the ONNX file of a model."""
+    sizes = model.export_sizes(size)
+    config = config_from_dict({"task": "classify", "model": {"img_size": list(size)}})
+    path = folder / "model.onnx"
+    job._write_onnx(model, 3, Facts.of(config, {"classes": list("abc")}, model, sizes, {}), path)
+    return open_onnx(path)[1]
+
+
+def differences(model: nn.Module, network: Any, sizes: list[tuple[int, int]]) -> list[float]:
+    found = []
+    for number, size in enumerate(sizes):
+        image = torch.randn(1 + 2 * (number == 1), 3, *size, generator=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            found.append(job._difference(network(image), model(image)))
+    return found
+
+
+def lively(model: Any) -> Any:
+    """A model whose biases, norms and scales are not those of a new one, so that nothing of it has no effect."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.ndim < 2:
+            values = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = values + 1 if name.endswith("weight") else values
+    return model.eval()
+
+
+def other_sizes(sizes: Sizes) -> list[tuple[int, int]]:
+    """The size of the export, the least one, an odd and oblong one, and a large one."""
+    assert sizes.step == 1
+    height, width = sizes.size
+    return [sizes.size, (sizes.least, sizes.least + 4), (height + 33, width - 19), (height - 1, width + 62)]
+
+
+def require_what_it_states(model: Any, folder: Path) -> None:
+    sizes = model.export_sizes((64, 96))
+    network = written(model, (64, 96), folder)
+    assert max(differences(model, network, other_sizes(sizes))) < 1e-5
+    with pytest.raises(UserError) as caught:
+        network(torch.zeros(1, 3, sizes.least - 1, 96))
+    assert caught.value.code == "VA-M004" and f"any size from {sizes.least} px" in caught.value.what
+
+
+@pytest.mark.parametrize("family", DEFAULT)
+def test_a_convolutional_a_window_and_a_neighborhood_family_at_several_sizes(family: str, tmp_path: Path) -> None:
+    require_what_it_states(cut(family, **DEFAULT[family]), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", OPEN)
+def test_every_open_family_at_several_sizes(family: str, tmp_path: Path) -> None:
+    require_what_it_states(cut(family), tmp_path)
+
+
+class Pyramid(nn.Module):
+    """A head on averages of the image."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.strides, channels = (4, 8, 16, 32), (16, 24, 32, 40)
+        self.project = nn.ModuleList(nn.Conv2d(3, count, 1) for count in channels)
+        cls = HEADS[name]
+        given = ((3, *channels), (1, *self.strides)) if cls.uses_image else (channels, self.strides)
+        width = {"width": 16} if "width" in inspect.signature(cls.__init__).parameters else {}
+        self.head = cls(*given, 3, **width)  # type: ignore[call-arg]
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = [
+            project(nn.functional.avg_pool2d(nn.functional.pad(image, (0, stride - 1, 0, stride - 1)), stride))
+            for project, stride in zip(self.project, self.strides, strict=True)
+        ]
+        output = self.head([image, *maps] if self.head.uses_image else maps)
+        return resize_to(output.logits, image.shape[2:])
+
+    def export_sizes(self, size: tuple[int, int]) -> Sizes:
+        return Sizes(size, 1, 33)
+
+
+def test_a_head_that_states_nothing_leaves_one_size() -> None:
+    assert {name for name, cls in HEADS.items() if cls.any_size} == {"fcn", "psp", "segformer", "unet", "upernet"}
+    model = va.create_segmenter("eca_resnet18", "ms_dual_guided", 2, backbone_args={"width": 8}, width=8)
+    assert model.export_sizes((64, 96)) == Sizes((64, 96))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, cls in HEADS.items() if cls.any_size])
+def test_every_head_at_several_sizes(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = lively(Pyramid(name))
+    network = written(model, (64, 96), tmp_path)
+    assert max(differences(model, network, [(64, 96), (33, 40), (97, 77), (127, 160)])) < 1e-5
+
+
+def test_windows_that_shrink_leave_one_size() -> None:
+    classifier = va.create_model("swin_tiny", depths=(1, 1, 1, 1), embed_dim=8, num_heads=(1, 1, 1, 1))
+    assert classifier.export_sizes((224, 224)) == Sizes((224, 224))
+    assert classifier.export_sizes((256, 320)) == Sizes((256, 320), 1, 225)
+    dense = va.create_segmenter("swin_tiny", "fcn", 2, backbone_args={"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1)})
+    assert dense.export_sizes((224, 224)) == Sizes((224, 224), 1, 33)
+
+
+def test_a_family_that_states_nothing_has_one_size() -> None:
+    class Own(Backbone):
+        pass
+
+    own = Own(in_chans=3, channels=(4,), strides=(4,))
+    assert own.export_sizes((64, 64)) == Sizes((64, 64)) and not own.export_sizes((64, 64)).holds((64, 65))
+    assert {family for family in TINY if family not in OPEN} == {
+        "BiFormer",
+        "ChAdaViT",
+        "DAEFormer",
+        "DiNATS",
+        "MedViTV2",
+        "NATIsotropic",
+        "SwinV2",
+        "TransDAE",
+        "TransNeXt",
+        "ViTRPB",
+    }
+
+
+def test_sizes() -> None:
+    sizes = Sizes((64, 96), 32, 64)
+    assert [sizes.holds(size) for size in ((64, 96), (64, 128), (32, 64), (65, 96))] == [True, True, False, False]
+    assert sizes.another() == (64, 128) and sizes.text() == "multiples of 32 px from 64 px"
+    another = Sizes((224, 224), 1, 33).another()
+    assert another == (157, 246)
+    assert Sizes((64, 64)).another() is None and Sizes((64, 96)).text() == "64x96 px"
+
+
+@pytest.mark.parametrize(("size", "grid"), [((7, 9), (2, 3)), ((12, 6), (6, 6)), ((3, 5), (6, 1)), ((13, 11), (5, 4))])
+def test_an_adaptive_average_as_two_products(size: tuple[int, int], grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    wanted = adaptive_average(x, grid)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.allclose(adaptive_average(x, grid), wanted, atol=1e-12)
+
+
+def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Conv2d(3, 2, 1)
+    for run in (lambda image: model(image) * 1.001, lambda image: model(image) * float("nan"), lambda image: model(image)[:, :1]):
+        with pytest.raises(UserError) as caught:
+            job._checks(model, run, 3, Sizes((8, 9)), (1, 3), job.Console(quiet=True))
+        assert caught.value.code == "VA-M005" and "images of 8x9 px" in caught.value.where
+    checks = job._checks(model, lambda image: model(image) * (1 + 1e-5), 3, Sizes((8, 9), 1, 8), (1, 3), job.Console(quiet=True))
+    assert [(check.batch, check.size) for check in checks] == [(1, (8, 9)), (3, (8, 9)), (1, (8, 10)), (3, (8, 10))]
+    assert all(0 < check.difference < 1e-4 for check in checks)

@@ -1,0 +1,49 @@
+"""`visionattn export`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from visionattn.cli.options import Json, Sources, console_for, print_json, sources_and_settings
+from visionattn.cli.run import require_models
+from visionattn.errors import UserError
+
+
+def export(
+    arguments: Sources,
+    format: Annotated[str, typer.Option(help="onnx, pt2 (a program of torch.export) or safetensors.")] = "onnx",
+    out: Annotated[str | None, typer.Option(help="File to write.", show_default="RUN/export/model.FORMAT")] = None,
+    dynamic: Annotated[str, typer.Option(help="Axes that stay open: batch, or batch,size where the family allows it.")] = "batch,size",
+    verify: Annotated[str, typer.Option(help="Numbers of images at which the file is compared with the model.")] = "1,3,8",
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: 8 bits, calibrated on training images; prints the metrics before and after.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model to one file, with classes and preprocessing in its metadata, and check it in its runtime."""
+    sources, settings = sources_and_settings(arguments, None)
+    require_models(sources, "export")
+    if len(sources) > 1:
+        raise UserError("VA-C002", "several models cannot be exported to one file", fix="export one run")
+    from visionattn.jobs.export import export as run_export
+
+    try:
+        batches = [int(word) for word in verify.split(",")]
+    except ValueError:
+        what = f'--verify: expected numbers of images, got "{verify}"'
+        raise UserError("VA-C002", what, fix="--verify 1,3,8") from None
+    axes = [word.strip() for word in dynamic.split(",")]
+    result = run_export(
+        sources[0],
+        format=format,
+        out=out,
+        dynamic=axes,
+        verify=batches,
+        quantize=quantize,
+        settings=settings,
+        console=console_for(as_json),
+    )
+    if as_json:
+        print_json(result.as_dict())

@@ -1,0 +1,147 @@
+"""Weights and activations of 8 bits for an exported network, with the metrics that they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from visionattn.console import Console
+from visionattn.data.loading import eval_loader
+from visionattn.engine.devices import inference_settings
+from visionattn.errors import UserError
+from visionattn.jobs.evaluate import evaluate
+from visionattn.runs.exported import Facts, open_onnx, quiet_libraries
+
+CALIBRATION_IMAGES = 128  # spread over the training split
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What quantisation costs on the validation split.
+
+    Attributes:
+        metric: the one that chooses the best checkpoint.
+        before, after: its values with float32 and with int8.
+        count: images of the split.
+        calibration: training images that the ranges of the activations come from.
+    """
+
+    metric: str
+    before: float | None
+    after: float | None
+    count: int
+    calibration: int
+
+
+class _Recorder(nn.Module):
+    """Keeps the inputs of a network, as evaluation makes them."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network, self.pretrained_cfg, self.num_classes = network, network.pretrained_cfg, network.num_classes
+        self.inputs: list[np.ndarray] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.inputs += list(image.float().cpu().numpy()[:, None])
+        output: torch.Tensor = self.network(image)
+        return output
+
+
+class _Part(torch.utils.data.Dataset[Any]):
+    """Some samples of a dataset."""
+
+    def __init__(self, dataset: Any, indices: list[int]) -> None:
+        self.dataset, self.indices, self.collate = dataset, indices, dataset.collate
+        self.ids = [dataset.ids[index] for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int) -> Any:
+        return self.dataset[self.indices[key]]
+
+
+def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
+    """Replace an ONNX file by its quantised form: int8 weights per channel, uint8 activations with fixed ranges.
+
+    The ranges are calibrated on training images, prepared as in evaluation. The metrics before and after are those of the validation
+    split of the run; they are printed.
+
+    Raises:
+        UserError: VA-C002, the model has no data; VA-D001 to VA-D005, its data cannot be read.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    if not facts.config.data.has_source:
+        why = "the ranges of the activations come from training images"
+        raise UserError("VA-C002", "--quantize: the model has no data", why=why, fix="train a run first, and export it")
+    inputs = _training_inputs(path, facts, console)
+    before = evaluate(path, console=Console(quiet=True))
+    quantized = path.with_name(f"{path.stem}-int8{path.suffix}")
+    try:
+        with quiet_libraries():
+            quantize(
+                str(path),
+                str(quantized),
+                _Reader(inputs),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                activation_type=QuantType.QUInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            )
+        _with_metadata(quantized, facts)
+        quantized.replace(path)
+    finally:
+        quantized.unlink(missing_ok=True)
+    after = evaluate(path, console=Console(quiet=True))
+    metric = facts.task.monitor(facts.config)
+    result = Quantized(metric, before.metrics[metric], after.metrics[metric], after.count, len(inputs))
+    display = facts.task.display
+    name, (old, new) = display.metric_name(metric), (display.text(metric, value, 2) for value in (result.before, result.after))
+    console.field("int8", f"{name} {old} -> {new} on val ({result.count} {facts.task.unit}s), calibrated on {result.calibration} inputs")
+    return result
+
+
+class _Reader:
+    """The calibration data as ONNX Runtime asks for them."""
+
+    def __init__(self, inputs: list[np.ndarray]) -> None:
+        self._inputs: Iterator[np.ndarray] = iter(inputs)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        image = next(self._inputs, None)
+        return None if image is None else {"image": image}
+
+
+def _training_inputs(path: Path, facts: Facts, console: Console) -> list[np.ndarray]:
+    """Inputs of the network, `[1, C, H, W]` each, for images of the training split."""
+    recorder = _Recorder(open_onnx(path)[1])
+    train = inference_settings(facts.config.train, console.warn)
+    config = facts.config.model_copy(update={"train": train, "data": facts.config.data.read_once()})
+    task, target = facts.task, facts.target
+    dataset = task.eval_dataset(config, recorder, task.read_split(config, "train", target))
+    chosen = np.linspace(0, len(dataset) - 1, min(CALIBRATION_IMAGES, len(dataset))).round().astype(int).tolist()
+    predictor = task.predictor(config, target, recorder, torch.device("cpu"))
+    for batch in eval_loader(_Part(dataset, chosen), task.eval_batch_size(config), 0):
+        if len(batch):
+            with torch.inference_mode():
+                predictor(batch)
+    return recorder.inputs[: 4 * CALIBRATION_IMAGES]  # windows of large images are many
+
+
+def _with_metadata(path: Path, facts: Facts) -> None:
+    """Give a file the metadata of the one it was made from."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, facts.texts())
+    onnx.save(model, path)
