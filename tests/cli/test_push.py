@@ -80,7 +80,14 @@ def test_the_card_states_what_is_known(trained: Trained, tmp_path: Path) -> None
     listed = {item["name"]: item["value"] for item in facts["model-index"][0]["results"][0]["metrics"]}
     assert listed["top1"] == round(metrics["top1"], 5)
     assert f"| top1 | {100 * metrics['top1']:.2f} |" in body and "12 images of the validation split" in body
-    for text in ("# flower\\_model", "32 x 32 px", "0.485, 0.456, 0.406", "these weights: MIT", "3: daisy, rose, tulip", "visionattn predict"):
+    for text in (
+        "# flower\\_model",
+        "32 x 32 px",
+        "0.485, 0.456, 0.406",
+        "these weights: MIT",
+        "3: daisy, rose, tulip",
+        "visionattn predict",
+    ):
         assert text in body, text
     assert markdown("<b>a_b|c\n") == "\\<b\\>a\\_b\\|c\\\\n"
 

@@ -120,7 +120,12 @@ def test_what_is_not_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_damaged_config_is_reported(tmp_path: Path) -> None:
     files = ours()
     (tmp_path / "model.safetensors").write_bytes(files["model.safetensors"])
-    for text in ("[", "[]", json.dumps({"architecture": "va_swin_tiny", "pretrained_cfg": {"mean": "x"}}), json.dumps({"model_type": "swin"})):
+    for text in (
+        "[",
+        "[]",
+        json.dumps({"architecture": "va_swin_tiny", "pretrained_cfg": {"mean": "x"}}),
+        json.dumps({"model_type": "swin"}),
+    ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(UserError, match="VA-W005"):
             open_folder(tmp_path)
@@ -199,7 +204,9 @@ def test_dinat_of_transformers_has_its_dilations(tmp_path: Path) -> None:
 def test_timms_own_models_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a family of ours, by the tensors: tests/models/test_recognition.py recognises whole ones."""
     torch.manual_seed(0)
-    theirs = timm.create_model("swin_tiny_patch4_window7_224", num_classes=2, embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8)).eval()
+    theirs = timm.create_model(
+        "swin_tiny_patch4_window7_224", num_classes=2, embed_dim=8, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8)
+    ).eval()
     cfg = {"mean": [0.5] * 3, "interpolation": "lanczos", "label_names": ["cat", "dog"]}
     made = folder(tmp_path / "model", theirs.state_dict(), {"architecture": "swin_tiny_patch4_window7_224", "pretrained_cfg": cfg})
     monkeypatch.setattr(folders, "recognise", lambda state: Recognised(("swin_tiny",), TINY, 2, 3, 1.0))

@@ -45,9 +45,7 @@ class Pushed:
     files: dict[str, int]
 
 
-def push(
-    source: str | Path, target: str | Path, *, license: str = "", public: bool = False, console: Console | None = None
-) -> Pushed:
+def push(source: str | Path, target: str | Path, *, license: str = "", public: bool = False, console: Console | None = None) -> Pushed:
     """Write the model of a run as a folder that `load_model`, `create_model` and timm read, or upload it.
 
     Neither contains where the data were, what the run logs to, or the state of the optimizer.
@@ -166,13 +164,10 @@ def shareable(loaded: LoadedModel) -> RunConfig:
     values["data"] = _without_places(values["data"], plain["data"], type(config.data).model_fields)
     values["output"], values["log"] = plain["output"], plain["log"]
     values["train"]["device"] = plain["train"]["device"]
-    if loaded.task.published_weights(config) is None or not _is_published(loaded.task.published_weights(config)):
+    record = loaded.task.published_weights(config)
+    if record is None or not record.sources:
         values["model"]["weights"] = "none"
     return saved_config(values)
-
-
-def _is_published(record: Weights | None) -> bool:
-    return record is not None and bool(record.sources)
 
 
 def _without_places(values: Mapping[str, Any], plain: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,7 +177,9 @@ def _without_places(values: Mapping[str, Any], plain: Mapping[str, Any], fields:
         inner = getattr(fields[name].annotation, "model_fields", None)
         if inner is not None and isinstance(value, Mapping):
             kept[name] = _without_places(value, plain[name], inner)
-        elif name in ("exclude", "format", "fold", "val_fraction") or (isinstance(value, str) and not _is_choice(fields[name].annotation, value)):
+        elif name in ("exclude", "format", "fold", "val_fraction") or (
+            isinstance(value, str) and not _is_choice(fields[name].annotation, value)
+        ):
             kept[name] = plain[name]
         else:
             kept[name] = value
@@ -191,7 +188,9 @@ def _without_places(values: Mapping[str, Any], plain: Mapping[str, Any], fields:
 
 def _is_choice(annotation: Any, value: str) -> bool:
     """Whether a text is one of those that a setting lists."""
-    return value in typing.get_args(annotation) or any(_is_choice(part, value) for part in typing.get_args(annotation) if typing.get_args(part))
+    return value in typing.get_args(annotation) or any(
+        _is_choice(part, value) for part in typing.get_args(annotation) if typing.get_args(part)
+    )
 
 
 def _facts(loaded: LoadedModel, title: str, license: str, in_timm: bool) -> CardFacts:
@@ -215,8 +214,9 @@ def _facts(loaded: LoadedModel, title: str, license: str, in_timm: bool) -> Card
 def _started_from(record: Weights | None) -> str:
     if record is None or not record.sources:
         return ""
+    weights, code = record.weights_license or "not stated", record.code_license or "not stated"
     note = f"; {record.license_note}" if record.license_note else ""
-    return f"{record.name}, licence of the weights: {record.weights_license or 'not stated'}, of the code: {record.code_license or 'not stated'}{note}"
+    return f"{record.name}, licence of the weights: {weights}, of the code: {code}{note}"
 
 
 def _preprocessing(loaded: LoadedModel) -> dict[str, str]:

@@ -64,8 +64,8 @@ def create_model(
             position tables depend on it (`img_size` of the class) are built for it.
         features_only: return the backbone, whose output is a list of maps.
         out_indices: stages whose maps are returned, with `features_only`.
-        output_stride: the largest stride of a returned map. Strides are not replaced by dilation: below
-            32, `out_indices` must exclude the later stages.
+        output_stride: the largest stride of a returned map. CNNs and neighborhood attention dilate the stages beyond it, with the
+            same weights; of the other families, `out_indices` must exclude them.
         global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
@@ -118,10 +118,7 @@ def create_model(
     if features_only:  # after loading: the file has all stages
         backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
     if backbone.strides[-1] > output_stride:
-        raise ValueError(
-            f"output_stride: the last map of {name} has stride {backbone.strides[-1]}, not {output_stride}; "
-            "use features_only=True with out_indices that exclude it"
-        )
+        backbone.dilate(output_stride)
     return model
 
 

@@ -131,7 +131,8 @@ def segmenter_from_file(
 
     Args:
         path: .pth or .safetensors, a model of the hub (`hf-hub:OWNER/NAME`), or the name of a published model
-            (`swin_tiny.upernet_ade20k`), downloaded on first use. Do not rename published files with DiNAT: their dilations are found by file name.
+            (`swin_tiny.upernet_ade20k`), downloaded on first use. Do not rename published files with DiNAT: their dilations
+            are found by file name.
         backbone: needed only if several backbones have the same tensors and the file's name does not contain one of them.
         backbone_args: arguments of the backbone's class that cannot be inferred from tensors (dilations).
         report: called with lines about a download; None for no output.

@@ -140,6 +140,8 @@ def _classes(names: Sequence[str]) -> str:
 def _licences(facts: CardFacts) -> str:
     own = markdown(facts.license) if facts.license else "not stated; ask the author before you use or share them"
     lines = [f"- these weights: {own}"]
-    lines.append(f"- initial weights: {markdown(facts.started_from)}" if facts.started_from else "- initial weights: none, or not published")
+    lines.append(
+        f"- initial weights: {markdown(facts.started_from)}" if facts.started_from else "- initial weights: none, or not published"
+    )
     lines.append("- visionattn: Apache-2.0; its NOTICE lists the licences of the networks that it follows")
     return "\n".join(lines)

@@ -202,7 +202,9 @@ def _checked_meta(meta: Any, path: Path) -> dict[str, Any]:
     hashes = meta.get("sha256") if isinstance(meta, dict) else None
     # The names are paths below the checkpoint, so only known ones are taken.
     if not isinstance(hashes, dict) or "model.safetensors" not in hashes or not hashes.keys() <= set(PARTS):
-        raise UserError("VA-W005", f"{path.name} of the checkpoint is damaged", where=str(path), why="it does not list the checkpoint's files")
+        raise UserError(
+            "VA-W005", f"{path.name} of the checkpoint is damaged", where=str(path), why="it does not list the checkpoint's files"
+        )
     if not isinstance(meta.get("step"), int):
         raise UserError("VA-W005", f"{path.name} of the checkpoint is damaged", where=str(path), why="it does not say which step it is of")
     return dict(meta)

@@ -344,7 +344,8 @@ def open_address(
 ) -> requests.Response:
     """Request a file, following redirects to addresses that are safe, and wait for the headers of the answer.
 
-    `authorization` goes to the host of the address, and to no other that it redirects to. The thread gives name look-up and the attempts at all addresses one time limit, which sockets do not offer.
+    `authorization` goes to the host of the address, and to no other that it redirects to. The thread gives name look-up and the
+    attempts at all addresses one time limit, which sockets do not offer.
     """
     answer: Future[requests.Response] = Future()
     common = {"User-Agent": f"visionattn/{__version__}", **(headers or {})}

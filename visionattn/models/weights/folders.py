@@ -92,7 +92,7 @@ def open_folder(folder: Path) -> FolderModel:
             return _ours(folder, config, architecture.removeprefix(PREFIX))
         if RUN in config:
             what = f'"{folder}" is not a classifier'
-            raise UserError("VA-W003", what, fix=f"visionattn predict {folder} --source FILE_OR_FOLDER\nor: model.weights={folder}")
+            raise UserError("VA-W003", what, fix="use it as a run: to predict, to evaluate, or as the weights that a training starts from")
         if (family := _TRANSFORMERS.get(str(config.get("model_type")))) is not None:
             return _transformers(folder, config, family)
         return _recognised(folder, config)
