@@ -25,7 +25,6 @@ if find_spec("mmengine") is None:
 from mmengine.registry import MODELS
 
 
-@MODELS.register_module()
 def VisionAttnBackbone(  # the name in configs, where types are classes
     name: str,
     pretrained: bool | str = False,
@@ -71,5 +70,8 @@ def VisionAttnBackbone(  # the name in configs, where types are classes
     if is_file:
         load_checkpoint(backbone, str(pretrained)).log(str(pretrained))
     backbone.set_grad_checkpointing(with_cp)
-    backbone.is_init = True  # or mmengine would call `init_weights`, which draws all weights anew
+    vars(backbone)["is_init"] = True  # or mmengine would call `init_weights`, which draws all weights anew
     return backbone
+
+
+MODELS.register_module(module=VisionAttnBackbone)

@@ -145,7 +145,7 @@ def _write(folder: Path, loaded: LoadedModel, source: Path, title: str, called: 
     }
     exchange = loaded.task.exchange_config(config, loaded.target, loaded.model)
     (folder / CONFIG).write_text(json.dumps({**exchange, RUN: section}, indent=1), encoding="utf-8")
-    card = model_card(_facts(loaded, title, license, bool(exchange)), typed(called), loaded.task.display, loaded.task.unit)
+    card = model_card(_facts(loaded, title, license, exchange), typed(called), loaded.task.display, loaded.task.unit)
     (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
     return {name: (folder / name).stat().st_size for name in FILES}
 
@@ -193,7 +193,7 @@ def _is_choice(annotation: Any, value: str) -> bool:
     )
 
 
-def _facts(loaded: LoadedModel, title: str, license: str, in_timm: bool) -> CardFacts:
+def _facts(loaded: LoadedModel, title: str, license: str, exchange: Mapping[str, Any]) -> CardFacts:
     config, task = loaded.config, loaded.task
     classes = loaded.target.get("classes", [])
     return CardFacts(
@@ -203,10 +203,10 @@ def _facts(loaded: LoadedModel, title: str, license: str, in_timm: bool) -> Card
         pipeline_tag=task.pipeline_tag,
         license=license,
         started_from=_started_from(task.published_weights(config)),
-        preprocessing=_preprocessing(loaded),
+        preprocessing=_preprocessing(loaded, exchange),
         classes=[str(name) for name in classes] if isinstance(classes, list) else [],
         evaluation=_evaluation(loaded),
-        in_timm=in_timm,
+        in_timm=bool(exchange),
         plugins=config.plugins,
     )
 
@@ -219,16 +219,17 @@ def _started_from(record: Weights | None) -> str:
     return f"{record.name}, licence of the weights: {weights}, of the code: {code}{note}"
 
 
-def _preprocessing(loaded: LoadedModel) -> dict[str, str]:
+def _preprocessing(loaded: LoadedModel, exchange: Mapping[str, Any]) -> dict[str, str]:
     """What happens to an image before the network, in words."""
     cfg, config = getattr(loaded.model, "pretrained_cfg", {}), loaded.config
+    resized = exchange.get("pretrained_cfg")
     size = " x ".join(map(str, config.model.size))
     facts = {"size": f"{size} px", "channels": str(config.model.channels)}
     for name in ("mean", "std"):
         if name in cfg:
             facts[name] = ", ".join(f"{value:.4g}" for value in cfg[name])
-    if "interpolation" in cfg and loaded.task.pipeline_tag == "image-classification":
-        facts["resizing"] = f"{cfg['interpolation']}, centre crop of {config.eval.crop_pct or cfg['crop_pct']:.3g}"
+    if resized:
+        facts["resizing"] = f"{resized['interpolation']}, centre crop of {resized['crop_pct']:.3g}"
     return facts
 
 

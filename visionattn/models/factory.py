@@ -78,9 +78,10 @@ def create_model(
         ValueError: a map exceeds the output stride; unknown pooling; `out_indices` without `features_only`.
     """
     if is_hub(name):
-        given = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, "out_indices": out_indices}
+        given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, "out_indices": out_indices}
         given |= {"features_only": features_only, "output_stride": output_stride, "global_pool": global_pool, "drop_rate": drop_rate}
-        given |= {"drop_path_rate": drop_path_rate, "classifier": classifier, "classifier_args": classifier_args, **args}
+        given |= {"drop_path_rate": drop_path_rate, "classifier": classifier, "classifier_args": classifier_args}
+        given |= args
         return _create_from_folder(name, bool(pretrained), checkpoint_path, given)
     model_name, tag = split_name(name)
     variant = get_variant(model_name)
@@ -130,7 +131,7 @@ def _create_from_folder(name: str, pretrained: bool, checkpoint_path: str | Path
     defaults = {key: parameter.default for key, parameter in inspect.signature(create_model).parameters.items()}
     chosen = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
     size = found.cfg.get("input_size", (None,))[1:] or None
-    facts = {"num_classes": found.num_classes, "in_chans": found.in_chans, "img_size": size}
+    facts: dict[str, Any] = {"num_classes": found.num_classes, "in_chans": found.in_chans, "img_size": size}
     source = checkpoint_path or (found.weights if pretrained else None)
     model: Classifier | Backbone = create_model(found.name, checkpoint_path=source, **{**facts, **found.args, **chosen})
     if isinstance(model, Classifier):

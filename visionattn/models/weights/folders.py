@@ -155,7 +155,8 @@ def _transformers(folder: Path, config: Mapping[str, Any], family: str) -> Folde
     candidates = []
     for name in list_models(family=family):
         variant = get_variant(name)
-        usual = {key: parameter.default for key, parameter in inspect.signature(variant.cls.__init__).parameters.items()} | variant.args
+        defaults = {key: parameter.default for key, parameter in inspect.signature(variant.cls.__init__).parameters.items()}
+        usual = {**defaults, **variant.args}
         candidates.append(({key: value for key, value in wanted.items() if usual[key] != value}, name))
     args, name = min(candidates, key=lambda item: (len(item[0]), item[1]))
     names = _id_labels(config, None)

@@ -266,7 +266,8 @@ def _fill(folder: Path, name: str, commit: _Commit, say: Report, show_bar: bool,
         url = f"{endpoint()}/{name}/resolve/{commit.id}/{key}"
         path = folder / key
         if key == WEIGHTS:
-            source = Source(url=url, publisher="author", status="ok", bytes=entry.size, sha256=entry.sha256 or None)
+            facts = {"url": url, "publisher": "author", "status": "ok", "bytes": entry.size, "sha256": entry.sha256 or None}
+            source = Source.model_validate(facts)
             part = receive(source, path, say, show_bar, authorization=authorization)
             digest = sha256_of(part)
             whole = digest == entry.sha256 if entry.sha256 else entry.fits(part.read_bytes())

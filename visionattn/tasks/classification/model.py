@@ -75,7 +75,10 @@ def exchange_config(config: ClassifyConfig, target: Target, model: Classifier) -
         args |= {"classifier": "ep", "classifier_args": {"queries": head.queries or 32, "reduction": head.reduction}}
     if "img_size" in signature(type(model.backbone)).parameters:
         args.setdefault("img_size", list(settings.size))
-    return timm_config(model, args, target["classes"], target.get("display_classes"))
+    content = timm_config(model, args, target["classes"], target.get("display_classes"))
+    if config.eval.crop_pct is not None:
+        content["pretrained_cfg"]["crop_pct"] = config.eval.crop_pct
+    return content
 
 
 def open_published(source: str, report: Report | None) -> PublishedModel | None:
