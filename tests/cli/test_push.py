@@ -16,8 +16,11 @@ import visionattn
 from tests.commands import Trained, done, refused, va
 from tests.hub import Hub, hub_server
 from visionattn.integrations.timm import register
+from visionattn.jobs.push import shareable
 from visionattn.models.weights.hub import RUN
 from visionattn.report.card import markdown
+from visionattn.runs.load import LoadedModel
+from visionattn.tasks import TASKS
 
 FILES = {"config.json", "model.safetensors", "README.md"}
 
@@ -90,6 +93,29 @@ def test_the_card_states_what_is_known(trained: Trained, tmp_path: Path) -> None
     ):
         assert text in body, text
     assert markdown("<b>a_b|c\n") == "\\<b\\>a\\_b\\|c\\\\n"
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_no_task_shares_where_its_data_were(name: str) -> None:
+    """Every free text of the sections data, eval, output and log is left out, and the rest is a config."""
+    task, secret = TASKS[name], "/home/someone/patients"
+    config = task.config()
+    texts = [key for key, field in type(config.data).model_fields.items() if field.annotation is str]
+    data = config.data.model_copy(update={**dict.fromkeys(texts, secret), "exclude": [secret]})
+    if hasattr(data, "patches"):
+        patches = data.patches.model_copy(update={"cache": secret, "backbone": "van_b0", "weights": f"{secret}/mine.pth"})
+        data = data.model_copy(update={"patches": patches})
+    update = {
+        "data": data,
+        "output": config.output.model_copy(update={"dir": secret}),
+        "train": config.train.model_copy(update={"device": "cuda:1"}),
+    }
+    if hasattr(config.eval, "thumbnails"):
+        update["eval"] = config.eval.model_copy(update={"thumbnails": secret})
+    shared = shareable(LoadedModel(task, config.model_copy(update=update), None, {}))
+    assert "someone" not in shared.model_dump_json() and shared.train.device == "auto"
+    if hasattr(data, "patches"):
+        assert (shared.data.patches.backbone, shared.data.patches.weights) == ("van_b0", "mine.pth")
 
 
 def test_a_model_is_uploaded_and_used(trained: Trained, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

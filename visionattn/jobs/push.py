@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import typing
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from visionattn.console import Console
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, require_space, sha256_of
 from visionattn.models.weights.download import offline
-from visionattn.models.weights.hub import CARD, CONFIG, HUB, RUN, WEIGHTS, endpoint, is_model_id, is_run_folder
+from visionattn.models.weights.hub import CARD, CONFIG, HUB, RUN, WEIGHTS, endpoint, is_hub, is_model_id, is_run_folder
 from visionattn.models.weights.records import Weights
 from visionattn.names import shown, typed
 from visionattn.report.card import CardFacts, model_card
@@ -162,6 +163,7 @@ def shareable(loaded: LoadedModel) -> RunConfig:
     config = loaded.config
     values, plain = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
     values["data"] = _without_places(values["data"], plain["data"], type(config.data).model_fields)
+    values["eval"] = _without_places(values["eval"], plain["eval"], type(config.eval).model_fields)
     values["output"], values["log"] = plain["output"], plain["log"]
     values["train"]["device"] = plain["train"]["device"]
     record = loaded.task.published_weights(config)
@@ -171,12 +173,17 @@ def shareable(loaded: LoadedModel) -> RunConfig:
 
 
 def _without_places(values: Mapping[str, Any], plain: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A section in which every free text, any of which may be a path or a name of a patient, is the default's."""
+    """A section in which every free text, any of which may be a path or a name of a patient, is the default's.
+
+    What patches are described by stays: a file of weights by its name, which is then missed where it is not.
+    """
     kept: dict[str, Any] = {}
     for name, value in values.items():
         inner = getattr(fields[name].annotation, "model_fields", None)
         if inner is not None and isinstance(value, Mapping):
             kept[name] = _without_places(value, plain[name], inner)
+        elif name in ("backbone", "weights"):
+            kept[name] = value if is_hub(value) else re.split(r"[/\\]", value)[-1]
         elif name in ("exclude", "format", "fold", "val_fraction") or (
             isinstance(value, str) and not _is_choice(fields[name].annotation, value)
         ):
@@ -223,8 +230,11 @@ def _preprocessing(loaded: LoadedModel, exchange: Mapping[str, Any]) -> dict[str
     """What happens to an image before the network, in words."""
     cfg, config = getattr(loaded.model, "pretrained_cfg", {}), loaded.config
     resized = exchange.get("pretrained_cfg")
-    size = " x ".join(map(str, config.model.size))
-    facts = {"size": f"{size} px", "channels": str(config.model.channels)}
+    size, facts = config.model.img_size, {}
+    if size != "auto":
+        facts["size"] = f"{' x '.join(map(str, size)) if isinstance(size, tuple) else size} px"
+    if cfg:
+        facts["channels"] = str(config.model.channels)
     for name in ("mean", "std"):
         if name in cfg:
             facts[name] = ", ".join(f"{value:.4g}" for value in cfg[name])
