@@ -33,7 +33,7 @@ test-gpu: gpu       ## tests that need a GPU
 	$(PYTHON) -m pytest -m gpu
 
 test-mmseg:         ## mmsegmentation's training on our backbones, in an environment beside the first one
-	python3 -m venv .venv-mmseg
+	$(PYTHON) -m venv .venv-mmseg
 	$(BIN)python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv-mmseg/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 	.venv-mmseg/bin/pip install -q --no-deps $(MMSEG)
 	.venv-mmseg/bin/python -m pytest tests/mmseg/runs.py
