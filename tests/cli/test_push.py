@@ -85,7 +85,7 @@ def test_the_card_states_what_is_known(trained: Trained, tmp_path: Path) -> None
     assert f"| top1 | {100 * metrics['top1']:.2f} |" in body and "12 images of the validation split" in body
     for text in (
         "# flower\\_model",
-        "32 x 32 px",
+        "size: 32 px",
         "0.485, 0.456, 0.406",
         "these weights: MIT",
         "3: daisy, rose, tulip",
