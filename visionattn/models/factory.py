@@ -133,8 +133,8 @@ def _create_from_folder(name: str, pretrained: bool, checkpoint_path: str | Path
     size = found.cfg.get("input_size", (None,))[1:] or None
     facts: dict[str, Any] = {"num_classes": found.num_classes, "in_chans": found.in_chans, "img_size": size}
     source = checkpoint_path or (found.weights if pretrained else None)
-    model: Classifier | Backbone = create_model(found.name, checkpoint_path=source, **{**facts, **found.args, **chosen})
-    if isinstance(model, Classifier):
+    model: Any = create_model(found.name, checkpoint_path=source, **{**facts, **found.args, **chosen})
+    if not given["features_only"]:
         stated = {key: value for key, value in found.cfg.items() if key != "input_size"}
         stated |= {key: _channels(stated[key], model.in_chans) for key in ("mean", "std") if key in stated}
         labels = {"label_names": found.classes} if found.classes and model.num_classes == found.num_classes else {}
