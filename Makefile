@@ -2,7 +2,10 @@
 PYTHON ?= .venv/bin/python
 BIN := $(dir $(PYTHON))
 
-.PHONY: install format check test test-fast test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
+# The extra mmseg, and what it needs beside the packages of the first environment.
+MMSEG = onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmsegmentation==1.4.2 addict yapf termcolor ftfy prettytable regex wcwidth
+
+.PHONY: install format check test test-fast test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -28,6 +31,12 @@ test-fast:          ## tests of less than ten seconds each
 
 test-gpu: gpu       ## tests that need a GPU
 	$(PYTHON) -m pytest -m gpu
+
+test-mmseg:         ## mmsegmentation's training on our backbones, in an environment beside the first one
+	$(PYTHON) -m venv .venv-mmseg
+	$(BIN)python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv-mmseg/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	.venv-mmseg/bin/pip install -q --no-deps $(MMSEG)
+	.venv-mmseg/bin/python -m pytest tests/mmseg/runs.py
 
 soak:               ## kills, signals, full disks and a lack of memory, many times; writes docs/reliability.md
 	$(PYTHON) -m pytest -p no:xdist --soak tests/faults tests/cli tests/data

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import visionattn as va
 from tests.commands import CLASSES, done, picture, save_npz, truncate
@@ -2151,4 +2152,53 @@ EXPORT = [
     ),
 ]
 
-CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT]
+
+# ---------------------------------------------------------------- models to share
+
+
+def strange_model(folder: Path) -> None:
+    """A folder of the hub's layout with a model that is none of ours."""
+    (folder / "odd").mkdir()
+    save_file({"weight": torch.zeros(3)}, folder / "odd/model.safetensors")
+    (folder / "odd/config.json").write_text('{"architecture": "odd"}')
+
+
+SHARED = [
+    Case(
+        "cli/push.py",
+        "push runs/flowers/001 ./shared",
+        "",
+        "visionattn predict ./shared --source FILE_OR_FOLDER",
+        (run("visionattn predict ./shared --source FILE_OR_FOLDER", FILE_OR_FOLDER="flowers/val"),),
+        flowers,
+        with_run=True,
+    ),
+    Case(
+        "jobs/push.py",
+        "push runs/flowers/001 me/flowers",
+        "VA-W008",
+        "visionattn push RUN ./me/flowers",
+        (run("visionattn push RUN ./me/flowers", RUN="runs/flowers/001"),),
+        with_run=True,
+    ),
+    Case(
+        "models/weights/hub.py",
+        "predict local-dir:shared --source flowers/val",
+        "VA-W006",
+        "write one: visionattn push RUN FOLDER",
+        (run("visionattn push RUN FOLDER", again=True, RUN="runs/flowers/001", FOLDER="./shared"),),
+        flowers,
+        with_run=True,
+    ),
+    Case(
+        "models/weights/folders.py",
+        "predict odd --source odd",
+        "VA-W003",
+        "supported models: visionattn models list",
+        (run("visionattn models list"),),
+        strange_model,
+    ),
+]
+
+
+CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FAULT = "names the mistake"
 FACT = "states what the command does"
+IN_A_CARD = "in the card of a model that is shared: tests/cli/test_push.py"
 LAUNCHER = "starts several processes: tests/engine/test_processes.py"
 PASSED_ON = "is passed on to the processes that are started, not printed"
 STANDS_FOR = "what an option stands for, not printed"
@@ -137,6 +138,13 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "models/weights/records.py": {
         "checkpoint_path=FILE": "in Python: tests/models/test_weights.py",
         "model.weights=FILE": "followed in another case, of runs/checkpoint.py",
+    },
+    "report/card.py": {
+        "--source": IN_A_CARD,
+        "--weights": IN_A_CARD,
+        "pretrained=True": IN_A_CARD,
+        "visionattn predict": IN_A_CARD,
+        "visionattn train --data FOLDER --model": IN_A_CARD,
     },
     "report/tables.py": {"--json": FACT},
     "runs/calibration.py": {"eval.": FACT},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from tests.tiny import TINY as SMALL_BACKBONES
 from visionattn.attention import ATTENTION
 from visionattn.backbones.registry import _VARIANTS
 from visionattn.cli import app
@@ -212,3 +215,19 @@ def test_each_example_is_one_short_file() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
     assert lengths.keys() == {"own_attention.py", "own_backbone.py", "own_head.py", "own_task.py"}
     assert max(lengths.values()) <= 150, lengths
+
+
+@pytest.mark.parametrize(("detector", "family", "count"), [("retinanet", "NAT", 2), ("mask_rcnn", "Swin", 5)])
+def test_detectors_train_a_step(detector: str, family: str, count: int) -> None:
+    """Of torchvision: every parameter gets a gradient."""
+    spec = importlib.util.spec_from_file_location("detection_example", EXAMPLES / "detection.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    name, args = SMALL_BACKBONES[family]
+    torch.manual_seed(0)
+    images, targets = zip(example.random_sample(100, 140), example.random_sample(96, 70), strict=True)
+    model = getattr(example, detector)(name, num_classes=3, size=96, width=8, **args)
+    losses = example.train_step(model, list(images), list(targets))
+    assert len(losses) == count and all(np.isfinite(value) for value in losses.values())
+    assert all(value.grad is not None and value.grad.isfinite().all() for value in model.parameters())

@@ -147,6 +147,39 @@ class Backbone(nn.Module):
         found = Sizes(size, self.size_step, least)
         return found if self.size_step and min(size) >= least and not any(side % self.size_step for side in size) else Sizes(size)
 
+    def dilate(self, output_stride: int) -> None:
+        """Replace strides beyond `output_stride` by dilation: finer maps from the same weights, which see as far as before.
+
+        Every second position of a dilated map, or every fourth, is a position of the map that it replaces.
+
+        Raises:
+            ValueError: the family does not dilate, or no stage has this stride.
+        """
+        if output_stride not in self.stage_strides:
+            raise ValueError(f"output_stride: expected one of {self.stage_strides}, got {output_stride}")
+        strides = [stride for stride in self.strides if stride > output_stride]
+        if strides and type(self).dilate_stage is Backbone.dilate_stage:
+            family, stride = type(self).__name__, self.strides[-1]
+            smp = "encoder_output_stride=32, or encoder_depth=4, encoder_output_stride=16 for DeepLabV3 and DeepLabV3Plus"
+            raise ValueError(
+                f"output_stride: the last map of {family} has stride {stride}, not {output_stride}, and its stages are not dilated; "
+                f"with features_only=True, out_indices can exclude it. In segmentation_models_pytorch: {smp}"
+            )
+        before = 1
+        for stage, stride in zip(self.stages, self.stage_strides, strict=False):  # stages at the end may have been dropped
+            if stride > output_stride:
+                self.dilate_stage(stage, before, stride // output_stride)
+                before = stride // output_stride
+        self.stage_strides = tuple(min(stride, output_stride) for stride in self.stage_strides)
+
+    def dilate_stage(self, stage: Any, before: int, after: int) -> None:
+        """Take the stride out of a stage.
+
+        Args:
+            before: dilation of what comes before the stride, `after` of what follows it.
+        """
+        raise NotImplementedError
+
     def run_block(self, block: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Run `block(x)`, recomputing activations in the backward pass if checkpointing is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():

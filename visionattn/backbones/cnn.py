@@ -6,7 +6,7 @@ the 3x3 convolution; Sandler et al., "MobileNetV2: Inverted Residuals and Linear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -80,11 +80,29 @@ class GatedCNN(Backbone):
                 maps.append(x)  # B C H W
         return maps
 
+    def dilate_stage(self, stage: Any, before: int, after: int) -> None:
+        """As torchvision: the convolution with the stride keeps the dilation from before."""
+        dilation = before
+        for conv in (conv for block in stage for conv in _convolutions(block)):
+            strided, conv.stride = conv.stride != (1, 1), (1, 1)
+            if conv.kernel_size != (1, 1):
+                conv.dilation, conv.padding = (dilation, dilation), tuple(dilation * (side // 2) for side in conv.kernel_size)
+                dilation = after if strided else dilation
+
     def init_weights(self) -> None:
         init_convolutions(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
+
+def _convolutions(block: nn.Module) -> Iterator[nn.Conv2d]:
+    """The convolutions of a block in their order, without those of its gate."""
+    for child in block.children():
+        if isinstance(child, nn.Conv2d):
+            yield child
+        elif isinstance(child, nn.Sequential):
+            yield from _convolutions(child)
 
 
 class BasicBlock(nn.Module):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
 from torch import nn
 
@@ -35,6 +36,20 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+
+
+class DilatedMerging(PatchMerging):
+    """A patch merging without its stride: of the position itself and those `dilation` further, with zeros beyond the border."""
+
+    def __init__(self, merging: PatchMerging, dilation: int) -> None:
+        nn.Module.__init__(self)
+        self.norm, self.reduction, self.dilation = merging.norm, merging.reduction, dilation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H W 2C
+        step, (height, width) = self.dilation, x.shape[1:3]
+        padded = F.pad(x, (0, 0, 0, step, 0, step))
+        corners = [padded[:, row : row + height, column : column + width] for column in (0, step) for row in (0, step)]
+        return self.reduction(self.norm(torch.cat(corners, -1)))  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):
@@ -98,6 +113,11 @@ class DiNATS(Backbone):
         if out_norm:
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
         self.init_weights()
+
+    def dilate_stage(self, stage: Any, before: int, after: int) -> None:
+        stage.downsample = DilatedMerging(stage.downsample, before)
+        for block in stage.blocks:
+            block.attn.dilation *= after
 
     def init_weights(self) -> None:
         for module in self.modules():

@@ -143,6 +143,12 @@ class NAT(Backbone):
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
         self.init_weights()
 
+    def dilate_stage(self, stage: Any, before: int, after: int) -> None:
+        conv = stage.downsample.reduction
+        conv.stride, conv.dilation, conv.padding = (1, 1), (before, before), (before, before)
+        for block in stage.blocks:
+            block.attn.dilation *= after
+
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.LayerNorm, nn.Conv2d)):

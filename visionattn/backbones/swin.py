@@ -19,6 +19,7 @@ Differences from upstream:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,6 +49,8 @@ class Stage(nn.Module):
 
 def rename_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename keys from all published layouts of Swin V1 and V2."""
+    if any(".attention.self.query." in key for key in state):
+        state = _from_transformers(state)
     inside = [
         (r"(.*)\.attn\.w_msa\.", r"\1.attn."),  # OpenMMLab
         (r"(.*)\.ffn\.layers\.0\.0\.", r"\1.mlp.fc1."),
@@ -77,6 +80,40 @@ def rename_swin(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     ]
     derived = r"(relative_position_index|relative_coords_table|attn_mask)$"
     return rename_keys(rename_keys(state, inside, drop=derived), outside)
+
+
+def _from_transformers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename keys of transformers' Swin and Swinv2, which split qkv, to the authors'."""
+    model = r"^(?:swin(?:v2)?\.)?"
+    block = model + r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+    parts = {
+        "layernorm_before": "norm1",
+        "attention.self.query.bias": "attn.q_bias",
+        "attention.self.value.bias": "attn.v_bias",
+        "attention.self.continuous_position_bias_mlp": "attn.cpb_mlp",
+        "attention.self": "attn",
+        "attention.output.dense": "attn.proj",
+        "layernorm_after": "norm2",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+    rules = [
+        *((rf"{block}{re.escape(theirs)}\b", rf"layers.\1.blocks.\2.{ours}") for theirs, ours in parts.items()),
+        (model + r"encoder\.", ""),
+        (model + r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (model + r"embeddings\.norm\.", "patch_embed.norm."),
+        (model + r"layernorm\.", "norm."),
+        (r"^classifier\.", "head."),
+    ]
+    state = rename_keys(state, rules)
+    for key in [key for key in state if key.endswith(".attn.query.weight")]:
+        block_keys = {part: key.replace("query", part) for part in ("query", "key", "value")}
+        if all(name in state for name in block_keys.values()):
+            state[key.replace("query", "qkv")] = torch.cat([state.pop(name) for name in block_keys.values()])
+        biases = [key.replace("query.weight", name) for name in ("q_bias", "key.bias", "v_bias")]
+        if all(name in state for name in biases):  # of V1; the keys of V2 have no bias
+            state[key.replace("query.weight", "qkv.bias")] = torch.cat([state.pop(name) for name in biases])
+    return state
 
 
 def from_unfold(parameter: torch.Tensor) -> torch.Tensor:
@@ -154,7 +191,7 @@ class Swin(Backbone):
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Rename keys of the official classifier, the official segmentation backbone, timm, torchvision and OpenMMLab."""
+        """Rename keys of the official classifier, the official segmentation backbone, timm, torchvision, OpenMMLab and transformers."""
         renamed = rename_swin(state)
         if any(".w_msa." in key for key in state):
             for key in renamed:

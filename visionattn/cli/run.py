@@ -285,13 +285,15 @@ def _models_and_files(words: Sequence[str], settings: Sequence[str]) -> tuple[li
 
 
 def is_model(word: str) -> bool:
-    """Whether a path is a run, a checkpoint, the folder of folds or a file of weights."""
+    """Whether a word is a run, a checkpoint, the folder of folds, a file of weights or a model of the hub."""
+    from visionattn.models.weights.hub import is_hub, is_model_folder
     from visionattn.runs.folder import fold_folders
 
     path = Path(word)
     if path.is_file():
         return path.suffix.lower() in (".safetensors", ".onnx", ".pth", ".pt", ".pt2", ".bin", ".ckpt", ".tar")
-    return any((path / name).is_file() for name in ("config.yaml", "meta.json")) or bool(fold_folders(path))
+    names = ("config.yaml", "meta.json")
+    return is_hub(word) or is_model_folder(path) or any((path / name).is_file() for name in names) or bool(fold_folders(path))
 
 
 def _command(*words: str) -> str:

@@ -13,6 +13,7 @@ from visionattn.config.schema import FROM_SCRATCH, RunConfig
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.statistics import Statistics
+from visionattn.models.weights.hub import is_hub, is_run_folder, model_folder
 from visionattn.names import to_path
 from visionattn.runs.load import config_of_run
 from visionattn.tasks import task_of
@@ -27,8 +28,13 @@ def with_weights(config: RunConfig) -> RunConfig:
     """
     task = task_of(config)
     complete: RunConfig = task.with_weights(config)
-    source = Path(to_path(complete.model.weights)).expanduser()
-    if task.published_weights(complete) is None and source.is_dir():
+    if task.published_weights(complete) is not None:
+        return complete
+    weights = to_path(complete.model.weights)
+    source = Path(weights).expanduser()
+    if (folder := model_folder(weights if is_hub(weights) else source)) is not None:
+        return task.with_model_of(complete, config_of_run(folder)) if is_run_folder(folder) else complete
+    if source.is_dir():
         complete = task.with_model_of(complete, config_of_run(source))
     return complete
 

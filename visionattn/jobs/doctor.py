@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,7 +23,7 @@ from visionattn.models.weights.download import SUFFIXES, offline, weights_folder
 from visionattn.models.weights.records import shipped_facts
 from visionattn.runs.folder import environment
 
-OPTIONAL = ("triton", "onnx", "datasets", "monai", "nibabel", "pydicom", "pytorch_grad_cam", "mmseg")
+OPTIONAL = ("triton", "onnx", "datasets", "monai", "nibabel", "pydicom", "pytorch_grad_cam")
 
 
 def diagnose(*, self_check: bool = True, console: Console | None = None) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def diagnose(*, self_check: bool = True, console: Console | None = None) -> dict
             "cuda": ", ".join(cuda) or "not available",
             "mps": "available" if torch.backends.mps.is_available() else "not available",
         },
-        "optional": {name: "found" if find_spec(name) else "missing" for name in OPTIONAL},
+        "optional": {**{name: "found" if find_spec(name) else "missing" for name in OPTIONAL}, "mmsegmentation": mmseg_text()},
         "cache": str(cache_folder()),
         "weights": {"files": len(cached := _cached_weights()), "bytes": sum(cached), "offline": offline()},
         "kernels": kernels,
@@ -67,7 +68,9 @@ def diagnosis_text(report: dict[str, Any]) -> str:
     lines.append(("machine", report["machine"]))
     lines += [("devices" if name == "cpu" else "", f"{name}: {text}") for name, text in report["devices"].items()]
     lines += [("" if index else "kernels", f"{op}: {text}") for index, (op, text) in enumerate(report["kernels"].items())]
-    lines.append(("optional", "   ".join(f"{name}: {text}" for name, text in report["optional"].items())))
+    optional = dict(report["optional"])
+    others = [("", f"{name}: {optional.pop(name)}") for name in list(optional) if len(optional[name]) > len("missing")]
+    lines += [("optional", "   ".join(f"{name}: {text}" for name, text in optional.items())), *others]
     kept = report["weights"]
     files = f"{kept['files']} files of weights, {kept['bytes'] / 2**20:,.0f} MiB"
     lines.append(("cache", f"{report['cache']} ({files})   offline: {kept['offline'] or 'no'}"))
@@ -77,6 +80,22 @@ def diagnosis_text(report: dict[str, Any]) -> str:
         lines += [("", f"! {problem}") for problem in report["problems"]]
         lines.append(("", "nothing to fix" if not report["problems"] else f"{len(report['problems'])} problems"))
     return "\n".join(f"{label:<11} {text}" for label, text in lines)
+
+
+def mmseg_text() -> str:
+    """Whether mmsegmentation can be used; what is wrong with it is in mmcv more often than not, and shows only in the import."""
+    if find_spec("mmseg") is None:
+        return "missing"
+    try:
+        import_module("mmseg.models")
+    except Exception as error:  # of compiled code that does not fit, of versions, of packages that are missing
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if "mmcv" not in why.lower():
+            return f"found, not usable ({why})"
+        cause = "mmcv has no compiled operations that fit this torch" if "_ext" in why else "mmcv is missing or of another version"
+        fix = 'pip uninstall mmcv mmcv-lite mmengine mmsegmentation, then pip install "visionattn[mmseg]", which needs no compiler'
+        return f"found, not usable ({why}): {cause}; {fix}"
+    return "usable"
 
 
 def _cached_weights() -> list[int]:

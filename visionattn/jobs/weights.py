@@ -1,4 +1,4 @@
-"""Initial weights of a model: published, imported, of a file, or of another run."""
+"""Initial weights of a model: published, imported, of the Hugging Face hub, of a file, or of another run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.models import load_checkpoint
 from visionattn.models.weights.download import Report, fetch
+from visionattn.models.weights.hub import WEIGHTS, is_hub, is_run_folder, model_folder
 from visionattn.models.weights.records import find_record
 from visionattn.names import to_path
 from visionattn.runs.checkpoint import read_weights, read_while_written
@@ -44,6 +45,9 @@ def load_initial_weights(task: Task, model: Any, config: RunConfig, console: Con
         file = fetch(record, report=_reporting(console))
         source = f"{record.name}  sha256 {file.sha256[:8]} ({file.checked})"
         report = load_checkpoint(model, file.path)
+    elif (folder := model_folder(source if is_hub(source) else path, _reporting(console))) is not None:
+        weights = read_weights(folder) if is_run_folder(folder) else folder / WEIGHTS
+        report = load_checkpoint(model, weights)
     elif path.is_dir():
         checkpoint = path if (path / "meta.json").is_file() else best_checkpoint(RunFolder.open(path))
         report = load_checkpoint(model, read_while_written(checkpoint, lambda: read_weights(checkpoint)))

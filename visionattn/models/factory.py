@@ -17,6 +17,8 @@ from visionattn.backbones.registry import Variant, check_arguments, get_variant
 from visionattn.kernels.dispatch import use_backend
 from visionattn.models.classifier import Classifier
 from visionattn.models.weights.download import CachedFile, fetch
+from visionattn.models.weights.folders import open_folder
+from visionattn.models.weights.hub import is_hub, model_folder
 from visionattn.models.weights.load import load_checkpoint
 from visionattn.models.weights.records import Record, find_record, records_of, shipped_facts, split_name
 
@@ -33,7 +35,7 @@ def create_model(
     *,
     checkpoint_path: str | Path | None = None,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
@@ -49,20 +51,21 @@ def create_model(
 
     Args:
         name: see `list_models()`; with a tag (`swin_tiny.in22k`), preprocessing and classes are those of
-            these weights.
+            these weights. Or a model of the Hugging Face hub (`hf-hub:OWNER/NAME`) or of a folder (`local-dir:FOLDER`), whose
+            `config.json` gives the network, its classes and preprocessing.
         pretrained: load published weights, downloaded on first use: those of the tag in the name, of the
             tag given here, or the model's default (`list_models(pretrained=True)`). Another number of
             classes or input channels is adapted and logged (`load_checkpoint`).
         checkpoint_path: load this file instead, in the same way: the authors', timm's or ours.
         num_classes: outputs of the classifier, 0 for pooled features; None for those of the weights
             in `name` or `pretrained`, else 1000.
-        in_chans: input channels.
+        in_chans: input channels; None for those of a model of the hub, else 3.
         img_size: size that transforms are built for; the network accepts any size from 32 px. Families whose
             position tables depend on it (`img_size` of the class) are built for it.
         features_only: return the backbone, whose output is a list of maps.
         out_indices: stages whose maps are returned, with `features_only`.
-        output_stride: the largest stride of a returned map. Strides are not replaced by dilation: below
-            32, `out_indices` must exclude the later stages.
+        output_stride: the largest stride of a returned map. CNNs and neighborhood attention dilate the stages beyond it, with the
+            same weights; of the other families, `out_indices` must exclude them.
         global_pool: "avg", or "" for features and logits at each position.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth.
@@ -74,8 +77,15 @@ def create_model(
         UserError: VA-M001 unknown name, VA-M002 unknown argument, VA-W001 to VA-W007 weights.
         ValueError: a map exceeds the output stride; unknown pooling; `out_indices` without `features_only`.
     """
+    if is_hub(name):
+        given: dict[str, Any] = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, "out_indices": out_indices}
+        given |= {"features_only": features_only, "output_stride": output_stride, "global_pool": global_pool, "drop_rate": drop_rate}
+        given |= {"drop_path_rate": drop_path_rate, "classifier": classifier, "classifier_args": classifier_args}
+        given |= args
+        return _create_from_folder(name, bool(pretrained), checkpoint_path, given)
     model_name, tag = split_name(name)
     variant = get_variant(model_name)
+    in_chans = 3 if in_chans is None else in_chans
     download = bool(pretrained) and checkpoint_path is None
     asked = find_record(name, pretrained if isinstance(pretrained, str) else None) if tag or download else None
     if num_classes is None:
@@ -109,10 +119,27 @@ def create_model(
     if features_only:  # after loading: the file has all stages
         backbone.select_stages(out_indices if out_indices is not None else backbone.out_indices)
     if backbone.strides[-1] > output_stride:
-        raise ValueError(
-            f"output_stride: the last map of {name} has stride {backbone.strides[-1]}, not {output_stride}; "
-            "use features_only=True with out_indices that exclude it"
-        )
+        backbone.dilate(output_stride)
+    return model
+
+
+def _create_from_folder(name: str, pretrained: bool, checkpoint_path: str | Path | None, given: Mapping[str, Any]) -> Classifier | Backbone:
+    """`create_model` for a model of the hub or of a folder; what is not given follows its `config.json`."""
+    folder = model_folder(name)
+    assert folder is not None  # for a source of this form there is a folder or an error
+    found = open_folder(folder)
+    defaults = {key: parameter.default for key, parameter in inspect.signature(create_model).parameters.items()}
+    chosen = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
+    size = found.cfg.get("input_size", (None,))[1:] or None
+    facts: dict[str, Any] = {"num_classes": found.num_classes, "in_chans": found.in_chans, "img_size": size}
+    source = checkpoint_path or (found.weights if pretrained else None)
+    model: Any = create_model(found.name, checkpoint_path=source, **{**facts, **found.args, **chosen})
+    if not given["features_only"]:
+        stated = {key: value for key, value in found.cfg.items() if key != "input_size"}
+        stated |= {key: _channels(stated[key], model.in_chans) for key in ("mean", "std") if key in stated}
+        labels = {"label_names": found.classes} if found.classes and model.num_classes == found.num_classes else {}
+        unknown = {"tag": "", "url": None, "sha256": None, "license": None, "code_license": None}  # not those of the published weights
+        model.pretrained_cfg |= {**unknown, "num_classes": found.num_classes, **stated, **labels}
     return model
 
 

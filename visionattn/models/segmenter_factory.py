@@ -12,6 +12,7 @@ from visionattn.errors import ArgumentError, UserError
 from visionattn.models.factory import create_model, pretrained_cfg
 from visionattn.models.segmenter import Segmenter, head_class
 from visionattn.models.weights.download import Report, fetch, print_line
+from visionattn.models.weights.hub import weights_file
 from visionattn.models.weights.load import load_checkpoint, read_file, tensors_of
 from visionattn.models.weights.recognise import Recognised, one_name, recognise
 from visionattn.models.weights.records import SegmenterRecord, find_record, find_segmenter, records_of, segmenter_records, split_name
@@ -129,8 +130,9 @@ def segmenter_from_file(
     The model is recognised from the file's tensors, in mmsegmentation's layout or ours.
 
     Args:
-        path: .pth or .safetensors, or the name of a published model (`swin_tiny.upernet_ade20k`), downloaded on first
-            use. Do not rename published files with DiNAT: their dilations are found by file name.
+        path: .pth or .safetensors, a model of the hub (`hf-hub:OWNER/NAME`), or the name of a published model
+            (`swin_tiny.upernet_ade20k`), downloaded on first use. Do not rename published files with DiNAT: their dilations
+            are found by file name.
         backbone: needed only if several backbones have the same tensors and the file's name does not contain one of them.
         backbone_args: arguments of the backbone's class that cannot be inferred from tensors (dilations).
         report: called with lines about a download; None for no output.
@@ -188,7 +190,9 @@ def _published(source: str | Path) -> SegmenterRecord | None:
 def _local_file(source: str | Path, report: Report | None = print_line) -> Path:
     """Return the file of a published model, downloaded on first use; any other path is returned unchanged."""
     record = find_segmenter(str(source))
-    return fetch(record, report=report).path if record is not None and not Path(source).exists() else Path(source)
+    if record is not None and not Path(source).exists():
+        return fetch(record, report=report).path
+    return weights_file(source, report)
 
 
 def _listed(value: Any, count: int) -> TypeGuard[Sequence[Any]]:

@@ -2,7 +2,8 @@
 
 A folder holds `model.safetensors`, `ema.safetensors` (with a moving average), `state.pt` (optimizer,
 random generators, position) and `meta.json`, written last, with the sha256 of the others and all
-that evaluation needs: the config and the meaning of the outputs.
+that evaluation needs: the config and the meaning of the outputs. A folder laid out as on the Hugging Face hub, which
+`visionattn push` writes, holds the same as a section of its `config.json`.
 
 Only the holder of the run's lock writes here, and only it removes leftovers (`recover_checkpoints`). Readers may look at any
 time: what they read may be renamed meanwhile, so they read again if it was.
@@ -24,6 +25,7 @@ from torch import nn
 
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, require_space, sha256_of, sweep_temporary, sync_folder
+from visionattn.models.weights.hub import CONFIG, RUN, is_run_folder, read_json
 from visionattn.models.weights.load import read_file
 from visionattn.names import typed
 
@@ -171,12 +173,15 @@ def _stamp(checkpoint: Path) -> tuple[int, int] | None:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """The `meta.json` of a checkpoint folder.
+    """The `meta.json` of a checkpoint folder, or the section for it in the `config.json` of a model of the hub.
 
     Raises:
         UserError: VA-W005, not readable; VA-W006, no checkpoint there.
     """
     path = checkpoint / "meta.json"
+    if not path.is_file() and is_run_folder(checkpoint):
+        path = checkpoint / CONFIG
+        return _checked_meta(read_json(path)[RUN], path)
     if not path.is_file():
         raise UserError(
             "VA-W006", f'"{checkpoint}" is not a checkpoint: it has no meta.json', fix="give a run folder or one of its checkpoints"
@@ -185,12 +190,23 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError("VA-W005", "meta.json of the checkpoint is damaged", where=str(path), why=str(error)) from error
+    return _checked_meta(meta, path)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is the folder of a checkpoint, in a run or laid out as on the hub."""
+    return (path / "meta.json").is_file() or is_run_folder(path)
+
+
+def _checked_meta(meta: Any, path: Path) -> dict[str, Any]:
     hashes = meta.get("sha256") if isinstance(meta, dict) else None
     # The names are paths below the checkpoint, so only known ones are taken.
     if not isinstance(hashes, dict) or "model.safetensors" not in hashes or not hashes.keys() <= set(PARTS):
-        raise UserError("VA-W005", "meta.json of the checkpoint is damaged", where=str(path), why="it does not list the checkpoint's files")
+        raise UserError(
+            "VA-W005", f"{path.name} of the checkpoint is damaged", where=str(path), why="it does not list the checkpoint's files"
+        )
     if not isinstance(meta.get("step"), int):
-        raise UserError("VA-W005", "meta.json of the checkpoint is damaged", where=str(path), why="it does not say which step it is of")
+        raise UserError("VA-W005", f"{path.name} of the checkpoint is damaged", where=str(path), why="it does not say which step it is of")
     return dict(meta)
 
 

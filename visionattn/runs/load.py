@@ -11,9 +11,18 @@ from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.models.weights.download import Report
+from visionattn.models.weights.hub import is_run_folder, model_folder
 from visionattn.names import shown, shown_lines, typed
 from visionattn.runs.calibration import read_calibration, with_calibration
-from visionattn.runs.checkpoint import latest_checkpoint, load_weights, missing_checkpoint, read_meta, read_while_written, weights_name
+from visionattn.runs.checkpoint import (
+    is_checkpoint,
+    latest_checkpoint,
+    load_weights,
+    missing_checkpoint,
+    read_meta,
+    read_while_written,
+    weights_name,
+)
 from visionattn.runs.exported import open_onnx, open_weights
 from visionattn.runs.folder import RunFolder, fold_folders
 from visionattn.tasks import TASKS, saved_config, task_of
@@ -43,7 +52,8 @@ class LoadedModel:
 
 def load_model(source: str | Path, report: Report | None = None, *, calibrated: bool = True) -> LoadedModel:
     """Load the model of a run folder, of a checkpoint folder or a weights file in one, of published or imported weights by
-    name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), of an exported file, or of a file that a task recognises.
+    name (`swin_tiny.in1k`, `swin_tiny.upernet_ade20k`), of the Hugging Face hub (`hf-hub:OWNER/NAME`) or a folder laid out as there,
+    of an exported file, or of a file that a task recognises.
 
     Nothing is written, and no code is imported that the source names.
 
@@ -55,18 +65,21 @@ def load_model(source: str | Path, report: Report | None = None, *, calibrated: 
         UserError: VA-R003, no run or checkpoint there; VA-R007, a file that needs an extra; VA-R008, a run with parts outside of it;
             VA-C002, an exported program; VA-C006, a run with code of its own that is not imported yet; VA-W001 to VA-W007.
     """
-    path, name = Path(source), None
+    folder = model_folder(source, report)
+    source, path, name = folder or source, folder or Path(source), None
     if path.is_file() and (exported := _open_exported(path)) is not None:
         return exported
-    if not path.exists() or (path.is_file() and not (path.parent / "meta.json").is_file()):
+    if not path.exists() or (path.is_file() and not (path.parent / "meta.json").is_file()) or (folder and not is_run_folder(folder)):
         for task in TASKS.values():
             if (published := task.open_published(source, report)) is not None:
                 return LoadedModel(task, published.config, published.model.eval(), published.target)
     if path.is_file():
         path, name = path.parent, path.name
+    if folder is not None:
+        return read_while_written(path, lambda: _load_checkpoint(path, None, None))
     if (path / "meta.json").is_file():
-        folder = path.resolve().parent.parent
-        run = RunFolder.open(folder) if (folder / "config.yaml").is_file() else None
+        above = path.resolve().parent.parent
+        run = RunFolder.open(above) if (above / "config.yaml").is_file() else None
         return _with_calibration(read_while_written(path, lambda: _load_checkpoint(path, name, run)), report, calibrated)
     run = RunFolder.open(path)
     checkpoint = best_checkpoint(run)
@@ -147,7 +160,7 @@ def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) 
         model: Any = task.build_model(config, target)
     except (KeyError, TypeError, AttributeError) as error:  # the target is whatever the file says
         why = f"{type(error).__name__}: {error}"
-        raise UserError("VA-W005", "meta.json of the checkpoint describes no model", where=str(checkpoint), why=why) from error
+        raise UserError("VA-W005", "the checkpoint describes no model", where=str(checkpoint), why=why) from error
     load_weights(model, checkpoint, name)
     return LoadedModel(task, config, model.eval(), target, run, meta["sha256"][name or weights_name(meta["sha256"])])
 
@@ -169,12 +182,12 @@ def _with_calibration(loaded: LoadedModel, report: Report | None, calibrated: bo
 
 
 def config_of_run(path: Path) -> RunConfig:
-    """The config of a run folder, or of a checkpoint folder in one.
+    """The config of a run folder, of a checkpoint folder in one, or of a folder that `visionattn push` wrote.
 
     Raises:
         UserError: VA-R003, VA-R008, VA-W005, VA-W006; VA-C006, code of its own that is not imported yet.
     """
-    checkpoint = path if (path / "meta.json").is_file() else best_checkpoint(RunFolder.open(path))
+    checkpoint = path if is_checkpoint(path) else best_checkpoint(RunFolder.open(path))
     return saved_config(read_while_written(checkpoint, lambda: read_meta(checkpoint)).get("config"))
 
 

@@ -345,6 +345,7 @@ class Task(ABC):
         unit: what a case is called in messages and in `per_<unit>.csv`.
         formats: what `predict --save` can write; `default_formats`: what it writes unless told.
         display: how metrics are shown.
+        pipeline_tag: the task's name on the Hugging Face hub; empty if it has none there.
         leaves_unused: whether parameters may take no part in a step, which training on several processes has to know.
         synchronises_norms: whether batch norms see the samples of all GPUs, for tasks whose batches are small.
     """
@@ -355,6 +356,7 @@ class Task(ABC):
     formats: ClassVar[tuple[str, ...]] = ("json", "csv")
     default_formats: ClassVar[tuple[str, ...]] = ("json", "csv")
     display: ClassVar[Display] = Display()
+    pipeline_tag: ClassVar[str] = ""
     leaves_unused: ClassVar[bool] = False
     synchronises_norms: ClassVar[bool] = False
 
@@ -484,6 +486,10 @@ class Task(ABC):
         Raises:
             UserError: VA-M002, arguments it cannot be built with.
         """
+
+    def exchange_config(self, config: Any, target: Target, model: nn.Module) -> dict[str, Any]:
+        """What other libraries read in the `config.json` of a model on the Hugging Face hub."""
+        return {}
 
     def published_weights(self, config: Any) -> Weights | None:
         """The record that `model.weights` names, if it names one."""

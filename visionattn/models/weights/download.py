@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
@@ -113,7 +113,7 @@ def fetch(
             patience = (deadline - time.monotonic()) / (len(sources) - index)  # the time left is shared by the hosts left
             target = folder / f"{record.name}{source.suffix}"
             try:
-                part = _receive(source, target, report, show_bar, max(patience, 0.1), stall_timeout)
+                part = receive(source, target, report, show_bar, patience=max(patience, 0.1), stall_timeout=stall_timeout)
             except Unavailable as error:
                 failures.append(f"{source.host}: {error}")
                 if error.answered:
@@ -222,13 +222,32 @@ def unavailable(record: Weights, failures: list[str]) -> UserError:
     )
 
 
-def _receive(source: Source, target: Path, report: Report, show_bar: bool, patience: float, stall_timeout: float) -> Path:
-    """Download the whole file under a temporary name, resuming after each cut-off; the hash is not checked yet."""
+def receive(
+    source: Source,
+    target: Path,
+    report: Report,
+    show_bar: bool,
+    *,
+    patience: float = ANSWER_TIMEOUT,
+    stall_timeout: float = STALL_TIMEOUT,
+    authorization: Mapping[str, str] | None = None,
+) -> Path:
+    """Download the whole file under a temporary name, resuming after each cut-off; the hash is not checked yet.
+
+    Args:
+        patience: seconds to wait for the first answer.
+        authorization: headers for the host of the source only, not for those that it redirects to.
+
+    Raises:
+        Unavailable: the source does not provide it.
+        UserError: VA-R004 no space; VA-C002 not a number in VISIONATTN_MAX_DOWNLOAD.
+    """
     part = target.with_name(f"{target.name}.part")
     for attempt in range(ATTEMPTS):
         before = _size(part)
         try:
-            _transfer(source, part, report, show_bar, patience if attempt == 0 else ANSWER_TIMEOUT, stall_timeout)
+            waiting = patience if attempt == 0 else ANSWER_TIMEOUT
+            _transfer(source, part, report, show_bar, waiting, stall_timeout, authorization or {})
             return part
         except CutOff as error:
             if attempt == ATTEMPTS - 1 or _size(part) <= before:
@@ -237,21 +256,23 @@ def _receive(source: Source, target: Path, report: Report, show_bar: bool, patie
     raise AssertionError("unreachable")
 
 
-def _transfer(source: Source, part: Path, report: Report, show_bar: bool, patience: float, stall_timeout: float) -> None:
+def _transfer(
+    source: Source, part: Path, report: Report, show_bar: bool, patience: float, stall_timeout: float, authorization: Mapping[str, str]
+) -> None:
     memo = part.with_name(f"{part.name}.json")  # which file the part belongs to
     known = _read_json(memo)
     offset, total = (_size(part), known.get("total")) if known.get("url") == source.url else (0, None)
     if offset and offset == total:
         return  # complete, and the process ended before the hash was taken
-    headers = {"User-Agent": f"visionattn/{__version__}", "Accept-Encoding": "identity"}
+    headers = {"Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if known.get("validator"):
             headers["If-Range"] = known["validator"]
-    with _open(source.url, headers, patience, stall_timeout) as response:
+    with open_address(source.url, headers, patience, stall_timeout, authorization) as response:
         if response.status_code == 416 and offset:  # the file at the host is shorter than ours
-            _forget(part)
-            return _transfer(source, part, report, show_bar, patience, stall_timeout)
+            forget(part)
+            return _transfer(source, part, report, show_bar, patience, stall_timeout, authorization)
         if not response.ok:
             raise Unavailable(f"HTTP {response.status_code} {response.reason}")
         if response.headers.get("Content-Type", "").partition(";")[0] in ("text/html", "application/xhtml+xml", "application/json"):
@@ -259,7 +280,7 @@ def _transfer(source: Source, part: Path, report: Report, show_bar: bool, patien
         if response.status_code == 206:
             match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
             if match is None or int(match[1]) != offset or (total is not None and match[2] not in (str(total), "*")):
-                _forget(part)
+                forget(part)
                 raise Unavailable("the file changed since the transfer began: try again")
             total = int(match[2]) if match[2] != "*" else total
         else:  # the whole file: a fresh start, or a host without ranges
@@ -302,7 +323,7 @@ def _transfer(source: Source, part: Path, report: Report, show_bar: bool, patien
             raise
         finally:
             if not offset:
-                _forget(part)
+                forget(part)
     if total is not None and offset != total:
         raise CutOff(f"cut off after {offset:,}{of_total} bytes")
 
@@ -314,19 +335,28 @@ class _Session(requests.Session):
         return None
 
 
-def _open(url: str, headers: dict[str, str], patience: float, stall_timeout: float) -> requests.Response:
+def open_address(
+    url: str,
+    headers: Mapping[str, str] | None = None,
+    patience: float = ANSWER_TIMEOUT,
+    stall_timeout: float = STALL_TIMEOUT,
+    authorization: Mapping[str, str] | None = None,
+) -> requests.Response:
     """Request a file, following redirects to addresses that are safe, and wait for the headers of the answer.
 
-    The thread gives name look-up and the attempts at all addresses one time limit, which sockets do not offer.
+    `authorization` goes to the host of the address, and to no other that it redirects to. The thread gives name look-up and the
+    attempts at all addresses one time limit, which sockets do not offer.
     """
     answer: Future[requests.Response] = Future()
+    common = {"User-Agent": f"visionattn/{__version__}", **(headers or {})}
 
     def follow() -> requests.Response:
         session, address, encrypted = _Session(), url, False
         for _ in range(REDIRECTS):
             _require_safe(address, encrypted)
             encrypted |= urlsplit(address).scheme == "https"
-            response = session.get(address, headers=headers, stream=True, timeout=stall_timeout)
+            own = (authorization or {}) if urlsplit(address)[:2] == urlsplit(url)[:2] else {}
+            response = session.get(address, headers={**common, **own}, stream=True, timeout=stall_timeout)
             if not response.is_redirect:
                 return response
             response.close()
@@ -407,7 +437,7 @@ def _accept(record: Weights, source: Source, part: Path, target: Path, report: R
     done = _compare(record, part, target.name, [source.digits], [pinned] if pinned else [], source.url, report)
     part.replace(target)
     sync_folder(target.parent)
-    _forget(part)
+    forget(part)
     return CachedFile(target, done.sha256, done.checked)
 
 
@@ -429,7 +459,7 @@ def _compare(record: Weights, path: Path, name: str, published: list[str], pinne
     quarantine.mkdir(parents=True, exist_ok=True)
     isolated = quarantine / f"{name}.{digest[:16]}"
     path.replace(isolated)
-    _forget(path)
+    forget(path)
     fix = f"download it again: visionattn weights download {record.name}"
     if pinned:
         fix += f"\nif its publisher replaced the file and you trust the new one, first remove {name} from {_hashes_file()}"
@@ -475,8 +505,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _forget(part: Path) -> None:
-    """Remove a partial file and its memo."""
+def forget(part: Path) -> None:
+    """Remove a partial file, and the memo beside it."""
     part.unlink(missing_ok=True)
     part.with_name(f"{part.name}.json").unlink(missing_ok=True)
 

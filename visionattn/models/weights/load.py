@@ -20,6 +20,7 @@ from torch import nn
 from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError, did_you_mean
 from visionattn.files import counted
+from visionattn.models.weights.hub import weights_file
 from visionattn.models.weights.recognise import DECODER, MISFITS, State, counter, recognise, split_decoder, to_our_keys
 from visionattn.models.weights.scan import ForeignObject, Refused, scan
 
@@ -93,7 +94,7 @@ def load_checkpoint(
     *,
     allow: Collection[str] = ("classifier", "first_conv", "position", "auxiliary"),
 ) -> LoadReport:
-    """Load a file or a state dict, in the authors' layout, timm's, mmsegmentation's or ours, as training code saved it.
+    """Load a file or a state dict, in the authors' layout, timm's, mmsegmentation's, transformers' or ours, as training code saved it.
 
     After renaming, every tensor must fit, except for what `allow` names: "classifier" (a head for
     another number of classes keeps the model's own values), "first_conv" (input channels summed, or
@@ -104,15 +105,16 @@ def load_checkpoint(
         model: a backbone, which takes its part of any file; or a module with one as `.backbone`. What is outside
             the backbone is up to the module's `fit_head(state, allow)`, see `Classifier.fit_head`; without
             that method, tensors outside the backbone are loaded if all of them fit, and otherwise start anew.
-        source: path of a .safetensors or .pth file, or a mapping of names to tensors.
+        source: path of a .safetensors or .pth file, `hf-hub:OWNER/NAME` or a folder with `config.json` and `model.safetensors`, or a
+            mapping of names to tensors.
         allow: differences to adapt to; all others raise.
 
     Raises:
         UserError: VA-W003 weights of another model, VA-W004 a pickle that would execute code,
-            VA-W005 not readable, VA-W006 no such file.
+            VA-W005 not readable, VA-W006 no such file; VA-W001, VA-W002, VA-W007 a model of the hub.
     """
     backbone: Any = getattr(model, "backbone", model)
-    content = source if isinstance(source, Mapping) else read_file(Path(source))
+    content = source if isinstance(source, Mapping) else read_file(weights_file(source))
     given, note = tensors_of(content, known={*model.state_dict(), *backbone.state_dict()})
     prefix = "" if backbone is model else "backbone."
     kept: set[str] = set()

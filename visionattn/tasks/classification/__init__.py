@@ -41,6 +41,7 @@ class Classification(Task):
     """The target holds `classes` in the order of the outputs; `display_classes`, where labels of data are not what people read."""
 
     name = "classify"
+    pipeline_tag = "image-classification"
     config = ClassifyConfig
     formats = ("json", "csv", "probs")
     display = Display(
@@ -131,6 +132,11 @@ class Classification(Task):
         from visionattn.tasks.classification.model import build_classifier
 
         return build_classifier(config, len(target["classes"]))
+
+    def exchange_config(self, config: ClassifyConfig, target: Target, model: Any) -> dict[str, Any]:
+        from visionattn.tasks.classification.model import exchange_config
+
+        return exchange_config(config, target, model)
 
     def open_published(self, source: str | Path, report: Report | None) -> PublishedModel | None:
         from visionattn.tasks.classification.model import open_published

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
 from timm.data import ImageNetInfo
 
 from visionattn.backbones import list_models
@@ -9,8 +13,11 @@ from visionattn.config.schema import chosen
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model, load_checkpoint
 from visionattn.models.weights.download import Report, fetch
+from visionattn.models.weights.folders import open_folder, timm_config
+from visionattn.models.weights.hub import LOCAL_DIR, model_folder
 from visionattn.models.weights.records import find_record, named_weights, split_name
-from visionattn.tasks.base import PublishedModel
+from visionattn.names import typed
+from visionattn.tasks.base import PublishedModel, Target
 from visionattn.tasks.classification.settings import ClassifierConfig, ClassifyConfig
 from visionattn.tasks.images import with_normalisation
 
@@ -44,12 +51,44 @@ def build_classifier(config: ClassifyConfig, num_classes: int) -> Classifier:
     return classifier
 
 
+def _open_folder(folder: Path) -> PublishedModel:
+    """The classifier of a folder that timm or transformers wrote."""
+    found = open_folder(folder)
+    if not found.num_classes:
+        fix = f"train one: visionattn train --model {found.name} {typed(f'model.weights={folder}')} --data FOLDER"
+        raise UserError("VA-M003", f"the model in {folder} has no classifier", fix=fix)
+    model: Classifier = create_model(f"{LOCAL_DIR}{folder}", pretrained=True)
+    size = model.pretrained_cfg["input_size"][1:]
+    args = {key: value for key, value in found.args.items() if key in signature(type(model.backbone)).parameters}
+    settings = ClassifierConfig(name=found.name, weights="none", in_chans=found.in_chans, img_size=size, args=args)
+    target: dict[str, Any] = {"classes": list(found.classes) or [str(number) for number in range(found.num_classes)]}
+    if found.descriptions:
+        target["display_classes"] = list(found.descriptions)
+    return PublishedModel(ClassifyConfig(model=settings), model, target)
+
+
+def exchange_config(config: ClassifyConfig, target: Target, model: Classifier) -> dict[str, Any]:
+    """`config.json` in timm's form."""
+    settings, head = config.model, config.model.classifier
+    args = dict(settings.args)
+    if head.name == "ep":
+        args |= {"classifier": "ep", "classifier_args": {"queries": head.queries or 32, "reduction": head.reduction}}
+    if "img_size" in signature(type(model.backbone)).parameters:
+        args.setdefault("img_size", list(settings.size))
+    content = timm_config(model, args, target["classes"], target.get("display_classes"))
+    if config.eval.crop_pct is not None:
+        content["pretrained_cfg"]["crop_pct"] = config.eval.crop_pct
+    return content
+
+
 def open_published(source: str, report: Report | None) -> PublishedModel | None:
-    """The model of weights by name (`swin_tiny.in1k`), with the classes they were trained for.
+    """The model of weights by name (`swin_tiny.in1k`) or of a folder laid out as on the hub, with the classes they were trained for.
 
     Raises:
         UserError: VA-M003, weights without a classifier; VA-W001 to VA-W007.
     """
+    if (folder := model_folder(source, report)) is not None:
+        return _open_folder(folder)
     if split_name(source)[0] not in list_models():
         return None
     record = find_record(source)

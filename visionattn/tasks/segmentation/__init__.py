@@ -42,6 +42,7 @@ class Segmentation(Task):
     """Segmentation task; the target contains `classes` in the order of the outputs, and the `palette` with a colour for each."""
 
     name = "segment"
+    pipeline_tag = "image-segmentation"
     config = SegmentConfig
     formats = ("mask", "overlay", "coco", "json", "csv", "probs", "confidence")
     default_formats = ("mask", "overlay")
