@@ -6,8 +6,13 @@ from typing import Any
 
 # Class of the family -> a registered name, and arguments that make it small.
 _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
+_WIDTHS: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "AgentDeiT": ("agent_deit_tiny", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2, "agent_depth": 3}),
+    "AgentPVT": ("agent_pvt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4), "mlp_ratios": (2, 2, 2, 2)}),
+    "AgentSwin": ("agent_swin_tiny", {**_PLAIN, "depths": (1, 1, 2, 1), "agent_depths": (1, 1, 1, 0)}),
     "BiFormer": ("biformer_tiny", {**_PLAIN, "embed_dim": 16}),
+    "CASViT": ("casvit_xsmall", _WIDTHS),
     "ChAdaViT": ("chada_vit_moyen", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "DAEFormer": ("dae_former", {"depths": (1, 1, 1), "embed_dims": (8, 16, 24)}),
     "DaViT": ("davit_tiny", _PLAIN),
@@ -19,6 +24,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ECAResNet": ("eca_resnet18", {"depths": (1, 1, 1, 1)}),
     "ELAMobileNetV2": ("ela_mobilenetv2", {}),
     "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
+    "RAVLT": ("ravlt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
+    "RMT": ("rmt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
     "TransNeXt": ("transnext_micro", _PLAIN),

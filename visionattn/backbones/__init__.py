@@ -1,7 +1,11 @@
 """Backbone families; importing this package registers all of them."""
 
 from visionattn.backbones import (
+    agent_deit,
+    agent_pvt,
+    agent_swin,
     biformer,
+    casvit,
     chada_vit,
     dae,
     davit,
@@ -11,6 +15,8 @@ from visionattn.backbones import (
     medvit,
     nat,
     nat_isotropic,
+    ravlt,
+    rmt,
     swin,
     swinv2,
     transnext,
@@ -21,7 +27,11 @@ from visionattn.backbones.registry import list_models, register_backbone
 
 __all__ = [
     "Backbone",
+    "agent_deit",
+    "agent_pvt",
+    "agent_swin",
     "biformer",
+    "casvit",
     "chada_vit",
     "dae",
     "davit",
@@ -32,7 +42,9 @@ __all__ = [
     "medvit",
     "nat",
     "nat_isotropic",
+    "ravlt",
     "register_backbone",
+    "rmt",
     "swin",
     "swinv2",
     "transnext",

@@ -116,6 +116,11 @@ class Backbone(nn.Module):
         """Return the norm that the classifier applies over NCHW to the last map, or with `pool_first` to its average."""
         return None
 
+    @property
+    def final_channels(self) -> int:
+        """Channels after `final_norm`, which differ from those of the last map where it projects too."""
+        return self.channels[-1]
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters without weight decay, besides norms and biases."""
         return set()
