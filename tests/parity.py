@@ -59,7 +59,9 @@ GAINS = [
     (r"\.kan\.layers\.1\.spline_linear\.weight$", 0.7),
     (r"^features\.\d+\.(patch_embed|projection)\.conv\.weight$", 0.7),
     (r"^features\.\d+\.(attn|patch_embed|norm1|norm2|e_mhsa|projection|mhca|conv\.conv|kan)\.", 1.0),
-    # CAS-ViT, RMT and RAVLT
+    # CAS-ViT, LITv2, RMT and RAVLT
+    (r"\.conv_offset\.weight$", 0.15),
+    (r"\.dconv\.weight$", 1.0),
     (r"^network\.\d+\.\d+\.local_perception\.network\.[024]\.weight$", 0.7),
     (r"^network\.\d+\.proj\.weight$", 0.7),
     (r"^layers\.\d+\.downsample\.reduction\.weight$", 1.0),

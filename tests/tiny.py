@@ -16,6 +16,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ChAdaViT": ("chada_vit_moyen", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "DAEFormer": ("dae_former", {"depths": (1, 1, 1), "embed_dims": (8, 16, 24)}),
     "DaViT": ("davit_tiny", _PLAIN),
+    "LITv2": ("litv2_small", {**_PLAIN, "num_heads": (1, 2, 3, 4), "embed_dim": 24}),
     "MedViTV2": ("medvitv2_tiny", {"depths": (1, 1, 1, 1), "embed_dims": (32, 128, 128, 128)}),
     "NAT": ("dinat_mini", {**_PLAIN, "dilations": (2, 1, 1, 1)}),
     "NATIsotropic": ("nat_isotropic_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
@@ -32,4 +33,15 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "TransDAE": ("trans_dae", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
+}
+
+# Class of the family -> its smallest variant, for families of which the default run tests no other; `make test-zoo` tests all.
+ZOO = {
+    "AgentDeiT": "agent_deit_tiny",
+    "AgentPVT": "agent_pvt_tiny",
+    "AgentSwin": "agent_swin_tiny",
+    "CASViT": "casvit_xsmall",
+    "LITv2": "litv2_small",
+    "RAVLT": "ravlt_tiny",
+    "RMT": "rmt_tiny",
 }

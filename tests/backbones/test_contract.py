@@ -17,20 +17,11 @@ import torch
 from torch import nn
 
 import visionattn as va
-from tests.tiny import TINY
+from tests.tiny import TINY, ZOO
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
 
 NAMES = va.list_models()
-# Of these networks the smallest variant is tested in the default run.
-ZOO = {
-    "AgentDeiT": "agent_deit_tiny",
-    "AgentPVT": "agent_pvt_tiny",
-    "AgentSwin": "agent_swin_tiny",
-    "CASViT": "casvit_xsmall",
-    "RAVLT": "ravlt_tiny",
-    "RMT": "rmt_tiny",
-}
 
 
 def short(name: str) -> dict[str, Any]:
@@ -41,7 +32,7 @@ def short(name: str) -> dict[str, Any]:
         small["depths"] = tuple(min(2, depth) for depth in given["depths"])
     if name.startswith("medvitv2"):
         return {"depths": (2, 2, 2, 1), "embed_dims": (32, 128, 128, 128)}  # at full depth they differ in width alone
-    if get_variant(name).cls.__name__ in ZOO:  # at full width and depth they differ in little more
+    if get_variant(name).cls.__name__ in ZOO:
         tiny = TINY[get_variant(name).cls.__name__][1]
         return {key: tiny[key] for key in ("embed_dim", "embed_dims", "num_heads") if key in tiny} | {"depths": small["depths"]}
     if "embed_dims" in given:
@@ -248,7 +239,9 @@ FAMILIES = sorted({get_variant(name).cls: name for name in reversed(NAMES)}.valu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.zoo] if get_variant(name).cls.__name__ in ZOO else []) for name in FAMILIES]
+)
 def test_compile_and_export(name: str) -> None:
     torch._dynamo.reset()  # the families share code, and a function is compiled a limited number of times
     cut = short(name)

@@ -53,6 +53,7 @@ CALLS = {
     "ChAdaViT": ["dense_attention"] * 4,
     "DAEFormer": ["channel_attention"] * 3,
     "DaViT": ["window_attention", "channel_attention"] * 4,
+    "LITv2": ["window_attention", "dense_attention", "dense_attention"],
     "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
