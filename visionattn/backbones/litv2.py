@@ -14,6 +14,7 @@ Differences from upstream:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -225,6 +226,19 @@ class LITv2(Backbone):
             (r"(.*\.)dwconv\.dwconv\.", r"\1dwconv."),
         ]
         return rename_keys(rename_keys(state, places), parts)
+
+    @staticmethod
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Infer `alpha`, in tenths, from the first block that divides its heads, which have 32 channels in all published files."""
+        found = {
+            match[1]: value.shape for key, value in state.items() if (match := re.search(r"s\.2\.blocks\.0\.attn\.(\w+)\.weight$", key))
+        }
+        low, high = found.get("l_q"), found.get("h_qkv")
+        if low is None and high is None:
+            return {}
+        heads, of_low = (low or high)[1] // 32, low[0] // 32 if low else 0  # type: ignore[index]  # one of them is there
+        alpha = next((share for share in (0.9, *(tenth / 10 for tenth in range(11))) if int(heads * share) == of_low), 0.9)
+        return {} if alpha == 0.9 else {"alpha": alpha}
 
 
 def _variant(embed_dim: int, depth: int, num_heads: tuple[int, ...]) -> dict[str, Any]:
