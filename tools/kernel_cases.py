@@ -64,7 +64,6 @@ GOALS = [
     ("cpu", "window", "*", "roll and partition", "fp32", "train", 0.97),
     ("cpu", "window", "*", "timm", "*", "*", 0.97),
     ("cpu", "channel", "*", "official", "fp32", "*", 0.97),
-    *(("cpu", op, "*", "step by step", "fp32", "*", 0.97) for op in ("decayed", "linear", "agent")),
     ("cpu", "depthwise", "*", "native", "fp32", "infer", 3.0),
     ("cpu", "depthwise", "*", "native", "fp32", "train", 1.3),
     ("cuda", NA, "56x56 k7 d1", "copy of q, k, v and o", "bf16", "infer", 1 / 5),

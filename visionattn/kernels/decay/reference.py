@@ -34,12 +34,13 @@ def from_lines(x: torch.Tensor, shape: torch.Size, along: str) -> torch.Tensor:
 
 def distances(height: int, width: int, along: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Manhattan distances between the positions of a line, `[N, N]`."""
-
-    def steps(side: int) -> torch.Tensor:
-        position = torch.arange(side, device=device, dtype=dtype)
-        return (position[:, None] - position[None, :]).abs()
-
     if along != "map":
-        return steps(width if along == "rows" else height)
-    both = steps(height)[:, None, :, None] + steps(width)[None, :, None, :]
+        return steps(width if along == "rows" else height, device, dtype)
+    both = steps(height, device, dtype)[:, None, :, None] + steps(width, device, dtype)[None, :, None, :]
     return both.reshape(height * width, height * width)
+
+
+def steps(side: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Distances along an axis, `[side, side]`."""
+    position = torch.arange(side, device=device, dtype=dtype)
+    return (position[:, None] - position[None, :]).abs()
