@@ -5,7 +5,7 @@ BIN := $(dir $(PYTHON))
 # The extra mmseg, and what it needs beside the packages of the first environment.
 MMSEG = onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmsegmentation==1.4.2 addict yapf termcolor ftfy prettytable regex wcwidth
 
-.PHONY: install format check test test-fast test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
+.PHONY: install format check test test-fast test-zoo test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -23,11 +23,14 @@ check:              ## lint, types, floors, spelling
 	$(BIN)lint-imports
 	$(BIN)codespell
 
-test:               ## all tests
+test:               ## all tests but those of test-zoo
 	$(PYTHON) -m pytest -n 2
 
 test-fast:          ## tests of less than ten seconds each
 	$(PYTHON) -m pytest -n 2 -m "not slow"
+
+test-zoo:           ## all variants and records of the newer families, of which the others run the smallest
+	$(PYTHON) -m pytest -n 2 -m zoo
 
 test-gpu: gpu       ## tests that need a GPU
 	$(PYTHON) -m pytest -m gpu

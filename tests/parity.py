@@ -27,6 +27,8 @@ DERIVED = (
     "relative_pos_index",
     "seq_length_scale",
     "padding_mask",
+    "angle",
+    "decay",
 )
 
 # First match wins: a range by name, else 1 / sqrt(fan in) times a gain.
@@ -38,6 +40,12 @@ RANGES = [
     (r"^features\.\d+\.norm1\.weight$", 0.5, 1.0),
     (r"^features\.\d+\.norm2\.weight$", 0.1, 0.3),
     (r"^features\.\d+\.conv\.conv\.\d+\.fc\.0\.bias$", 0.3, 1.0),
+    # Agent Attention, CAS-ViT, RMT and RAVLT
+    (r"^network\.\d+\.\d+\.norm[12]\.weight$", 0.2, 0.4),
+    (r"^pos_embed\d$", -0.5, 0.5),
+    (r"\.na_bias$", -3.0, 3.0),
+    (r"\.(an|ah|aw|ha|wa|ac|ca)_bias$", -1.0, 1.0),
+    (r"gamma_[12]$", 0.5, 1.0),
     (r"layer_scale_[12]$", 0.01, 0.03),
     (r"(^|\.)gamma[12]?$", 0.5, 1.0),
     (r"logit_scale$", 1.5, 2.5),
@@ -51,6 +59,13 @@ GAINS = [
     (r"\.kan\.layers\.1\.spline_linear\.weight$", 0.7),
     (r"^features\.\d+\.(patch_embed|projection)\.conv\.weight$", 0.7),
     (r"^features\.\d+\.(attn|patch_embed|norm1|norm2|e_mhsa|projection|mhca|conv\.conv|kan)\.", 1.0),
+    # CAS-ViT, LITv2, RMT and RAVLT
+    (r"\.conv_offset\.weight$", 0.15),
+    (r"\.dconv\.weight$", 1.0),
+    (r"^network\.\d+\.\d+\.local_perception\.network\.[024]\.weight$", 0.7),
+    (r"^network\.\d+\.proj\.weight$", 0.7),
+    (r"^layers\.\d+\.downsample\.reduction\.weight$", 1.0),
+    (r"\.blocks\.\d+\.pos(\.conv)?\.weight$", 0.15),
     (r"\.pos_embed\.weight$", 0.3),
     (r"\.cpe\.\d+\.proj\.weight$", 0.15),
     (r"^main_blocks\.\d+\.\d+\.1\.attn\.qkv\.weight$", 0.15),

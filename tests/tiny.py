@@ -6,11 +6,17 @@ from typing import Any
 
 # Class of the family -> a registered name, and arguments that make it small.
 _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
+_WIDTHS: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
+    "AgentDeiT": ("agent_deit_tiny", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2, "agent_depth": 3}),
+    "AgentPVT": ("agent_pvt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4), "mlp_ratios": (2, 2, 2, 2)}),
+    "AgentSwin": ("agent_swin_tiny", {**_PLAIN, "depths": (1, 1, 2, 1), "agent_depths": (1, 1, 1, 0)}),
     "BiFormer": ("biformer_tiny", {**_PLAIN, "embed_dim": 16}),
+    "CASViT": ("casvit_xsmall", _WIDTHS),
     "ChAdaViT": ("chada_vit_moyen", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "DAEFormer": ("dae_former", {"depths": (1, 1, 1), "embed_dims": (8, 16, 24)}),
     "DaViT": ("davit_tiny", _PLAIN),
+    "LITv2": ("litv2_small", {**_PLAIN, "num_heads": (1, 2, 3, 4), "embed_dim": 24}),
     "MedViTV2": ("medvitv2_tiny", {"depths": (1, 1, 1, 1), "embed_dims": (32, 128, 128, 128)}),
     "NAT": ("dinat_mini", {**_PLAIN, "dilations": (2, 1, 1, 1)}),
     "NATIsotropic": ("nat_isotropic_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
@@ -19,10 +25,23 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ECAResNet": ("eca_resnet18", {"depths": (1, 1, 1, 1)}),
     "ELAMobileNetV2": ("ela_mobilenetv2", {}),
     "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
+    "RAVLT": ("ravlt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
+    "RMT": ("rmt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
     "TransNeXt": ("transnext_micro", _PLAIN),
     "TransDAE": ("trans_dae", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
+}
+
+# Class of the family -> its smallest variant, for families of which the default run tests no other; `make test-zoo` tests all.
+ZOO = {
+    "AgentDeiT": "agent_deit_tiny",
+    "AgentPVT": "agent_pvt_tiny",
+    "AgentSwin": "agent_swin_tiny",
+    "CASViT": "casvit_xsmall",
+    "LITv2": "litv2_small",
+    "RAVLT": "ravlt_tiny",
+    "RMT": "rmt_tiny",
 }

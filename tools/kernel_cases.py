@@ -14,14 +14,18 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from visionattn.kernels import (
+    agent_attention,
     aggregated_attention,
     channel_attention,
+    decayed_attention,
     dilated_depthwise_conv2d,
     neighborhood_attention,
+    rank_augmented_attention,
     region_routes,
     routed_attention,
     window_attention,
 )
+from visionattn.kernels.decay.reference import distances
 from visionattn.kernels.neighborhood.reference import neighbors
 from visionattn.layers import WindowAttention
 
@@ -185,6 +189,46 @@ def channels(setting: Setting) -> Iterator[Trial]:
         yield Trial(f"{side}x{side}", tensors, ours, {"official": official}, 4.0 * setting.batch * heads * side**2 * 32**2)
 
 
+def decayed(setting: Setting) -> Iterator[Trial]:
+    """Cases of the stages of RMT-T."""
+    for side, heads, dim, line in (
+        (56, 4, 16, "rows"),
+        (56, 4, 16, "columns"),
+        (28, 4, 32, "rows"),
+        (14, 8, 32, "map"),
+        (7, 16, 32, "map"),
+    ):
+        tensors = setting.randn((setting.batch, side, side, 3, heads, dim))
+        decay = -torch.rand(heads, device=setting.device)
+        table = (decay[:, None, None] * distances(side, side, line, setting.device, decay.dtype)).to(PRECISIONS[setting.precision])
+        ours = partial(_from_qkv, partial(decayed_attention, decay=decay, along=line))
+        theirs = partial(opponents.decayed_lines, table=table, along=line)
+        keys = side**2 if line == "map" else side
+        yield Trial(f"{side}x{side} {line}", tensors, ours, {"step by step": theirs}, 4.0 * setting.batch * heads * side**2 * keys * dim)
+
+
+def linear(setting: Setting) -> Iterator[Trial]:
+    """Cases of the first two stages of RAVLT-T."""
+    for side, heads in ((56, 1), (28, 2)):
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 64))
+        angle = torch.rand(side, side, 32, device=setting.device)
+        rotation = (angle.cos(), angle.sin())
+        wide = [x.flatten(0, 1).repeat_interleave(2, -1).to(PRECISIONS[setting.precision]) for x in rotation]
+        ours = partial(_from_qkv, partial(rank_augmented_attention, rotation=rotation))
+        theirs = partial(opponents.stepwise_linear, cos=wide[0], sin=wide[1])
+        yield Trial(f"{side}x{side}", tensors, ours, {"step by step": theirs}, 4.0 * setting.batch * heads * side**2 * 64**2)
+
+
+def agents(setting: Setting) -> Iterator[Trial]:
+    """Cases of the agent blocks of Agent-Swin-T."""
+    for side, heads, agents in ((56, 3, 3), (28, 6, 4), (14, 12, 7)):
+        count = agents**2
+        shapes = [(setting.batch, side, side, 3, heads, 32), (setting.batch, agents, agents, heads, 32)]
+        tensors = setting.randn(*shapes, (heads, count, side**2), (heads, side**2, count))
+        products = 8.0 * setting.batch * heads * side**2 * count * 32
+        yield Trial(f"{side}x{side}, {count} agents", tensors, _agents, {"step by step": opponents.two_softmaxes}, products)
+
+
 def depthwise(setting: Setting) -> Iterator[Trial]:
     for width, side in ((64, 56), (128, 28), (320, 14), (512, 7)):
         tensors = setting.randn((setting.batch, width, side, side), (width, 1, 7, 7), (width,))
@@ -200,6 +244,10 @@ def neighborhood(qkv: Tensor, bias: Tensor, *, kernel: int, dilation: int) -> Te
 def _from_qkv(call: Call, qkv: Tensor, factor: float = 1.0) -> Tensor:
     q, k, v = qkv.unbind(3)
     return call(q, k if factor == 1.0 else k * factor, v)
+
+
+def _agents(qkv: Tensor, agents: Tensor, agent_bias: Tensor, query_bias: Tensor) -> Tensor:
+    return agent_attention(*qkv.unbind(3), agents, agent_bias=agent_bias, query_bias=query_bias)
 
 
 def _from_qkv_bias(call: Call, qkv: Tensor, bias: Tensor) -> Tensor:
@@ -233,5 +281,8 @@ CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
     "aggregated": aggregated,
     "window": windows,
     "channel": channels,
+    "decayed": decayed,
+    "linear": linear,
+    "agent": agents,
     "depthwise": depthwise,
 }

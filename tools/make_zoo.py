@@ -32,6 +32,11 @@ FAMILIES = {
     "ECA-Net": (("eca",), "1910.03151", "BangguWu/ECANet"),
     "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
     "MedViTV2": (("medvit",), "2502.13693", "Omid-Nejati/MedViTV2"),
+    "RMT": (("rmt",), "2309.11523", "qhfan/RMT"),
+    "RAVLT": (("ravlt",), "2411.07635", "qhfan/RALA"),
+    "Agent Attention": (("agent_swin", "agent_pvt", "agent_deit"), "2312.08874", "LeapLabTHU/Agent-Attention"),
+    "CAS-ViT": (("casvit",), "2408.03703", "Tianfang-Zhang/CAS-ViT"),
+    "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
     "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }

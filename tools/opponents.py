@@ -180,3 +180,38 @@ def official_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
     weights = ((k * k.shape[-1] ** -0.5).transpose(-1, -2) @ v).softmax(-1)
     return (weights @ q.transpose(-1, -2)).transpose(-1, -2).transpose(1, 2).reshape(shape)
+
+
+def decayed_lines(qkv: Tensor, *, table: Tensor, along: str) -> Tensor:
+    """RMT: lines of the map first, scores plus a table of decays made beforehand, softmax, product, and back."""
+    q, k, v = qkv.unbind(3)
+    if along == "map":
+        q, k, v = (x.flatten(1, 2).unsqueeze(1) for x in (q, k, v))
+    elif along == "columns":
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.transpose(2, 3) for x in (q, k, v))  # B lines heads N d
+    out = (((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + table).softmax(-1) @ v).transpose(2, 3)
+    out = out.transpose(1, 2) if along == "columns" else out
+    return out.reshape(qkv[:, :, :, 0].shape)
+
+
+def stepwise_linear(qkv: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
+    """RAVLT: heads first, keys weighted, then queries and keys rotated by cosines and sines of all channels."""
+    shape = qkv[:, :, :, 0].shape
+    q, k, v = _heads_first(qkv)
+    q, k, count = F.elu(q) + 1, F.elu(k) + 1, q.shape[2]
+    weights = count * ((q.mean(2, keepdim=True) * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+    k = k * weights.transpose(-2, -1)
+    normaliser = 1 / (q @ k.mean(2, keepdim=True).transpose(-2, -1) + 1e-6)
+    q, k = (x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin for x in (q, k))
+    out = q @ ((k.transpose(-2, -1) * count**-0.5) @ (v * count**-0.5)) * normaliser
+    return out.transpose(1, 2).reshape(shape)
+
+
+def two_softmaxes(qkv: Tensor, agents: Tensor, agent_bias: Tensor, query_bias: Tensor) -> Tensor:
+    """Agent Attention: heads first, product, bias, softmax and product, twice."""
+    q, k, v = _heads_first(qkv)
+    agents = agents.flatten(1, 2).transpose(1, 2)
+    scale = q.shape[-1] ** -0.5
+    gathered = ((agents * scale) @ k.transpose(-2, -1) + agent_bias).softmax(-1) @ v
+    return _map(((q * scale) @ agents.transpose(-2, -1) + query_bias).softmax(-1) @ gathered, qkv)

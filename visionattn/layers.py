@@ -119,6 +119,66 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(concat_2x2(x)))  # type: ignore[no-any-return]
 
 
+class DepthwiseConv(nn.Conv2d):
+    """Depthwise convolution of a map with channels last, which keeps its size."""
+
+    def __init__(self, dim: int, kernel_size: int) -> None:
+        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ConvStem(nn.Sequential):
+    """3x3 convolutions of an image, each with its width and stride, a batch norm, and a GELU except after the last."""
+
+    def __init__(self, in_chans: int, widths: Sequence[int], strides: Sequence[int]) -> None:
+        layers: list[nn.Module] = []
+        for width, stride in zip(widths, strides, strict=True):
+            layers += [nn.Conv2d(in_chans, width, 3, stride, 1), nn.BatchNorm2d(width), nn.GELU()]
+            in_chans = width
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/s W/s C
+        return super().forward(x).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+
+class ConvMerging(nn.Module):
+    """3x3 convolution and batch norm: half the size."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(in_dim, dim, 3, 2, 1)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 C'
+        return self.norm(self.reduction(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+
+class ResidualConvMlp(nn.Module):
+    """MLP whose hidden units are added to a depthwise convolution of them, after the activation."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.dwconv = DepthwiseConv(hidden, 3)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
+        x = F.gelu(self.fc1(x))
+        return self.fc2(x + self.dwconv(x))  # type: ignore[no-any-return]
+
+
+class FeatureProjection(nn.Sequential):
+    """Projection of the last map to the features that a classifier averages: 1x1 convolution, batch norm, SiLU."""
+
+    def __init__(self, dim: int, num_features: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, num_features, 1)
+        self.norm = nn.BatchNorm2d(num_features)
+        self.act = nn.SiLU()
+
+
 class LargeKernelAttention(nn.Module):
     """Multiply the input by weights per position and channel, computed from the 23 x 23 surrounding positions, without a sigmoid."""
 

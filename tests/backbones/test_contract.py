@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import visionattn as va
+from tests.tiny import TINY, ZOO
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
 
@@ -31,6 +32,9 @@ def short(name: str) -> dict[str, Any]:
         small["depths"] = tuple(min(2, depth) for depth in given["depths"])
     if name.startswith("medvitv2"):
         return {"depths": (2, 2, 2, 1), "embed_dims": (32, 128, 128, 128)}  # at full depth they differ in width alone
+    if get_variant(name).cls.__name__ in ZOO:
+        tiny = TINY[get_variant(name).cls.__name__][1]
+        return {key: tiny[key] for key in ("embed_dim", "embed_dims", "num_heads") if key in tiny} | {"depths": small["depths"]}
     if "embed_dims" in given:
         small["embed_dims"] = tuple(width // 4 for width in given["embed_dims"])
     heads = given.get("num_heads")
@@ -55,7 +59,12 @@ def cases() -> list[Any]:
         variant = get_variant(name)
         arguments = {**variant.args, **short(name)}
         same.setdefault(f"{variant.cls.__name__} {sorted(arguments.items())}", []).append(name)
-    return [pytest.param(names[0], id="+".join(names)) for names in same.values()]
+    return [pytest.param(names[0], id="+".join(names), marks=marks(names)) for names in same.values()]
+
+
+def marks(names: list[str]) -> list[pytest.MarkDecorator]:
+    first = ZOO.get(get_variant(names[0]).cls.__name__)
+    return [pytest.mark.slow, pytest.mark.zoo] if first is not None and first not in names else []
 
 
 @pytest.fixture(params=cases())
@@ -91,6 +100,8 @@ def test_out_indices_select_and_prune(name: str) -> None:
 def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> None:
     if "out_norm" not in inspect.signature(get_variant(name).cls).parameters:
         assert get_variant(name).cls.cnn or get_variant(name).family in (
+            "agent_deit",
+            "agent_pvt",
             "chada_vit",
             "medvit",
             "nat_isotropic",
@@ -150,7 +161,13 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name:
 
 
 def no_effect(key: str) -> bool:
-    """Biases in the authors' files that add the same to all scores of a softmax: of TransNeXt's last stage, of MedViTV2's keys."""
+    """Parameters in the authors' files that do not reach the logits.
+
+    Biases that add the same to all scores of a softmax: of TransNeXt's last stage, of MedViTV2's keys. Agent-DeiT's classifier reads the
+    class token, for which the last block computes nothing of the patches.
+    """
+    if key.startswith("backbone.stages.3.1.attn.") and key.endswith((".na_bias", ".ha_bias", ".wa_bias", ".dwc.weight", ".dwc.bias")):
+        return True
     return (key.startswith("backbone.stages.3.") and key.endswith(".position_bias.fc2.bias")) or key.endswith(".attn.k.bias")
 
 
@@ -222,7 +239,9 @@ FAMILIES = sorted({get_variant(name).cls: name for name in reversed(NAMES)}.valu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.zoo] if get_variant(name).cls.__name__ in ZOO else []) for name in FAMILIES]
+)
 def test_compile_and_export(name: str) -> None:
     torch._dynamo.reset()  # the families share code, and a function is compiled a limited number of times
     cut = short(name)

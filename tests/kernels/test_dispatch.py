@@ -71,7 +71,7 @@ def test_available_backends() -> None:
     assert list(found) == ["triton", "torch", "reference"] and found["triton"] == triton_reason(x) != ""
     assert found["torch"] == found["reference"] == ""
     assert available_backends("strip_gate", x)["triton"] == "it has no such backend"
-    with pytest.raises(ValueError, match=r"expected one of aggregated_attention, .*, got 'neighborhood_scores'"):
+    with pytest.raises(ValueError, match=r"expected one of agent_attention, .*, got 'neighborhood_scores'"):
         available_backends("neighborhood_scores", x)
 
 

@@ -20,9 +20,11 @@ from visionattn.heads.ccnet import CrissCrossAttention
 from visionattn.heads.danet import ChannelAttention
 from visionattn.kernels import (
     AttentionRecord,
+    agent_attention,
     aggregated_attention,
     channel_attention,
     channel_gate,
+    decayed_attention,
     dense_attention,
     dilated_depthwise_conv2d,
     neighborhood_attention,
@@ -36,9 +38,11 @@ from visionattn.kernels import (
 from visionattn.models.segmenter_factory import create_segmenter
 
 OPS = (
+    "agent_attention",
     "aggregated_attention",
     "channel_attention",
     "channel_gate",
+    "decayed_attention",
     "dense_attention",
     "neighborhood_attention",
     "routed_attention",
@@ -48,6 +52,9 @@ OPS = (
 GATES = ("channel_gate", "strip_gate")
 # Calls in the tiny models, of one block per stage (Swin: two in the second).
 CALLS = {
+    "AgentDeiT": ["agent_attention"] * 3 + ["dense_attention"],
+    "AgentPVT": ["agent_attention"] * 4,
+    "AgentSwin": ["agent_attention"] * 3 + ["window_attention"] * 2,
     "BiFormer": ["routed_attention"] * 3 + ["window_attention"],
     "ChAdaViT": ["dense_attention"] * 4,
     "DAEFormer": ["channel_attention"] * 3,
@@ -56,10 +63,13 @@ CALLS = {
     "ELAMobileNetV2": ["strip_gate"] * 16,
     "ELAResNet": ["strip_gate"] * 4,
     "DaViT": ["window_attention", "channel_attention"] * 4,
+    "LITv2": ["window_attention", "dense_attention", "dense_attention"],
     "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
     "DiNATS": ["neighborhood_attention"] * 4,
+    "RAVLT": ["dense_attention"] * 2,  # the linear attention before has no weights that sum to 1
+    "RMT": ["decayed_attention"] * 6,
     "Swin": ["window_attention"] * 5,
     "SwinV2": ["window_attention"] * 4,
     "TransDAE": ["dense_attention"] * 4,
@@ -148,6 +158,12 @@ def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, lis
         size = geometry["kernel_size"]
         rows, cols = line(row, height, size, 1, "mask"), line(col, width, size, 1, "mask")
         return weights[:, :, row, col], [None if y is None or x is None else (y, x) for y in rows for x in cols]
+    if record.op == "decayed_attention":
+        if geometry["along"] == "map":
+            return weights[:, 0, :, row * width + col], [(y, x) for y in range(height) for x in range(width)]
+        if geometry["along"] == "rows":
+            return weights[:, row, :, col], [(row, x) for x in range(width)]
+        return weights[:, col, :, row], [(y, col) for y in range(height)]
     assert record.op == "window_attention"
     (wh, ww), (sh, sw) = geometry["window_size"], geometry["shift"]
     y, x = (row - sh) % height, (col - sw) % width
@@ -159,6 +175,9 @@ def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, lis
 def gathered(record: AttentionRecord, arguments: dict[str, Any]) -> torch.Tensor:
     """The output of a call from the recorded weights and the values, one position after the other."""
     weights, geometry = record.weights, record.geometry
+    if record.op == "agent_attention":
+        gathered_values = torch.einsum("bhan,bnhd->bhad", geometry["agent_weights"], arguments["v"].flatten(1, 2))
+        return torch.einsum("bhna,bhad->bnhd", weights, gathered_values).reshape(arguments["v"].shape)
     if record.op == "channel_attention":
         return torch.einsum("bhce,byxhe->byxhc", weights, arguments["q"])
     if record.op == "channel_gate":
@@ -293,6 +312,12 @@ def operations() -> Iterator[tuple[str, Any, dict[str, Any], tuple[int, ...]]]:
     yield "aggregated", aggregated_attention, qkv | pooled | biases, (2, 3, 7, 10, 15)
     flat = {name: pooled[name].flatten(1, 2) for name in ("k_pool", "v_pool")}
     yield "aggregated, list of pooled", aggregated_attention, qkv | pooled | flat | biases, (2, 3, 7, 10, 15)
+    agents = {"agents": draw(2, 2, 3, 3, 4), "agent_bias": draw(3, 6, 70), "query_bias": draw(3, 70, 6)}
+    yield "agent", agent_attention, qkv | agents, (2, 3, 70, 6)
+    decay = {"decay": -draw(3).abs()}
+    yield "decayed", decayed_attention, qkv | decay, (2, 1, 3, 70, 70)
+    yield "decayed, rows", decayed_attention, qkv | decay | {"along": "rows"}, (2, 7, 3, 10, 10)
+    yield "decayed, columns", decayed_attention, qkv | decay | {"along": "columns"}, (2, 10, 3, 7, 7)
     yield "channel", channel_attention, qkv, (2, 3, 4, 4)
     keys = {"k": k[:, :3, :4], "v": draw(2, 3, 4, 3, 5)}
     yield "dense", dense_attention, qkv | keys | {"bias": draw(3, 70, 12)}, (2, 3, 70, 12)
@@ -493,7 +518,9 @@ def test_reference_forms_compile_and_export_when_off(operation: Any, arguments: 
     def call(*given: torch.Tensor, backend: str) -> torch.Tensor:
         return operation(**dict(zip(names, given, strict=True)), **rest, backend="reference")
 
-    batched = [index for index, name in enumerate(names) if name not in ("bias", "local_bias", "pool_bias")]
+    batched = [
+        index for index, name in enumerate(names) if name not in ("bias", "local_bias", "pool_bias", "agent_bias", "query_bias", "decay")
+    ]
     check_traced(call, [arguments[name] for name in names], batched)
 
 

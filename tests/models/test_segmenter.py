@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import visionattn as va
 from tests.parity import Record, record_names
-from tests.tiny import TINY
+from tests.tiny import TINY, ZOO
 from visionattn.backbones import registry
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.errors import UserError
@@ -32,6 +32,9 @@ SMALL["att_swin"] = {"depth": 1, "head_dim": 4}
 SMALL["dae"] = SMALL["trans_dae"] = {"depth": 1}
 SMALL["ms_dual_guided"] = {"width": 4}
 SMALL["semantic_fpn"] = {"width": 8, "neck_width": 8}
+FAMILIES = pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=[pytest.mark.slow, pytest.mark.zoo] if family in ZOO else []) for family in TINY]
+)
 PUBLISHED = json.loads((Path(__file__).parents[1] / "fixtures" / "heads" / "published_keys.json").read_text())
 
 
@@ -50,7 +53,7 @@ def test_a_head_is_missing_here() -> None:
     assert set(SMALL) == set(HEADS)
 
 
-@pytest.mark.parametrize("family", TINY)
+@FAMILIES
 def test_every_head_trains_on_every_family(family: str) -> None:
     name, cut = TINY[family]
     image, label = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
@@ -74,7 +77,7 @@ def test_every_head_trains_on_every_family(family: str) -> None:
         assert not torch.equal(before, model.decode_head.conv_seg.weight), head
 
 
-@pytest.mark.parametrize("family", TINY)
+@FAMILIES
 def test_every_skip_and_bottleneck_trains_on_every_family(family: str) -> None:
     name, cut = TINY[family]
     image, label = torch.randn(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))

@@ -198,6 +198,11 @@ class Backbone(nn.Module):
         """Return the norm that the classifier applies over NCHW to the last map, or with `pool_first` to its average."""
         return None
 
+    @property
+    def final_channels(self) -> int:
+        """Channels after `final_norm`, which differ from those of the last map where it projects too."""
+        return self.channels[-1]
+
     def cam_layer(self, index: int = -1) -> nn.Module:
         """Return the module that class activation maps (Grad-CAM, arXiv 1610.02391) of a stage are made of.
 

@@ -11,12 +11,15 @@ from visionattn.kernels.dispatch import BACKENDS, NONE_SUCH, torch_only
 
 # The check that each operation runs before choosing a backend, on its first tensors.
 REASONS: dict[str, Callable[..., dict[str, str]]] = {
+    "agent_attention": torch_only,
     "aggregated_attention": aggregated.reasons,
     "channel_attention": torch_only,
     "channel_gate": torch_only,
+    "decayed_attention": torch_only,
     "dense_attention": torch_only,
     "dilated_depthwise_conv2d": torch_only,
     "neighborhood_attention": neighborhood.reasons,
+    "rank_augmented_attention": torch_only,
     "routed_attention": routing.reasons,
     "strip_gate": torch_only,
     "window_attention": torch_only,

@@ -7,12 +7,15 @@ from typing import NamedTuple
 
 import torch
 
+from visionattn.kernels.agent import agent_attention
 from visionattn.kernels.aggregated import aggregated_attention
 from visionattn.kernels.available import available_backends
 from visionattn.kernels.channel import channel_attention
+from visionattn.kernels.decay import Along, decayed_attention
 from visionattn.kernels.dense import dense_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.gate import channel_gate, strip_gate
+from visionattn.kernels.linear import rank_augmented_attention
 from visionattn.kernels.neighborhood import neighborhood_attention
 from visionattn.kernels.neighborhood.reference import Border
 from visionattn.kernels.routing import routed_attention
@@ -133,6 +136,11 @@ def draw_qkv(shape: tuple[int, ...], generator: torch.Generator) -> list[torch.T
     return [q / 2, k, v + 1]
 
 
+def rank_augmented(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, angle: torch.Tensor, *, backend: str) -> torch.Tensor:
+    """Call rank-augmented attention with the rotation of angles, `[H, W, dim / 2]`."""
+    return rank_augmented_attention(q, k, v, rotation=(angle.cos(), angle.sin()), backend=backend)
+
+
 def cases() -> Iterator[Case]:
     """Yield small calls of every operation: sizes that no tile divides, and every path of the fast form."""
     generator = torch.Generator().manual_seed(0)
@@ -189,6 +197,24 @@ def cases() -> Iterator[Case]:
     )
     q, k, v = draw_qkv((2, 5, 7, 16), generator)
     yield Case("dense_attention", "5x7, one head", [q, k, v], dense_attention)
+    q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
+    agents, of_agents, of_queries = draw(2, 2, 3, 2, 24) / 2, table(2, 6, 35), table(2, 35, 6)
+    yield Case(
+        "agent_attention",
+        "5x7, 2x3 agents",
+        [q, k, v, agents, of_agents, of_queries],
+        lambda q, k, v, agents, one, two, backend: agent_attention(q, k, v, agents, agent_bias=one, query_bias=two, backend=backend),
+    )
+
+    def decayed(along: Along) -> Call:
+        return lambda *given, backend: decayed_attention(*given, along=along, backend=backend)
+
+    lines: list[Along] = ["map", "rows", "columns"]
+    for along in lines:
+        tensors = [*draw_qkv((2, 5, 7, 2, 24), generator), -draw(2).abs()]
+        yield Case("decayed_attention", f"5x7, {along}", tensors, decayed(along))
+    q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
+    yield Case("rank_augmented_attention", "5x7", [q, k / 2, v, table(5, 7, 12)], rank_augmented)
     weight = draw(8, 1, 7, 7) / 7
     yield Case(
         "dilated_depthwise_conv2d",

@@ -39,11 +39,12 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        channels = (*backbone.channels[:-1], backbone.final_channels)
         args = {"norm": backbone.final_norm(), "global_pool": global_pool, "drop_rate": drop_rate, **(classifier_args or {})}
         if classifier == "linear":
-            self.head = LinearHead(backbone.channels, num_classes, pool_first=backbone.pool_first, **args)
+            self.head = LinearHead(channels, num_classes, pool_first=backbone.pool_first, **args)
         elif classifier == "ep":
-            self.head = EfficientProbe(backbone.channels, num_classes, **args)
+            self.head = EfficientProbe(channels, num_classes, **args)
         else:
             fix = f"{did_you_mean(classifier, ('linear', 'ep'))} There are: linear, ep".strip()
             raise ArgumentError("VA-M002", f'unknown classifier "{classifier}"', fix=fix)
@@ -88,14 +89,14 @@ class Classifier(nn.Module):
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """Compute the last map and the maps of the stages in `indices` (a number selects the last ones).
 
-        `norm` applies the head's norm to the last map, unless the head normalises after pooling (as in timm).
+        `norm` applies the head's norm to the last map, unless the head normalises after pooling (as in timm) or projects.
         All maps are always computed: `stop_early` has no effect.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt: maps are NCHW, got {output_fmt!r}")
         maps = self.backbone(x)
         final = maps[-1]
-        if norm and not self.head.pool_first:
+        if norm and not self.head.pool_first and self.backbone.final_channels == final.shape[1]:
             maps[-1] = self.head.norm(final)
         chosen = [maps[index] for index in self._stage_indices(indices, len(maps))]
         return chosen if intermediates_only else (final, chosen)
@@ -104,13 +105,15 @@ class Classifier(nn.Module):
         """Remove the stages after the last of `indices`, with them the head's norm, and the classifier; return the indices."""
         count = len(self.backbone.channels)
         kept = self._stage_indices(indices, count)
-        if isinstance(self.head, EfficientProbe) and max(kept) + 1 < count:
-            raise ValueError(f"indices: the head attends to the last of the {count} stages, which has to stay; got {indices}")
+        projects = self.backbone.final_channels != self.backbone.channels[-1]
+        if isinstance(self.head, EfficientProbe) and (max(kept) + 1 < count or (prune_norm and projects)):
+            raise ValueError(f"indices: the head attends to the last of the {count} stages, which has to stay with its norm; got {indices}")
         if max(kept) + 1 < count:
             self.backbone.select_stages(range(max(kept) + 1))
-            self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
         if prune_norm or max(kept) + 1 < count:  # the norm is that of the last stage
             self.head.norm = nn.Identity()
+            if isinstance(self.head, LinearHead):
+                self.num_features = self.head_hidden_size = self.head.num_features = self.backbone.channels[-1]
         if prune_head:
             self.reset_classifier(0)
         return kept
@@ -183,7 +186,7 @@ class Classifier(nn.Module):
         """Initialise all parameters, including those of a model built on the meta device."""
         self.backbone.init_weights()
         for module in self.head.modules():
-            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
+            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, nn.Conv2d)):
                 module.reset_parameters()
         self.head.init_weights()
 
