@@ -158,6 +158,9 @@ def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, lis
         size = geometry["kernel_size"]
         rows, cols = line(row, height, size, 1, "mask"), line(col, width, size, 1, "mask")
         return weights[:, :, row, col], [None if y is None or x is None else (y, x) for y in rows for x in cols]
+    if record.op == "agent_attention":  # through the agents
+        found = torch.einsum("bha,bhan->bhn", weights[:, :, row * width + col], geometry["agent_weights"])
+        return found, [(y, x) for y in range(height) for x in range(width)]
     if record.op == "decayed_attention":
         if geometry["along"] == "map":
             return weights[:, 0, :, row * width + col], [(y, x) for y in range(height) for x in range(width)]
@@ -518,9 +521,8 @@ def test_reference_forms_compile_and_export_when_off(operation: Any, arguments: 
     def call(*given: torch.Tensor, backend: str) -> torch.Tensor:
         return operation(**dict(zip(names, given, strict=True)), **rest, backend="reference")
 
-    batched = [
-        index for index, name in enumerate(names) if name not in ("bias", "local_bias", "pool_bias", "agent_bias", "query_bias", "decay")
-    ]
+    shared = ("decay", "weight", "conv_weight", "norm_weight")  # as the biases are, of all images
+    batched = [index for index, name in enumerate(names) if name not in shared and not name.endswith("bias")]
     check_traced(call, [arguments[name] for name in names], batched)
 
 

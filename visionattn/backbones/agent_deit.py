@@ -13,6 +13,7 @@ Differences from upstream:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -85,6 +86,7 @@ class AgentDeiT(AgentBackbone):
 
     pool_first = True
     first_conv = "patch_embed"
+    class_token = True
 
     def __init__(
         self,
@@ -134,6 +136,17 @@ class AgentDeiT(AgentBackbone):
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-6)
+
+    def cam_map(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return self.to_places(output.transpose(1, 2)[:, :, None], (math.ceil(size[0] / 16), math.ceil(size[1] / 16)))  # of B 1+N C
+
+    def to_queries(self, places: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Put the class token, which has no place, in front of the positions."""
+        return F.pad(places.flatten(-2), (1, 0)).unsqueeze(-2)
+
+    def to_places(self, keys: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Leave out the class token."""
+        return keys[..., 0, 1:].unflatten(-1, size)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^(?:patch_embed|cls_token|pos_embed)", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}

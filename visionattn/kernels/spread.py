@@ -10,8 +10,10 @@ from visionattn.kernels.record import AttentionRecord
 # Operations whose keys are positions of a map; the others weigh channels.
 POSITIONAL = frozenset(
     (
+        "agent_attention",
         "aggregated_attention",
         "criss_cross_attention",
+        "decayed_attention",
         "dense_attention",
         "neighborhood_attention",
         "routed_attention",
@@ -24,7 +26,8 @@ def spread_attention(record: AttentionRecord, share: torch.Tensor, weights: torc
     """Sum over the queries what each gives to the keys: `out[k] = sum_q share[q] * weights[q, k]`.
 
     With a share of 1 at one position the result is its attention. A pooled key of `aggregated_attention` is shared out among the
-    positions that it averages; its weights of neighbours are those of the softmax.
+    positions that it averages; its weights of neighbours are those of the softmax. What agents of `agent_attention` are given, they give
+    to the positions that they gather from.
 
     Args:
         record: of an operation in `POSITIONAL`.
@@ -53,6 +56,11 @@ def spread_attention(record: AttentionRecord, share: torch.Tensor, weights: torc
     if record.op == "dense_attention":
         weights = weights if weights.dim() == 4 else weights.unsqueeze(1)
         return (share.flatten(1)[:, None, None] @ weights).squeeze(2).unflatten(-1, geometry["key_size"])
+    if record.op == "agent_attention":
+        agents = share.flatten(1)[:, None, None] @ weights  # B heads 1 Na
+        return (agents @ geometry["agent_weights"]).squeeze(2).unflatten(-1, (height, width))
+    if record.op == "decayed_attention":
+        return _lines(weights, share, geometry["along"])
     if record.op == "criss_cross_attention":
         column, row = weights.split([height, width], -1)
         return (torch.einsum("byx,byxk->bkx", share, column) + torch.einsum("byx,byxk->byk", share, row)).unsqueeze(1)
@@ -77,6 +85,13 @@ def _regions(weights: torch.Tensor, share: torch.Tensor, region: tuple[int, int]
     index = routes.flatten(1)[..., None, None].expand_as(given)
     out = given.new_zeros(batch, rows * cols, heads, area).scatter_add_(1, index, given)
     return out.view(batch, rows, cols, heads, rh, rw).permute(0, 3, 1, 4, 2, 5).reshape(batch, heads, height, width)
+
+
+def _lines(weights: torch.Tensor, share: torch.Tensor, along: str) -> torch.Tensor:
+    batch, height, width = share.shape
+    lines = {"map": share.view(batch, 1, -1), "rows": share, "columns": share.transpose(1, 2)}[along]
+    out = (lines[:, :, None, None] @ weights).squeeze(3).transpose(1, 2)  # B heads L N
+    return out.transpose(2, 3) if along == "columns" else out.reshape(batch, -1, height, width)
 
 
 def _neighbors(

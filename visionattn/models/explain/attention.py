@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ class Layer:
         stride: pixels of the image per position.
         record: weights and their geometry.
         output: what the layer returns, NCHW, of those that weigh channels.
+        part: what sets the record apart from others of the same layer.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Layer:
     stride: int
     record: AttentionRecord
     output: torch.Tensor | None
+    part: str = ""
 
     @property
     def positional(self) -> bool:
@@ -50,7 +52,7 @@ class Layer:
         parts = self.name.split(".")
         block = next((int(part) + 1 for part in parts if part.isdigit()), 1)
         within = [part for part in parts[:-1] if not part.isdigit() and part not in ("blocks", "conv")]
-        return ", ".join([f"stage {self.stage + 1}", f"block {block}", *within])
+        return ", ".join([f"stage {self.stage + 1}", f"block {block}", *within, *filter(None, [self.part])])
 
     def place(self, point: tuple[int, int]) -> tuple[int, int]:
         """Row and column on the map of a row and column of the image."""
@@ -88,7 +90,9 @@ def record_layers(model: nn.Module, image: torch.Tensor, *, gradients: bool = Fa
         def end(module: nn.Module, inputs: Any, output: Any) -> None:
             take()
             name, own = running.pop()
-            found.extend(layer for record in own if (layer := _layer(backbone, name, record, output, image)) is not None)
+            layers = (_layer(backbone, name, record, output, image) for record in own)
+            several = len(own) > 1
+            found.extend(replace(layer, part=_part(layer.record) if several else "") for layer in layers if layer is not None)
 
         handles = []
         for name, module in backbone.named_modules():
@@ -99,6 +103,12 @@ def record_layers(model: nn.Module, image: torch.Tensor, *, gradients: bool = Fa
             for handle in handles:
                 handle.remove()
     return outputs, found
+
+
+def _part(record: AttentionRecord) -> str:
+    """The lines, or the kind, of one of several operations of a layer."""
+    along: str = record.geometry.get("along", "")
+    return along or record.op.removesuffix("_attention")
 
 
 def _layer(backbone: Backbone, name: str, record: AttentionRecord, output: torch.Tensor, image: torch.Tensor) -> Layer | None:
