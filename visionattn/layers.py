@@ -34,7 +34,7 @@ def pad_to_least(x: torch.Tensor, size: int) -> torch.Tensor:
     bottom, right = (torch.sym_max(size - side, 0) for side in x.shape[1:3])
     if not torch.compiler.is_exporting() and not bottom and not right:
         return x
-    return F.pad(x, (0, 0, 0, right, 0, bottom))
+    return F.pad(x, (0, 0, 0, right, 0, bottom))  # type: ignore[arg-type]  # sizes of an exported graph are symbols
 
 
 def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
@@ -50,7 +50,7 @@ def adaptive_average(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     An exported graph has the average as two products, because that operation would freeze the size of the map.
     """
     if not torch.compiler.is_exporting():
-        return F.adaptive_avg_pool2d(x, tuple(size))
+        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
     rows, cols = (_bins(length, bins, x) for length, bins in zip(x.shape[2:], size, strict=True))
     return rows @ x @ cols.transpose(0, 1)
 
