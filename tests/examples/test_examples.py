@@ -213,7 +213,7 @@ def test_a_plug_in_is_imported_where_the_user_names_it_and_never_because_a_run_d
 
 def test_each_example_is_one_short_file() -> None:
     lengths = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
-    assert lengths.keys() == {"own_attention.py", "own_backbone.py", "own_head.py", "own_task.py"}
+    assert lengths.keys() == {"detection.py", "own_attention.py", "own_backbone.py", "own_head.py", "own_task.py"}
     assert max(lengths.values()) <= 150, lengths
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -95,12 +96,29 @@ def selftest(device: torch.device, dtypes: Sequence[torch.dtype]) -> Iterator[Re
             for backend, reason in available_backends(case.op, *given).items():
                 if reason or backend == "reference":
                     continue
-                forward, gradients, fault = None, None, ""
+                forward, gradients, fault, limits = None, None, "", LIMITS[dtype]
                 try:
                     forward, gradients = errors(case.call, given, backend, exact)
+                    limits = limits_for((forward, gradients), dtype, partial(errors, case.call, given, "reference", exact))
                 except Exception as error:  # continue, to report every failure
                     fault = f"{type(error).__name__}: {error}"
-                yield Result(case.op, case.name, backend, str(dtype).removeprefix("torch."), forward, gradients, LIMITS[dtype], fault)
+                yield Result(case.op, case.name, backend, str(dtype).removeprefix("torch."), forward, gradients, limits, fault)
+
+
+def limits_for(found: tuple[float, float], dtype: torch.dtype, own: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Return the limits that errors of output and gradients are held against.
+
+    CPUs sum in different orders. Where the definition itself, computed in the dtype, comes near a limit or misses it, a backend may be a
+    quarter further off than the definition is.
+
+    Args:
+        own: computes the errors of the definition; called if a limit is exceeded.
+    """
+    limits = LIMITS[dtype]
+    if found[0] <= limits[0] and found[1] <= limits[1]:
+        return limits
+    forward, gradients = own()
+    return max(limits[0], 1.25 * forward), max(limits[1], 1.25 * gradients)
 
 
 def errors(call: Call, tensors: Sequence[torch.Tensor], backend: str, exact: Sequence[torch.Tensor]) -> tuple[float, float]:
@@ -198,7 +216,8 @@ def cases() -> Iterator[Case]:
     q, k, v = draw_qkv((2, 5, 7, 16), generator)
     yield Case("dense_attention", "5x7, one head", [q, k, v], dense_attention)
     q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
-    agents, of_agents, of_queries = draw(2, 2, 3, 2, 24) / 2, table(2, 6, 35), table(2, 35, 6)
+    # Agents that gather from few positions differ; of nearly equal ones bf16 would lose the difference, and with it the gradient.
+    agents, of_agents, of_queries = draw(2, 2, 3, 2, 24) / 2, 8 * table(2, 6, 35), table(2, 35, 6)
     yield Case(
         "agent_attention",
         "5x7, 2x3 agents",
