@@ -1,4 +1,4 @@
-"""What is installed without the extras of volumes and bags: everything on images; what needs one names its command."""
+"""Without the extras of volumes and bags everything on images works; what needs an extra names the command that installs it."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def scored(run: Trainer, values: list[float]) -> None:
 
 
 def test_patience(task: Pressure, tmp_path: Path) -> None:
-    """The epoch with the best value is kept, the later of equals; resumed with more patience, the run goes on to the same bits."""
+    """The best epoch is kept, the latest in a tie; resumed with more patience, the run goes on to the same bits."""
     values, runs = [0.5, 0.6, 0.6, 0.7], {}
     for name, given in (("straight", ["null"]), ("stopped", ["1", "1", "2"])):
         for patience in given:

@@ -373,7 +373,7 @@ def test_gradients_of_weights(operation: Any, arguments: dict[str, Any]) -> None
     ],
 )
 def test_attention_is_spread_over_the_map(operation: Any, arguments: dict[str, Any]) -> None:
-    """What each key gets, from the place of every weight alone."""
+    """The sum that each key receives, one weight after the other."""
     with record_attention() as records:
         operation(**arguments)
     (record,) = records

@@ -108,7 +108,7 @@ class Stage(nn.Module):
 
 
 class AgentBackbone(Backbone):
-    """What the three networks share: initialisation, and the tensors that depend on the size of the image."""
+    """Base of the three Agent networks: initialisation, and tensors whose shape depends on the image size."""
 
     def init_weights(self) -> None:
         for module in self.modules():

@@ -102,7 +102,7 @@ class Stage(nn.Module):
 
 
 class ConvTransformer(Backbone):
-    """What RMT and RAVLT share: everything but the attention."""
+    """Base of RMT and RAVLT: everything but the attention."""
 
     first_conv = "patch_embed.0"
 

@@ -43,7 +43,7 @@ _RANDOM = 4  # random maps that others are compared with
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was found, and where it was written.
+    """Results of an explanation and the folder they were written to.
 
     Attributes:
         folder: of the pictures and the page.

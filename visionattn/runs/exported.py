@@ -145,7 +145,8 @@ def open_onnx(path: Path) -> tuple[Facts, OnnxNetwork]:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common type
         why = str(error).partition("\n")[0][:300]
-        raise UserError("VA-W005", f"{path.name} is not a readable ONNX file", where=str(path), why=why) from error
+        fix = "export it: visionattn export RUN --format onnx"
+        raise UserError("VA-W005", f"{path.name} is not a readable ONNX file", where=str(path), why=why, fix=fix) from error
     facts = Facts.read(session.get_modelmeta().custom_metadata_map, path)
     return facts, OnnxNetwork(session, facts)
 

@@ -192,7 +192,7 @@ def test_every_fault_has_one_line(tmp_path: Path) -> None:
 
 
 def test_headers_and_series_have_one_line_each(tmp_path: Path) -> None:
-    """What is wrong with a header or a series is found before training, and so is a rescaling that a viewer may ignore."""
+    """Faults in headers and series are found before training, and so is a rescaling that a viewer may ignore."""
     root, nan = tmp_path / "data", float("nan")
     stored = 1000 + 100 * balls()[1].astype(int)
     changes: dict[str, dict[str, Any]] = {"good": {}, "gap": {"skip": [3]}, "mixed": {}, "packed": {}, "color": {"SamplesPerPixel": 3}}

@@ -1,4 +1,4 @@
-"""What `explain` explains of a segmentation model."""
+"""Subject of an explanation of a segmentation model: a class at a pixel, or over a region."""
 
 from __future__ import annotations
 
