@@ -5,7 +5,7 @@ BIN := $(dir $(PYTHON))
 # The extra mmseg, and what it needs beside the packages of the first environment.
 MMSEG = onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmsegmentation==1.4.2 addict yapf termcolor ftfy prettytable regex wcwidth
 
-.PHONY: install format check test test-fast test-zoo test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
+.PHONY: install format check test test-fast test-zoo test-wheel test-lowest test-newest test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -39,7 +39,24 @@ test-mmseg:         ## mmsegmentation's training on our backbones, in an environ
 	$(PYTHON) -m venv .venv-mmseg
 	$(BIN)python -c 'import site; print(site.getsitepackages()[0])' > "$$(.venv-mmseg/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 	.venv-mmseg/bin/pip install -q --no-deps $(MMSEG)
-	.venv-mmseg/bin/python -m pytest tests/mmseg/runs.py
+	.venv-mmseg/bin/python -m pytest -q -W ignore tests/mmseg/runs.py
+
+test-wheel:         ## wheel and source distribution in environments of nothing but what they require
+	$(PYTHON) -m pytest -q tests/release/installed.py
+
+test-lowest:        ## the oldest Python and dependencies that pyproject.toml admits: downloads gigabytes
+	$(call fresh,.venv-lowest,3.10,lowest-direct)
+
+test-newest:        ## the newest of both
+	$(call fresh,.venv-newest,3.13,highest)
+
+# An environment by uv: its folder, Python, and the choice among versions.
+define fresh
+	$(PYTHON) -m pip install -q uv
+	$(BIN)uv venv -q --clear --seed --python $(2) $(1)
+	$(BIN)uv pip install -q --python $(1)/bin/python --resolution $(3) -e ".[test]"
+	$(1)/bin/python -m pytest -n 2
+endef
 
 soak:               ## kills, signals, full disks and a lack of memory, many times; writes docs/reliability.md
 	$(PYTHON) -m pytest -p no:xdist --soak tests/faults tests/cli tests/data
@@ -76,4 +93,4 @@ build:              ## wheel and source distribution
 	$(PYTHON) -m build
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build dist *.egg-info .venv-lowest .venv-newest .venv-mmseg .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,45 +1,48 @@
-"""The wheel holds what the installed package reads, and nothing else."""
+"""The wheel holds what the installed package reads, and nothing else; the source distribution holds the project.
+
+Both are installed by tests/release/installed.py, which `make test-wheel` runs.
+"""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import ast
+import re
 import sys
+import tarfile
 import zipfile
+from email.message import Message
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
+import visionattn
+from tests.release.build import ROOT, build
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy, so that no build folder is left in the checkout and none that lies there is read."""
-    pytest.importorskip("setuptools")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("visionattn", "tests", "tools", "docs"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.npz"))
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        str(out),
-        str(source),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    (path,) = out.glob("*.whl")
-    return zipfile.ZipFile(path)
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return build(tmp_path_factory.mktemp("build"))
+
+
+@pytest.fixture(scope="module")
+def wheel(built: tuple[Path, Path]) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built[1])
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: zipfile.ZipFile) -> Message:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    return Parser().parsestr(wheel.read(name).decode())
 
 
 def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
@@ -66,6 +69,18 @@ def test_nothing_but_the_package_is_installed(wheel: zipfile.ZipFile) -> None:
     assert not [name for name in wheel.namelist() if "__pycache__" in name]
 
 
+def test_the_source_distribution_holds_the_project(built: tuple[Path, Path]) -> None:
+    """Tests, records, documentation and tools, so that a distributor can run and build them."""
+    with tarfile.open(built[0]) as file:
+        names = {member.name.partition("/")[2] for member in file.getmembers() if member.isfile()}
+    folders = ("visionattn", "tests", "docs", "examples", "tools")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    wanted = {path.relative_to(ROOT).as_posix() for path in paths if path.name != ".DS_Store"}
+    wanted |= {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "Dockerfile", "LICENSE", "Makefile", "NOTICE", "README.md", ".ci/run"}
+    assert not wanted - names
+    assert {name.partition("/")[0] for name in names if "/" in name} == {*folders, ".ci", "visionattn.egg-info"}
+
+
 def test_licence_and_entry_point(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     for name in ("LICENSE", "NOTICE"):
@@ -75,9 +90,44 @@ def test_licence_and_entry_point(wheel: zipfile.ZipFile) -> None:
     assert "visionattn = visionattn.cli:main" in wheel.read(entries).decode()
 
 
-def test_version_is_that_of_the_package(wheel: zipfile.ZipFile) -> None:
-    from visionattn import __version__
+def test_there_is_one_version(metadata: Message) -> None:
+    assert metadata["Version"] == visionattn.__version__ and metadata["License-Expression"] == "Apache-2.0"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == visionattn.__version__ and {"cff-version", "message", "title", "authors"} <= set(citation)
 
-    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    fields = Parser().parsestr(wheel.read(metadata).decode())
-    assert fields["Version"] == __version__ and fields["License-Expression"] == "Apache-2.0"
+
+def test_classifiers_begin_at_the_python_that_is_required() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    minors = [int(name.removeprefix(prefix)) for name in PROJECT["classifiers"] if name.startswith(prefix)]
+    assert minors == list(range(minors[0], minors[-1] + 1)) and PROJECT["requires-python"] == f">=3.{minors[0]}"
+
+
+def test_each_extra_has_a_line_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    extras = set(PROJECT["optional-dependencies"]) - {"test"}
+    assert set(re.findall(r'pip install "visionattn\[(\w+)\]"', readme)) == extras
+
+
+def test_notice_names_what_is_followed() -> None:
+    """Every repository that a file gives with a commit."""
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^  (\S+/\S+) +([0-9a-f]{7}) +\S", notice, re.MULTILINE))
+    named = set()
+    for path in (ROOT / "visionattn").rglob("*.py"):
+        text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+        named |= set(re.findall(r"([\w.-]+/[\w.-]+),? (?:commit|at) ([0-9a-f]{7})", text))
+    assert len(named) > 20 and listed == named
+
+
+def test_names_of_the_package_have_types() -> None:
+    """They are imported when first used; type checkers read the imports beside them."""
+    tree = ast.parse(Path(visionattn.__file__).read_text(encoding="utf-8"))
+    imports = [node for branch in tree.body if isinstance(branch, ast.If) for node in branch.body if isinstance(node, ast.ImportFrom)]
+    typed = {alias.asname: node.module for node in imports for alias in node.names if alias.asname == alias.name}
+    assert typed == {**visionattn._EXPORTS, "kernels": "visionattn"}
+
+
+def test_the_image_is_built_from_what_docker_sees() -> None:
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    seen = {line[1:] for line in lines if line.startswith("!")}
+    assert {"pyproject.toml", "visionattn", PROJECT["readme"], *PROJECT["license-files"]} == seen

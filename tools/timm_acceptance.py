@@ -44,8 +44,8 @@ PATTERN = "VISIONATTN_TIMM_MODELS"  # environment variable that passes --models 
 
 
 def names(pattern: str) -> list[str]:
-    """List our names in timm's registry that match a glob."""
-    return sorted(name for name in register() if fnmatch(name, pattern))
+    """List our names in timm's registry that match one of several globs, separated by commas."""
+    return sorted(name for name in register() if any(fnmatch(name, glob) for glob in pattern.split(",")))
 
 
 def narrow(pattern: str) -> None:
@@ -65,7 +65,7 @@ def narrow(pattern: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--timm-source", type=Path, required=True, metavar="DIR", help="source tree of the installed timm")
-    parser.add_argument("--models", default="va_*", metavar="GLOB", help="names to test (default %(default)s)")
+    parser.add_argument("--models", default="va_*", metavar="GLOB,...", help="names to test (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, by pytest-xdist (default %(default)s)")
     parser.add_argument("--torchscript", action="store_true", help="also run timm's TorchScript tests; our models do not support it")
     args = parser.parse_args()

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -79,6 +79,26 @@ class Prepared:
     choices: list[Choice]
 
 
+@overload
+def train(
+    config: RunConfig | str | Path | None = ...,
+    *,
+    resume: str | Path | None = ...,
+    dry_run: Literal[False] = ...,
+    strict: bool = ...,
+    console: Console | None = ...,
+    **overrides: Any,
+) -> TrainResult: ...
+@overload
+def train(
+    config: RunConfig | str | Path | None = ...,
+    *,
+    resume: str | Path | None = ...,
+    dry_run: bool,
+    strict: bool = ...,
+    console: Console | None = ...,
+    **overrides: Any,
+) -> TrainResult | None: ...
 def train(
     config: RunConfig | str | Path | None = None,
     *,
