@@ -177,10 +177,16 @@ def _name_points(axes: Any, points: Sequence[Point], colours: Sequence[Any]) -> 
     taken = [Bbox.from_bounds(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit) for x, y in places]
     for point, (x, y), colour in zip(points, places, colours, strict=True):
         text = axes.annotate(
-            drawn(point.name, 40), (point.x, point.y), (7, 0), textcoords="offset points", va="center", fontsize=8, color="#222"
+            drawn(point.name, 40),
+            (point.x, point.y),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=[0.6 * part for part in colour],
         )
         extent = text.get_window_extent(renderer)
-        width, height = extent.width, extent.height
+        width, height = extent.width + 2 * unit, extent.height
         best, best_cost = (7.0, 0.0), math.inf
         for ring in range(8):
             for side in (0, 1, -1):  # right, above and below to the right; then to the left
@@ -190,7 +196,7 @@ def _name_points(axes: Any, points: Sequence[Point], colours: Sequence[Any]) -> 
                     box = Bbox.from_bounds(x + across * unit, y + down * unit - height / 2, width, height)
                     overlap = sum(_shared(box, other) for other in taken)
                     outside = width * height - _shared(box, frame)
-                    cost = overlap + 3 * outside + 12 * unit * abs(down) + 4 * unit * left
+                    cost = 6 * overlap + 6 * outside + 12 * unit * abs(down) + 4 * unit * left
                     if cost < best_cost:
                         best, best_cost = (across, down), cost
         text.set_position(best)

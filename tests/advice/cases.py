@@ -2213,6 +2213,14 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 QUICK = "eca_mobilenetv2 --size 32 --batch 1 --rounds 1"
 SPEED = [
     Case(
+        "cli/unknown.py",
+        "bench --model eca_mobilenetv2 --imgsz 32 --batch-size 1 --repeats 1 --dtype fp32",
+        "VA-C001",
+        "visionattn bench eca_mobilenetv2 --size 32 --batch 1 --rounds 1 --precision fp32",
+        (run("visionattn bench eca_mobilenetv2 --size 32 --batch 1 --rounds 1 --precision fp32"),),
+        patch=no_process,
+    ),
+    Case(
         "cli/bench.py",
         f"bench {QUICK} --precision fp8",
         "VA-C002",

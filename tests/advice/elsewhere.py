@@ -34,6 +34,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "data.val_fraction=null": STANDS_FOR,
         "train.batch_size=": STANDS_FOR,
     },
+    "cli/unknown.py": {"--host": SERVER, "--port": SERVER},
     "cli/weights.py": {
         "--classes": FAULT,
         "visionattn weights download": "needs a network: tests/models/test_download.py, tests/cli/test_weights.py",

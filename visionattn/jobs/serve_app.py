@@ -183,7 +183,7 @@ def build_app(service: Service, host: str, warn: Callable[[str], object] = lambd
         host: address that the server listens on.
         warn: takes a line about a fault.
     """
-    app = FastAPI(title=f"visionattn serve {service.name}", docs_url=None, redoc_url=None)
+    app = FastAPI(title=service.name, docs_url=None, redoc_url=None)
     turns, about = Turns(service.limits.waiting), service.about()
     page = template("serve.html").render(about=about)
     own = {name: (files("visionattn.report") / "templates" / name).read_bytes() for name in ("serve.css", "serve.js")}
