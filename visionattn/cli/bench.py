@@ -55,7 +55,7 @@ def bench(
         print_json({**facts, **setting, "models": [speed.as_dict() for speed in speeds]})
     else:
         rows = [[speed.name, *speed_cells(speed), "n/a" if speed.memory is None else f"{speed.memory / 2**20:.0f}"] for speed in speeds]
-        console.table(["name", f"ms per {batch} images", "images/s", "peak MiB"], rows)
+        console.table(["name", *speed_columns(batch), "peak MiB"], rows)
         print_failures(speeds, console)
         console.line(f"{describe(workload)}, median of {rounds} (smallest-largest); peak memory: {memory}, for one model alone")
         console.line("  ".join(f"{key} {value}" for key, value in facts.items()))
@@ -85,6 +85,11 @@ def measured(names: Sequence[str], workload: Workload, rounds: int, *, memory: b
     with console.progress("measure", total) as bar:
         done = iter(range(1, total + 1))
         return measure_models(names, workload, rounds=rounds, memory=memory, tick=lambda name: bar.update(next(done), name))
+
+
+def speed_columns(batch: int) -> list[str]:
+    """Names of the columns of `speed_cells`."""
+    return [f"ms per {batch} images" if batch > 1 else "ms per image", "images/s"]
 
 
 def speed_cells(speed: Speed) -> list[str]:

@@ -20,6 +20,7 @@ from visionattn.cli.bench import (
     print_failures,
     require_one,
     speed_cells,
+    speed_columns,
 )
 from visionattn.cli.options import Json, console_for, print_json
 from visionattn.console import Console
@@ -138,7 +139,7 @@ def models_compare(
         for fact, speed, best in zip(facts, speeds, top1, strict=True)
     ]
     base = next((speed.name for speed in speeds if speed.times), chosen[0])
-    console.table(["name", "params", "GMACs", "top-1 (publisher)", f"ms per {batch} images", "images/s", f"of {base}"], rows)
+    console.table(["name", "params", "GMACs", "top-1 (publisher)", *speed_columns(batch), f"of {base}"], rows)
     print_failures(speeds, console)
     console.line(f"{describe(workload)}, median of {rounds} (smallest-largest); GMACs and top-1 at the published size")
     require_one(speeds)

@@ -140,12 +140,16 @@ def measure_models(
             peaks[name] = peak[0]
         sides[name] = partial(milliseconds, call, where, _CALLS[where.type])
 
-    for name in names:
-        if memory and where.type == "cpu":
-            peaks[name] = attempt(name, partial(_peak_of_process, name, workload))
-        attempt(name, partial(prepare, name))
-    turns = {name: partial(attempt, name, lambda name=name: sides[name]()) for name in names}
-    times = interleave(turns, rounds)
+    def measure(name: str) -> float:
+        return sides[name]()
+
+    with torch.cuda.device(where) if where.type == "cuda" else nullcontext():  # events belong to the current GPU
+        for name in names:
+            if memory and where.type == "cpu":
+                peaks[name] = attempt(name, partial(_peak_of_process, name, workload))
+            attempt(name, partial(prepare, name))
+        turns = {name: partial(attempt, name, partial(measure, name)) for name in names}
+        times = interleave(turns, rounds)
     return [
         Speed(name, workload.batch, reason=reasons[name]) if name in reasons else Speed(name, workload.batch, times[name], peaks.get(name))
         for name in names
