@@ -51,7 +51,7 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> No
         *ROOT.glob("visionattn/**/*.py"),
         *ROOT.glob("visionattn/**/*.yaml"),
         *ROOT.glob("visionattn/**/*.json"),
-        *ROOT.glob("visionattn/report/templates/*.html"),
+        *ROOT.glob("visionattn/report/templates/*"),
         *ROOT.glob("visionattn/data/masks/classes/*.txt"),
         ROOT / "visionattn" / "py.typed",
     ]
@@ -59,7 +59,8 @@ def test_every_file_of_the_package_is_in_the_wheel(wheel: zipfile.ZipFile) -> No
     assert len([name for name in names if name.endswith(".yaml")]) >= 4 and not missing
     assert {"visionattn/report/templates/report.html", "visionattn/data/masks/classes/ade20k.txt"} <= names
     kinds = {path.suffix for path in ROOT.glob("visionattn/**/*") if path.is_file()}
-    assert kinds - {".pyc"} == {".py", ".yaml", ".json", ".html", ".txt", ".typed"}  # one more belongs above and in pyproject.toml
+    # one more belongs above and in pyproject.toml
+    assert kinds - {".pyc"} == {".py", ".yaml", ".json", ".html", ".css", ".js", ".txt", ".typed"}
 
 
 def test_nothing_but_the_package_is_installed(wheel: zipfile.ZipFile) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from measure import add_common, csv_path, finish, interleave, machine, paired, summary
+from measure import add_common, csv_path, finish, paired, summary
 from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 from visionattn.data.images.settings import AugmentConfig, ImageDataConfig
 from visionattn.data.images.transforms import train_transform
 from visionattn.data.readers import read_image
+from visionattn.models.speed import interleave, machine
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 224

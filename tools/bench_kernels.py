@@ -22,13 +22,13 @@ from unittest.mock import patch
 import opponents
 import torch
 from kernel_cases import CASES, EXPONENT, GOALS, NA, PRECISIONS, Setting, Trial, neighborhood
-from measure import RESULTS, Row, add_common, clock, csv_path, device_of, finish, interleave, machine, paired, summary
+from measure import RESULTS, Row, add_common, clock, csv_path, device_of, finish, paired, summary
 from opponents import Call
 from torch import Tensor
 
 from visionattn.kernels.neighborhood import fast
 from visionattn.kernels.neighborhood.reference import neighbors
-from visionattn.models.speed import milliseconds
+from visionattn.models.speed import interleave, machine, milliseconds
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference relative to the largest value, checked before timing
 PIXELS = (224, 320, 448, 640, 768, 1024)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from measure import add_common, csv_path, finish, interleave, machine, paired, summary
+from measure import add_common, csv_path, finish, paired, summary
 from rich.console import Console as RichConsole
 from torch import nn
 from torch.utils.data import DataLoader
@@ -33,6 +33,7 @@ from visionattn.engine.devices import open_accelerator
 from visionattn.engine.processes import Processes
 from visionattn.engine.setup import Setup
 from visionattn.engine.trainer import Trainer
+from visionattn.models.speed import interleave, machine
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config, task_of
 from visionattn.tasks.batch import collate

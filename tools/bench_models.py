@@ -11,12 +11,12 @@ from functools import partial
 import timm
 import torch
 import torch.nn.functional as F
-from measure import Row, add_common, clock, csv_path, device_of, finish, interleave, machine, paired, summary
+from measure import Row, add_common, clock, csv_path, device_of, finish, paired, summary
 from torch import Tensor, nn
 
 import visionattn as va
 from visionattn.kernels.dispatch import use_backend
-from visionattn.models.speed import milliseconds
+from visionattn.models.speed import interleave, machine, milliseconds
 
 THEIRS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_small": "swin_small_patch4_window7_224", "davit_tiny": "davit_tiny"}
 # For these, the definitions of our operations are written as in the authors' public code.

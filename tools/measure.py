@@ -1,14 +1,10 @@
-"""Shared code of the benchmarks: interleaved rounds, table, CSV file, exit code."""
+"""Shared code of the benchmarks: ratios, table, CSV file, exit code."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-import os
-import platform
-from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from visionattn.engine.devices import fast_bf16
+from visionattn.models.speed import clock_name
 
 Row = dict[str, Any]
 
@@ -38,15 +35,6 @@ def csv_path(args: argparse.Namespace, name: str) -> Path | None:
     return None if args.quick else RESULTS / f"{name}.csv"
 
 
-def interleave(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Collect the result of each side per round; every second round runs in reverse order, so that drift favours no side."""
-    values: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(rounds):
-        for name in sides if number % 2 == 0 else reversed(sides):
-            values[name].append(sides[name]())
-    return values
-
-
 def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[float]:
     """Compute ratios within each round."""
     return [a / b for a, b in zip(numerator, denominator, strict=True)]
@@ -57,26 +45,9 @@ def summary(name: str, values: Sequence[float]) -> Row:
     return {name: median(values), f"{name}_min": min(values), f"{name}_max": max(values)}
 
 
-def machine(device: torch.device) -> Row:
-    """Facts that results depend on besides the code."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {os.cpu_count()} cores"
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    versions = {"torch": torch.__version__, "timm": version("timm"), "visionattn": version("visionattn")}
-    return {"device": name, **versions, "date": date, "threads": torch.get_num_threads()}
-
-
-def cpu_name() -> str:
-    """Model name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def clock(device: torch.device) -> Row:
     """Describe how time is measured, and whether bf16 runs in hardware."""
-    name = "CUDA events" if device.type == "cuda" else "thread CPU time" if torch.get_num_threads() == 1 else "wall"
-    return {"clock": name, "bf16": "hardware" if fast_bf16(cpu=device.type == "cpu") else "emulated"}
+    return {"clock": clock_name(device), "bf16": "hardware" if fast_bf16(cpu=device.type == "cpu") else "emulated"}
 
 
 def device_of(name: str) -> torch.device:

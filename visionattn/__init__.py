@@ -61,6 +61,7 @@ _EXPORTS = {
     "extract_bags": "visionattn.jobs.features",
     "extract_features": "visionattn.jobs.features",
     "find_neighbors": "visionattn.jobs.neighbors",
+    "serve": "visionattn.jobs.serve",
     "kernels": "visionattn.kernels",
 }
 

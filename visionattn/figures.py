@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from visionattn.names import shown
 
@@ -120,6 +125,97 @@ def curves_figure(history: list[dict[str, Any]], metrics: Sequence[str]) -> Figu
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=7)
     return figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """A named point of `scatter_figure`; points of a group share a colour, and one that is not `filled` is a ring."""
+
+    name: str
+    group: str
+    x: float
+    y: float
+    filled: bool = True
+
+
+def scatter_figure(points: Sequence[Point], title: str, xlabel: str, ylabel: str, note: str = "") -> Figure:
+    """Points with their names beside them, over a logarithmic x axis; names are placed so that none covers another.
+
+    Args:
+        note: a line below the axes.
+    """
+    groups = list(dict.fromkeys(point.group for point in points))
+    colours = matplotlib.colormaps["tab10" if len(groups) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    figure = Figure(figsize=(9, 5 + 0.06 * len(points)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, group in enumerate(groups):
+        colour = colours[number % len(colours)]
+        for filled in (True, False):
+            chosen = [point for point in points if point.group == group and point.filled == filled]
+            face = {"color": colour} if filled else {"facecolors": "white", "edgecolors": [colour]}
+            axes.scatter([point.x for point in chosen], [point.y for point in chosen], s=34, zorder=3, **face)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.margins(x=0.14, y=0.1)
+    axes.grid(alpha=0.3, which="both")
+    if note:
+        figure.text(0.5, 0, note, fontsize=7, ha="center", va="bottom", color="dimgrey")
+        figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))  # type: ignore[union-attr, call-arg]
+    FigureCanvasAgg(figure).draw()  # lays the axes out
+    _name_points(axes, points, [colours[groups.index(point.group) % len(colours)] for point in points])
+    return figure
+
+
+def _name_points(axes: Any, points: Sequence[Point], colours: Sequence[Any]) -> None:
+    """Write the name of each point at the nearest free place around it, with a line to it where that is far."""
+    renderer = axes.figure.canvas.get_renderer()
+    places = axes.transData.transform([(point.x, point.y) for point in points])
+    frame, unit = axes.get_window_extent(), axes.figure.dpi / 72
+    taken = [Bbox.from_bounds(x - 4 * unit, y - 4 * unit, 8 * unit, 8 * unit) for x, y in places]
+    for point, (x, y), colour in zip(points, places, colours, strict=True):
+        text = axes.annotate(
+            drawn(point.name, 40),
+            (point.x, point.y),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=[0.6 * part for part in colour],
+        )
+        extent = text.get_window_extent(renderer)
+        width, height = extent.width + 2 * unit, extent.height
+        best, best_cost = (7.0, 0.0), math.inf
+        for ring in range(8):
+            for side in (0, 1, -1):  # right, above and below to the right; then to the left
+                for left in (False, True):
+                    across = -width / unit - 7 if left else 7.0
+                    down = side * (9 + 10 * ring) if side else 0.0
+                    box = Bbox.from_bounds(x + across * unit, y + down * unit - height / 2, width, height)
+                    overlap = sum(_shared(box, other) for other in taken)
+                    outside = width * height - _shared(box, frame)
+                    cost = 6 * overlap + 6 * outside + 12 * unit * abs(down) + 4 * unit * left
+                    if cost < best_cost:
+                        best, best_cost = (across, down), cost
+        text.set_position(best)
+        if abs(best[1]) > 12:
+            axes.annotate(
+                "",
+                (point.x, point.y),
+                (best[0] + (width / unit if best[0] < 0 else 0), best[1]),
+                textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkB": 3},
+            )
+        taken.append(Bbox.from_bounds(x + best[0] * unit, y + best[1] * unit - height / 2, width, height))
+
+
+def _shared(first: Bbox, second: Bbox) -> float:
+    """Area that two boxes have in common."""
+    width = min(first.x1, second.x1) - max(first.x0, second.x0)
+    height = min(first.y1, second.y1) - max(first.y0, second.y0)
+    return max(0.0, width) * max(0.0, height)
 
 
 # ---------------------------------------------------------------- names

@@ -23,6 +23,7 @@ from tests.data.bags.bags import slides
 from tests.data.images.shards import flower_shards
 from tests.data.masks.annotated import coco, cvat_masks
 from tests.data.volumes.made import balls, folders, save
+from visionattn.models import speed
 from visionattn.models.classifier import Classifier
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config, run_config
@@ -2201,4 +2202,56 @@ SHARED = [
 ]
 
 
-CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED]
+# ---------------------------------------------------------------- speed
+
+
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is not measured, which takes a process for each model."""
+    monkeypatch.setattr(speed, "_peak_of_process", lambda name, workload: 0)
+
+
+QUICK = "eca_mobilenetv2 --size 32 --batch 1 --rounds 1"
+SPEED = [
+    Case(
+        "cli/unknown.py",
+        "bench --model eca_mobilenetv2 --imgsz 32 --batch-size 1 --repeats 1 --dtype fp32",
+        "VA-C001",
+        "visionattn bench eca_mobilenetv2 --size 32 --batch 1 --rounds 1 --precision fp32",
+        (run("visionattn bench eca_mobilenetv2 --size 32 --batch 1 --rounds 1 --precision fp32"),),
+        patch=no_process,
+    ),
+    Case(
+        "cli/bench.py",
+        f"bench {QUICK} --precision fp8",
+        "VA-C002",
+        "--precision fp32",
+        (instead("--precision fp8", "--precision fp32"),),
+        patch=no_process,
+    ),
+    Case(
+        "cli/bench.py",
+        f"bench {QUICK} --device cpu --precision fp16",
+        "VA-C002",
+        "--precision bf16",
+        (instead("--precision fp16", "--precision bf16"),),
+        patch=no_process,
+    ),
+    Case(
+        "models/speed.py",
+        f"bench {QUICK} --device cuda:99",
+        "VA-C002",
+        "--device auto",
+        (instead("--device cuda:99", "--device auto"),),
+        patch=no_process,
+    ),
+    Case(
+        "cli/models.py",
+        f"models compare {QUICK} --plot models.jpg",
+        "VA-C002",
+        "--plot models.png",
+        (instead("--plot models.jpg", "--plot models.png"),),
+    ),
+]
+
+
+CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED, *SPEED]

@@ -7,6 +7,7 @@ FACT = "states what the command does"
 IN_A_CARD = "in the card of a model that is shared: tests/cli/test_push.py"
 LAUNCHER = "starts several processes: tests/engine/test_processes.py"
 PASSED_ON = "is passed on to the processes that are started, not printed"
+SERVER = "starts a server, which does not end: tests/cli/test_serve.py"
 STANDS_FOR = "what an option stands for, not printed"
 HARDWARE = "depends on the run or on hardware; the keys are checked below"
 
@@ -33,6 +34,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "data.val_fraction=null": STANDS_FOR,
         "train.batch_size=": STANDS_FOR,
     },
+    "cli/unknown.py": {"--host": SERVER, "--port": SERVER},
     "cli/weights.py": {
         "--classes": FAULT,
         "visionattn weights download": "needs a network: tests/models/test_download.py, tests/cli/test_weights.py",
@@ -114,6 +116,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     },
     "jobs/predict.py": {"--save": FAULT, "data.channel_files=false": "of a segmentation run: tests/tasks/test_channels.py"},
     "jobs/quantize.py": {"--quantize": FAULT},
+    "jobs/serve.py": {"--host": SERVER, "--port": SERVER},
     "jobs/train.py": {
         "train.accum=": FACT,
         "train.batch_size=": FACT,
@@ -158,7 +161,11 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "visionattn train --resume": "of a run that was stopped: tests/cli/test_resume.py, tests/faults/test_faults.py",
     },
     "tasks/bags/output.py": {"eval.thumbnails=FOLDER": FAULT},
-    "tasks/base.py": {"--calibrate": FAULT, "data.sampler=shuffled": "of a task of one's own"},
+    "tasks/base.py": {
+        "--calibrate": FAULT,
+        "data.sampler=shuffled": "of a task of one's own",
+        "visionattn predict RUN --source FILE_OR_FOLDER": "of volumes and bags: tests/cli/test_serve.py",
+    },
     "tasks/images.py": {"--class": FAULT},
     "tasks/segmentation/explain.py": {
         "--class": FAULT,

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from visionattn.cli import config, data, doctor, explain, export, features, kernels, models, push, run, weights
+from visionattn.cli import bench, config, data, doctor, explain, export, features, kernels, models, push, run, serve, weights
 from visionattn.cli.options import TYPED
 from visionattn.cli.unknown import unknown_option
 from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, Interrupted, UserError, lacks_memory
@@ -113,6 +113,8 @@ app.command(epilog="Example: visionattn features runs/quickstart/001 photos/ --o
 app.command(epilog="Example: visionattn neighbors runs/quickstart/001 photos/ --k 5")(features.neighbors)
 app.command(epilog="Example: visionattn export runs/quickstart/001 --format onnx")(export.export)
 app.command(epilog="Example: visionattn push runs/quickstart/001 ./quickstart-model")(push.push)
+app.command(epilog="Example: visionattn serve runs/quickstart/001 --port 8000")(serve.serve)
+app.command(epilog='Example: visionattn bench swin_tiny "nat_*" --batch 1')(bench.bench)
 app.command()(doctor.doctor)
 for name, group in {"models": models, "weights": weights, "data": data, "kernels": kernels, "config": config}.items():
     app.add_typer(group.app, name=name)

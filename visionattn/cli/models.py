@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from visionattn.cli.bench import (
+    BatchSize,
+    ImageSize,
+    ModelNames,
+    Rounds,
+    chosen_models,
+    describe,
+    measured,
+    print_failures,
+    require_one,
+    speed_cells,
+    speed_columns,
+)
 from visionattn.cli.options import Json, console_for, print_json
+from visionattn.console import Console
 from visionattn.errors import UserError
+
+if TYPE_CHECKING:
+    from visionattn.figures import Point
+    from visionattn.models.speed import Workload
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 app = typer.Typer(no_args_is_help=True, help="The zoo: list, info, compare.")
 
@@ -60,57 +82,82 @@ def models_info(name: str, as_json: Json = False) -> None:
         console.field(key, text)
 
 
-@app.command("compare", epilog="Example: visionattn models compare swin_tiny nat_tiny van_b2 --size 224 --batch 8")
+@app.command("compare", epilog="Example: visionattn models compare swin_tiny nat_tiny van_b2 --plot models.png")
 def models_compare(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models or globs.")],
-    size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 224,
-    batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each model that count; they take turns.")] = 5,
+    names: ModelNames,
+    size: ImageSize = 224,
+    batch: BatchSize = 8,
+    rounds: Rounds = 5,
+    plot: Annotated[str | None, typer.Option(help="Draw top-1 over speed into this file: .png, .svg or .pdf.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
     """Parameters, cost, published top-1, and the speed of inference on this machine, side by side."""
-    from visionattn.backbones import list_models
+    if plot is not None and Path(plot).suffix.lower() not in PLOT_SUFFIXES:
+        what = f'--plot: expected a file that ends in {", ".join(PLOT_SUFFIXES)}, got "{plot}"'
+        raise UserError("VA-C002", what, fix=f"--plot {Path(plot).stem or 'models'}.png")
     from visionattn.models.factory import model_info
-    from visionattn.models.speed import compare_speed
+    from visionattn.models.speed import Workload, usable_device
     from visionattn.models.weights.records import records_of
 
-    chosen = list(dict.fromkeys(found for name in names for found in list_models(name) or [name]))
-    facts = [model_info(name) for name in chosen]  # an unknown name stops before anything is measured
-    console = console_for(as_json)
-    with console.progress("compare", (rounds + 1) * len(chosen)) as bar:
-        calls = iter(range(1, (rounds + 1) * len(chosen) + 1))
-        speeds = compare_speed(chosen, img_size=size, batch_size=batch, rounds=rounds, tick=lambda: bar.update(next(calls)))
-    top1 = [next((record.top1 for record in records_of(name)), None) for name in chosen]
+    chosen = chosen_models(names)
+    facts = [model_info(name) for name in chosen]
+    published = [next(iter(records_of(name)), None) for name in chosen]
+    top1 = [None if record is None else record.top1 for record in published]
+    workload = Workload(size, batch, device=usable_device("auto"))
+    speeds = measured(chosen, workload, rounds, memory=False, console=(console := console_for(as_json)))
+    if plot is not None:
+        from visionattn.figures import Point
+
+        shown_points = zip(facts, speeds, published, strict=True)
+        points = [
+            Point(fact["name"], fact["family"], speed.images_per_second, record.top1, size == record.input_size[1])
+            for fact, speed, record in shown_points
+            if speed.times and record is not None and record.top1 is not None
+        ]
+        _draw(points, Path(plot), workload, len(chosen), console)
     if as_json:
-        shown = zip(facts, speeds, top1, strict=True)
+        common = {"size": size, "batch": batch}
+        columns = zip(facts, speeds, top1, strict=True)
         print_json(
             [
-                {
-                    **{key: fact[key] for key in ("name", "params", "gmacs")},
-                    "top1_published": best,
-                    "size": size,
-                    "batch": batch,
-                    "ms": speed.median_ms,
-                    "ms_min": speed.min_ms,
-                    "ms_max": speed.max_ms,
-                    "images_per_second": speed.images_per_second,
-                }
-                for fact, speed, best in shown
+                {**{key: fact[key] for key in ("name", "params", "gmacs")}, "top1_published": best, **common, **speed.as_dict()}
+                for fact, speed, best in columns
             ]
         )
+        require_one(speeds)
         return
-    first = speeds[0].images_per_second
+    first = next((speed.images_per_second for speed in speeds if speed.times), 0.0)
     rows = [
         [
             fact["name"],
             f"{fact['params'] / 1e6:.1f}M",
             f"{fact['gmacs']:.1f}",
             "-" if best is None else best,
-            f"{speed.median_ms:.0f} ({speed.min_ms:.0f}-{speed.max_ms:.0f})",
-            f"{speed.images_per_second:.1f}",
-            f"{speed.images_per_second / first:.2f}x",
+            *speed_cells(speed),
+            f"{speed.images_per_second / first:.2f}x" if speed.times else "n/a",
         ]
         for fact, speed, best in zip(facts, speeds, top1, strict=True)
     ]
-    console.table(["name", "params", "GMACs", "top-1 (publisher)", f"ms per {batch} images", "images/s", f"of {chosen[0]}"], rows)
-    console.line(f"inference, fp32, {size} px, median of {rounds} (smallest-largest); GMACs at the published size")
+    base = next((speed.name for speed in speeds if speed.times), chosen[0])
+    console.table(["name", "params", "GMACs", "top-1 (publisher)", *speed_columns(batch), f"of {base}"], rows)
+    print_failures(speeds, console)
+    console.line(f"{describe(workload)}, median of {rounds} (smallest-largest); GMACs and top-1 at the published size")
+    require_one(speeds)
+
+
+def _draw(points: Sequence[Point], path: Path, workload: Workload, count: int, console: Console) -> None:
+    """Write the figure of accuracy over speed."""
+    from visionattn.figures import scatter_figure
+    from visionattn.files import atomic_path
+
+    if not points:
+        console.warn("no figure: none of the models was measured and has a published top-1")
+        return
+    rings = [point for point in points if not point.filled]
+    note = f"top-1 on ImageNet-1k as published with the default weights; {describe(workload)}"
+    note += f"; rings: published at another size than {workload.size} px" * bool(rings)
+    figure = scatter_figure(points, "Accuracy and speed", "images per second on this machine", "top-1, %", note)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    left_out = f" ({count - len(points)} left out: not measured, or without a published top-1)" if count > len(points) else ""
+    console.field("written", f"{path}: {len(points)} models{left_out}")

@@ -133,6 +133,18 @@ _OWN: dict[str, dict[str, str]] = {
         **dict.fromkeys(("point", "xy"), "--query"),
         "stage": "--layer",
     },
+    "serve": {
+        **_MODELS,
+        **dict.fromkeys(("address", "bind", "ip", "server-name"), "--host"),
+        **dict.fromkeys(("p", "server-port"), "--port"),
+    },
+    "bench": {
+        **dict.fromkeys(("b", "batch-size", "bs"), "--batch"),
+        **dict.fromkeys(("image-size", "img", "img-size", "imgsz", "input-size", "resolution"), "--size"),
+        **dict.fromkeys(("amp", "dtype"), "--precision"),
+        **dict.fromkeys(("iterations", "repeat", "repeats", "runs"), "--rounds"),
+        **dict.fromkeys(("model", "models"), ""),
+    },
     "features": {**_SAMPLES, **_MODELS, **dict.fromkeys(("data", "source", "images", "input"), ""), "output": "--out"},
     "neighbors": {
         **_SAMPLES,
@@ -305,7 +317,7 @@ def config_keys() -> list[str]:
 
 def _fixed(path: str, key: str) -> str:
     """What can change on a trained model, if the command uses one and the key cannot."""
-    if path not in ("eval", "predict", "features", "neighbors"):
+    if path not in ("eval", "predict", "features", "neighbors", "serve"):
         return ""
     from visionattn.tasks import CHANGEABLE
 

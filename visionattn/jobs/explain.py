@@ -19,7 +19,7 @@ from visionattn.errors import UserError, did_you_mean
 from visionattn.files import atomic_folder, atomic_write, json_text
 from visionattn.jobs.features import open_model
 from visionattn.jobs.predict import require_new
-from visionattn.models.explain.attention import Layer, record_layers, relevance
+from visionattn.models.explain.attention import Layer, attention_from, record_layers, relevance
 from visionattn.models.explain.cams import CAMS, class_activation, installed, require_package
 from visionattn.models.explain.faithfulness import Faithfulness, faithfulness, random_maps
 from visionattn.names import file_name, shown
@@ -147,6 +147,36 @@ def explain(
         console.table(["map", "deletion", "insertion"], rows)
     console.field("written", "\n".join(str(folder / file.name) for file in files))
     return found
+
+
+def explained_picture(loaded: LoadedModel, question: Question, device: torch.device) -> tuple[np.ndarray, dict[str, str]]:
+    """One picture of what a model made of an image, `[H, W, 3]` uint8, and what it shows: Grad-CAM, or without its package the
+    attention of the last layer that attends to positions.
+
+    Args:
+        loaded: its model is on `device`, and its parameters need no gradients.
+
+    Raises:
+        UserError: as `explain`.
+    """
+    model = loaded.model
+    subject = loaded.task.subject(loaded.config, loaded.target, model, question, device)
+    canvas = Canvas(subject.picture, subject.point)
+    with torch.no_grad():
+        probability = float(subject.probability(model(subject.image))[0])
+    attending: list[Layer] = []
+    if not installed() and model.backbone.placed_attention:
+        with torch.no_grad():
+            attending = [layer for layer in record_layers(model, subject.image)[1] if layer.positional]
+    if attending:
+        layer = attending[-1]
+        values = canvas.on_pixels(attention_from(model.backbone, layer, subject.point).mean(0), layer.stride)
+        picture, method = canvas.heat(values, marked=True), f"attention of {layer.label}"
+    else:
+        values = class_activation("gradcam", model, subject.image, subject.logit)
+        picture, method = canvas.heat(values, smooth=True), "Grad-CAM"
+    facts = {"method": method, "class": subject.class_name, "probability": f"{probability:.4f}", "where": subject.where}
+    return picture, facts
 
 
 def _folder(loaded: LoadedModel, path: Path, point: tuple[float, float] | None) -> Path:

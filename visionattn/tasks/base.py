@@ -291,12 +291,12 @@ class Question:
     """What `explain` is asked about an image.
 
     Attributes:
-        path: file of the image.
+        image: its file, or the content of one.
         point: column and row of a pixel in it; None leaves the choice to the task.
         class_name: class whose probability is explained; None: the predicted one.
     """
 
-    path: Path
+    image: Path | bytes
     point: tuple[float, float] | None = None
     class_name: str | None = None
 
@@ -324,6 +324,37 @@ class Subject:
     region: torch.Tensor | None
     logit: Callable[[torch.Tensor], torch.Tensor]
     probability: Callable[[torch.Tensor], torch.Tensor]
+
+
+class Bar(NamedTuple):
+    """A class in an `Answer`: its name to show, a share from 0 to 1, and its colour as `#rrggbb`, if it has one."""
+
+    name: str
+    share: float
+    colour: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `serve` answers about one image.
+
+    Attributes:
+        facts: plain values, as in `predictions.json`, but without a path.
+        headline: the answer in a few words.
+        meaning: what the shares of the bars are.
+        bars: the largest first.
+        pictures: media type and content of pictures, by name; one called `overlay` is shown in the place of the image.
+    """
+
+    facts: dict[str, Any]
+    headline: str
+    meaning: str
+    bars: list[Bar]
+    pictures: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+
+
+# From what the predictor of files returned for one image, and its batch, to the answer.
+Presenter = Callable[[Any, "Batch"], Answer]
 
 
 class Member(NamedTuple):
@@ -682,3 +713,29 @@ class Task(ABC):
     @abstractmethod
     def writer(self, config: Any, target: Target, request: WriterRequest) -> Writer:
         """Build the writer of `predict`."""
+
+    # serving
+
+    def upload_dataset(self, config: Any, model: nn.Module, content: bytes) -> Dataset:
+        """One sample without a label, from the content of an image file; the predictor is that of files.
+
+        Raises:
+            UserError: VA-C002, the task is not served.
+        """
+        raise self.not_served("a request brings one image")
+
+    def presenter(self, config: Any, target: Target, topk: int) -> Presenter:
+        """Build what makes answers of predictions.
+
+        Args:
+            topk: classes in an answer, of tasks that rank classes.
+
+        Raises:
+            UserError: VA-C002, the task is not served.
+        """
+        raise self.not_served("a request brings one image")
+
+    def not_served(self, why: str) -> UserError:
+        """What `upload_dataset` and `presenter` raise where a model cannot be served."""
+        fix = "visionattn predict RUN --source FILE_OR_FOLDER"
+        return UserError("VA-C002", f"this model of {self.unit}s (task {self.name}) cannot be served", why=why, fix=fix)

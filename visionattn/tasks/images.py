@@ -12,7 +12,7 @@ from PIL import Image
 
 from visionattn.data.images.sets import ImageSet
 from visionattn.data.images.transforms import as_rgb, shown_channels
-from visionattn.data.readers import UnreadableFile
+from visionattn.data.readers import UnreadableFile, read_image
 from visionattn.data.sources import ChannelFiles, FileImages, Images, further_channels
 from visionattn.errors import UserError, did_you_mean
 from visionattn.names import shown
@@ -58,6 +58,18 @@ def image_files(
     if channel_files:
         return ImageFiles(ChannelFiles(paths, settings, channels, further=tuple(map(further_channels, paths))), transform)
     return ImageFiles(FileImages(paths, settings, channels), transform)
+
+
+class Upload(SampleDataset):
+    """One sample `image`, as the transform makes it, of the content of a file."""
+
+    def __init__(self, config: Any, content: bytes, transform: Callable[[np.ndarray], torch.Tensor]) -> None:
+        super().__init__(["upload"])
+        self.config, self.content, self.transform = config, content, transform
+
+    def load(self, index: int, seed: int | None) -> dict[str, Any]:
+        pixels = read_image(self.content, settings=self.config.data, in_chans=self.config.model.channels)
+        return {"image": self.transform(pixels)}
 
 
 def with_normalisation(model: Any, config: Any) -> Any:
@@ -114,17 +126,19 @@ def readable_picture(images: Images, index: int) -> np.ndarray | None:
     return np.asarray(picture)
 
 
-def image_of(config: Any, path: Path, *, channel_files: bool = False) -> np.ndarray:
+def image_of(config: Any, source: Path | bytes, *, channel_files: bool = False) -> np.ndarray:
     """Load the image that `explain` is asked about, H x W x C.
 
     Raises:
         UserError: VA-D010.
     """
     try:
-        images = image_files(config, [path], torch.tensor, channel_files=channel_files).images
+        if isinstance(source, bytes):
+            return read_image(source, settings=config.data, in_chans=config.model.channels)
+        images = image_files(config, [source], torch.tensor, channel_files=channel_files).images
         return images.read(0)
     except UnreadableFile as error:
-        raise UserError("VA-D010", "the image could not be read", where=shown(str(path)), why=shown(error.reason)) from error
+        raise UserError("VA-D010", "the image could not be read", where=shown(error.path), why=shown(error.reason)) from error
 
 
 def class_number(name: str, classes: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from visionattn.tasks.base import (
     Objective,
     Pictures,
     Predictor,
+    Presenter,
     PublishedModel,
     Question,
     Subject,
@@ -229,6 +230,20 @@ class Classification(Task):
         names: list[str] = target.get("display_classes") or target["classes"]
         thresholds = self._thresholds(config, target)
         return RankedClasses(names, request, multi_label=config.data.multi_label, thresholds=thresholds)
+
+    # serving
+
+    def upload_dataset(self, config: ClassifyConfig, model: nn.Module, content: bytes) -> Dataset:
+        from visionattn.tasks.classification.data import preprocessing
+        from visionattn.tasks.images import Upload
+
+        return Upload(config, content, preprocessing(config, model))
+
+    def presenter(self, config: ClassifyConfig, target: Target, topk: int) -> Presenter:
+        from visionattn.tasks.classification.output import present
+
+        writer = self.writer(config, target, WriterRequest({Path("image"): Path("image")}, None, (), topk))
+        return lambda predictions, batch: present(*writer.write(predictions, batch))
 
     def _thresholds(self, config: ClassifyConfig, target: Target) -> np.ndarray | None:
         from visionattn.tasks.thresholds import class_thresholds

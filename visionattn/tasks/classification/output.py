@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from visionattn.files import atomic_write, csv_lines
+from visionattn.names import shown
 from visionattn.spill import Table
 from visionattn.tasks import base
 from visionattn.tasks.base import WriterRequest
@@ -89,6 +90,13 @@ class RankedClasses(base.Writer):
         if self.thresholds is not None:
             text = answer(found.numpy(), self.names, self.thresholds, multi_label=self.multi_label) or "none"
         return Prediction(path, [self.names[index] for index in order.tolist()], values.tolist(), text)
+
+
+def present(found: Any) -> base.Answer:
+    """The prediction for one image as an answer of `serve`."""
+    facts = {key: value for key, value in found.as_dict().items() if key != "path"}
+    bars = [base.Bar(shown(name), share) for name, share in zip(found.classes, found.probabilities, strict=True)]
+    return base.Answer(facts, shown(found.answer or found.classes[0]), "probability", bars)
 
 
 def _table_row(item: Prediction) -> list[Any]:

@@ -16,6 +16,7 @@ from visionattn.tasks.base import (
     Objective,
     Pictures,
     Predictor,
+    Presenter,
     PublishedModel,
     Question,
     Subject,
@@ -302,6 +303,23 @@ class Segmentation(Task):
         from visionattn.tasks.segmentation.output import MaskWriter
 
         return MaskWriter(target["classes"], palette_of(target), request, config.data.preview)
+
+    # serving
+
+    def upload_dataset(self, config: SegmentConfig, model: nn.Module, content: bytes) -> Dataset:
+        import torch
+
+        from visionattn.tasks.images import Upload
+
+        return Upload(config, content, torch.tensor)
+
+    def presenter(self, config: SegmentConfig, target: Target, topk: int) -> Presenter:
+        from visionattn.tasks.segmentation.output import MaskWriter
+
+        if config.data.channel_files is True:
+            raise self.not_served("each of its images is in several files, and a request brings one")
+        request = WriterRequest({Path("image"): Path("image")}, None, (), topk)
+        return MaskWriter(target["classes"], palette_of(target), request, config.data.preview).present
 
 
 def palette_of(target: Target) -> list[Colour]:

@@ -23,13 +23,14 @@ from visionattn.errors import UserError
 from visionattn.files import atomic_write, json_text
 from visionattn.names import from_path, plain_path, shown
 from visionattn.spill import Rows, npy_pieces
-from visionattn.tasks.base import Prediction, Writer, WriterRequest
+from visionattn.tasks.base import Answer, Bar, Prediction, Writer, WriterRequest
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.images import as_picture
 from visionattn.tasks.segmentation.decision import ImageMaps
 from visionattn.tasks.segmentation.pictures import legend_entries, with_legend
 
 _OVERLAY_SIDE = 4096  # longest side of an overlay
+_SERVED_SIDE = 1280  # and of one on a page
 _COCO = "coco.json"
 _CLASSES = "classes.txt"  # the order of probabilities
 
@@ -153,12 +154,29 @@ class MaskWriter(Writer):
             self.annotated.append(coco_records(place, class_map, index + 1, self.classes, self.categories))
         return found
 
-    def _overlay_jpeg(self, image: np.ndarray, class_map: np.ndarray, counts: np.ndarray) -> bytes:
-        factor = _OVERLAY_SIDE / max(class_map.shape)
+    def present(self, predictions: list[ImageMaps], batch: Batch) -> Answer:
+        """The prediction for one image as an answer of `serve`, with its mask and an overlay; `out` is None."""
+        (found,), (image,), (maps,) = self.write(predictions, batch), batch["image"], predictions
+        assert isinstance(found.mask, bytes)
+        buffer = BytesIO()
+        Image.fromarray(self._overlay(image.numpy(), maps.classes, _SERVED_SIDE)).save(buffer, "JPEG", quality=90)
+        colours = dict(zip(self.classes, self.palette, strict=True))
+        largest = sorted(found.shares.items(), key=lambda item: -item[1])
+        bars = [Bar(shown(name), share, "#{:02x}{:02x}{:02x}".format(*colours[name])) for name, share in largest]
+        facts = {key: value for key, value in found.as_dict().items() if key != "path"}
+        pictures = {"overlay": ("image/jpeg", buffer.getvalue()), "mask": ("image/png", found.mask)}
+        return Answer(facts, f"{found.width} x {found.height} pixels", "share of the pixels", bars, pictures)
+
+    def _overlay(self, image: np.ndarray, class_map: np.ndarray, side: int) -> np.ndarray:
+        """The classes over the image, at most `side` pixels per side."""
+        factor = side / max(class_map.shape)
         if factor < 1:
             size = (max(1, round(class_map.shape[0] * factor)), max(1, round(class_map.shape[1] * factor)))
             image, class_map = resized_channels(image, size, cv2.INTER_AREA), resize_labels(class_map, size)
-        picture = overlay(as_picture(image, self.preview), class_map, self.palette)
+        return overlay(as_picture(image, self.preview), class_map, self.palette)
+
+    def _overlay_jpeg(self, image: np.ndarray, class_map: np.ndarray, counts: np.ndarray) -> bytes:
+        picture = self._overlay(image, class_map, _OVERLAY_SIDE)
         letters = min(40, max(14, picture.shape[1] // 60))
         entries = legend_entries(counts, self.classes, self.palette)
         buffer = BytesIO()
