@@ -2201,4 +2201,32 @@ SHARED = [
 ]
 
 
-CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED]
+# ---------------------------------------------------------------- comparisons
+
+
+def page_is_there(folder: Path) -> None:
+    (folder / "page.html").write_text("mine")
+
+
+COMPARED = [
+    Case(
+        "jobs/compare.py",
+        "compare runs/flowers/001",
+        "VA-C005",
+        "visionattn compare RUN RUN",
+        (run("visionattn compare RUN RUN", RUN="runs/flowers/001"),),
+        with_run=True,
+    ),
+    Case(
+        "jobs/compare.py",
+        "compare runs/flowers/001 runs/flowers/001 --html page.html",
+        "VA-R007",
+        "another --html FILE, or remove it",
+        (instead("--html page.html", "--html FILE"),),
+        page_is_there,
+        with_run=True,
+    ),
+]
+
+
+CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED, *COMPARED]

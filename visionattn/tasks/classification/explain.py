@@ -21,7 +21,7 @@ def class_subject(config: ClassifyConfig, classes: Sequence[str], model: Any, qu
     Raises:
         UserError: VA-C002, VA-D010.
     """
-    pixels = image_of(config, question.path)
+    pixels = image_of(config, question.image)
     transform = preprocessing(config, model)
     image = transform(pixels)
     picture = transform.normalize.undo(image)

@@ -29,7 +29,7 @@ def pixel_subject(config: SegmentConfig, classes: Sequence[str], model: Any, que
     Raises:
         UserError: VA-C002, VA-D010.
     """
-    pixels = image_of(config, question.path, channel_files=config.data.channel_files is True)
+    pixels = image_of(config, question.image, channel_files=config.data.channel_files is True)
     size = (pixels.shape[0], pixels.shape[1])
     transform = preprocessing(config, model)
     image = transform(pixels)
