@@ -259,7 +259,7 @@ class Named(Classification):
 def test_report(evaluation: Evaluation, tmp_path: Path) -> None:
     task = Named()
     summary = RunSummary.of(RunFolder(tmp_path), load_config(None, ["model.weights=none"]), task)
-    looks = [Look(name, [(name, TILE)]) for name in NAMES]
+    looks = [Look(name, [(shown(name), TILE)]) for name in NAMES]
     page = Page(write_report(summary, evaluation, {"classes": NAMES}, None, looks))  # type: ignore[arg-type]
     for name in filter(None, NAMES):
         where = "remark, class, heading, worst case, heading and caption of what is looked at, caption of worst cases"

@@ -55,7 +55,11 @@ def make_run(path: Path, *settings: str, state: str = "done", epochs: int = 6, t
         line = {"kind": "epoch", "step": 10 * epoch, "epoch": epoch, "train_loss": 2 / epoch, "lr": 1e-3, "seconds": 9.5}
         run.append_metrics({**line, "val_loss": 1 / epoch, "val_top1": top1 * epoch / epochs, "val_auroc": 0.9, "val_count": 20})
     if state == "done":
-        found = {"count": 20, "metrics": {"top1": top1, "auroc": 0.9, "loss": 0.5}, "interval": {"top1": [round(top1 - 0.1, 6), round(top1 + 0.1, 6)]}}
+        found = {
+            "count": 20,
+            "metrics": {"top1": top1, "auroc": 0.9, "loss": 0.5},
+            "interval": {"top1": [round(top1 - 0.1, 6), round(top1 + 0.1, 6)]},
+        }
         (path / "eval" / "val").mkdir(parents=True)
         (path / "eval" / "val" / "metrics.json").write_text(json.dumps(found))
     return run

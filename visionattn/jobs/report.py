@@ -91,8 +91,7 @@ def _look(task: Task, config: RunConfig, target: Target, model: Any, image: np.n
     canvas = Canvas(subject.picture, subject.point)
     pictures = [("image", canvas.marked(canvas.picture))]
     if installed():
-        with torch.enable_grad():
-            values = class_activation("gradcam", model, subject.image, subject.logit, -1)
+        values = class_activation("gradcam", model, subject.image, subject.logit)
         pictures.append((f"Grad-CAM of {shown(subject.class_name)}", canvas.heat(values, smooth=True)))
     if model.backbone.placed_attention:
         for layer in _last_of_stages(layers):

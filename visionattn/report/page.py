@@ -245,8 +245,7 @@ def _picture(pixels: np.ndarray) -> str:
 
 def _training(summary: RunSummary, target: Target) -> dict[str, str]:
     """How the model was trained."""
-    config, state, task = summary.config, summary.state, summary.task
-    ended, best, weights = state.get("ended"), summary.best_epoch, config.model.weights
+    config, task, best, weights = summary.config, summary.task, summary.best_epoch, summary.config.model.weights
     batch = f"{config.train.batch_size}" + (f" x {config.train.accum}" if config.train.accum > 1 else "")
     facts = {
         "model": f"{config.model.name}, {summary.parameters} parameters" if summary.parameters != "n/a" else config.model.name,
@@ -255,7 +254,7 @@ def _training(summary: RunSummary, target: Target) -> dict[str, str]:
         "task": ", ".join(filter(None, (task.name, task.describe(config, target)))),
         "data": f"{summary.data_name}: {summary.split_text()}",
         "fold": _fold(summary),
-        "training": f"{summary.trained}, {summary.time}" + (f"; ended by {ended}" if ended else ""),
+        "training": f"{summary.trained}, {summary.time}" + (f"; ended by {summary.ended}" if summary.ended else ""),
         "best checkpoint": "" if best is None else f"epoch {best:.4g}, by {summary.display.metric_name(summary.monitor)}",
         "optimizer": f"{config.optim.name}, learning rate {_setting(config.optim.lr)}, batch {batch}",
         "seed": str(config.seed),

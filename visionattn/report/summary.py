@@ -85,9 +85,19 @@ class RunSummary:
         return max(values, key=lambda point: (point[1], point[0]))[0] if values else None
 
     @property
+    def done(self) -> bool:
+        """Whether it ended: what `run.json` says of the end may be that of an earlier one, before it was resumed."""
+        return self.state.get("state") == "done"
+
+    @property
+    def ended(self) -> str:
+        """Why it ended before its last step; empty if it did not."""
+        return str(self.state.get("ended") or "") if self.done else ""
+
+    @property
     def trained(self) -> str:
         """How many epochs it was trained."""
-        if isinstance(self.state.get("trained"), str):
+        if self.done and isinstance(self.state.get("trained"), str):
             return str(self.state["trained"])
         done = self.epochs[-1]["epoch"] if self.epochs else 0
         return f"{done:.4g} of {self.config.train.epochs} epochs"
@@ -96,7 +106,7 @@ class RunSummary:
     def seconds(self) -> float | None:
         """Time of training and its evaluations; of a run that did not end that of its epochs."""
         own = number(self.state.get("seconds"))
-        if own is not None:
+        if self.done and own is not None:
             return own
         epochs = [value for _, value in self.points("seconds")]
         return sum(epochs) if epochs else None

@@ -65,8 +65,7 @@ def _curves(summary: RunSummary) -> list[Verdict]:
         return []
     found, gain = [], values[-1][1] - values[-4][1]
     enough = _GAIN if summary.monitor not in summary.display.plain else 0.01 * abs(values[-1][1])
-    done = summary.state.get("state") == "done" and not summary.state.get("ended")
-    if summary.best_epoch == values[-1][0] and gain > enough and done:
+    if summary.best_epoch == values[-1][0] and gain > enough and summary.done and not summary.ended:
         name, rise = summary.display.metric_name(summary.monitor), summary.display.text(summary.monitor, gain, 1)
         fix = f"visionattn train --resume RUN train.epochs={2 * summary.config.train.epochs}"
         found.append(Verdict(False, f"{name} was still rising when training ended (by {rise} over the last 3 evaluations)", fix))
