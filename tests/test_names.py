@@ -12,7 +12,6 @@ import sys
 import unicodedata
 import warnings
 from contextlib import AbstractContextManager
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.commands import TINY, done, only_run, picture
+from tests.pages import Page
 from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.data.check import contact_sheet
@@ -33,13 +33,15 @@ from visionattn.errors import UserError
 from visionattn.figures import confusion_figure, drawn, fonts, picture_grid, shortened
 from visionattn.files import atomic_write, csv_text, json_text
 from visionattn.names import file_name, fitted, from_path, shown, shown_lines, to_path
-from visionattn.report.page import write_report
+from visionattn.report.page import Look, write_report
+from visionattn.report.summary import RunSummary
 from visionattn.report.tables import save_evaluation
 from visionattn.report.trackers import Trackers, tracking
 from visionattn.runs.folder import RunFolder
 from visionattn.tasks import load_config
-from visionattn.tasks.base import Display, Evaluation, Panel, Pictures, Scores, WorstCase
+from visionattn.tasks.base import Display, Evaluation, Example, Panel, Pictures, Scores, Target
 from visionattn.tasks.batch import Batch
+from visionattn.tasks.classification import Classification
 from visionattn.tasks.segmentation.output import output_names
 from visionattn.tasks.segmentation.pictures import SegmentationPictures, with_legend
 
@@ -228,25 +230,6 @@ def test_the_legend_of_a_batch() -> None:
     assert legend.get_window_extent().width <= figure.bbox.width, "nor cut off"
 
 
-class Texts(HTMLParser):
-    """Collects the tags of a page, its text and that of its pictures."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: set[str] = set()
-        self.texts: list[str] = []
-        self.alternatives: list[str | None] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        if tag == "img":
-            assert [key for key, _ in attrs] == ["alt", "src"]
-            self.alternatives.append(dict(attrs)["alt"])
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-
 class Drawn(Pictures):
     """A figure and a worst case per name."""
 
@@ -255,8 +238,8 @@ class Drawn(Pictures):
     def panels(self, evaluation: Evaluation) -> list[Panel]:
         return [Panel(name, name, Figure((1, 1))) for name in NAMES]
 
-    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[WorstCase]:
-        return [WorstCase(f"{rank:02d}_{name}", shown(name), TILE) for rank, name in enumerate(NAMES)]
+    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[Example]:
+        return [Example(f"{rank:02d}_{name}", shown(name), TILE) for rank, name in enumerate(NAMES)]
 
 
 @pytest.fixture
@@ -266,15 +249,22 @@ def evaluation() -> Evaluation:
     return Evaluation("classify", "val", 1, {"loss": 1.0}, scores, [])
 
 
+class Named(Classification):
+    """A task whose pictures have these names."""
+
+    def pictures(self, target: Target) -> Pictures:
+        return Drawn()
+
+
 def test_report(evaluation: Evaluation, tmp_path: Path) -> None:
-    facts = {f"{name}.": name for name in NAMES}
-    path = write_report(RunFolder(tmp_path), evaluation, Display(), Drawn(), None, "image", facts)  # type: ignore[arg-type]
-    page = Texts()
-    page.feed(path.read_text(encoding="utf-8"))
-    assert page.tags == {"html", "head", "meta", "title", "style", "body", "h1", "h2", "table", "tr", "th", "td", "img", "p"}
+    task = Named()
+    summary = RunSummary.of(RunFolder(tmp_path), load_config(None, ["model.weights=none"]), task)
+    looks = [Look(name, [(shown(name), TILE)]) for name in NAMES]
+    page = Page(write_report(summary, evaluation, {"classes": NAMES}, None, looks))  # type: ignore[arg-type]
     for name in filter(None, NAMES):
-        assert page.texts.count(shown(name)) == 4 + (name == Drawn.worst_caption), "fact, remark, class, heading, caption"
-        assert shown(name) in page.alternatives and f"{shown(name)}." in page.texts
+        where = "remark, class, heading, worst case, heading and caption of what is looked at, caption of worst cases"
+        assert page.texts.count(shown(name)) == 6 + (name == Drawn.worst_caption), where
+        assert page.alternatives.count(shown(name)) == 3
     assert harmless("".join(page.texts), "\n")
 
 

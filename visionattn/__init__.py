@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "compare": "visionattn.jobs.compare",
     "create_model": "visionattn.models.factory",
     "create_segmenter": "visionattn.models.segmenter_factory",
     "model_info": "visionattn.models.factory",

@@ -60,13 +60,14 @@ def confusion_figure(counts: np.ndarray, classes: list[str], title: str, texts: 
     return figure
 
 
-def reliability_figure(images: np.ndarray, right: np.ndarray, confidence: np.ndarray, title: str) -> Figure:
+def reliability_figure(images: np.ndarray, right: np.ndarray, confidence: np.ndarray, title: str, unit: str = "images") -> Figure:
     """Accuracy over confidence in bins of equal width, and below it how many images each bin has.
 
     Args:
         images: of each bin.
         right: images of each bin with the right answer.
         confidence: sum of the probabilities of the answers of each bin.
+        unit: what they are called.
     """
     width = 1 / len(images)
     centres = (np.arange(len(images)) + 0.5) * width
@@ -91,7 +92,7 @@ def reliability_figure(images: np.ndarray, right: np.ndarray, confidence: np.nda
     upper.set_title(title, fontsize=10)
     upper.legend(fontsize=7, loc="upper left")
     lower.bar(centres, images / images.sum(), width, color="lightsteelblue", edgecolor="white", lw=0.5)
-    lower.set(xlabel="probability of the answer", ylabel="share of images")
+    lower.set(xlabel="probability of the answer", ylabel=f"share of {unit}")
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)

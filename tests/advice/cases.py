@@ -2254,4 +2254,32 @@ SPEED = [
 ]
 
 
-CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED, *SPEED]
+# ---------------------------------------------------------------- comparisons
+
+
+def page_is_there(folder: Path) -> None:
+    (folder / "page.html").write_text("mine")
+
+
+COMPARED = [
+    Case(
+        "jobs/compare.py",
+        "compare runs/flowers/001",
+        "VA-C005",
+        "visionattn compare RUN RUN",
+        (run("visionattn compare RUN RUN", RUN="runs/flowers/001"),),
+        with_run=True,
+    ),
+    Case(
+        "jobs/compare.py",
+        "compare runs/flowers/001 runs/flowers/001 --html page.html",
+        "VA-R007",
+        "another --html FILE, or remove it",
+        (instead("--html page.html", "--html FILE"),),
+        page_is_there,
+        with_run=True,
+    ),
+]
+
+
+CASES = [*FIRST, *DATA, *RUNS, *OTHERS, *COMMANDS, *EXPORT, *SHARED, *SPEED, *COMPARED]

@@ -121,7 +121,6 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "train.accum=": FACT,
         "train.batch_size=": FACT,
         "tensorboard --logdir": "a program of its own",
-        "visionattn train --config": "in the report of a run, followed in test_advice.py",
     },
     "models/classifier.py": {"num_classes=0": FACT},
     "models/segmenter_factory.py": {
@@ -141,6 +140,11 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "models/weights/records.py": {
         "checkpoint_path=FILE": "in Python: tests/models/test_weights.py",
         "model.weights=FILE": "followed in another case, of runs/checkpoint.py",
+    },
+    "report/page.py": {"plugins=": "of a run with code of one's own: tests/examples/test_examples.py"},
+    "report/verdicts.py": {
+        "visionattn train --resume RUN": "of a run that did not end: tests/cli/test_resume.py",
+        "visionattn train --resume RUN train.epochs=": "of a run that ended early: tests/cli/test_resume.py",
     },
     "report/card.py": {
         "--source": IN_A_CARD,
@@ -166,6 +170,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "data.sampler=shuffled": "of a task of one's own",
         "visionattn predict RUN --source FILE_OR_FOLDER": "of volumes and bags: tests/cli/test_serve.py",
     },
+    "tasks/class_scores.py": {"visionattn eval RUN --calibrate": "in the report: tests/cli/test_calibrate.py"},
     "tasks/images.py": {"--class": FAULT},
     "tasks/segmentation/explain.py": {
         "--class": FAULT,

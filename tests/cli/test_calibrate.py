@@ -53,6 +53,8 @@ def test_a_temperature_is_fitted_and_used(run: Path, trained: Trained, tmp_path:
     assert metrics["loss"] < loss == pytest.approx(content["before"]["loss"]) and (run / "eval/val/reliability.png").is_file()
     assert f"loss {loss:.3f} -> {metrics['loss']:.3f}" in result.stdout and "top1 ->" not in result.stdout
 
+    assert "eval.temperature" in (run / "report.html").read_text(), "the report is that of the last evaluation"
+
     after, _ = table(run)
     np.testing.assert_allclose(after, softmax(np.log(before.clip(1e-9)) / temperature, 1), atol=2e-4)
     said = f"calibration.json: eval.temperature={temperature:.4g}, fitted on 24 validation samples"

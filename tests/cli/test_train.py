@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.commands import CLASSES, TINY, Trained, done, lockable, only_run, picture, refused, save_npz, settings, tree, va
+from tests.pages import Page
 from visionattn.runs.checkpoint import read_checkpoint
 from visionattn.tasks import load_config
 
@@ -76,8 +77,9 @@ def test_metrics_and_log_of_a_run(trained: Trained) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"] and {"step", "train_loss", "lr", "val_top1", "val_loss"} <= set(rows[0])
     log = (trained.run / "log.txt").read_text()
     assert log.startswith("task ") and "epoch   2/2" in log and "done in" in log
-    page = (trained.run / "report.html").read_text()
-    assert page.count('src="data:image/png;base64,') >= 3 and not re.search(r'(src|href)="(?!data:)', page)
+    page = Page(trained.run / "report.html")
+    assert len(page.alternatives) >= 3 and all(link.startswith("#") for link in page.links)
+    assert "What the model looks at" in page.texts and "Validation, 12 images" in page.texts
 
 
 def test_data_of_a_run(trained: Trained) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from visionattn.cli import bench, config, data, doctor, explain, export, features, kernels, models, push, run, serve, weights
+from visionattn.cli import bench, compare, config, data, doctor, explain, export, features, kernels, models, push, run, serve, weights
 from visionattn.cli.options import TYPED
 from visionattn.cli.unknown import unknown_option
 from visionattn.errors import EXIT_CODES, EXIT_INTERRUPTED, EXIT_OUT_OF_MEMORY, Interrupted, UserError, lacks_memory
@@ -108,6 +108,7 @@ def _options(
 app.command(epilog="Example: visionattn train --data flowers --model swin_tiny train.epochs=30")(run.train)
 app.command("eval", epilog="Example: visionattn eval runs/quickstart/001 --split test")(run.evaluate)
 app.command(epilog="Example: visionattn predict runs/quickstart/001 --source photos/ --out predictions")(run.predict)
+app.command(epilog="Example: visionattn compare runs/quickstart/001 runs/quickstart/002 --html compare.html")(compare.compare)
 app.command(epilog="Example: visionattn explain runs/quickstart/001 --image digit.png --query 14,14")(explain.explain)
 app.command(epilog="Example: visionattn features runs/quickstart/001 photos/ --out features")(features.features)
 app.command(epilog="Example: visionattn neighbors runs/quickstart/001 photos/ --k 5")(features.neighbors)

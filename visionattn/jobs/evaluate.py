@@ -14,6 +14,7 @@ from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.engine.evaluate import evaluate_model
 from visionattn.errors import UserError
 from visionattn.jobs.ensemble import Ensemble
+from visionattn.jobs.report import report_run
 from visionattn.names import typed
 from visionattn.report.tables import print_evaluation, save_evaluation
 from visionattn.runs.calibration import Calibration, with_calibration, write_calibration
@@ -35,7 +36,8 @@ def evaluate(
     """Metrics of a run or a checkpoint on a split; preprocessing, target and model come from it.
 
     Of several, the probabilities that they give are averaged. The result is printed. With the data and the settings of the run
-    itself it is also written to `eval/<split>/` in its folder; if that is not possible, a line says so.
+    itself it is also written to `eval/<split>/` in its folder, and that of the validation split to its report; if that is not possible,
+    a line says so.
 
     Args:
         source: see `load_models`; the settings of the first of several are used for all.
@@ -67,6 +69,11 @@ def evaluate(
         folder = home / "eval" / split
         try:
             save_evaluation(folder, result, task.pictures(target), dataset, task.unit)
+            run, model = models[0].run, models[0].model
+            if split == "val" and run is not None and Path(_name(source)) == run.path:
+                device = next(model.parameters()).device
+                report = report_run(run, task, models[0].config, target, model, result, dataset, device, console)
+                console.field("report", str(report))
         except (OSError, UserError) as error:  # a disk that is full, or a run that lies where nothing can be written
             console.warn(f"not saved to {folder}: {error.what if isinstance(error, UserError) else error.strerror or error}")
     return result

@@ -32,10 +32,10 @@ from visionattn.files import atomic_write
 from visionattn.jobs.check import CheckedData, check_data, write_data
 from visionattn.jobs.choices import choose, print_choices, print_statistics, with_weights
 from visionattn.jobs.doctor import diagnose, diagnosis_text
+from visionattn.jobs.report import report_run
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data, with_choices_of
 from visionattn.jobs.weights import fetch_published, load_initial_weights
 from visionattn.names import file_name, to_path, typed
-from visionattn.report.page import write_report
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
 from visionattn.report.trackers import require_packages, tracking
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
@@ -304,8 +304,15 @@ def _create_run(prepared: Prepared, folder: RunFolder | None, processes: Process
 
 
 def _data_facts(prepared: Prepared) -> dict[str, Any]:
-    """What `run.json` knows of the data, to compare when the run resumes."""
-    return {"data": manifest_hash(prepared.checked.rows), "target": prepared.checked.target}
+    """What `run.json` knows of the data, to compare when the run resumes, and of the model, for the report."""
+    checked, model = prepared.checked, prepared.setup.model
+    return {
+        "data": manifest_hash(checked.rows),
+        "data_name": checked.data.name,
+        "samples": {part.name: len(part) for part in checked.data.sets},
+        "target": checked.target,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 # ---------------------------------------------------------------- run
@@ -400,20 +407,11 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     bounds = evaluation.scores.intervals.get(best["metric"])
     interval = f", 95 % interval {text(bounds[0], 1)}-{text(bounds[1], 1)}" if bounds else ""
     summary = f"best {best['metric']} {text(best['value'], 2)} at epoch {best['epoch']:.4g} (val, {evaluation.count} {unit}s{interval})"
-    about = task.describe(config, target)
-    facts = {
-        "model": config.model.name,
-        **_fold_fact(config, run.path),
-        "data": f"{data.name}: train {len(data.train)}, val {len(data.val)}" + (f", {about}" if about else ""),
-        "result": summary,
-        "training": f"{trainer.trained}, {duration(seconds)}, seed {config.seed}, batch {config.train.batch_size} x {config.train.accum}, "
-        f"{config.optim.name}, lr {config.optim.lr:g}" + (f"; ended by {trainer.ended}" if trainer.ended else ""),
-        "repeat": f"visionattn train --config {typed(run.path / 'config.yaml')}",
-    }
-    report = write_report(run, evaluation, display, pictures, setup.val_set, unit, facts)
     if trainer.trackers is not None:
         trainer.trackers.log_best(evaluation.metrics, trainer.step)
-    run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"])
+    how = {"trained": trainer.trained, "ended": trainer.ended, "seconds": round(seconds, 1)}
+    run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"], **how)
+    report = report_run(run, task, config, target, model, evaluation, setup.val_set, trainer.accelerator.device, console)
     console.line(f"done in {duration(seconds)}.  {summary}")
     console.line(f"next:  visionattn eval {typed(run.path)}{' --split test' if data.test is not None else ''}")
     console.line(f"       visionattn predict {typed(run.path)} --source FILE_OR_FOLDER")
@@ -421,12 +419,3 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
         console.line(f"       tensorboard --logdir {typed(run.path / 'tb')}")
     console.line(f"report {report}")
     return TrainResult(run.path, best, evaluation.metrics)
-
-
-def _fold_fact(config: RunConfig, run: Path) -> dict[str, str]:
-    """Which fold a run is, for the report."""
-    if config.data.fold is None:
-        return {}
-    number, count = config.data.fold
-    whole = "; mean and spread over all: ../report.html" if run.name == f"fold{number}" else ""
-    return {"fold": f"{number} of {count}{whole}"}

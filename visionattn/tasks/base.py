@@ -95,6 +95,8 @@ class Display:
         class_curves: columns of `per_class` that TensorBoard draws over the epochs.
         names: display name by metric or column, where it differs.
         metric_names: the same for metrics that share the name of a column but mean something else.
+        meanings: of a metric or column in plain words, for readers of the report who do not know it.
+        class_rank: column of `per_class` by which classes are ranked, best first; empty if they are not.
         plain: values that are not fractions, so not shown as percent.
         hidden_metrics: metrics that `Scores.remarks` report instead; so are `hidden_columns` of tables.
     """
@@ -104,6 +106,8 @@ class Display:
     class_curves: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     metric_names: Mapping[str, str] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    class_rank: str = ""
     plain: frozenset[str] = frozenset()
     hidden_metrics: frozenset[str] = frozenset()
     hidden_columns: frozenset[str] = frozenset()
@@ -123,20 +127,54 @@ class Display:
         return "n/a" if value is None else str(value)
 
 
+class Confusion(NamedTuple):
+    """Counts `[true class, predicted class]` of `what`; `counted`: whether numbers tell more than shares, as those of pixels do not."""
+
+    counts: np.ndarray
+    classes: Sequence[str]
+    what: str
+    counted: bool = True
+
+
+class Confidence(NamedTuple):
+    """Answers in bins of equal width by their probability, `[bins]` each: how many, how many right, sum of the probabilities."""
+
+    count: np.ndarray
+    right: np.ndarray
+    total: np.ndarray
+
+
 class Panel(NamedTuple):
-    """A figure of an evaluation: `<name>.png`, `val/<title>` in TensorBoard, a section of the report."""
+    """A figure of an evaluation: `<name>.png`, `val/<title>` in TensorBoard, a section of the report.
+
+    Attributes:
+        note: how it is read, for the report.
+        data: what the report draws itself in place of the figure.
+        in_report: False where the examples of the report show the same.
+    """
 
     name: str
     title: str
     figure: Figure
+    note: str = ""
+    data: Confusion | Confidence | None = None
+    in_report: bool = True
 
 
-class WorstCase(NamedTuple):
-    """A picture of a case that went wrong: name of its file, title, and pixels `[H, W, 3]` uint8."""
+class Example(NamedTuple):
+    """A picture of a case: name of its file, title, and pixels `[H, W, 3]` uint8."""
 
     name: str
     title: str
     picture: np.ndarray
+
+
+class Verdict(NamedTuple):
+    """A sentence on how far results can be trusted: whether it is good news, the text, and a command that helps, with `RUN` for the run."""
+
+    good: bool
+    text: str
+    fix: str = ""
 
 
 # ---------------------------------------------------------------- the four parts
@@ -253,7 +291,7 @@ class Pictures:
     """Pictures of a task in TensorBoard and in the report; each may be left out.
 
     Attributes:
-        worst_caption: what the titles of the worst cases mean.
+        worst_caption: what the titles of the best and the worst cases mean.
         worst_columns: pictures side by side.
     """
 
@@ -272,8 +310,16 @@ class Pictures:
         """Figures of the whole split."""
         return []
 
-    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[WorstCase]:
+    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[Example]:
         """The cases that went most wrong, worst first."""
+        return []
+
+    def best(self, evaluation: Evaluation, dataset: Any, count: int) -> list[Example]:
+        """The cases that went best, best first."""
+        return []
+
+    def verdicts(self, evaluation: Evaluation) -> list[Verdict]:
+        """What speaks for and against trusting the results, beside what holds for every task."""
         return []
 
 
@@ -291,12 +337,12 @@ class Question:
     """What `explain` is asked about an image.
 
     Attributes:
-        image: its file, or the content of one.
+        image: its file, the content of one, or what `Task.image_to_explain` loaded, `[H, W, C]`.
         point: column and row of a pixel in it; None leaves the choice to the task.
         class_name: class whose probability is explained; None: the predicted one.
     """
 
-    image: Path | bytes
+    image: Path | bytes | np.ndarray
     point: tuple[float, float] | None = None
     class_name: str | None = None
 
@@ -448,6 +494,10 @@ class Task(ABC):
 
     def describe(self, config: Any, target: Target) -> str:
         """The target in a few words, for the first lines of a run."""
+        return ""
+
+    def purpose(self, config: Any, target: Target) -> str:
+        """What a model does, in words that continue "it ...", for the report; empty leaves it out."""
         return ""
 
     def describe_input(self, config: Any) -> str:
@@ -654,6 +704,10 @@ class Task(ABC):
             UserError: VA-C002, the task has no explanation, or a class or a point that is not there; VA-D010, no image.
         """
         raise UserError("VA-C002", f"explain: task {self.name} has no explanation of an image")
+
+    def image_to_explain(self, dataset: Any, index: int) -> np.ndarray | None:
+        """The image `[H, W, C]` of a sample of `eval_dataset`, for `subject`; None if there is none, or it cannot be read."""
+        return None
 
     # ensembles
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_
 
 from visionattn.names import shown
 from visionattn.spill import Rows, Table, blocks
-from visionattn.tasks.base import Metrics, Scores
+from visionattn.tasks.base import Confidence, Evaluation, Metrics, Scores, Verdict
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.means import mean, ratio
 
@@ -202,22 +202,14 @@ def _answered(found: np.ndarray, labels: np.ndarray, thresholds: np.ndarray) -> 
     return {"answered": ratio(answered, len(found)), "answered_top1": ratio(right, answered)}
 
 
-class Bins(NamedTuple):
-    """Images by the probability of their answer, `[bins]` each: how many, how many right, and the sum of the probabilities."""
-
-    images: np.ndarray
-    right: np.ndarray
-    confidence: np.ndarray
-
-
-def confidence_bins(found: np.ndarray, labels: np.ndarray, count: int = 15) -> Bins:
+def confidence_bins(found: np.ndarray, labels: np.ndarray, count: int = 15) -> Confidence:
     """Sort images into bins of equal width by their largest probability; bin m holds those above (m - 1) / count up to m / count.
 
     Args:
         found: probabilities `[N, classes]`.
         labels: `[N]` class indices.
     """
-    bins = Bins(*np.zeros((3, count)))
+    bins = Confidence(*np.zeros((3, count)))
     for part in blocks(*found.shape):
         confidence = found[part].max(1).astype(np.float64)
         place = np.clip(np.ceil(confidence * count).astype(np.int64) - 1, 0, count - 1)
@@ -227,9 +219,45 @@ def confidence_bins(found: np.ndarray, labels: np.ndarray, count: int = 15) -> B
     return bins
 
 
-def calibration_error(bins: Bins) -> float | None:
+def calibration_error(bins: Confidence) -> float | None:
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3): the mean distance of accuracy and confidence, by images."""
-    return ratio(float(np.abs(bins.right - bins.confidence).sum()), float(bins.images.sum()))
+    return ratio(float(np.abs(bins.right - bins.total).sum()), float(bins.count.sum()))
+
+
+def class_verdicts(evaluation: Evaluation, guesses: Guesses, classes: Sequence[str], *, fittable: bool = True) -> list[Verdict]:
+    """Compare with always giving one answer, name the classes that are hardly found, and judge the probabilities.
+
+    Args:
+        fittable: whether the task fits a temperature.
+    """
+    rows, metrics, found = evaluation.scores.per_class, evaluation.metrics, []
+    top1, ece = metrics.get("top1"), metrics.get("ece")
+    if top1 is not None:
+        support = [row["support"] for row in rows]
+        largest = int(np.argmax(support))
+        share = support[largest] / max(sum(support), 1)
+        constant = f'always answering "{shown(classes[largest])}" would be right for {100 * share:.1f} %'
+        found.append(Verdict(top1 > share, f"right for {100 * top1:.1f} %; {constant}"))
+    weak = sorted((row["recall"], row["class"]) for row in rows if row["recall"] is not None and row["recall"] < 0.5)
+    if weak:
+        named = ", ".join(f"{shown(name)} ({100 * recall:.0f} %)" for recall, name in weak[:4])
+        more = f" and {len(weak) - 4} more" if len(weak) > 4 else ""
+        found.append(Verdict(False, f"fewer than half of these classes' samples are found: {named}{more}"))
+    elif any(row["support"] for row in rows):
+        found.append(Verdict(True, "at least half of the samples of every class are found"))
+    absent = [row["class"] for row in rows if not row["support"]]
+    if absent:
+        named = shown(", ".join(absent[:4])) + (" ..." if len(absent) > 4 else "")
+        found.append(
+            Verdict(False, f"nothing is known about {len(absent)} of {len(rows)} classes, of which the split has no sample: {named}")
+        )
+    if ece is not None:
+        bins = confidence_bins(guesses.probabilities, guesses.labels)
+        sure, right = (float(values.sum()) / max(float(bins.count.sum()), 1) for values in (bins.total, bins.right))
+        text = f"on average {100 * sure:.0f} % sure of its answers, of which {100 * right:.0f} % are right"
+        text += f" (calibration error {100 * ece:.1f} %)"
+        found.append(Verdict(ece <= 0.05, text, "visionattn eval RUN --calibrate" if ece > 0.05 and fittable else ""))
+    return found
 
 
 def _ranked_metrics(

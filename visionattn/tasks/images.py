@@ -117,21 +117,30 @@ def as_picture(image: np.ndarray, preview: Sequence[int] | str | None) -> np.nda
 
 def readable_picture(images: Images, index: int) -> np.ndarray | None:
     """An image to show, H x W x 3 uint8, at most 256 px per side; None if it cannot be read."""
-    try:
-        pixels = images.read(index)
-    except UnreadableFile:
+    pixels = loaded_image(images, index)
+    if pixels is None:
         return None
     picture = Image.fromarray(as_picture(pixels, images.settings.preview))
     picture.thumbnail((256, 256))
     return np.asarray(picture)
 
 
-def image_of(config: Any, source: Path | bytes, *, channel_files: bool = False) -> np.ndarray:
-    """Load the image that `explain` is asked about, H x W x C.
+def loaded_image(images: Images, index: int) -> np.ndarray | None:
+    """An image of a split, H x W x C; None if it cannot be read."""
+    try:
+        return images.read(index)
+    except UnreadableFile:
+        return None
+
+
+def image_of(config: Any, source: Path | bytes | np.ndarray, *, channel_files: bool = False) -> np.ndarray:
+    """Load the image that `explain` is asked about, H x W x C, unless it is loaded.
 
     Raises:
         UserError: VA-D010.
     """
+    if isinstance(source, np.ndarray):
+        return source
     try:
         if isinstance(source, bytes):
             return read_image(source, settings=config.data, in_chans=config.model.channels)

@@ -52,7 +52,7 @@ def test_evaluation_folder(garden_run: Path) -> None:
 
 def test_report_and_console(garden_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = (garden_run / "report.html").read_text()
-    assert "<th>IoU</th>" in page and "Worst images" in page and all(f"<td>{name}</td>" in page for name in CLASSES)
+    assert ">IoU</th>" in page and "Worst images" in page and all(f"<td>{name}</td>" in page for name in CLASSES)
     task = TASKS["segment"]
     print_evaluation(va.evaluate(garden_run, console=Console(quiet=True)), task.display, task.unit, Console())
     text = capsys.readouterr().out

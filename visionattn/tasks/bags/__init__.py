@@ -10,6 +10,7 @@ from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.tasks.bags.settings import BagsConfig
 from visionattn.tasks.base import Dataset, Display, Meter, Objective, Pictures, Predictor, Target, Task, Writer, WriterRequest
+from visionattn.tasks.class_settings import CLASS_MEANINGS
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,12 @@ class Bags(Task):
         metrics=("auroc", "top1", "macro_f1", "kappa", "sensitivity", "key_auroc"),
         curves=("auroc", "top1", "balanced_accuracy", "macro_f1", "kappa", "key_auroc"),
         names={"top1": "accuracy", "key_auroc": "key AUROC", "auroc": "AUROC", "sensitivity": "sens@spec"},
+        meanings=CLASS_MEANINGS
+        | {
+            "top1": "bags whose most probable class is the right one",
+            "key_auroc": "how often attention ranks an instance that makes the label before another one; 50 % is chance",
+        },
+        class_rank="f1",
     )
     leaves_unused = True  # a part of the loss that has no weight leaves the classifiers of branches unused
 
@@ -86,6 +93,9 @@ class Bags(Task):
 
     def describe(self, config: BagsConfig, target: Target) -> str:
         return f"{len(target['classes'])} classes, {target['features']} features"
+
+    def purpose(self, config: BagsConfig, target: Target) -> str:
+        return f"gives a bag of instances (such as the patches of a slide) one of {len(target['classes'])} classes"
 
     def describe_input(self, config: BagsConfig) -> str:
         return ""

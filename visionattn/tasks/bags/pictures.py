@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from visionattn.figures import confusion_figure, picture_grid
+from visionattn.figures import confusion_figure, picture_grid, reliability_figure
 from visionattn.names import shown
 from visionattn.tasks.bags.heatmap import heat_map
 from visionattn.tasks.bags.scores import BagDetails
-from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
-from visionattn.tasks.class_scores import confusion_matrix
+from visionattn.tasks.base import Confusion, Evaluation, Example, Panel, Pictures, Verdict
+from visionattn.tasks.class_scores import class_verdicts, confidence_bins, confusion_matrix
 
 _SIDE = 160  # pixels of a picture
 _MOST = 100_000  # instances of a bag that are drawn
@@ -38,19 +38,53 @@ class BagPictures(Pictures):
         details: BagDetails = evaluation.scores.details
         counts = confusion_matrix(details.guesses.probabilities, details.guesses.labels)
         title = f"{evaluation.split}: {evaluation.count} bags, accuracy {100 * (evaluation.metrics['top1'] or 0):.2f} %"
-        best = self._figure(evaluation, np.argsort(-self._truth(details), kind="stable")[:8].tolist())
+        bins = confidence_bins(details.guesses.probabilities, details.guesses.labels)
+        reliability = f"{evaluation.split}: {evaluation.count} bags, ECE {100 * (evaluation.metrics['ece'] or 0):.2f} %"
+        best = self._figure(evaluation, self._best_rows(details)[:8])
         return [
-            Panel("confusion", "Confusion matrix", confusion_figure(counts, self.classes, title, counts.astype(str))),
-            Panel("attention", "Attention in the bags of the most certain right answers", best),
+            Panel(
+                "confusion",
+                "Confusion matrix",
+                confusion_figure(counts, self.classes, title, counts.astype(str)),
+                "Each row is a true class, each column what the model answered: right answers are on the diagonal.",
+                Confusion(counts, self.classes, "bags"),
+            ),
+            Panel(
+                "reliability",
+                "Reliability",
+                reliability_figure(bins.count, bins.right, bins.total, reliability, "bags"),
+                "How far the probabilities can be believed: of the answers that the model is 80 % sure of, 80 % should be right. Below "
+                "the dashed line it is too sure of itself, above it not sure enough.",
+                bins,
+            ),
+            Panel("attention", "Attention in the bags of the most certain right answers", best, in_report=False),
         ]
 
-    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[WorstCase]:
+    def worst(self, evaluation: Evaluation, dataset: Any, count: int) -> list[Example]:
         """Attention in wrongly classified bags, the least probability of the truth first."""
         details: BagDetails = evaluation.scores.details
         wrong = details.guesses.probabilities.argmax(1) != details.guesses.labels
         rows = [int(row) for row in np.argsort(self._truth(details), kind="stable") if wrong[row]][:count]
+        return self._examples(evaluation, rows)
+
+    def best(self, evaluation: Evaluation, dataset: Any, count: int) -> list[Example]:
+        """Attention in rightly classified bags, the largest probability of the truth first."""
+        details: BagDetails = evaluation.scores.details
+        right = details.guesses.probabilities.argmax(1) == details.guesses.labels
+        return self._examples(evaluation, [row for row in self._best_rows(details) if right[row]][:count])
+
+    def verdicts(self, evaluation: Evaluation) -> list[Verdict]:
+        return class_verdicts(evaluation, evaluation.scores.details.guesses, self.classes, fittable=False)
+
+    def _examples(self, evaluation: Evaluation, rows: list[int]) -> list[Example]:
+        details: BagDetails = evaluation.scores.details
         names = [f"{rank:02d}_{evaluation.scores.per_case[row]['id']}" for rank, row in enumerate(rows, 1)]
-        return [WorstCase(name, self._title(details, row), self._picture(details, row)) for name, row in zip(names, rows, strict=True)]
+        return [Example(name, self._title(details, row), self._picture(details, row)) for name, row in zip(names, rows, strict=True)]
+
+    def _best_rows(self, details: BagDetails) -> list[int]:
+        """Bags by the probability of their class, the largest first."""
+        rows: list[int] = np.argsort(-self._truth(details), kind="stable").tolist()
+        return rows
 
     def _figure(self, evaluation: Evaluation, rows: list[int]) -> Figure:
         details: BagDetails = evaluation.scores.details

@@ -26,6 +26,7 @@ from visionattn.tasks.base import (
     Writer,
     WriterRequest,
 )
+from visionattn.tasks.class_settings import CLASS_MEANINGS
 from visionattn.tasks.classification.settings import ClassifyConfig
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ class Classification(Task):
         metrics=("top1", "top5", "auroc", "kappa", "sensitivity"),
         curves=("top1", "balanced_accuracy", "macro_f1", "auroc", "kappa"),
         names={"ece": "ECE", "answered_top1": "top1 of the answered", "sensitivity": "sens@spec"},
+        meanings=CLASS_MEANINGS | {"top1": "images whose most probable class is the right one"},
+        class_rank="f1",
     )
 
     # data
@@ -90,6 +93,10 @@ class Classification(Task):
 
     def describe(self, config: ClassifyConfig, target: Target) -> str:
         return f"{len(target['classes'])} classes" + (", several per image" if config.data.multi_label else "")
+
+    def purpose(self, config: ClassifyConfig, target: Target) -> str:
+        count = len(target["classes"])
+        return f"names what an image shows: any of {count} classes" if config.data.multi_label else f"gives an image one of {count} classes"
 
     def train_dataset(self, config: ClassifyConfig, model: nn.Module, data: LabelledData, report: CheckReport) -> Dataset:
         from visionattn.tasks.classification.data import augmentation
@@ -203,6 +210,11 @@ class Classification(Task):
         from visionattn.tasks.classification.explain import class_subject
 
         return class_subject(config, target.get("display_classes") or target["classes"], model, question, device)
+
+    def image_to_explain(self, dataset: Any, index: int) -> np.ndarray | None:
+        from visionattn.tasks.images import loaded_image
+
+        return loaded_image(dataset.image_set.images, index)
 
     # export
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from visionattn.figures import confusion_figure, picture_grid, reliability_figure
 from visionattn.names import shown
 from visionattn.spill import blocks
-from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
+from visionattn.tasks.base import Confusion, Evaluation, Example, Panel, Pictures, Verdict
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.class_scores import Guesses, confidence_bins, confusion_matrix, names_of
+from visionattn.tasks.class_scores import Guesses, class_verdicts, confidence_bins, confusion_matrix, names_of
 from visionattn.tasks.images import LabelledImages, readable_picture, unnormalise
 
 
@@ -57,19 +57,44 @@ class ClassificationPictures(Pictures):
         title = f"{evaluation.split}: {evaluation.count} images, top-1 {100 * (evaluation.metrics['top1'] or 0):.2f} %"
         reliability = f"{evaluation.split}: {evaluation.count} images, ECE {100 * (evaluation.metrics['ece'] or 0):.2f} %"
         return [
-            Panel("confusion", "Confusion matrix", confusion_figure(counts, self.classes, title, counts.astype(str))),
-            Panel("reliability", "Reliability", reliability_figure(bins.images, bins.right, bins.confidence, reliability)),
+            Panel(
+                "confusion",
+                "Confusion matrix",
+                confusion_figure(counts, self.classes, title, counts.astype(str)),
+                "Each row is a true class, each column what the model answered: right answers are on the diagonal.",
+                Confusion(counts, self.classes, "images"),
+            ),
+            Panel(
+                "reliability",
+                "Reliability",
+                reliability_figure(bins.count, bins.right, bins.total, reliability),
+                "How far the probabilities can be believed: of the answers that the model is 80 % sure of, 80 % should be right. Below "
+                "the dashed line it is too sure of itself, above it not sure enough.",
+                bins,
+            ),
         ]
 
-    def worst(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> list[WorstCase]:
+    def worst(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> list[Example]:
         """Wrong images, the least probability of the truth first."""
         guesses: Guesses = evaluation.scores.details
+        return self._examples(guesses, dataset, _ranked_rows(guesses, count, right=False))
+
+    def best(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> list[Example]:
+        """Right images, the largest probability of the truth first; of each class one before a second of any."""
+        guesses: Guesses = evaluation.scores.details
+        return self._examples(guesses, dataset, _ranked_rows(guesses, count, right=True))
+
+    def verdicts(self, evaluation: Evaluation) -> list[Verdict]:
+        return class_verdicts(evaluation, evaluation.scores.details, self.classes)
+
+    def _examples(self, guesses: Guesses, dataset: LabelledImages, rows: list[int]) -> list[Example]:
         cases = []
-        for rank, row in enumerate(_worst_rows(guesses, count)):
+        for rank, row in enumerate(rows):
             picture = readable_picture(dataset.image_set.images, int(guesses.indices[row]))
             if picture is not None:
                 truth, guess = label_text(guesses.labels[row], self.classes), _guess_text(guesses, row, self.classes)
-                cases.append(WorstCase(f"{rank + 1:02d}_{truth}_as_{guess}", f"{truth} ->\n{guess}", picture))
+                right = _is_right(guesses, row)
+                cases.append(Example(f"{rank + 1:02d}_{truth}_as_{guess}", guess if right else f"{truth} ->\n{guess}", picture))
         return cases
 
 
@@ -94,8 +119,9 @@ def _is_right(guesses: Guesses, row: int) -> bool:
     return bool(found.argmax() == label)
 
 
-def _worst_rows(guesses: Guesses, count: int) -> list[int]:
-    """Rows of wrong predictions, the least probability of the truth first."""
+def _ranked_rows(guesses: Guesses, count: int, *, right: bool) -> list[int]:
+    """Rows of wrong predictions, the least probability of the truth first; or of right ones, the largest first and no class twice
+    before the others have had their turn."""
     probabilities, labels = guesses.probabilities, guesses.labels
     if labels.ndim == 1:
         truth = probabilities[np.arange(len(labels)), labels]
@@ -103,5 +129,13 @@ def _worst_rows(guesses: Guesses, count: int) -> list[int]:
     else:
         truth = np.concatenate([1 - np.abs(probabilities[part] - labels[part]).max(1) for part in blocks(*labels.shape)])
         wrong = truth < 0.5
-    order = np.argsort(truth, kind="stable")
-    return [int(row) for row in order if wrong[row]][:count]
+    if not right:
+        return [int(row) for row in np.argsort(truth, kind="stable") if wrong[row]][:count]
+    rows = [int(row) for row in np.argsort(-truth, kind="stable") if not wrong[row]]
+    turns: dict[Any, int] = {}
+    ranked = []
+    for place, row in enumerate(rows):
+        label = labels[row].tobytes()
+        turns[label] = turns.get(label, 0) + 1
+        ranked.append((turns[label], place, row))
+    return [row for _, _, row in sorted(ranked)[:count]]

@@ -28,6 +28,7 @@ from visionattn.tasks.base import (
 from visionattn.tasks.segmentation.settings import SegmentConfig
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
@@ -51,6 +52,22 @@ class Segmentation(Task):
         metrics=("dice", "iou", "miou", "mdice", "aacc"),
         curves=("miou", "mdice", "aacc", "dice"),
         class_curves=("iou",),
+        class_rank="iou",
+        meanings={
+            "miou": "overlap of prediction and truth (intersection over union), averaged over the classes",
+            "macc": "pixels of a class that are found, averaged over the classes",
+            "mdice": "overlap of prediction and truth (Dice), averaged over the classes",
+            "aacc": "pixels with the right class",
+            "boundary_iou": "overlap close to the borders of the classes: how exact outlines are",
+            "ignored": "pixels without a label, which count for nothing",
+            "iou": "overlap: pixels in both prediction and truth, of those in either",
+            "acc": "pixels of the class that are found",
+            "dice": "overlap: twice the pixels in both, of those in prediction and truth together",
+            "hd95": "distance between the outlines of prediction and truth, leaving out the largest 5 %",
+            "nsd": "share of the outlines that lie where they should, within the tolerance",
+            "assd": "mean distance between the outlines of prediction and truth",
+            "pixel_share": "share of the class in all pixels",
+        },
         names={
             "miou": "mIoU",
             "macc": "mAcc",
@@ -125,6 +142,9 @@ class Segmentation(Task):
 
     def describe(self, config: SegmentConfig, target: Target) -> str:
         return f"{len(target['classes'])} classes"
+
+    def purpose(self, config: SegmentConfig, target: Target) -> str:
+        return f"gives each pixel of an image one of {len(target['classes'])} classes"
 
     def train_dataset(self, config: SegmentConfig, model: nn.Module, data: MaskData, report: CheckReport) -> Dataset:
         import numpy as np
@@ -259,6 +279,11 @@ class Segmentation(Task):
         from visionattn.tasks.segmentation.explain import pixel_subject
 
         return pixel_subject(config, target["classes"], model, question, device)
+
+    def image_to_explain(self, dataset: Any, index: int) -> np.ndarray | None:
+        from visionattn.tasks.images import loaded_image
+
+        return loaded_image(dataset.mask_set.images, index)
 
     # export
 

@@ -20,7 +20,7 @@ from visionattn.data.masks.settings import IGNORE
 from visionattn.data.readers import UnreadableFile
 from visionattn.figures import confusion_figure, drawn, fonts, picture_grid, shortened
 from visionattn.names import shown
-from visionattn.tasks.base import Evaluation, Panel, Pictures, WorstCase
+from visionattn.tasks.base import Confusion, Evaluation, Example, Panel, Pictures, Verdict
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.images import as_picture, unnormalise
 from visionattn.tasks.segmentation.data import MaskedImages
@@ -85,18 +85,55 @@ class SegmentationPictures(Pictures):
     def panels(self, evaluation: Evaluation) -> list[Panel]:
         """Draw scores per class and the confusion matrix."""
         return [
-            Panel("per_class", "IoU per class", _class_figure(evaluation, self.palette)),
-            Panel("confusion", "Confusion matrix", _confusion(evaluation, self.classes)),
+            # The report has the bars in its table of classes.
+            Panel("per_class", "IoU per class", _class_figure(evaluation, self.palette), in_report=False),
+            Panel(
+                "confusion",
+                "Confusion matrix",
+                _confusion(evaluation, self.classes),
+                "Each row is a true class: how many percent of its pixels are predicted as which class. Right ones are on the diagonal.",
+                Confusion(np.array(evaluation.scores.details.confusion), self.classes, "pixels", counted=False),
+            ),
         ]
 
-    def worst(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> list[WorstCase]:
+    def worst(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> list[Example]:
         """Rank images by Dice if cases are scored, otherwise by mean IoU."""
+        return self._examples(evaluation, dataset, _worst_rows(evaluation)[:count])
+
+    def best(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> list[Example]:
+        """Rank images as `worst`, and take the others: no image is both."""
+        scores = [(score, -row) for row, facts in enumerate(evaluation.scores.per_case) if (score := _score(facts)[1]) is not None]
+        rows = [-row for _, row in sorted(scores, reverse=True)][: min(count, -(-len(scores) // 2))]
+        return self._examples(evaluation, dataset, rows)
+
+    def verdicts(self, evaluation: Evaluation) -> list[Verdict]:
+        """Compare with always predicting one class, and name the classes that are hardly found or not there at all."""
+        scores, found = evaluation.scores, []
+        shares = [row["pixel_share"] or 0.0 for row in scores.per_class]
+        largest, right = int(np.argmax(shares)), evaluation.metrics.get("aacc")
+        if right is not None:
+            constant = f'calling every pixel "{shown(self.classes[largest])}" would be right for {100 * shares[largest]:.1f} %'
+            found.append(Verdict(right > shares[largest], f"{100 * right:.1f} % of the pixels are right; {constant}"))
+        weak = sorted((row["iou"], row["class"]) for row in scores.per_class if row["iou"] is not None and row["iou"] < 0.5)
+        if weak:
+            named = ", ".join(f"{shown(name)} ({100 * iou:.0f} %)" for iou, name in weak[:4])
+            more = f" and {len(weak) - 4} more" if len(weak) > 4 else ""
+            found.append(Verdict(False, f"the overlap (IoU) of these classes is below 50 %: {named}{more}"))
+        else:
+            found.append(Verdict(True, "the overlap (IoU) of every class is 50 % or more"))
+        absent = [shown(row["class"]) for row in scores.per_class if not row["pixel_share"]]
+        if absent:
+            named = ", ".join(absent[:4]) + (" ..." if len(absent) > 4 else "")
+            found.append(Verdict(False, f"nothing is known about {len(absent)} classes, of which the split has no pixel: {named}"))
+        return found
+
+    def _examples(self, evaluation: Evaluation, dataset: MaskedImages, rows: Sequence[int]) -> list[Example]:
         cases = []
-        for rank, row in enumerate(_worst_rows(evaluation)[:count]):
+        for rank, row in enumerate(rows):
             strip = self._strip(evaluation, dataset, row)
             if strip is not None:
                 name = evaluation.scores.per_case[row]["id"]
-                cases.append(WorstCase(f"{rank + 1:02d}_{name.rpartition('.')[0] or name}", _title(evaluation, row), strip))
+                cases.append(Example(f"{rank + 1:02d}_{name.rpartition('.')[0] or name}", _title(evaluation, row), strip))
         return cases
 
     def _strip(self, evaluation: Evaluation, dataset: MaskedImages, row: int) -> np.ndarray | None:

@@ -34,6 +34,15 @@ class Volumes(Task):
         metrics=("dice", "hd95", "nsd"),
         curves=("dice", "nsd"),
         class_curves=("dice", "hd95"),
+        class_rank="dice",
+        meanings={
+            "dice": "overlap of prediction and truth: twice the voxels in both, of those in either counted apart",
+            "iou": "overlap: voxels in both prediction and truth, of those in either",
+            "hd95": "distance between the surfaces of prediction and truth in mm, leaving out the largest 5 %; 0 is best",
+            "nsd": "share of the surfaces that lie where they should, within the tolerance",
+            "assd": "mean distance between the surfaces of prediction and truth in mm; 0 is best",
+            "dice_pooled": "overlap over the voxels of all volumes together",
+        },
         names={
             "dice": "Dice",
             "iou": "IoU",
@@ -112,6 +121,10 @@ class Volumes(Task):
         patch = " x ".join(map(str, config.model.patch))
         slices = "" if config.model.is_3d else f", slices across {['right', 'front', 'up'][target['slice_axis']]}"
         return f"{kind}, {sizes}, patches of {patch}{slices}"
+
+    def purpose(self, config: VolumesConfig, target: Target) -> str:
+        kind = "marks {} regions in a scan" if target["regions"] else "gives each voxel of a scan one of {} classes"
+        return kind.format(len(target["classes"]))
 
     def describe_input(self, config: VolumesConfig) -> str:
         return ""  # the patch is in `describe`

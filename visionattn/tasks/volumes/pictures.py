@@ -16,7 +16,7 @@ from visionattn.data.readers import UnreadableFile
 from visionattn.data.volumes.grid import Grid
 from visionattn.figures import drawn, fonts, picture_grid
 from visionattn.names import shown
-from visionattn.tasks.base import Evaluation, Panel, Pictures, Target, WorstCase
+from visionattn.tasks.base import Evaluation, Example, Panel, Pictures, Target, Verdict
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.volumes.data import WholeVolumes, as_grey, grey_range, rule_of, slice_picture
 from visionattn.tasks.volumes.objective import in_region
@@ -74,17 +74,43 @@ class VolumePictures(Pictures):
             axes.set_yticks(range(1, len(columns) + 1), labels, fontsize=7)
             axes.invert_yaxis()
             axes.grid(axis="x", alpha=0.3)
-        return [Panel("per_class", "Scores of volumes", figure)]
+        note = "Each box holds the middle half of the volumes, the line in it is the median; circles are volumes far from the others."
+        return [Panel("per_class", "Scores of volumes", figure, note)]
 
-    def worst(self, evaluation: Evaluation, dataset: WholeVolumes, count: int) -> list[WorstCase]:
+    def worst(self, evaluation: Evaluation, dataset: WholeVolumes, count: int) -> list[Example]:
         """Rank volumes by their mean Dice."""
         rows = evaluation.scores.per_case
         ranked = sorted((row["dice"], place) for place, row in enumerate(rows) if row["dice"] is not None and row["dice"] < 1)
+        return self._examples(evaluation, dataset, [place for _, place in ranked[:count]])
+
+    def best(self, evaluation: Evaluation, dataset: WholeVolumes, count: int) -> list[Example]:
+        """Rank volumes as `worst`, and take the others: no volume is both."""
+        rows = evaluation.scores.per_case
+        ranked = sorted(((row["dice"], -place) for place, row in enumerate(rows) if row["dice"] is not None), reverse=True)
+        return self._examples(evaluation, dataset, [-place for _, place in ranked[: min(count, -(-len(ranked) // 2))]])
+
+    def verdicts(self, evaluation: Evaluation) -> list[Verdict]:
+        """Name the classes that are hardly found, and how often one is missed altogether."""
+        scores, found = evaluation.scores, []
+        weak = sorted((row["dice"], row["class"]) for row in scores.per_class if row["dice"] is not None and row["dice"] < 0.5)
+        if weak:
+            named = ", ".join(f"{shown(name)} ({100 * dice:.0f} %)" for dice, name in weak[:4])
+            more = f" and {len(weak) - 4} more" if len(weak) > 4 else ""
+            found.append(Verdict(False, f"the overlap (Dice) of these classes is below 50 %: {named}{more}"))
+        elif scores.per_class:
+            found.append(Verdict(True, "the overlap (Dice) of every class is 50 % or more"))
+        missed, defined = (int(evaluation.metrics.get(name) or 0) for name in ("n_missed", "n_defined"))
+        if missed:
+            found.append(Verdict(False, f"{missed} of {defined} times a class is only in the prediction, or only in the truth"))
+        return found
+
+    def _examples(self, evaluation: Evaluation, dataset: WholeVolumes, places: Sequence[int]) -> list[Example]:
+        rows = evaluation.scores.per_case
         cases = []
-        for rank, (_, place) in enumerate(ranked[:count], 1):
+        for rank, place in enumerate(places, 1):
             if (picture := self._planes(evaluation, dataset, place)) is not None:
                 name = rows[place]["id"].rpartition("/")[2].partition(".")[0]
-                cases.append(WorstCase(f"{rank:02d}_{name}", _title(rows[place]), picture))
+                cases.append(Example(f"{rank:02d}_{name}", _title(rows[place]), picture))
         return cases
 
     def _planes(self, evaluation: Evaluation, dataset: WholeVolumes, row: int) -> np.ndarray | None:
