@@ -26,6 +26,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ELAMobileNetV2": ("ela_mobilenetv2", {}),
     "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
     "RAVLT": ("ravlt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
+    "ResNet": ("resnet18", {"depths": (1, 1, 1, 1)}),
     "RMT": ("rmt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
@@ -43,5 +44,6 @@ ZOO = {
     "CASViT": "casvit_xsmall",
     "LITv2": "litv2_small",
     "RAVLT": "ravlt_tiny",
+    "ResNet": "resnet18",
     "RMT": "rmt_tiny",
 }

@@ -29,6 +29,7 @@ FAMILIES = {
     "DaViT": (("davit",), "2204.03645", "dingmyu/davit"),
     "VAN": (("van",), "2202.09741", "Visual-Attention-Network/VAN-Classification"),
     "TransNeXt": (("transnext",), "2311.17132", "DaiShiResearch/TransNeXt"),
+    "ResNet, with any attention module": (("resnet",), "1512.03385", "pytorch/vision"),
     "ECA-Net": (("eca",), "1910.03151", "BangguWu/ECANet"),
     "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
     "MedViTV2": (("medvit",), "2502.13693", "Omid-Nejati/MedViTV2"),

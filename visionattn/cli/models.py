@@ -60,33 +60,43 @@ def models_info(name: str, as_json: Json = False) -> None:
         console.field(key, text)
 
 
-@app.command("compare", epilog="Example: visionattn models compare swin_tiny nat_tiny van_b2 --size 224 --batch 8")
+@app.command(
+    "compare",
+    epilog="Examples: visionattn models compare swin_tiny nat_tiny van_b2 --size 224 --batch 8, or resnet50 --attn eca,ela_b,triplet,cbam",
+)
 def models_compare(
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models or globs.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")] = 224,
     batch: Annotated[int, typer.Option(min=1, help="Images per call.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Calls of each model that count; they take turns.")] = 5,
+    attn: Annotated[str, typer.Option(metavar="NAME,...", help="Also with each of these attention modules in the blocks of a CNN.")] = "",
     as_json: Json = False,
 ) -> None:
     """Parameters, cost, published top-1, and the speed of inference on this machine, side by side."""
     from visionattn.backbones import list_models
-    from visionattn.models.factory import model_info
+    from visionattn.models.factory import computed_facts, model_info
     from visionattn.models.speed import compare_speed
     from visionattn.models.weights.records import records_of
 
     chosen = list(dict.fromkeys(found for name in names for found in list_models(name) or [name]))
-    facts = [model_info(name) for name in chosen]  # an unknown name stops before anything is measured
+    modules: list[dict[str, str]] = [{}, *({"attn": module} for module in attn.split(",") if module)]
+    models = [(name, args) for name in chosen for args in modules]
+    # An unknown name stops before anything is measured.
+    facts = [computed_facts(name, **args) if args else model_info(name) for name, args in models]
     console = console_for(as_json)
-    with console.progress("compare", (rounds + 1) * len(chosen)) as bar:
-        calls = iter(range(1, (rounds + 1) * len(chosen) + 1))
-        speeds = compare_speed(chosen, img_size=size, batch_size=batch, rounds=rounds, tick=lambda: bar.update(next(calls)))
-    top1 = [next((record.top1 for record in records_of(name)), None) for name in chosen]
+    with console.progress("compare", (rounds + 1) * len(models)) as bar:
+        calls = iter(range(1, (rounds + 1) * len(models) + 1))
+        speeds = compare_speed(models, img_size=size, batch_size=batch, rounds=rounds, tick=lambda: bar.update(next(calls)))
+    top1 = [None if args else next((record.top1 for record in records_of(name)), None) for name, args in models]
+    labels = [" ".join([name, *(f"attn={module}" for module in args.values())]) for name, args in models]
     if as_json:
-        shown = zip(facts, speeds, top1, strict=True)
+        shown = zip(models, facts, speeds, top1, strict=True)
         print_json(
             [
                 {
-                    **{key: fact[key] for key in ("name", "params", "gmacs")},
+                    "name": name,
+                    **args,
+                    **{key: fact[key] for key in ("params", "gmacs")},
                     "top1_published": best,
                     "size": size,
                     "batch": batch,
@@ -95,22 +105,22 @@ def models_compare(
                     "ms_max": speed.max_ms,
                     "images_per_second": speed.images_per_second,
                 }
-                for fact, speed, best in shown
+                for (name, args), fact, speed, best in shown
             ]
         )
         return
     first = speeds[0].images_per_second
     rows = [
         [
-            fact["name"],
-            f"{fact['params'] / 1e6:.1f}M",
-            f"{fact['gmacs']:.1f}",
+            label,
+            f"{fact['params'] / 1e6:.1f}M" if not attn else f"{fact['params'] / 1e6:.2f}M",
+            f"{fact['gmacs']:.1f}" if not attn else f"{fact['gmacs']:.3f}",
             "-" if best is None else best,
             f"{speed.median_ms:.0f} ({speed.min_ms:.0f}-{speed.max_ms:.0f})",
             f"{speed.images_per_second:.1f}",
             f"{speed.images_per_second / first:.2f}x",
         ]
-        for fact, speed, best in zip(facts, speeds, top1, strict=True)
+        for label, fact, speed, best in zip(labels, facts, speeds, top1, strict=True)
     ]
     console.table(["name", "params", "GMACs", "top-1 (publisher)", f"ms per {batch} images", "images/s", f"of {chosen[0]}"], rows)
     console.line(f"inference, fp32, {size} px, median of {rounds} (smallest-largest); GMACs at the published size")

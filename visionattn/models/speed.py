@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -47,7 +47,7 @@ def milliseconds(call: Callable[[], Any], device: torch.device, repeats: int = 1
 
 
 def compare_speed(
-    names: Sequence[str],
+    models: Sequence[tuple[str, Mapping[str, Any]]],
     *,
     img_size: int = 224,
     batch_size: int = 8,
@@ -58,25 +58,26 @@ def compare_speed(
     """Time forward passes in float32 with random weights; models alternate, so that drift affects all of them equally.
 
     Args:
-        names: models.
+        models: names and arguments of `create_model`.
         img_size: side of the images, px.
         batch_size: images per call.
         rounds: measured calls per model, after one warm-up call.
         device: None for CUDA if available, otherwise the CPU.
-        tick: called after each of the `(rounds + 1) * len(names)` calls.
+        tick: called after each of the `(rounds + 1) * len(models)` calls.
 
     Raises:
         UserError: VA-M001 unknown name.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     image = torch.randn(batch_size, 3, img_size, img_size, device=where)
-    calls = {name: partial(create_model(name).to(where).eval(), image) for name in names}
-    times: dict[str, list[float]] = {name: [] for name in names}
+    calls = [partial(create_model(name, **args).to(where).eval(), image) for name, args in models]
+    times: list[list[float]] = [[] for _ in models]
+    order = range(len(models))
     with torch.inference_mode():
         for number in range(rounds + 1):
-            for name in names if number % 2 else reversed(names):
-                elapsed = milliseconds(calls[name], where)
+            for index in order if number % 2 else reversed(order):
+                elapsed = milliseconds(calls[index], where)
                 if number:
-                    times[name].append(elapsed)
+                    times[index].append(elapsed)
                 tick()
-    return [Speed(name, batch_size, median(values), min(values), max(values)) for name, values in times.items()]
+    return [Speed(name, batch_size, median(values), min(values), max(values)) for (name, _), values in zip(models, times, strict=True)]
