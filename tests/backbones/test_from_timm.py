@@ -22,7 +22,14 @@ from visionattn.models.weights.download import cached_path, weights_folder
 from visionattn.models.weights.records import find_record, records_of
 
 # Networks and the size of their images; of the first alone everything is tested in the default run.
-NETWORKS = {"resnest14d": 64, "ghostnetv2_100": 64, "focalnet_tiny_srf": 64, "nextvit_small": 64, "halonet26t": 256, "efficientformer_l1": 224}
+NETWORKS = {
+    "resnest14d": 64,
+    "ghostnetv2_100": 64,
+    "focalnet_tiny_srf": 64,
+    "nextvit_small": 64,
+    "halonet26t": 256,
+    "efficientformer_l1": 224,
+}
 CLASSIFIERS = {"crossvit_tiny_240": 240, "tnt_s_legacy_patch16_224": 224, "volo_d1_224": 224}
 ZOO = [pytest.mark.slow, pytest.mark.zoo]
 
@@ -120,7 +127,9 @@ def test_layer_decay_and_weight_decay_are_timms() -> None:
 
     def scales(model: nn.Module, strip: str) -> dict[str, tuple[float, float]]:
         names = {id(parameter): name.removeprefix(strip).replace("head.fc.", "fc.") for name, parameter in model.named_parameters()}
-        groups = param_groups_layer_decay(model, 0.05, model.no_weight_decay() if hasattr(model, "no_weight_decay") else (), layer_decay=0.5)
+        groups = param_groups_layer_decay(
+            model, 0.05, model.no_weight_decay() if hasattr(model, "no_weight_decay") else (), layer_decay=0.5
+        )
         return {names[id(parameter)]: (group["lr_scale"], group["weight_decay"]) for group in groups for parameter in group["params"]}
 
     assert scales(ours, "backbone.network.") == scales(theirs, "")
@@ -147,7 +156,15 @@ def test_published_weights_are_downloaded_by_us() -> None:
     assert [record.tag for record in records_of("timm:halonet26t")] == ["a1h_in1k"]
 
 
-TINY = ("model.img_size=32", "train.steps=2", "train.batch_size=8", "data.workers=0", "log.to=[]", "train.device=cpu", "train.precision=fp32")
+TINY = (
+    "model.img_size=32",
+    "train.steps=2",
+    "train.batch_size=8",
+    "data.workers=0",
+    "log.to=[]",
+    "train.device=cpu",
+    "train.precision=fp32",
+)
 
 
 def test_train_resume_evaluate_and_export(flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,7 @@ class EfficientAttention2d(nn.Module):
         ValueError: the heads do not divide the channels of keys or values.
     """
 
-    def __init__(
-        self, channels: int, *, num_heads: int = 1, key_channels: int | None = None, value_channels: int | None = None
-    ) -> None:
+    def __init__(self, channels: int, *, num_heads: int = 1, key_channels: int | None = None, value_channels: int | None = None) -> None:
         super().__init__()
         keys, values = (max(1, channels // 2) if given is None else given for given in (key_channels, value_channels))
         if keys % num_heads or values % num_heads:

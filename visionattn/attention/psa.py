@@ -53,9 +53,7 @@ class SequentialPSA(nn.Module):
         hidden, narrow = max(1, channels // 2), max(2, channels // 8)
         self.conv_q_right = nn.Conv2d(channels, 1, 1, bias=False)
         self.conv_v_right = nn.Conv2d(channels, hidden, 1, bias=False)
-        self.conv_up = nn.Sequential(
-            nn.Conv2d(hidden, narrow, 1), nn.LayerNorm([narrow, 1, 1]), nn.ReLU(), nn.Conv2d(narrow, channels, 1)
-        )
+        self.conv_up = nn.Sequential(nn.Conv2d(hidden, narrow, 1), nn.LayerNorm([narrow, 1, 1]), nn.ReLU(), nn.Conv2d(narrow, channels, 1))
         self.conv_q_left = nn.Conv2d(channels, hidden, 1, bias=False)
         self.conv_v_left = nn.Conv2d(channels, hidden, 1, bias=False)
 

@@ -124,7 +124,7 @@ class TimmBackbone(Backbone):
         before = set(self.network.state_dict())
         kept = [self.levels[index] for index in self.out_indices]
         self.network.prune_intermediate_layers(kept, prune_norm=True, prune_head=True)  # type: ignore[operator]
-        for name in ("conv_head", "bn2", "final_conv"):  # of a classifier, where timm leaves it
+        for name in ("head", "conv_head", "bn2", "final_conv"):  # of a classifier, where timm leaves it
             if name not in self.modules_of_levels and hasattr(self.network, name):
                 setattr(self.network, name, nn.Identity())
         self.left_out |= before - set(self.network.state_dict())
@@ -150,13 +150,15 @@ class TimmBackbone(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's own patterns for this network."""
-        matcher = self.network.group_matcher(coarse=coarse)  # type: ignore[operator]
-        stem = matcher["stem"] if isinstance(matcher["stem"], str) else "|".join(pattern for pattern, _ in matcher["stem"])
-        rest = {key: value for key, value in matcher.items() if key != "stem"}
-        return {
-            "stem": _below(stem),
-            **{key: _below(value) if isinstance(value, str) else [(_below(one), order) for one, order in value] for key, value in rest.items()},
-        }
+        found: dict[str, Any] = {}
+        for key, value in self.network.group_matcher(coarse=coarse).items():  # type: ignore[operator]
+            if isinstance(value, str):
+                found[key] = _below(value)
+            elif key == "stem":
+                found[key] = _below("|".join(pattern for pattern, _ in value))
+            else:
+                found[key] = [(_below(pattern), order) for pattern, order in value]
+        return found
 
     def feature_dicts(self) -> list[dict[str, Any]]:
         names = [f"network.{module}" for module in self.modules_of_levels] + ["network"] * self.pooled

@@ -51,8 +51,9 @@ def create_model(
 
     Args:
         name: see `list_models()`; with a tag (`swin_tiny.in22k`), preprocessing and classes are those of
-            these weights. Or a model of timm (`timm:NAME`, with or without a tag of timm's); or one of the Hugging Face hub (`hf-hub:OWNER/NAME`) or of a folder (`local-dir:FOLDER`), whose
-            `config.json` gives the network, its classes and preprocessing.
+            these weights. Or a model of timm (`timm:NAME`, with a tag of timm's or without), of the Hugging Face hub
+            (`hf-hub:OWNER/NAME`) or of a folder (`local-dir:FOLDER`), whose `config.json` gives the network, its classes and
+            preprocessing.
         pretrained: load published weights, downloaded on first use: those of the tag in the name, of the
             tag given here, or the model's default (`list_models(pretrained=True)`). Another number of
             classes or input channels is adapted and logged (`load_checkpoint`).
