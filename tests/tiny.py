@@ -33,6 +33,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "TransNeXt": ("transnext_micro", _PLAIN),
     "TransDAE": ("trans_dae", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
+    "ViT": ("vit_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
 }
 
@@ -46,4 +47,5 @@ ZOO = {
     "RAVLT": "ravlt_tiny",
     "ResNet": "resnet18",
     "RMT": "rmt_tiny",
+    "ViT": "vit_small",
 }

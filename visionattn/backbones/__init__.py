@@ -24,6 +24,7 @@ from visionattn.backbones import (
     swinv2,
     transnext,
     van,
+    vit,
 )
 from visionattn.backbones.base import Backbone, Sizes
 from visionattn.backbones.registry import list_models, register_backbone
@@ -56,4 +57,5 @@ __all__ = [
     "swinv2",
     "transnext",
     "van",
+    "vit",
 ]
