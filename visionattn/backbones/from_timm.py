@@ -62,7 +62,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         require_name(name)
         size = (img_size, img_size) if isinstance(img_size, int) else None if img_size is None else (img_size[0], img_size[1])
-        self.build_args = {"name": name, "in_chans": in_chans, "size": size, "drop_path_rate": drop_path_rate}
+        self.build_args: dict[str, Any] = {"name": name, "in_chans": in_chans, "size": size, "drop_path_rate": drop_path_rate}
         network = _build(**self.build_args)
         levels: dict[int, int] = {}  # stride -> index of the last map with it
         for index, info in enumerate(network.feature_info if hasattr(network, "forward_intermediates") else ()):
