@@ -112,6 +112,8 @@ def test_what_a_network_does_not_do() -> None:
         assert caught.value.fix == "model.img_size=224"
         with pytest.raises(UserError, match="takes images of 256x256 px here, not of 224x224 px"):
             va.create_model("timm:halonet26t", img_size=224)
+        with pytest.raises(UserError, match="takes images of 224x224 px here, not of 32x32 px"):
+            va.create_model("timm:ghostnetv2_100", img_size=32)  # whose attention halves a map of one position
         with pytest.raises(UserError, match="has no stochastic depth"):
             va.create_model("timm:ghostnetv2_100", drop_path_rate=0.1)
         model = va.create_model("timm:vit_tiny_patch16_224", img_size=(32, 64), num_classes=3)  # one that is built for its size

@@ -30,6 +30,7 @@ from visionattn.backbones.registry import DEFAULT_CFG, Variant, register_source
 from visionattn.errors import UserError, did_you_mean
 
 PREFIX = "timm:"
+_USUAL = 96  # side of images from which networks without position tables take any; some pool more often than smaller ones allow
 _FAILURES = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)  # of networks that get an image of a size that is not theirs
 
 
@@ -265,7 +266,9 @@ def _only_size(network: Any, name: str, size: tuple[int, int] | None) -> tuple[i
     fixed = bool(network.pretrained_cfg.get("fixed_input_size"))
     takes = "img_size" in signature(type(network).__init__).parameters
     if not fixed and (not takes or _accepts(name, None, (96, 128))):
-        return None
+        if min(own) >= _USUAL or _accepts(name, size, own):
+            return None
+        raise _wrong_size(name, own, native, f"model.img_size={native[0]}")
     if own != native and not _accepts(name, own, own):
         raise _wrong_size(name, own, native, f"model.img_size={native[0] if native[0] == native[1] else list(native)}")
     return own
