@@ -1578,7 +1578,7 @@ OTHERS = [
     ),
     Case(
         "backbones/from_timm.py",
-        f"train --data flowers model.name=timm:ghostnetv2_100 model.weights=none model.drop_path_rate=0.1 {SMALL} model.img_size=64 --dry-run",
+        f"train --data flowers --model timm:ghostnetv2_100 --weights none model.drop_path_rate=0.1 {SMALL} model.img_size=64 --dry-run",
         "VA-M002",
         "model.drop_path_rate=0",
         (add("model.drop_path_rate=0"),),
