@@ -59,6 +59,9 @@ GAINS = [
     (r"\.kan\.layers\.1\.spline_linear\.weight$", 0.7),
     (r"^features\.\d+\.(patch_embed|projection)\.conv\.weight$", 0.7),
     (r"^features\.\d+\.(attn|patch_embed|norm1|norm2|e_mhsa|projection|mhca|conv\.conv|kan)\.", 1.0),
+    # Triplet attention and ULSAM
+    (r"^(cw|hc|hw)\.conv\.conv\.weight$", 0.5),
+    (r"\.conv_point\.weight$", 6.0),
     # CAS-ViT, LITv2, RMT and RAVLT
     (r"\.conv_offset\.weight$", 0.15),
     (r"\.dconv\.weight$", 1.0),
@@ -148,8 +151,8 @@ class Record:
         return float(np.abs(points - self.arrays[f"stage{index}_sample"]).max() / stage["std"])
 
 
-# Families with recorded outputs; ELA's cover only its gate, and the losses' belong to no network.
-FAMILIES = tuple(sorted({path.stem for path in FIXTURES.glob("*.json")} - {"ela", "losses"}))
+# Families with recorded outputs; those of ELA's gate, of other modules and of the losses belong to no network.
+FAMILIES = tuple(sorted({path.stem for path in FIXTURES.glob("*.json")} - {"ela", "modules", "losses"}))
 
 
 def record_names(family: str) -> list[str]:

@@ -26,12 +26,14 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ELAMobileNetV2": ("ela_mobilenetv2", {}),
     "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
     "RAVLT": ("ravlt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
+    "ResNet": ("resnet18", {"depths": (1, 1, 1, 1)}),
     "RMT": ("rmt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
     "TransNeXt": ("transnext_micro", _PLAIN),
     "TransDAE": ("trans_dae", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
     "VAN": ("van_b0", {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}),
+    "ViT": ("vit_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
     "ViTRPB": ("vitrpb_small", {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": 2}),
 }
 
@@ -43,5 +45,7 @@ ZOO = {
     "CASViT": "casvit_xsmall",
     "LITv2": "litv2_small",
     "RAVLT": "ravlt_tiny",
+    "ResNet": "resnet18",
     "RMT": "rmt_tiny",
+    "ViT": "vit_small",
 }

@@ -29,6 +29,7 @@ FAMILIES = {
     "DaViT": (("davit",), "2204.03645", "dingmyu/davit"),
     "VAN": (("van",), "2202.09741", "Visual-Attention-Network/VAN-Classification"),
     "TransNeXt": (("transnext",), "2311.17132", "DaiShiResearch/TransNeXt"),
+    "ResNet, with any attention module": (("resnet",), "1512.03385", "pytorch/vision"),
     "ECA-Net": (("eca",), "1910.03151", "BangguWu/ECANet"),
     "ELA": (("ela",), "2403.01123", "Xuwei86/ELA_Code"),
     "MedViTV2": (("medvit",), "2502.13693", "Omid-Nejati/MedViTV2"),
@@ -37,6 +38,7 @@ FAMILIES = {
     "Agent Attention": (("agent_swin", "agent_pvt", "agent_deit"), "2312.08874", "LeapLabTHU/Agent-Attention"),
     "CAS-ViT": (("casvit",), "2408.03703", "Tianfang-Zhang/CAS-ViT"),
     "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
+    "ViT, with softmax, sigmoid or flow attention": (("vit",), "2205.01580", "google-research/big_vision"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
     "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }

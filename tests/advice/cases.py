@@ -1570,6 +1570,30 @@ OTHERS = [
         flowers,
     ),
     Case(
+        "backbones/from_timm.py",
+        f"train --data flowers model.name=timm:efficientformer_l1 model.weights=none {SMALL} --dry-run",
+        "VA-M002",
+        "model.img_size=224",
+        (add("model.img_size=224"),),
+        flowers,
+    ),
+    Case(
+        "backbones/from_timm.py",
+        f"train --data flowers --model timm:ghostnetv2_100 --weights none model.drop_path_rate=0.1 {SMALL} model.img_size=64 --dry-run",
+        "VA-M002",
+        "model.drop_path_rate=0",
+        (add("model.drop_path_rate=0"),),
+        flowers,
+    ),
+    Case(
+        "backbones/from_timm.py",
+        f"train --data flowers model.name=timm:dla46_c model.weights=none model.grad_checkpointing=true {SMALL} --dry-run",
+        "VA-M002",
+        "model.grad_checkpointing=false",
+        (add("model.grad_checkpointing=false"),),
+        flowers,
+    ),
+    Case(
         "heads/probe.py",
         f"train --data flowers {DRY} model.classifier.name=ep model.classifier.queries=7",
         "VA-M002",
@@ -2207,7 +2231,7 @@ SHARED = [
 
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is not measured, which takes a process for each model."""
-    monkeypatch.setattr(speed, "_peak_of_process", lambda name, workload: 0)
+    monkeypatch.setattr(speed, "_peak_of_process", lambda candidate, workload: 0)
 
 
 QUICK = "eca_mobilenetv2 --size 32 --batch 1 --rounds 1"

@@ -12,6 +12,7 @@ STANDS_FOR = "what an option stands for, not printed"
 HARDWARE = "depends on the run or on hardware; the keys are checked below"
 
 NOT_FOLLOWED: dict[str, dict[str, str]] = {
+    "backbones/from_timm.py": {"eval.mode=slide": "as in config/schema.py, of a network that takes images of 224 px only"},
     "cli/config.py": {"--task": FAULT},
     "cli/data.py": {"--palette": FAULT},
     "cli/features.py": {"--bags": FAULT, "--split": FAULT},
@@ -128,6 +129,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "num_classes=2": "in Python, followed in test_advice.py",
     },
     "models/weights/download.py": {
+        "model.weights=FILE": "of weights of timm, needs a network: tests/backbones/test_from_timm.py",
         "VISIONATTN_CACHE=": "of a full disk: followed in another case, of files.py",
         "pretrained=False": "in Python: tests/models/test_weights.py",
         "visionattn weights download": "needs a network: tests/models/test_download.py",

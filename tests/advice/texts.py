@@ -14,7 +14,8 @@ HOLE = "\0"  # stands for what an f-string fills in
 
 # A command, a flag, a setting; and what else messages say to type. Each up to its first hole.
 _KINDS = (
-    r"visionattn (?:-v|train|eval|predict|compare|explain|export|serve|bench|features|neighbors|push|doctor|data|models|weights|config|kernels)\b"
+    r"visionattn (?:-v|train|eval|predict|compare|explain|export|serve|bench|features|neighbors|push|doctor|data|models|weights|config"
+    r"|kernels)\b"
     r"[^\n\0(),;`]*",
     r"(?<![\w-])--[a-z][a-z_-]+",
     r"(?<![\w.])[a-z_]+\.[a-z_.\0]+=[^\s\0,;:)`\"']*",

@@ -17,7 +17,7 @@ from visionattn.heads.unet import BOTTLENECKS, SKIPS
 from visionattn.models import segmenter_from_file
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-CNNS = {
+CNNS: dict[str, dict[str, Any]] = {
     "eca_resnet18": {"width": 8},
     "eca_resnet50": {"width": 8, "depths": (1, 1, 1, 1)},
     "eca_mobilenetv2": {},
@@ -62,11 +62,13 @@ def scaled() -> Iterator[None]:
 
 def cnn(name: str, attn: str, **args: Any) -> Any:
     torch.manual_seed(0)
-    return va.create_model(name, num_classes=3, attn=attn, **CNNS[name], **args)
+    return va.create_model(name, num_classes=3, attn=attn, **CNNS.get(name, {"width": 8}), **args)
 
 
-@pytest.mark.parametrize("attn", ["none", "eca", "ela_b", "ela_s", "scaled"])
-@pytest.mark.parametrize("name", CNNS)
+@pytest.mark.parametrize(
+    ("name", "attn"),
+    [(name, attn) for name in CNNS for attn in ("none", "eca", "ela_b", "ela_s", "scaled")] + [("resnet18", attn) for attn in ATTENTION],
+)
 def test_blocks_take_any_module(name: str, attn: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = cnn(name, attn)
@@ -94,7 +96,7 @@ def test_blocks_take_any_module(name: str, attn: str, tmp_path: Path) -> None:
 def test_the_module_takes_the_place_of_the_familys_own(name: str) -> None:
     family = name.partition("_")[0]
     own, other = (ECA, ELA) if family == "eca" else (ELA, ECA)
-    usual = va.create_model(name, num_classes=3, **CNNS[name])  # type: ignore[arg-type]
+    usual = va.create_model(name, num_classes=3, **CNNS[name])
     foreign = cnn(name, "ela_b" if family == "eca" else "eca")
     ours, theirs = ([key for key, part in net.named_modules() if isinstance(part, cls)] for net, cls in ((usual, own), (foreign, other)))
     assert ours and [key.replace(f".{family}", ".attn") for key in ours] == theirs
@@ -105,7 +107,7 @@ def test_without_attention_the_trunk_is_torchvisions() -> None:
     from torchvision.models import mobilenet_v2, resnet18
 
     image = torch.randn(1, 3, 64, 64)
-    for name, build in (("eca_resnet18", resnet18), ("eca_mobilenetv2", mobilenet_v2)):
+    for name, build in (("resnet18", resnet18), ("eca_resnet18", resnet18), ("eca_mobilenetv2", mobilenet_v2)):
         theirs = build(num_classes=3).eval()
         ours: Any = va.create_model(name, num_classes=3, attn="none").eval()
         va.load_checkpoint(ours, theirs.state_dict(), allow=())
@@ -113,9 +115,21 @@ def test_without_attention_the_trunk_is_torchvisions() -> None:
             assert torch.allclose(ours(image), theirs(image), atol=1e-5)
 
 
+def test_a_plain_resnet_starts_one_with_modules() -> None:
+    plain, gated = va.create_model("resnet18", width=8, num_classes=3), va.create_model("resnet18", width=8, num_classes=3, attn="cbam")
+    modules = {key: value.clone() for key, value in gated.state_dict().items() if ".attn." in key}
+    assert len(modules) == 8 * 10
+    report = va.load_checkpoint(gated, plain.state_dict())
+    assert report.reshaped == ["no attention modules in the file: they start anew"]
+    state = gated.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in {**plain.state_dict(), **modules}.items())
+    with pytest.raises(UserError, match="does not fit"):
+        va.load_checkpoint(plain, gated.state_dict())
+
+
 def test_unknown_names_are_answered_with_the_choices() -> None:
     cases = {
-        "attn": (lambda: va.create_model("eca_resnet18", attn="ecaa"), ["none"]),
+        "attn": (lambda: va.create_model("resnet18", attn="ecaa"), ["none"]),
         "skip": (lambda: va.create_segmenter("van_b0", "unet", 2, skip="ecaa"), SKIPS),
         "bottleneck": (lambda: va.create_segmenter("van_b0", "unet", 2, bottleneck="ecaa"), BOTTLENECKS),
     }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import visionattn as va
+from tests.parity import Record, record_names
 from visionattn.attention import ATTENTION, ECA, ELA, build_attention, register_attention
 from visionattn.errors import UserError
 
@@ -17,6 +19,21 @@ NAMES = list(ATTENTION)
 def name(request: pytest.FixtureRequest) -> str:
     torch.manual_seed(0)
     return str(request.param)
+
+
+@pytest.mark.parametrize("case", record_names("modules"))
+def test_recorded_outputs(case: str) -> None:
+    record = Record("modules", case)
+    module = build_attention(record.facts["module"], 64, **record.facts["args"]).eval()
+    module.load_state_dict(record.state())
+    assert sum(parameter.numel() for parameter in module.parameters()) == record.facts["params"]
+    image = record.image()
+    with torch.no_grad():
+        assert record.stage_error(0, module(image)) < 1e-5
+        exact = module.double()(image.double()).flatten()
+    points = exact[(torch.arange(64) * (exact.numel() - 1)) // 63].numpy()
+    wanted = record.arrays["stage0_sample64"]
+    assert np.abs(points - wanted).max() / record.facts["stages"][0]["std"] < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 14, 14), (1, 48, 7, 13), (1, 20, 1, 5), (3, 12, 9, 4), (1, 1, 2, 3)])

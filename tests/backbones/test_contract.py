@@ -105,6 +105,7 @@ def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> N
             "chada_vit",
             "medvit",
             "nat_isotropic",
+            "vit",
         )  # no norms of outputs in their dense code, or none at all
         return
     classifier, dense = small(name), small(name, features_only=True, out_norm=True, output_stride=32).eval()

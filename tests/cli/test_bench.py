@@ -16,7 +16,7 @@ from tests.commands import done, refused, va
 from visionattn import figures
 from visionattn.figures import Point, scatter_figure
 from visionattn.models import speed
-from visionattn.models.speed import Speed, Workload, interleave, measure_models, step_count
+from visionattn.models.speed import Candidate, Speed, Workload, interleave, measure_models, step_count
 
 SMALL = ("--size", 32, "--batch", 2, "--rounds", 2)
 
@@ -37,7 +37,7 @@ def test_a_table_as_json() -> None:
 
 
 def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(name: str) -> torch.nn.Module:
+    def create(name: str, **args: str) -> torch.nn.Module:
         if name == "eca_resnet18":
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         if name == "eca_resnet34":
@@ -45,7 +45,7 @@ def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> 
         return tiny(name)
 
     monkeypatch.setattr(speed, "create_model", create)
-    monkeypatch.setattr(speed, "_peak_of_process", lambda name, workload: 3 * 2**20)
+    monkeypatch.setattr(speed, "_peak_of_process", lambda candidate, workload: 3 * 2**20)
     result = done("bench", "eca_mobilenetv2", "eca_resnet18", "eca_resnet34", *SMALL)
     lines = result.stdout.splitlines()
     assert any(line.startswith("eca_resnet18") and "failed" in line for line in lines)
@@ -69,11 +69,13 @@ def test_a_failure_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_process_that_fails(monkeypatch: pytest.MonkeyPatch, code: int, stdout: str, stderr: str, reason: str) -> None:
     """A model that ends the process in which its memory is measured does not end this one."""
     monkeypatch.setattr(subprocess, "run", lambda *given, **more: subprocess.CompletedProcess([], code, stdout, stderr))
-    monkeypatch.setattr(speed, "create_model", lambda name: pytest.fail("it is computed here"))
+    monkeypatch.setattr(speed, "create_model", lambda name, **args: pytest.fail("it is computed here"))
     steps: list[str] = []
     workload = Workload(32, 1)
-    assert measure_models(["eca_resnet18"], workload, rounds=2, memory=True, tick=steps.append) == [Speed("eca_resnet18", 1, reason=reason)]
-    assert len(steps) == step_count(["eca_resnet18"], workload, 2, True) == 4
+    assert measure_models([Candidate("eca_resnet18")], workload, rounds=2, memory=True, tick=steps.append) == [
+        Speed("eca_resnet18", 1, reason=reason)
+    ]
+    assert len(steps) == step_count([Candidate("eca_resnet18")], workload, 2, True) == 4
 
 
 def test_models_take_turns() -> None:
@@ -87,19 +89,19 @@ def test_a_training_step_changes_the_weights(monkeypatch: pytest.MonkeyPatch, pr
     made: list[torch.nn.Module] = []
     seen: list[torch.dtype] = []
 
-    def create(name: str) -> torch.nn.Module:
+    def create(name: str, **args: str) -> torch.nn.Module:
         model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 1000))
         model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
         made.append(model)
         return model
 
     monkeypatch.setattr(speed, "create_model", create)
-    call = speed._call("eca_resnet18", Workload(32, 2, train=True, precision=precision))
+    call = speed._call(Candidate("eca_resnet18"), Workload(32, 2, train=True, precision=precision))
     before = made[0][1].weight.clone()  # type: ignore[union-attr, operator]
     call()
     assert made[0].training and not torch.equal(before, made[0][1].weight)  # type: ignore[arg-type, union-attr]
     assert seen == [speed.PRECISIONS[precision] or torch.float32]
-    infer = speed._call("eca_resnet18", Workload(32, 2))
+    infer = speed._call(Candidate("eca_resnet18"), Workload(32, 2))
     assert not made[1].training and not infer().requires_grad
 
 

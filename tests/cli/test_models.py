@@ -30,6 +30,16 @@ def test_models_info(tmp_path: Path) -> None:
     assert "swin_tiny" in refused(tmp_path, "VA-M001", 2, "models", "info", "swin_tinny")
 
 
+def test_models_compare_attention_modules(tmp_path: Path) -> None:
+    compare = ("models", "compare", "resnet18", "--attn", "eca,triplet", "--size", 32, "--batch", 1, "--rounds", 1)
+    rows = json.loads(done(*compare, "--json").stdout)
+    assert [(row["name"], row.get("attn")) for row in rows] == [("resnet18", None), ("resnet18", "eca"), ("resnet18", "triplet")]
+    assert [row["params"] - rows[0]["params"] for row in rows] == [0, 2 * (3 + 5 + 5 + 5), 8 * 300]
+    assert all(row["ms"] > 0 for row in rows) and [row["top1_published"] for row in rows] == [69.76, None, None]
+    assert "Did you mean eca" in refused(tmp_path, "VA-M002", 2, "models", "compare", "resnet18", "--attn", "ecaa")
+    assert 'no argument "attn"' in refused(tmp_path, "VA-M002", 2, "models", "compare", "swin_tiny", "--attn", "eca")
+
+
 @pytest.mark.parametrize(("backend", "text"), [("tritn", "expected one of triton, torch"), ("triton", "it needs a CUDA device")])
 def test_a_backend_of_the_environment_that_cannot_run(trained: Trained, monkeypatch: pytest.MonkeyPatch, backend: str, text: str) -> None:
     monkeypatch.setattr(dispatch, "_asked", backend)  # the environment is read when the module is loaded

@@ -173,6 +173,7 @@ def test_a_family_that_states_nothing_has_one_size() -> None:
         "SwinV2",
         "TransDAE",
         "TransNeXt",
+        "ViT",
         "ViTRPB",
     }
 

@@ -74,6 +74,7 @@ CALLS = {
     "SwinV2": ["window_attention"] * 4,
     "TransDAE": ["dense_attention"] * 4,
     "TransNeXt": ["aggregated_attention"] * 3 + ["dense_attention"],
+    "ViT": ["dense_attention"] * 4,
     "ViTRPB": ["window_attention"] * 4,
 }
 HEADS: dict[str, tuple[str, dict[str, Any], list[str]]] = {

@@ -86,7 +86,9 @@ def test_a_foreign_network_is_not_recognised() -> None:
     import timm
 
     with torch.device("meta"):
-        transformer, residual = timm.create_model("vit_tiny_patch16_224"), timm.create_model("resnet18")
-    assert recognise(transformer.state_dict()) is None
-    near = recognise(residual.state_dict())  # ECA-ResNet-18 but for the gates
+        transformer, squeezed, residual = (timm.create_model(name) for name in ("vit_tiny_patch16_224", "seresnet18", "resnet18"))
+    assert recognise(transformer.state_dict()) is recognise(squeezed.state_dict()) is None
+    state = residual.state_dict()
+    assert va_names(state) == ("resnet18",)
+    near = recognise({f"other.{key}" if key.startswith(("layer1.0.conv", "layer1.1.conv")) else key: value for key, value in state.items()})
     assert near is not None and near.fit < 0.95

@@ -22,7 +22,7 @@ MODELS = list(dict.fromkeys(record.model for record in RECORDS))
 FEATURES = ("init", "idrcell100k")  # starts of a training, of which no classes are known
 TAGS = ("in1k", "in22k_ft_in1k", "in22k", "tv_in1k", "mm_in1k", *FEATURES)
 FAMILIES = {"swin", "swinv2", "nat", "dinat_s", "nat_isotropic", "biformer", "davit", "van", "transnext", "eca", "medvit", "chada_vit"}
-FAMILIES |= {"agent_attention", "casvit", "litv2", "ravlt", "rmt"}
+FAMILIES |= {"agent_attention", "casvit", "litv2", "ravlt", "resnet", "rmt"}
 UNLICENSED = ("agent_", "ravlt_", "rmt_")  # repositories without a licence
 UNSTATED = ("agent_", "casvit_", "litv2_", "ravlt_")  # authors who do not state all figures where they list the files
 
@@ -30,7 +30,7 @@ UNSTATED = ("agent_", "casvit_", "litv2_", "ravlt_")  # authors who do not state
 def test_every_family_has_its_file() -> None:
     folder = files("visionattn") / "models" / "weights" / "records"
     assert {path.name for path in folder.iterdir()} - {"facts.json", "segmentation.yaml"} == {f"{family}.yaml" for family in FAMILIES}
-    assert len(RECORDS) == 124
+    assert len(RECORDS) == 129
 
 
 def test_names_are_unique_and_in_order() -> None:
@@ -51,7 +51,7 @@ def test_a_record_is_consistent(record: Record) -> None:
     if record.label_set == "imagenet-1k":
         assert record.num_classes == 1000
         stated = not record.model.startswith(UNSTATED)
-        assert 70 < record.top1 < 90 if record.top1 is not None else not stated
+        assert 69 < record.top1 < 90 if record.top1 is not None else not stated
         assert record.gflops is not None or not stated
     elif record.label_set is None:
         assert record.num_classes is None and record.top1 is None

@@ -15,12 +15,8 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn import functional as F
 
+from visionattn.attention.efficient import efficient_attention
 from visionattn.kernels import channel_attention, dense_attention
-
-
-def efficient_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention without weights between positions (arXiv 1812.01243, eq. 4): `softmax_d(q) (softmax_N(k)^T v)`, `[B, heads, N, d]`."""
-    return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
 
 
 def heads_of(dim: int, head_dim: int = 64) -> int:

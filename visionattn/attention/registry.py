@@ -8,10 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from visionattn.attention.cb import ContextBroadcasting
+from visionattn.attention.cbam import CBAM
 from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
+from visionattn.attention.efficient import EfficientAttention2d
 from visionattn.attention.ela import ELA
+from visionattn.attention.psa import ParallelPSA, SequentialPSA
+from visionattn.attention.se import SE
 from visionattn.attention.tap import TAP
+from visionattn.attention.triplet import TripletAttention
+from visionattn.attention.ulsam import ULSAM
 from visionattn.errors import UserError, did_you_mean
 
 # A builder takes the channels of the map and its own keyword arguments.
@@ -23,6 +30,15 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "ela_b": partial(ELA, gate="b"),
     "ela_s": partial(ELA, gate="s"),
     "ela_l": partial(ELA, gate="l"),
+    "se": SE,
+    "cbam": CBAM,
+    "triplet": TripletAttention,
+    "triplet_no_spatial": partial(TripletAttention, spatial=False),
+    "psa_p": ParallelPSA,
+    "psa_s": SequentialPSA,
+    "ulsam": ULSAM,
+    "efficient": EfficientAttention2d,
+    "cb": ContextBroadcasting,
 }
 
 

@@ -78,7 +78,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-class _Isotropic(Backbone):
+class Isotropic(Backbone):
     """Shared part of both models: everything except the attention, which is passed as one module per block."""
 
     first_conv = "patch_embed.proj"
@@ -141,7 +141,7 @@ class _Isotropic(Backbone):
         return rename_keys(state, rules, drop=r"relative_position_index$")
 
 
-class NATIsotropic(_Isotropic):
+class NATIsotropic(Isotropic):
     """Isotropic NAT or DiNAT.
 
     Args:
@@ -172,7 +172,7 @@ class NATIsotropic(_Isotropic):
         super().__init__(in_chans, embed_dim, depths, attns, mlp_ratio, drop_path_rate)
 
 
-class ViTRPB(_Isotropic):
+class ViTRPB(Isotropic):
     """ViT without class token, with relative position bias.
 
     Args:

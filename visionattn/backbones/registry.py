@@ -6,7 +6,7 @@ It is a sibling of the backbones, because they register themselves on import.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,10 @@ class Variant:
 
 _VARIANTS: dict[str, Variant] = {}
 
-_DEFAULT_CFG: dict[str, Any] = {
+# Prefix of names -> what describes a backbone of another library by such a name.
+_SOURCES: dict[str, Callable[[str], Variant]] = {}
+
+DEFAULT_CFG: dict[str, Any] = {
     "input_size": (3, 224, 224),
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
@@ -68,7 +71,17 @@ def register_backbone(cls: type[Backbone], variants: Mapping[str, Mapping[str, A
     for name, args in variants.items():
         if name in _VARIANTS:
             raise ValueError(f"backbone {name!r} is registered already, by {_VARIANTS[name].cls.__module__}")
-        _VARIANTS[name] = Variant(name, cls, args, {**_DEFAULT_CFG, **cfgs.get("*", {}), **cfgs.get(name, {})})
+        _VARIANTS[name] = Variant(name, cls, args, {**DEFAULT_CFG, **cfgs.get("*", {}), **cfgs.get(name, {})})
+
+
+def register_source(prefix: str, describe: Callable[[str], Variant]) -> None:
+    """Register the backbones of another library: `describe` looks up a name with this prefix, or raises VA-M001."""
+    _SOURCES[prefix] = describe
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a name is one of another library, `timm:NAME`."""
+    return name.startswith(tuple(_SOURCES))
 
 
 def get_variant(name: str) -> Variant:
@@ -77,6 +90,9 @@ def get_variant(name: str) -> Variant:
     Raises:
         UserError: VA-M001 with close names.
     """
+    for prefix, describe in _SOURCES.items():
+        if name.startswith(prefix):
+            return describe(name)
     if name not in _VARIANTS:
         fix = f"{did_you_mean(name, _VARIANTS)} List them: visionattn models list".strip()
         raise UserError("VA-M001", f'unknown model "{name}"', fix=fix)

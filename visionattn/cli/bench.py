@@ -14,7 +14,7 @@ from visionattn.files import counted
 from visionattn.names import shown
 
 if TYPE_CHECKING:
-    from visionattn.models.speed import Speed, Workload
+    from visionattn.models.speed import Candidate, Speed, Workload
 
 ModelNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Models or globs.")]
 ImageSize = Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")]
@@ -34,7 +34,7 @@ def bench(
 ) -> None:
     """Latency, throughput and peak memory of models with random weights on this machine."""
     from visionattn.engine.devices import fast_bf16
-    from visionattn.models.speed import PRECISIONS, Workload, clock_name, machine, usable_device
+    from visionattn.models.speed import PRECISIONS, Candidate, Workload, clock_name, machine, usable_device
 
     if precision not in PRECISIONS:
         raise UserError("VA-C002", f'--precision: expected {", ".join(PRECISIONS)}, got "{precision}"', fix="--precision fp32")
@@ -48,7 +48,7 @@ def bench(
     facts = {**machine(where), "clock": clock_name(where)}
     if precision == "bf16" and not fast_bf16(cpu=where.type == "cpu"):
         console.warn("this device has no hardware for bf16: what is measured is its emulation")
-    speeds = measured(chosen_models(names), workload, rounds, memory=True, console=console)
+    speeds = measured([Candidate(name) for name in chosen_models(names)], workload, rounds, memory=True, console=console)
     memory = "allocated by torch" if where.type == "cuda" else "growth of a process"
     if as_json:
         setting = {"size": size, "batch": batch, "train": train, "precision": precision, "rounds": rounds, "memory": memory}
@@ -77,14 +77,14 @@ def chosen_models(names: Sequence[str]) -> list[str]:
     return chosen
 
 
-def measured(names: Sequence[str], workload: Workload, rounds: int, *, memory: bool, console: Console) -> list[Speed]:
+def measured(candidates: Sequence[Candidate], workload: Workload, rounds: int, *, memory: bool, console: Console) -> list[Speed]:
     """Measure models behind a progress bar."""
     from visionattn.models.speed import measure_models, step_count
 
-    total = step_count(names, workload, rounds, memory)
+    total = step_count(candidates, workload, rounds, memory)
     with console.progress("measure", total) as bar:
         done = iter(range(1, total + 1))
-        return measure_models(names, workload, rounds=rounds, memory=memory, tick=lambda name: bar.update(next(done), name))
+        return measure_models(candidates, workload, rounds=rounds, memory=memory, tick=lambda name: bar.update(next(done), name))
 
 
 def speed_columns(batch: int) -> list[str]:

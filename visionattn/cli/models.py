@@ -82,12 +82,16 @@ def models_info(name: str, as_json: Json = False) -> None:
         console.field(key, text)
 
 
-@app.command("compare", epilog="Example: visionattn models compare swin_tiny nat_tiny van_b2 --plot models.png")
+@app.command(
+    "compare",
+    epilog="Examples: visionattn models compare swin_tiny nat_tiny van_b2 --plot models.png, or resnet50 --attn eca,ela_b,triplet,cbam",
+)
 def models_compare(
     names: ModelNames,
     size: ImageSize = 224,
     batch: BatchSize = 8,
     rounds: Rounds = 5,
+    attn: Annotated[str, typer.Option(metavar="NAME,...", help="Also with each of these attention modules in the blocks of a CNN.")] = "",
     plot: Annotated[str | None, typer.Option(help="Draw top-1 over speed into this file: .png, .svg or .pdf.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -95,13 +99,14 @@ def models_compare(
     if plot is not None and Path(plot).suffix.lower() not in PLOT_SUFFIXES:
         what = f'--plot: expected a file that ends in {", ".join(PLOT_SUFFIXES)}, got "{plot}"'
         raise UserError("VA-C002", what, fix=f"--plot {Path(plot).stem or 'models'}.png")
-    from visionattn.models.factory import model_info
-    from visionattn.models.speed import Workload, usable_device
+    from visionattn.models.factory import computed_facts, model_info
+    from visionattn.models.speed import Candidate, Workload, usable_device
     from visionattn.models.weights.records import records_of
 
-    chosen = chosen_models(names)
-    facts = [model_info(name) for name in chosen]
-    published = [next(iter(records_of(name)), None) for name in chosen]
+    chosen = [Candidate(name, module) for name in chosen_models(names) for module in ("", *filter(None, attn.split(",")))]
+    # An unknown module stops before anything is measured.
+    facts = [computed_facts(one.name, **one.args) if one.attn else model_info(one.name) for one in chosen]
+    published = [None if one.attn else next(iter(records_of(one.name)), None) for one in chosen]
     top1 = [None if record is None else record.top1 for record in published]
     workload = Workload(size, batch, device=usable_device("auto"))
     speeds = measured(chosen, workload, rounds, memory=False, console=(console := console_for(as_json)))
@@ -117,11 +122,19 @@ def models_compare(
         _draw(points, Path(plot), workload, len(chosen), console)
     if as_json:
         common = {"size": size, "batch": batch}
-        columns = zip(facts, speeds, top1, strict=True)
+        columns = zip(chosen, facts, speeds, top1, strict=True)
         print_json(
             [
-                {**{key: fact[key] for key in ("name", "params", "gmacs")}, "top1_published": best, **common, **speed.as_dict()}
-                for fact, speed, best in columns
+                {
+                    **speed.as_dict(),
+                    "name": one.name,
+                    **one.args,
+                    "params": fact["params"],
+                    "gmacs": fact["gmacs"],
+                    "top1_published": best,
+                    **common,
+                }
+                for one, fact, speed, best in columns
             ]
         )
         require_one(speeds)
@@ -129,9 +142,9 @@ def models_compare(
     first = next((speed.images_per_second for speed in speeds if speed.times), 0.0)
     rows = [
         [
-            fact["name"],
-            f"{fact['params'] / 1e6:.1f}M",
-            f"{fact['gmacs']:.1f}",
+            speed.name,
+            f"{fact['params'] / 1e6:.{1 + bool(attn)}f}M",
+            f"{fact['gmacs']:.{1 + 2 * bool(attn)}f}",
             "-" if best is None else best,
             *speed_cells(speed),
             f"{speed.images_per_second / first:.2f}x" if speed.times else "n/a",

@@ -36,6 +36,7 @@ class Facts:
         layers: of the model, as `optim.layer_decay` counts them.
         params: number of parameters.
         cnn: whether the backbone is a CNN.
+        stochastic_depth: whether the network has it.
         unit: what a sample is called.
     """
 
@@ -46,6 +47,7 @@ class Facts:
     params: int
     cnn: bool
     unit: str = "image"
+    stochastic_depth: bool = True
 
 
 def choices(config: RunConfig, facts: Facts) -> list[Choice]:
@@ -68,7 +70,7 @@ def choices(config: RunConfig, facts: Facts) -> list[Choice]:
         lr *= config.optim.lr_batch / facts.batch
     large = not facts.cnn and millions >= 20
     decay = rounded(0.3 ** (1 / max(facts.layers - 1, 1))) if large else None
-    drop_path = 0.0 if not large else 0.1 if millions < 80 else 0.2
+    drop_path = 0.0 if not large or not facts.stochastic_depth else 0.1 if millions < 80 else 0.2
     return [
         Choice("train.epochs", epochs, f"{epochs * facts.samples:,} {facts.unit}s are seen, of {facts.samples:,}"),
         Choice("optim.lr", rounded(lr), f"{network} of {millions:.0f} million parameters, {facts.batch} samples per step"),

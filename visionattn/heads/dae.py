@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from visionattn.attention.dual_efficient import DualBlock, EfficientAttention, MixMlp, TransposedAttention, efficient_attention, init_dual
+from visionattn.attention.dual_efficient import DualBlock, EfficientAttention, MixMlp, TransposedAttention, init_dual
+from visionattn.attention.efficient import efficient_attention
 from visionattn.heads.att_swin import PatchExpand, cropped
 from visionattn.heads.base import Head, HeadOutput
 

@@ -62,6 +62,7 @@ def choose(
         params=sum(parameter.numel() for parameter in model.parameters()),
         cnn=bool(getattr(getattr(model, "backbone", None), "cnn", False)),
         unit=task.unit,
+        stochastic_depth=getattr(getattr(model, "backbone", None), "stochastic_depth", True),
     )
     complete, chosen = apply_choices(config, task.choices(config, facts, report))
     return complete, chosen if facts.pretrained else []

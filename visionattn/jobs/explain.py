@@ -208,6 +208,7 @@ def _methods(backbone: Any, layers: Sequence[Layer], asked: Sequence[str], conso
         "routing": "" if any(layer.record.op == "routed_attention" for layer in layers) else "it has no routed attention",
         "relevance": "" if attends and any(layer.positional for layer in layers) else "it has no attention among positions",
     }
+    reasons |= {name: "" if len(backbone.stages) else "its layers have no map of positions" for name in CAMS}
     for name in asked:
         if reasons.get(name):
             usable = [method for method in METHODS if not reasons.get(method)]

@@ -202,9 +202,7 @@ def group_matcher(backbone: Backbone, coarse: bool) -> dict[str, Any]:
     def below(pattern: str) -> str:
         return r"^backbone\." + pattern.removeprefix("^")
 
-    matcher = backbone.group_matcher(coarse)
-    blocks = matcher["blocks"]
     return {
-        "stem": below(matcher["stem"]),
-        "blocks": below(blocks) if isinstance(blocks, str) else [(below(pattern), order) for pattern, order in blocks],
+        key: below(value) if isinstance(value, str) else [(below(pattern), order) for pattern, order in value]
+        for key, value in backbone.group_matcher(coarse).items()
     }

@@ -51,8 +51,9 @@ def create_model(
 
     Args:
         name: see `list_models()`; with a tag (`swin_tiny.in22k`), preprocessing and classes are those of
-            these weights. Or a model of the Hugging Face hub (`hf-hub:OWNER/NAME`) or of a folder (`local-dir:FOLDER`), whose
-            `config.json` gives the network, its classes and preprocessing.
+            these weights. Or a model of timm (`timm:NAME`, with a tag of timm's or without), of the Hugging Face hub
+            (`hf-hub:OWNER/NAME`) or of a folder (`local-dir:FOLDER`), whose `config.json` gives the network, its classes and
+            preprocessing.
         pretrained: load published weights, downloaded on first use: those of the tag in the name, of the
             tag given here, or the model's default (`list_models(pretrained=True)`). Another number of
             classes or input channels is adapted and logged (`load_checkpoint`).
@@ -98,6 +99,8 @@ def create_model(
     if img_size is not None and "img_size" in accepted:
         args["img_size"] = img_size
     check_arguments(variant, args)
+    if "pooled" in accepted:
+        args["pooled"] = not features_only and classifier == "linear"
     given = {**variant.args, **(weights_args(variant, asked) if asked else {}), **args}
     file = fetch(asked) if asked and download else None
     backbone = variant.cls(in_chans=in_chans, **given)
@@ -169,8 +172,8 @@ def model_info(name: str) -> dict[str, Any]:
     }
 
 
-def computed_facts(name: str) -> dict[str, Any]:
-    """Compute the facts of a model that only its network tells, as plain values.
+def computed_facts(name: str, **args: Any) -> dict[str, Any]:
+    """Compute the facts of a model that only its network tells, as plain values; `args` are those of `create_model`.
 
     `params` of the classifier with 1000 classes, `gmacs` of one image at the published `input_size`, `channels` and `strides` of
     the maps, and the `family`.
@@ -179,7 +182,7 @@ def computed_facts(name: str) -> dict[str, Any]:
 
     variant = get_variant(name)
     with torch.device("meta"):
-        model = create_model(name).eval()
+        model = create_model(name, **args).eval()
         image = torch.empty(1, *variant.cfg["input_size"])
     # Count the reference kernels: fast ones may compute more than needed, or out of the counter's sight.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), use_backend("reference"):

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -17,7 +17,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -29,6 +29,8 @@ from visionattn.kernels.dispatch import BackendError
 from visionattn.models.factory import create_model
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Side = TypeVar("Side", bound=Hashable)
 
 _WARM_UP = {"cpu": 2, "cuda": 5}  # calls before the rounds: the first ones choose kernels, and in training make the optimizer's state
 _CALLS = {"cpu": 1, "cuda": 10}  # per round: a GPU computes most models in less time than it takes to start a measurement
@@ -54,11 +56,32 @@ class Workload:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A model that is measured.
+
+    Attributes:
+        name: of the model.
+        attn: attention module in the blocks of a CNN; empty: that of the model.
+    """
+
+    name: str
+    attn: str = ""
+
+    @property
+    def args(self) -> dict[str, str]:
+        """Arguments of `create_model`."""
+        return {"attn": self.attn} if self.attn else {}
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.args.items())])
+
+
+@dataclass(frozen=True)
 class Speed:
     """Results of one model.
 
     Attributes:
-        name: of the model.
+        name: of the candidate.
         batch: images per call.
         times: milliseconds per call, one value per round; empty if the model could not be measured.
         memory: peak memory in bytes, see `measure_models`; None if it was not measured.
@@ -89,7 +112,12 @@ class Speed:
 
 
 def measure_models(
-    names: Sequence[str], workload: Workload, *, rounds: int = 5, memory: bool = False, tick: Callable[[str], None] = lambda name: None
+    candidates: Sequence[Candidate],
+    workload: Workload,
+    *,
+    rounds: int = 5,
+    memory: bool = False,
+    tick: Callable[[str], None] = lambda name: None,
 ) -> list[Speed]:
     """Measure models with random weights. They take turns, so that drift affects all of them equally, and are in memory together.
 
@@ -98,72 +126,74 @@ def measure_models(
     process of its own grows, from after the imports; a model that such a process cannot compute is not computed here either.
 
     Args:
-        names: models.
+        candidates: models.
         rounds: measured rounds, after calls that do not count.
         memory: measure peak memory, too.
-        tick: called with the name of a model after each step, `step_count` times.
+        tick: called with the name of a candidate after each step, `step_count` times.
 
     Returns:
-        Results in the order of `names`; of a model that failed (memory, a size that it does not take) the reason.
+        Results in the order of `candidates`; of a model that failed (memory, a size that it does not take) the reason.
 
     Raises:
         UserError: VA-M001, unknown name.
     """
     where = torch.device(workload.device)
-    for name in names:
-        get_variant(name)
-    reasons: dict[str, str] = {}
-    peaks: dict[str, int | None] = {}
-    sides: dict[str, Callable[[], float]] = {}
+    for candidate in candidates:
+        get_variant(candidate.name)
+    reasons: dict[Candidate, str] = {}
+    peaks: dict[Candidate, int | None] = {}
+    sides: dict[Candidate, Callable[[], float]] = {}
 
-    def attempt(name: str, step: Callable[[], Any]) -> Any:
+    def attempt(candidate: Candidate, step: Callable[[], Any]) -> Any:
         """The result of a step; None after a failure, which ends the measurement of this model only."""
         result = None
-        if name not in reasons:
+        if candidate not in reasons:
             try:
                 result = step()
             except Exception as error:
-                reasons[name] = _reason(error)
-        if name in reasons:
-            sides.pop(name, None)
+                reasons[candidate] = _reason(error)
+        if candidate in reasons:
+            sides.pop(candidate, None)
             if where.type == "cuda":
                 torch.cuda.empty_cache()
-        tick(name)
+        tick(str(candidate))
         return result
 
-    def prepare(name: str) -> None:
+    def prepare(candidate: Candidate) -> None:
         with _peak_on_gpu(where) as peak:
-            call = _call(name, workload)
+            call = _call(candidate, workload)
             for _ in range(_WARM_UP[where.type]):
                 call()
         if memory and where.type == "cuda":
-            peaks[name] = peak[0]
-        sides[name] = partial(milliseconds, call, where, _CALLS[where.type])
+            peaks[candidate] = peak[0]
+        sides[candidate] = partial(milliseconds, call, where, _CALLS[where.type])
 
-    def measure(name: str) -> float:
-        return sides[name]()
+    def measure(candidate: Candidate) -> float:
+        return sides[candidate]()
 
     with torch.cuda.device(where) if where.type == "cuda" else nullcontext():  # events belong to the current GPU
-        for name in names:
+        for one in candidates:
             if memory and where.type == "cpu":
-                peaks[name] = attempt(name, partial(_peak_of_process, name, workload))
-            attempt(name, partial(prepare, name))
-        turns = {name: partial(attempt, name, partial(measure, name)) for name in names}
+                peaks[one] = attempt(one, partial(_peak_of_process, one, workload))
+            attempt(one, partial(prepare, one))
+        turns = {one: partial(attempt, one, partial(measure, one)) for one in candidates}
         times = interleave(turns, rounds)
     return [
-        Speed(name, workload.batch, reason=reasons[name]) if name in reasons else Speed(name, workload.batch, times[name], peaks.get(name))
-        for name in names
+        Speed(str(one), workload.batch, reason=reasons[one])
+        if one in reasons
+        else Speed(str(one), workload.batch, times[one], peaks.get(one))
+        for one in candidates
     ]
 
 
-def step_count(names: Sequence[str], workload: Workload, rounds: int, memory: bool) -> int:
+def step_count(candidates: Sequence[Candidate], workload: Workload, rounds: int, memory: bool) -> int:
     """How often `measure_models` calls `tick`."""
-    return len(names) * (rounds + 1 + (memory and torch.device(workload.device).type == "cpu"))
+    return len(candidates) * (rounds + 1 + (memory and torch.device(workload.device).type == "cpu"))
 
 
-def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(sides: Mapping[Side, Callable[[], float]], rounds: int) -> dict[Side, list[float]]:
     """Collect the result of each side per round; every second round runs in reverse order, so that drift favours no side."""
-    values: dict[str, list[float]] = {name: [] for name in sides}
+    values: dict[Side, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
         for name in sides if number % 2 == 0 else reversed(list(sides)):
             values[name].append(sides[name]())
@@ -223,11 +253,11 @@ def usable_device(name: str) -> str:
     return name
 
 
-def _call(name: str, workload: Workload) -> Callable[[], Any]:
+def _call(candidate: Candidate, workload: Workload) -> Callable[[], Any]:
     """One call of a model with random weights."""
     device = torch.device(workload.device)
     torch.manual_seed(0)
-    model = create_model(name).to(device).train(workload.train)
+    model = create_model(candidate.name, **candidate.args).to(device).train(workload.train)
     image = torch.randn(workload.batch, 3, workload.size, workload.size, device=device)
     dtype = PRECISIONS[workload.precision]
 
@@ -294,14 +324,14 @@ class ProcessFailed(RuntimeError):
     """A model failed in a process of its own."""
 
 
-def _peak_of_process(name: str, workload: Workload) -> int:
+def _peak_of_process(candidate: Candidate, workload: Workload) -> int:
     """By how much the resident memory of a process grows that computes a model.
 
     Raises:
         ProcessFailed: it gave a reason, or was ended, as the system does where memory runs out.
     """
     code = "from visionattn.models.speed import print_peak; print_peak()"
-    words = json.dumps({"name": name, "threads": torch.get_num_threads(), "workload": asdict(workload)})
+    words = json.dumps({"candidate": asdict(candidate), "threads": torch.get_num_threads(), "workload": asdict(workload)})
     done = subprocess.run([sys.executable, "-c", code, words], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         answer = json.loads(done.stdout.splitlines()[-1])
@@ -322,7 +352,7 @@ def print_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the imports' own peak is forgotten
     before = psutil.Process().memory_info().rss
     try:
-        call = _call(given["name"], workload)
+        call = _call(Candidate(**given["candidate"]), workload)
         for _ in range(2):
             call()
     except Exception as error:

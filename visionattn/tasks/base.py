@@ -583,7 +583,7 @@ class Task(ABC):
 
         A run then needs no record of an imported file.
         """
-        from visionattn.backbones.registry import get_variant
+        from visionattn.backbones.registry import get_variant, is_foreign
         from visionattn.models.factory import weights_args
         from visionattn.models.weights.download import default_weights
         from visionattn.models.weights.records import named_weights
@@ -595,6 +595,8 @@ class Task(ABC):
             args = {**weights_args(get_variant(name), record), **model.args}
             size = self.size_of_weights(record) if model.img_size == "auto" else model.img_size
             model = model.model_copy(update={"args": args, "img_size": size})
+        elif model.img_size == "auto" and is_foreign(name) and (cfg := get_variant(name).cfg)["fixed_input_size"]:
+            model = model.model_copy(update={"img_size": tuple(cfg["input_size"][1:])})
         return config.model_copy(update={"model": model})
 
     def size_of_weights(self, record: Any) -> Any:

@@ -103,7 +103,7 @@ def fetch(
         raise unavailable(record, [f"downloads are off: {switch}={os.environ[switch]}"])
     folder = weights_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / f".{record.name}.lock", lambda: report(f"{record.name} is being downloaded by another process: waiting")):
+    with locked(folder / f".{record.file_stem}.lock", lambda: report(f"{record.name} is being downloaded by another process: waiting")):
         if path := cached_path(record):
             return check_cached(record, path, report)
         failures: list[str] = []
@@ -111,7 +111,7 @@ def fetch(
         deadline = time.monotonic() + answer_timeout
         for index, source in enumerate(sources):
             patience = (deadline - time.monotonic()) / (len(sources) - index)  # the time left is shared by the hosts left
-            target = folder / f"{record.name}{source.suffix}"
+            target = folder / f"{record.file_stem}{source.suffix}"
             try:
                 part = receive(source, target, report, show_bar, patience=max(patience, 0.1), stall_timeout=stall_timeout)
             except Unavailable as error:
@@ -152,8 +152,8 @@ def store(path: Path, name: str, tag: str | None = None, *, report: Report = pri
         raise UserError("VA-W002", f"{path.name} does not match any published file of {record.name}", where=str(path), why=why)
     folder = weights_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{record.name}{suffix}"
-    with locked(folder / f".{record.name}.lock"):
+    target = folder / f"{record.file_stem}{suffix}"
+    with locked(folder / f".{record.file_stem}.lock"):
         if not (target.exists() and path.samefile(target)):
             require_space(folder, path.stat().st_size, what=target.name, fix=FREE_SPACE)
             temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
@@ -166,7 +166,7 @@ def store(path: Path, name: str, tag: str | None = None, *, report: Report = pri
                 temporary.unlink(missing_ok=True)
         for other in SUFFIXES:
             if other != suffix:
-                target.with_name(record.name + other).unlink(missing_ok=True)
+                target.with_name(record.file_stem + other).unlink(missing_ok=True)
         _pin(target.name, f"imported from {path.name}", digest)
     report(f"{record.name}: {path.name} copied to {target}")
     return CachedFile(target, digest, _as_published(digest, published) or "pinned on import")
@@ -179,7 +179,7 @@ def weights_folder() -> Path:
 
 def cached_path(record: Weights) -> Path | None:
     """Return the unchecked file of a record in the cache; None if it has not been downloaded."""
-    paths = (weights_folder() / f"{record.name}{suffix}" for suffix in SUFFIXES)
+    paths = (weights_folder() / f"{record.file_stem}{suffix}" for suffix in SUFFIXES)
     return next((path for path in paths if path.is_file()), None)
 
 
@@ -215,7 +215,7 @@ def unavailable(record: Weights, failures: list[str]) -> UserError:
             [
                 "download one of these in a browser:",
                 *steps,
-                "then run: visionattn weights import FILE",
+                "then start from it: model.weights=FILE" if ":" in record.model else "then run: visionattn weights import FILE",
                 "or train without: model.weights=none, pretrained=False",
             ]
         ),

@@ -10,6 +10,7 @@ Reading records loads no torch; only what asks the registry of models does.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from functools import lru_cache
@@ -101,6 +102,11 @@ class Weights(Fact):
     @property
     def name(self) -> str:
         return f"{self.model}.{self.tag}"
+
+    @property
+    def file_stem(self) -> str:
+        """Name of its file in the cache, without the suffix; file systems may not take the colon of `timm:`."""
+        return self.name.replace(":", "-")
 
     @property
     def hash_check(self) -> str:
@@ -208,7 +214,48 @@ def _local_file() -> Path:
 
 def records_of(model: str) -> list[Record]:
     """Return the records of a model: published ones, the default first, then imported ones."""
-    return [record for record in (*records(), *local_records()) if record.model == model]
+    published = timm_records(model) if model.startswith("timm:") else records()
+    return [record for record in (*published, *local_records()) if record.model == model]
+
+
+@lru_cache(maxsize=64)
+def timm_records(model: str) -> tuple[Record, ...]:
+    """Return what timm says of the weights of `timm:NAME`, its default first; weights in a layout of others are left out.
+
+    Raises:
+        UserError: VA-M001 unknown model.
+    """
+    import timm
+    from timm.models import get_arch_pretrained_cfgs
+
+    from visionattn.backbones.from_timm import preprocessing
+    from visionattn.backbones.registry import get_variant
+
+    name = get_variant(model).args["name"]
+    first = getattr(timm.get_pretrained_cfg(name), "tag", None)
+    cfgs = sorted(get_arch_pretrained_cfgs(name).values(), key=lambda cfg: cfg.tag != first)
+    found = []
+    for cfg in cfgs:
+        hub = cfg.hf_hub_id and not cfg.hf_hub_filename
+        urls = [f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"] if hub else []
+        urls += [cfg.url] if cfg.url else []
+        about, tag = preprocessing(cfg), cfg.tag or "default"
+        if not urls or about["input_size"][0] != 3 or not re.fullmatch(r"[a-z0-9_]+", tag):
+            continue
+        sources = [{"url": url, "publisher": "timm", "layout": "timm", "status": "unverified", **_digits(url)} for url in urls]
+        facts = {key: about[key] for key in ("input_size", "mean", "std", "interpolation", "crop_pct")}
+        facts |= {"model": model, "tag": tag, "sources": sources, "code_license": "Apache-2.0", "weights_license": cfg.license}
+        facts |= {"num_classes": about["num_classes"] or None}
+        if about["num_classes"] == 1000 and tag.endswith("in1k"):
+            facts["label_set"] = "imagenet-1k"
+        found.append(Record.model_validate(facts))
+    return tuple(found)
+
+
+def _digits(url: str) -> dict[str, str]:
+    """The first digits of the sha256 in the name of a file, where torch's tools put them."""
+    match = re.search(r"-([0-9a-f]{8})\.pth(?:\.tar)?$", url)
+    return {"sha256_prefix": match[1]} if match else {}
 
 
 def named_weights(model: str, tag: str) -> Record | None:

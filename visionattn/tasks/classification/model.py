@@ -9,6 +9,7 @@ from typing import Any
 from timm.data import ImageNetInfo
 
 from visionattn.backbones import list_models
+from visionattn.backbones.registry import is_foreign
 from visionattn.config.schema import chosen
 from visionattn.errors import UserError
 from visionattn.models import Classifier, create_model, load_checkpoint
@@ -89,7 +90,8 @@ def open_published(source: str, report: Report | None) -> PublishedModel | None:
     """
     if (folder := model_folder(source, report)) is not None:
         return _open_folder(folder)
-    if split_name(source)[0] not in list_models():
+    name = split_name(source)[0]
+    if name not in list_models() and not is_foreign(name):
         return None
     record = find_record(source)
     if record.num_classes is None:
