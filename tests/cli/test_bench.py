@@ -71,11 +71,9 @@ def test_a_process_that_fails(monkeypatch: pytest.MonkeyPatch, code: int, stdout
     monkeypatch.setattr(subprocess, "run", lambda *given, **more: subprocess.CompletedProcess([], code, stdout, stderr))
     monkeypatch.setattr(speed, "create_model", lambda name, **args: pytest.fail("it is computed here"))
     steps: list[str] = []
-    workload = Workload(32, 1)
-    assert measure_models([Candidate("eca_resnet18")], workload, rounds=2, memory=True, tick=steps.append) == [
-        Speed("eca_resnet18", 1, reason=reason)
-    ]
-    assert len(steps) == step_count([Candidate("eca_resnet18")], workload, 2, True) == 4
+    candidates, workload = [Candidate("eca_resnet18")], Workload(32, 1)
+    assert measure_models(candidates, workload, rounds=2, memory=True, tick=steps.append) == [Speed("eca_resnet18", 1, reason=reason)]
+    assert len(steps) == step_count(candidates, workload, 2, True) == 4
 
 
 def test_models_take_turns() -> None:
