@@ -27,6 +27,7 @@ DERIVED = (
     "relative_pos_index",
     "seq_length_scale",
     "padding_mask",
+    "biases",
     "angle",
     "decay",
 )
