@@ -146,7 +146,8 @@ class Record:
         assert list(feature.shape) == stage["shape"]
         flat = feature.flatten().numpy()
         points = flat[(np.arange(64) * (flat.size - 1)) // 63]
-        return float(np.abs(points - self.arrays[f"stage{index}_sample"]).max() / stage["std"])
+        kind = "sample64" if feature.dtype == torch.float64 else "sample"
+        return float(np.abs(points - self.arrays[f"stage{index}_{kind}"]).max() / stage["std"])
 
 
 # Families with recorded outputs; ELA's cover only its gate, and the losses' belong to no network.

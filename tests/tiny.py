@@ -28,6 +28,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
     "RAVLT": ("ravlt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "RMT": ("rmt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
+    "SGFormer": ("sgformer_small", {"depths": (2, 2, 2, 1), "embed_dims": (16, 32, 48, 64), "num_heads": (2, 2, 2, 4)}),
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
     "SwinV2": ("swinv2_tiny_window8", _PLAIN),
     "TransNeXt": ("transnext_micro", _PLAIN),
@@ -46,4 +47,5 @@ ZOO = {
     "LITv2": "litv2_small",
     "RAVLT": "ravlt_tiny",
     "RMT": "rmt_tiny",
+    "SGFormer": "sgformer_small",
 }

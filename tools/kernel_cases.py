@@ -212,7 +212,7 @@ def strided(setting: Setting) -> Iterator[Trial]:
         tensors = setting.randn((setting.batch, side, side, 3, heads, 32), (heads, group**2, group**2))
         sizes = {"group_size": (group, group), "interval": (interval, interval)}
         ours = partial(_from_qkv_bias, partial(strided_attention, **sizes))
-        theirs = partial(opponents.permuted_groups, group=group, interval=interval)
+        theirs = partial(_from_qkv_bias, partial(opponents.permuted_groups, group=group, interval=interval))
         products = 4.0 * setting.batch * heads * side**2 * group**2 * 32
         yield Trial(f"{side}x{side} group {group} interval {interval}", tensors, ours, {"pad and permute": theirs}, products)
 

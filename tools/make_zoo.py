@@ -38,6 +38,7 @@ FAMILIES = {
     "CAS-ViT": (("casvit",), "2408.03703", "Tianfang-Zhang/CAS-ViT"),
     "CrossFormer, CrossFormer++": (("crossformer",), "2108.00154", "cheerss/CrossFormer"),
     "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
+    "SG-Former": (("sgformer",), "2308.12216", "OliverRensu/SG-Former"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
     "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }

@@ -171,6 +171,7 @@ def test_a_family_that_states_nothing_has_one_size() -> None:
         "NATIsotropic",
         "RAVLT",
         "RMT",
+        "SGFormer",
         "SwinV2",
         "TransDAE",
         "TransNeXt",
