@@ -27,6 +27,7 @@ DERIVED = (
     "relative_pos_index",
     "seq_length_scale",
     "padding_mask",
+    "biases",
     "angle",
     "decay",
 )
@@ -148,7 +149,8 @@ class Record:
         assert list(feature.shape) == stage["shape"]
         flat = feature.flatten().numpy()
         points = flat[(np.arange(64) * (flat.size - 1)) // 63]
-        return float(np.abs(points - self.arrays[f"stage{index}_sample"]).max() / stage["std"])
+        kind = "sample64" if feature.dtype == torch.float64 else "sample"
+        return float(np.abs(points - self.arrays[f"stage{index}_{kind}"]).max() / stage["std"])
 
 
 # Families with recorded outputs; those of ELA's gate, of other modules and of the losses belong to no network.

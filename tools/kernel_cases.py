@@ -13,6 +13,7 @@ from opponents import Call
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from visionattn.backbones.litv2 import HiLoAttention
 from visionattn.kernels import (
     agent_attention,
     aggregated_attention,
@@ -23,6 +24,7 @@ from visionattn.kernels import (
     rank_augmented_attention,
     region_routes,
     routed_attention,
+    strided_attention,
     window_attention,
 )
 from visionattn.kernels.decay.reference import distances
@@ -63,6 +65,12 @@ GOALS = [
     ("cpu", "window", "*", "roll and partition", "fp32", "infer", 1.05),
     ("cpu", "window", "*", "roll and partition", "fp32", "train", 0.97),
     ("cpu", "window", "*", "timm", "*", "*", 0.97),
+    ("cpu", "strided", "64x64*interval 8", "pad and permute", "fp32", "train", 2.0),
+    ("cpu", "strided", "*", "pad and permute", "fp32", "[it]*", 0.97),
+    ("cpu", "decayed", "*", "step by step", "fp32", "[it]*", 0.97),
+    ("cpu", "linear", "*", "step by step", "fp32", "[it]*", 0.97),
+    ("cpu", "agent", "*", "step by step", "fp32", "[it]*", 0.97),
+    ("cpu", "hilo", "*", "official", "fp32", "[it]*", 0.97),
     ("cpu", "channel", "*", "official", "fp32", "*", 0.97),
     ("cpu", "depthwise", "*", "native", "fp32", "infer", 3.0),
     ("cpu", "depthwise", "*", "native", "fp32", "train", 1.3),
@@ -189,6 +197,38 @@ def channels(setting: Setting) -> Iterator[Trial]:
         yield Trial(f"{side}x{side}", tensors, ours, {"official": official}, 4.0 * setting.batch * heads * side**2 * 32**2)
 
 
+def strided(setting: Setting) -> Iterator[Trial]:
+    """Cases of CrossFormer-T at 224 px, the third stage of CrossFormer++-S, and the first stage at 256 px, which no group divides."""
+    for side, heads, group, interval in (
+        (56, 2, 7, 8),
+        (56, 2, 7, 1),
+        (28, 4, 7, 4),
+        (14, 8, 7, 2),
+        (7, 16, 7, 1),
+        (14, 8, 14, 1),
+        (64, 2, 7, 8),
+        (64, 2, 7, 1),
+    ):
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32), (heads, group**2, group**2))
+        sizes = {"group_size": (group, group), "interval": (interval, interval)}
+        ours = partial(_from_qkv_bias, partial(strided_attention, **sizes))
+        theirs = partial(_from_qkv_bias, partial(opponents.permuted_groups, group=group, interval=interval))
+        products = 4.0 * setting.batch * heads * side**2 * group**2 * 32
+        yield Trial(f"{side}x{side} group {group} interval {interval}", tensors, ours, {"pad and permute": theirs}, products)
+
+
+def hilo(setting: Setting) -> Iterator[Trial]:
+    """Cases of the third stage of LITv2-S, at 224 and at 448 px, with projections."""
+    for side in (14, 28):
+        own = HiLoAttention(384, 12, 2, 0.9).to(setting.device, PRECISIONS[setting.precision])
+        low, high, area = 10 * 32, 2 * 32, setting.batch * side**2
+        linears = area * 384 * (low + 3 * high) + area / 4 * 384 * 2 * low + area * (low**2 + high**2)
+        attention = 2 * area * (high * 4 + low * side**2 / 4)
+        tensors = setting.randn((setting.batch, side, side, 384))
+        official = {"official": _without_grads(own, partial(opponents.official_hilo, own))}
+        yield Trial(f"{side}x{side}, alpha 0.9", tensors, _without_grads(own), official, 2.0 * (linears + attention))
+
+
 def decayed(setting: Setting) -> Iterator[Trial]:
     """Cases of the stages of RMT-T."""
     for side, heads, dim, line in (
@@ -263,13 +303,13 @@ def _unfolded(q: Tensor, kv: Tensor, pool: Tensor, *biases: Tensor) -> Tensor:
     return opponents.unfold_aggregated(q, *kv.unbind(3), *pool.unbind(3), *biases)
 
 
-def _without_grads(module: Callable[[Tensor], Tensor]) -> Call:
-    """Compute the gradients of the parameters and drop them in the next call."""
+def _without_grads(module: Callable[[Tensor], Tensor], run: Call | None = None) -> Call:
+    """Compute the gradients of the parameters and drop them in the next call; `run` computes with them instead of the module."""
     owner = module if isinstance(module, nn.Module) else module.__self__
 
     def call(x: Tensor) -> Tensor:
         owner.zero_grad(set_to_none=True)
-        return module(x)
+        return (run or module)(x)
 
     return call
 
@@ -281,6 +321,8 @@ CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
     "aggregated": aggregated,
     "window": windows,
     "channel": channels,
+    "strided": strided,
+    "hilo": hilo,
     "decayed": decayed,
     "linear": linear,
     "agent": agents,

@@ -37,8 +37,10 @@ FAMILIES = {
     "RAVLT": (("ravlt",), "2411.07635", "qhfan/RALA"),
     "Agent Attention": (("agent_swin", "agent_pvt", "agent_deit"), "2312.08874", "LeapLabTHU/Agent-Attention"),
     "CAS-ViT": (("casvit",), "2408.03703", "Tianfang-Zhang/CAS-ViT"),
+    "CrossFormer, CrossFormer++": (("crossformer",), "2108.00154", "cheerss/CrossFormer"),
     "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
     "ViT, with softmax, sigmoid or flow attention": (("vit",), "2205.01580", "google-research/big_vision"),
+    "SG-Former": (("sgformer",), "2308.12216", "OliverRensu/SG-Former"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
     "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -172,6 +173,44 @@ def rolled_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int, ma
         out = scores.softmax(-1) @ v
     out = out.transpose(1, 2).reshape(batch, rows, cols, 7, 7, heads, dim).transpose(2, 3).reshape(batch, height, width, heads, dim)
     return torch.roll(out, (shift, shift), (1, 2)) if shift else out
+
+
+def permuted_groups(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, group: int, interval: int) -> Tensor:
+    """CrossFormer: pad to whole groups, permute, product, bias and mask (of -1e6 for padded keys), softmax, product, and back."""
+    batch, height, width, heads, dim = q.shape
+    span = group * interval
+    bottom, right = -height % span, -width % span
+    rows, cols = (height + bottom) // span, (width + right) // span
+
+    def cut(x: Tensor) -> Tensor:  # (B groups) heads N d
+        x = F.pad(x, (0, 0, 0, 0, 0, right, 0, bottom)) if bottom or right else x
+        x = x.reshape(batch, rows, group, interval, cols, group, interval, *x.shape[3:]).permute(0, 1, 4, 3, 6, 2, 5, 7, 8)
+        return x.reshape(batch * rows * cols * interval**2, group**2, *x.shape[7:]).transpose(1, 2)
+
+    q, k, v = cut(q), cut(k), cut(v)
+    scores = (q * dim**-0.5) @ k.transpose(-2, -1) + bias
+    if bottom or right:
+        outside = F.pad(bias.new_zeros(1, height, width, 1, 1), (0, 0, 0, 0, 0, right, 0, bottom), value=-1e6)
+        mask = outside.reshape(rows, group, interval, cols, group, interval).permute(0, 3, 2, 5, 1, 4).reshape(1, -1, 1, 1, group**2)
+        scores = (scores.view(batch, -1, heads, group**2, group**2) + mask).view(scores.shape)
+    out = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, rows, cols, interval, interval, group, group, heads, dim)
+    out = out.permute(0, 1, 5, 3, 2, 6, 4, 7, 8).reshape(batch, height + bottom, width + right, heads, dim)
+    return out[:, :height, :width]
+
+
+def official_hilo(own: Any, x: Tensor) -> Tensor:
+    """LITv2: windows and averages one after the other, each with its projections, heads first; `own` is our module, for its layers."""
+    (batch, height, width, dim), scale = x.shape, own.head_dim**-0.5
+    rows, cols, high, low = height // 2, width // 2, own.high, own.low
+    windows = x.reshape(batch, rows, 2, cols, 2, dim).transpose(2, 3).reshape(batch, rows * cols, 4, dim)
+    q, k, v = own.h_qkv(windows).reshape(batch, rows * cols, 4, 3, high, own.head_dim).permute(3, 0, 1, 4, 2, 5)
+    near = (((q @ k.transpose(-2, -1)) * scale).softmax(-1) @ v).transpose(2, 3).reshape(batch, rows, cols, 2, 2, high * own.head_dim)
+    near = own.h_proj(near.transpose(2, 3).reshape(batch, height, width, high * own.head_dim))
+    q = own.l_q(x).reshape(batch, height * width, low, own.head_dim).permute(0, 2, 1, 3)
+    averages = F.avg_pool2d(x.permute(0, 3, 1, 2), 2, 2).reshape(batch, dim, -1).permute(0, 2, 1)
+    k, v = own.l_kv(averages).reshape(batch, -1, 2, low, own.head_dim).permute(2, 0, 3, 1, 4)
+    far = (((q @ k.transpose(-2, -1)) * scale).softmax(-1) @ v).transpose(1, 2).reshape(batch, height, width, low * own.head_dim)
+    return torch.cat([near, own.l_proj(far)], -1)
 
 
 def official_channels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

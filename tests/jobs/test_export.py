@@ -25,6 +25,7 @@ pytest.importorskip("onnxruntime")
 
 # What two stages need besides the first two of each list in TINY; the second block of a stage is the shifted or dilated one.
 MORE: dict[str, dict[str, Any]] = {
+    "CrossFormer": {"depths": (1, 2), "group_sizes": (3, 2), "intervals": (2, 2)},
     "NAT": {"depths": (1, 1), "dilations": ((1,), (2,)), "kernel_size": 3},
     "Swin": {"window_size": 3},
     "VAN": {"mlp_ratios": (2, 2)},
@@ -170,6 +171,7 @@ def test_a_family_that_states_nothing_has_one_size() -> None:
         "NATIsotropic",
         "RAVLT",
         "RMT",
+        "SGFormer",
         "SwinV2",
         "TransDAE",
         "TransNeXt",

@@ -80,6 +80,7 @@ class Backbone(nn.Module):
     size_step = 0  # an exported graph of open size is right if it divides both sides; 0: such a graph has one size only
     per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
+    further_convs: tuple[str, ...] = ()  # names of others on the image
     patch_embed: Any  # for the default forward: image to map B H W C
     stages: Any  # nn.ModuleList; Any, because torch types its items as plain modules
 

@@ -15,6 +15,7 @@ from visionattn.kernels.record import AttentionRecord, keep_weights, record_atte
 from visionattn.kernels.rotary import rotate_pairs
 from visionattn.kernels.routing import region_routes, routed_attention
 from visionattn.kernels.spread import spread_attention
+from visionattn.kernels.strided import strided_attention
 from visionattn.kernels.window import window_attention
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "rotate_pairs",
     "routed_attention",
     "spread_attention",
+    "strided_attention",
     "strip_gate",
     "use_backend",
     "window_attention",

@@ -17,7 +17,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tenso
         tables = table.expand(q.shape[0], -1, -1, -1).flatten(0, 1)
         scores = torch.baddbmm(tables, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=scale).view(*q.shape[:3], -1)
     else:
-        scores = (q * scale) @ k.transpose(-2, -1)
+        scores = (q if scale == 1 else q * scale) @ k.transpose(-2, -1)
         if table is not None:
             scores += table
     return scores.softmax(-1) @ v

@@ -21,6 +21,7 @@ REASONS: dict[str, Callable[..., dict[str, str]]] = {
     "neighborhood_attention": neighborhood.reasons,
     "rank_augmented_attention": torch_only,
     "routed_attention": routing.reasons,
+    "strided_attention": torch_only,
     "strip_gate": torch_only,
     "window_attention": torch_only,
 }

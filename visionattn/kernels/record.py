@@ -18,7 +18,8 @@ class AttentionRecord(NamedTuple):
             neighborhood_attention `[B, heads, H, W, kh * kw]`, window_attention `[B, windows, heads, N, N]`,
             routed_attention `[B, R, heads, N, topk * N]`, aggregated_attention `[B, heads, H, W, k * k + P]`,
             channel_attention `[B, heads, dim, dim]`, dense_attention `[B, heads, H * W, Hk * Wk]` (without
-            heads if q has none), agent_attention `[B, heads, H * W, Ha * Wa]`, decayed_attention `[B, L, heads, N, N]` for L lines
+            heads if q has none), agent_attention `[B, heads, H * W, Ha * Wa]`,
+            strided_attention `[B, groups, heads, N, N]`, decayed_attention `[B, L, heads, N, N]` for L lines
             of N positions, criss_cross_attention `[B, H, W, H + W]`, danet_channel_attention `[B, C, C]`.
             Gates are those after the sigmoid: channel_gate `[B, C]`, strip_gate `[B, C, H + W]`, rows then columns.
         geometry: position of the weights on the map: always `size`, height and width of the map of queries;

@@ -20,6 +20,7 @@ from visionattn.kernels.linear import rank_augmented_attention
 from visionattn.kernels.neighborhood import neighborhood_attention
 from visionattn.kernels.neighborhood.reference import Border
 from visionattn.kernels.routing import routed_attention
+from visionattn.kernels.strided import strided_attention
 from visionattn.kernels.window import window_attention
 
 # Limits of the largest difference relative to the largest value, for output and gradients.
@@ -224,6 +225,13 @@ def cases() -> Iterator[Case]:
         [q, k, v, agents, of_agents, of_queries],
         lambda q, k, v, agents, one, two, backend: agent_attention(q, k, v, agents, agent_bias=one, query_bias=two, backend=backend),
     )
+
+    def strided(interval: tuple[int, int]) -> Call:
+        return lambda *given, backend: strided_attention(*given[:3], group_size=(3, 4), interval=interval, bias=given[3], backend=backend)
+
+    for interval in ((1, 1), (2, 3)):
+        tensors = [*draw_qkv((2, 8, 13, 2, 24), generator), table(2, 12, 12)]
+        yield Case("strided_attention", f"8x13, group 3x4, interval {interval[0]}x{interval[1]}", tensors, strided(interval))
 
     def decayed(along: Along) -> Call:
         return lambda *given, backend: decayed_attention(*given, along=along, backend=backend)

@@ -6,6 +6,7 @@ import torch
 
 from visionattn.kernels.neighborhood.reference import neighbors
 from visionattn.kernels.record import AttentionRecord
+from visionattn.kernels.strided.reference import from_groups, groups, pad_to_groups
 
 # Operations whose keys are positions of a map; the others weigh channels.
 POSITIONAL = frozenset(
@@ -17,6 +18,7 @@ POSITIONAL = frozenset(
         "dense_attention",
         "neighborhood_attention",
         "routed_attention",
+        "strided_attention",
         "window_attention",
     )
 )
@@ -47,6 +49,8 @@ def spread_attention(record: AttentionRecord, share: torch.Tensor, weights: torc
     share = share.to(weights).expand(len(weights), height, width)
     if record.op == "window_attention":
         return _windows(weights, share, geometry["window_size"], geometry["shift"])
+    if record.op == "strided_attention":
+        return _groups(weights, share, geometry["group_size"], geometry["interval"])
     if record.op == "routed_attention":
         return _regions(weights, share, geometry["region"], geometry["routes"])
     if record.op == "neighborhood_attention":
@@ -74,6 +78,14 @@ def _windows(weights: torch.Tensor, share: torch.Tensor, window_size: tuple[int,
     out = share.reshape(batch, rows * cols, 1, 1, wh * ww) @ weights  # B windows heads 1 N
     out = out.view(batch, rows, cols, heads, wh, ww).permute(0, 3, 1, 4, 2, 5).reshape(batch, heads, height, width)
     return torch.roll(out, (sh, sw), (2, 3))
+
+
+def _groups(weights: torch.Tensor, share: torch.Tensor, group_size: tuple[int, int], interval: tuple[int, int]) -> torch.Tensor:
+    height, width = share.shape[1:]
+    padded = pad_to_groups(share[..., None, None], group_size, interval)
+    out = groups(padded, group_size, interval).transpose(-2, -1) @ weights  # B groups heads 1 N
+    shape = torch.Size((*padded.shape[:3], weights.shape[2], 1))
+    return from_groups(out.transpose(-2, -1), shape, group_size, interval)[:, :height, :width, :, 0].permute(0, 3, 1, 2)
 
 
 def _regions(weights: torch.Tensor, share: torch.Tensor, region: tuple[int, int], routes: torch.Tensor) -> torch.Tensor:

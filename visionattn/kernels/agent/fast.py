@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from visionattn.kernels.attend import attend
 from visionattn.kernels.dense.reference import from_rows, rows
 
+FEW = 32  # keys, for which products are faster than scaled_dot_product_attention on a CPU
+
 
 def agent_attention(
     q: torch.Tensor,
@@ -20,13 +22,13 @@ def agent_attention(
     scale: float,
 ) -> torch.Tensor:
     """Compute the same as the definition, up to rounding."""
-    few = rows(agents)
-    gathered = _attention(few, rows(k), rows(v), agent_bias, scale)
-    return from_rows(_attention(rows(q), few, gathered, query_bias, scale), q.shape)
+    few = rows(agents) * scale  # of both factors of the scores the one with fewer numbers
+    gathered = _attention(few, rows(k), rows(v), agent_bias)
+    return from_rows(_attention(rows(q), few, gathered, query_bias), q.shape)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
-    if torch.is_grad_enabled() and q.device.type == "cpu":
-        return attend(q, k, v, bias, scale)
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if q.device.type == "cpu" and (torch.is_grad_enabled() or k.shape[2] < FEW):
+        return attend(q, k, v, bias, 1.0)
     mask = None if bias is None else bias.detach().unsqueeze(0) if not torch.is_grad_enabled() else bias.unsqueeze(0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)

@@ -27,5 +27,6 @@ def decay_table(decay: torch.Tensor, height: int, width: int, along: str, dtype:
     factor = decay.to(dtype)[:, None, None]
     if along != "map":
         return factor * steps(width if along == "rows" else height, decay.device, dtype)
-    rows, cols = (factor * steps(side, decay.device, dtype) for side in (height, width))
+    rows = factor * steps(height, decay.device, dtype)
+    cols = rows if width == height else factor * steps(width, decay.device, dtype)
     return (rows[:, :, None, :, None] + cols[:, None, :, None, :]).reshape(-1, height * width, height * width)

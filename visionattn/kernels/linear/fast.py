@@ -15,7 +15,7 @@ def rank_augmented_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
     The weight of a key multiplies its value instead, so that keys are rotated as they are; averages are products with the maps.
     """
     shape = q.shape
-    q, k = (F.elu(x) + 1 for x in (q, k))
+    q, k = (F.elu(x).add_(1) for x in (q, k))
     plain_q, plain_k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))  # B heads N d
     cos, sin = (table.to(q.dtype).flatten(0, 1) for table in rotation)  # N d/2
     q, k = turn(plain_q, cos, sin), turn(plain_k, cos, sin)

@@ -263,16 +263,19 @@ def _share(state: State, prefix: str) -> float:
 
 def _adapt_first_conv(backbone: Any, state: State) -> list[str]:
     """Adapt the input channels: summed for one channel, otherwise repeated and scaled to keep the response."""
-    key = f"{backbone.first_conv}.weight"
-    weight, wanted = state.get(key), backbone.get_parameter(key)
-    if weight is None or weight.dim() != 4 or weight.shape[1] == wanted.shape[1] or weight.shape[0] != wanted.shape[0]:
-        return []
-    old, new = weight.shape[1], wanted.shape[1]
-    if new == 1:
-        state[key] = weight.sum(1, keepdim=True)
-    else:
-        state[key] = weight[:, torch.arange(new) % old] * (old / new)
-    return [f"first convolution {old} -> {new} input channels ({'summed' if new == 1 else 'repeated and scaled'})"]
+    notes = []
+    for name in (backbone.first_conv, *getattr(backbone, "further_convs", ())):
+        key = f"{name}.weight"
+        weight, wanted = state.get(key), backbone.get_parameter(key)
+        if weight is None or weight.dim() != 4 or weight.shape[1] == wanted.shape[1] or weight.shape[0] != wanted.shape[0]:
+            continue
+        old, new = weight.shape[1], wanted.shape[1]
+        if new == 1:
+            state[key] = weight.sum(1, keepdim=True)
+        else:
+            state[key] = weight[:, torch.arange(new) % old] * (old / new)
+        notes.append(f"first convolution {old} -> {new} input channels ({'summed' if new == 1 else 'repeated and scaled'})")
+    return list(dict.fromkeys(notes))
 
 
 def _fit_head(model: nn.Module, state: State, allow: Collection[str]) -> tuple[set[str], list[str]]:
