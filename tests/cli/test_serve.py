@@ -244,7 +244,9 @@ def test_tasks_without_images_say_so() -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(server: Server, trained: Trained, tmp_path: Path, stop: signal.Signals) -> None:
-    command = server.start(["serve", str(trained.run), "--port", "0", "--device", "cpu"], tmp_path / "out.txt")
+    output = tmp_path / "out.txt"
+    output.touch()  # it is read before the command can have made it
+    command = server.start(["serve", str(trained.run), "--port", "0", "--device", "cpu"], output)
     assert command.until(lambda: "stop with Ctrl-C" in command.text), command.text
     address = re.search(r"http://127\.0\.0\.1:\d+", command.text)
     assert address is not None and requests.get(address[0] + "/model", timeout=60).status_code == 200

@@ -21,7 +21,6 @@ from visionattn.engine.devices import inference_settings, open_accelerator
 from visionattn.errors import UserError
 from visionattn.jobs.explain import explained_picture
 from visionattn.names import shown
-from visionattn.runs.exported import OnnxNetwork
 from visionattn.runs.interrupts import interrupting, stop_signals
 from visionattn.runs.load import LoadedModel, load_models
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
@@ -69,7 +68,8 @@ class Service:
         task, config = loaded.task, loaded.config
         task.presenter(config, loaded.target, 1)  # a task that is not served stops here
         self.predictor = task.file_predictor(config, loaded.target, loaded.model, device, (), warn)
-        self.explains = not isinstance(loaded.model, OnnxNetwork)
+        backbone = getattr(loaded.model, "backbone", None)  # an exported graph has none, and some have no maps
+        self.explains = len(getattr(backbone, "stages", ())) > 0
 
     def about(self) -> dict[str, Any]:
         """Facts about the model."""

@@ -129,7 +129,7 @@ class Guard:
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
         self.open = host in ("0.0.0.0", "::", "")  # reached by addresses that nobody can list
         if self.open:
-            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+            self.names.add(socket.gethostname().lower())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
