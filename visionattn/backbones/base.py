@@ -89,6 +89,8 @@ class Backbone(nn.Module):
         self.stage_channels, self.stage_strides = tuple(channels), tuple(strides)
         self.out_indices = tuple(range(len(self.stage_channels)))
         self.out_norm = out_norm
+        # Per stage, the side that its map exceeds in an exported graph of open size, where a map of one position would be a constant.
+        self.least_sides = (1,) * len(self.stage_channels)
         self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, with out_norm
         self.grad_checkpointing = False
 
@@ -139,11 +141,12 @@ class Backbone(nn.Module):
             del self.out_norms[index]
 
     def export_sizes(self, size: tuple[int, int]) -> Sizes:
-        """Sizes that a graph exported at `size` holds for, if its height and width are left open."""
-        return self.open_sizes(size, self.strides[-1] + 1)  # a map of one position would be a constant of the graph
+        """Sizes that a graph exported at `size` holds for, if its height and width are left open.
 
-    def open_sizes(self, size: tuple[int, int], least: int) -> Sizes:
-        """Sizes from `least` on; only `size` if it is smaller, or not a multiple of `size_step`."""
+        Only `size`, if it is too small or no multiple of `size_step`.
+        """
+        stages = zip(self.least_sides[: self.out_indices[-1] + 1], self.stage_strides, strict=False)
+        least = max(side * stride for side, stride in stages) + 1
         found = Sizes(size, self.size_step, least)
         return found if self.size_step and min(size) >= least and not any(side % self.size_step for side in size) else Sizes(size)
 
