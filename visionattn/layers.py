@@ -37,16 +37,6 @@ def pad_to_least(x: torch.Tensor, size: int) -> torch.Tensor:
     return F.pad(x, (0, 0, 0, right, 0, bottom))  # type: ignore[arg-type]  # sizes of an exported graph are symbols
 
 
-def crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut the padding off a map `[B, H, W, ...]`."""
-    return packed(x[:, :height, :width])
-
-
-def packed(x: torch.Tensor) -> torch.Tensor:
-    """Copy a view into one block of memory in an exported graph, which would else depend on whether it is one at the size of the export."""
-    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_exporting() else x
-
-
 def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
     """Whether two sizes are equal; in an exported graph, whether they are at all sizes that it takes."""
     if torch.compiler.is_exporting():
@@ -221,7 +211,7 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table.unflatten(0, (2 * self.window_size - 1, -1))
         bias = relative_position_bias(table, window)
         x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=bias)
-        return self.proj(crop(x, height, width).reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 class SwinBlock(nn.Module):
@@ -259,7 +249,7 @@ class NeighborhoodAttention(nn.Module):
         x = pad_to_least(x, self.kernel_size * self.dilation)
         q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
         x = neighborhood_attention(q, k, v, self.kernel_size, self.dilation, bias=self.rpb)
-        return self.proj(crop(x, height, width).reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[int]) -> list[list[int]]:

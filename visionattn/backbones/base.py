@@ -78,6 +78,7 @@ class Backbone(nn.Module):
     class_token = False  # whether the first query of each attention, not the map's average, is what the classifier reads
     placed_attention = True  # whether keys of recorded attention are positions of the stage's map
     size_step = 0  # an exported graph of open size is right if it divides both sides; 0: such a graph has one size only
+    least_side = 1  # which the sides of the last map exceed in such a graph: a map of one position would be a constant of it
     per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
     patch_embed: Any  # for the default forward: image to map B H W C
@@ -89,8 +90,6 @@ class Backbone(nn.Module):
         self.stage_channels, self.stage_strides = tuple(channels), tuple(strides)
         self.out_indices = tuple(range(len(self.stage_channels)))
         self.out_norm = out_norm
-        # Per stage, the side that its map exceeds in an exported graph of open size, where a map of one position would be a constant.
-        self.least_sides = (1,) * len(self.stage_channels)
         self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, with out_norm
         self.grad_checkpointing = False
 
@@ -145,8 +144,7 @@ class Backbone(nn.Module):
 
         Only `size`, if it is too small or no multiple of `size_step`.
         """
-        stages = zip(self.least_sides[: self.out_indices[-1] + 1], self.stage_strides, strict=False)
-        least = max(side * stride for side, stride in stages) + 1
+        least = self.least_side * self.strides[-1] + 1
         found = Sizes(size, self.size_step, least)
         return found if self.size_step and min(size) >= least and not any(side % self.size_step for side in size) else Sizes(size)
 

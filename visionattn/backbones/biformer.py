@@ -29,7 +29,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import region_routes, routed_attention, window_attention
-from visionattn.layers import crop, drop_path_rates, pad_to_multiple
+from visionattn.layers import drop_path_rates, pad_to_multiple
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -72,7 +72,7 @@ class RoutedAttention(nn.Module):
         routes = region_routes(q, k, region, self.topk)
         x = routed_attention(q, k, v, routes, region, scale=self.scale).flatten(3)
         x = x + self.lepe(v.flatten(3))
-        return self.proj(crop(x, height, width))  # type: ignore[no-any-return]
+        return self.proj(x[:, :height, :width])  # type: ignore[no-any-return]
 
 
 class FullAttention(nn.Module):
@@ -179,7 +179,6 @@ class BiFormer(Backbone):
     ) -> None:
         dims = [embed_dim * 2**index for index in range(len(depths))]
         super().__init__(in_chans=in_chans, channels=dims, strides=[4 * 2**index for index in range(len(depths))], out_norm=out_norm)
-        self.least_sides = tuple(1 if topk is None else n_win for topk in topks)  # regions of one position would be constants of a graph
         self.stem = _stem(in_chans, embed_dim, layout)
         self.stages = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, depths)

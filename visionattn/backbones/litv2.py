@@ -26,7 +26,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention, window_attention
-from visionattn.layers import DepthwiseConv, PatchEmbed, crop, drop_path_rates, pad_to_multiple
+from visionattn.layers import DepthwiseConv, PatchEmbed, drop_path_rates, pad_to_multiple
 
 
 def interpolated(x: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ class HiLoAttention(nn.Module):
         height, width = x.shape[1:3]
         q, k, v = self.h_qkv(pad_to_multiple(x, self.window_size)).unflatten(3, (3, self.high, self.head_dim)).unbind(3)
         y = window_attention(q, k, v, window_size=(self.window_size, self.window_size))
-        return self.h_proj(crop(y, height, width).flatten(3))  # type: ignore[no-any-return]
+        return self.h_proj(y[:, :height, :width].flatten(3))  # type: ignore[no-any-return]
 
     def attend_low(self, x: torch.Tensor) -> torch.Tensor:
         keys = x

@@ -30,7 +30,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention
-from visionattn.layers import NeighborhoodAttention, drop_path_rates, packed
+from visionattn.layers import NeighborhoodAttention, drop_path_rates
 
 HEAD_DIM = 32
 GLOBAL_SHARE = 0.75  # channels of a global block that attend; the others are convolved
@@ -110,7 +110,7 @@ class PooledAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B C H W
         tokens = x.flatten(2)  # B C N
         pooled = self.norm(F.avg_pool1d(tokens, self.run)) if self.run > 1 else tokens
-        q, keys = self.q(x.permute(0, 2, 3, 1)), packed(pooled.transpose(1, 2))[:, None]  # B H W C, B 1 K C
+        q, keys = self.q(x.permute(0, 2, 3, 1)), pooled.transpose(1, 2)[:, None]  # B H W C, B 1 K C
         q, k, v = (part.unflatten(-1, (self.num_heads, HEAD_DIM)) for part in (q, self.k(keys), self.v(keys)))
         return self.proj(dense_attention(q, k, v).flatten(3)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 

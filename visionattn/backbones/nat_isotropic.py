@@ -24,7 +24,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import window_attention
-from visionattn.layers import NeighborhoodAttention, PatchEmbed, block_dilations, drop_path_rates, same_size
+from visionattn.layers import NeighborhoodAttention, PatchEmbed, block_dilations, drop_path_rates
 
 
 class GlobalAttention(nn.Module):
@@ -45,7 +45,7 @@ class GlobalAttention(nn.Module):
         """Compute the bias between the positions of a grid, `[heads, N, N]`."""
         table: torch.Tensor = self.rpb
         shape = (2 * height - 1, 2 * width - 1)
-        if not same_size(table.shape[1:], shape):
+        if table.shape[1:] != shape:
             table = F.interpolate(table[None], size=shape, mode="bicubic")[0]
 
         def offsets(side: int) -> torch.Tensor:  # offset of query and key, from 0

@@ -33,7 +33,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import aggregated_attention, dense_attention
-from visionattn.layers import adaptive_average, drop_path_rates, same_size
+from visionattn.layers import adaptive_average, drop_path_rates
 
 KERNEL_SIZE = 3  # side of the neighbourhood
 
@@ -56,7 +56,7 @@ class Geometry(NamedTuple):
 
 
 def shrunk(size: tuple[int, int], ratio: int) -> tuple[int, int]:
-    return torch.sym_max(size[0] // ratio, 1), torch.sym_max(size[1] // ratio, 1)  # type: ignore[return-value]  # symbols, exported
+    return max(size[0] // ratio, 1), max(size[1] // ratio, 1)
 
 
 def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +71,7 @@ def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch
     first, last = cell * queries // keys, ((cell + 1) * queries + keys - 1) // keys - 1
     doubled = 2 * torch.arange(queries, device=device)[:, None] - (first + last)
     reach = 2 * queries - 1 - (queries + keys - 1) // keys  # from one end to the centre of the bin at the other
-    step = 1 if isinstance(queries, torch.SymInt) or queries % keys else 2  # 1 is right at any size
+    step = 1 if queries % keys else 2
     return torch.arange(-reach, reach + 1, step, device=device) / 2, (doubled + reach) // step
 
 
@@ -86,8 +86,8 @@ def relative_positions(
         axes.append(distance.sign() * torch.log2(distance.abs() + 1) / 3)
         indices.append(index)
     rows, cols = axes
-    coords = torch.stack([rows[:, None].expand(-1, cols.shape[0]), cols.expand(rows.shape[0], -1)], -1).flatten(0, 1)
-    return coords, indices[0][:, None, :, None] * cols.shape[0] + indices[1][None, :, None, :]
+    coords = torch.stack([rows[:, None].expand(-1, len(cols)), cols.expand(len(rows), -1)], -1).flatten(0, 1)
+    return coords, indices[0][:, None, :, None] * len(cols) + indices[1][None, :, None, :]
 
 
 def log_key_count(size: tuple[int, int], pool: tuple[int, int], local: bool, device: torch.device) -> torch.Tensor:
@@ -112,14 +112,14 @@ class PositionBias(nn.Module):
     def forward(self, size: tuple[int, int], geometry: Geometry) -> torch.Tensor:  # heads, H W, Hp Wp
         table = self.fc2(F.relu(self.fc1(geometry.coords.to(self.fc1.weight.dtype))))  # T heads
         trained, pool = geometry.pairs.shape[:2], geometry.pairs.shape[2:]
-        bias = table.T.index_select(1, geometry.pairs.flatten()).unflatten(1, (trained[0] * trained[1], pool[0] * pool[1]))
+        bias = table.T.index_select(1, geometry.pairs.flatten()).unflatten(1, (trained.numel(), pool.numel()))
         bias = _resize(bias, pool, geometry.pool)
         return _resize(bias.transpose(1, 2), trained, size).transpose(1, 2)
 
 
 def _resize(x: torch.Tensor, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
     """Resize each row of `[heads, N, h * w]` as a map."""
-    return x if same_size(old, new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
+    return x if tuple(old) == tuple(new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
 
 
 class CosineAttention(nn.Module):
@@ -330,9 +330,6 @@ class TransNeXt(Backbone):
         self.img_size = to_2tuple(img_size)
         self.pretrain_size = to_2tuple(img_size if pretrain_size is None else pretrain_size)
         self.position_mode = position_mode
-        if position_mode == "interpolation":
-            self.size_step = 0  # graphs of open size were tried with the other mode only
-        self.least_sides = tuple(2 * ratio - 1 for ratio in sr_ratios)  # a pooled map of one position would be a constant of a graph
         self.stages = nn.ModuleList()
         for index, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             embed = PatchEmbed(dims[index - 1], dims[index], 3, 2) if index else PatchEmbed(in_chans, embed_dim, 7, 4)

@@ -130,19 +130,16 @@ def bake(bias: torch.Tensor, rows: Axis, cols: Axis, border: Border) -> torch.Te
 def _pairs(axis: Axis, size: int, border: Border, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For pairs of query and key along an axis: their offset, one-hot over `size` offsets, and their mask, 0 or -inf."""
     kernel = (size + 1) // 2
-    before, after = torch.tensor(axis.classes, device=like.device)[:, :, None].unbind(1)  # classes 1
-    query = torch.arange(axis.side, device=like.device)
-    # First key, end of the keys, and key at offset 0, counted within the block.
-    first = query - kernel // 2
-    if border == "shift":
-        first = torch.minimum(torch.maximum(first, -before), after - kernel)
-    behind = torch.minimum(first + kernel, after)
-    if border == "mask":
-        first = torch.maximum(first, -before)
-    # Queries that fill up the last tile see every key without bias, because an empty softmax is NaN.
-    real = query < after  # classes side
-    first, behind = torch.where(real, first, -axis.front).reshape(-1, 1), torch.where(real, behind, axis.keys).reshape(-1, 1)
-    origin = torch.where(real, query - kernel + 1, axis.keys).reshape(-1, 1)
+    queries = []  # first key, end of the keys, and key at offset 0, counted within the block
+    for before, after in axis.classes:
+        for query in range(axis.side):
+            start = query - kernel // 2
+            if border == "shift":
+                start = min(max(start, -before), after - kernel)
+            end, start = min(start + kernel, after), max(start, -before if border == "mask" else start)
+            # Queries that fill up the last tile see every key without bias, because an empty softmax is NaN.
+            queries.append((start, end, query - kernel + 1) if query < after else (-axis.front, axis.keys, axis.keys))
+    first, behind, origin = (torch.tensor(queries, device=like.device).transpose(0, 1)[:, :, None]).unbind(0)
     key = torch.arange(-axis.front, axis.keys - axis.front, device=like.device)
     hot = (key - origin).flatten()[:, None] == torch.arange(size, device=like.device)
     wall = torch.where((key >= first) & (key < behind), 0.0, -torch.inf).flatten()
