@@ -110,8 +110,6 @@ class Stage(nn.Module):
 class AgentBackbone(Backbone):
     """Base of the three Agent networks: initialisation, and tensors whose shape depends on the image size."""
 
-    size_step = 1
-
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.LayerNorm, nn.Conv2d)):

@@ -84,7 +84,6 @@ class AgentDeiT(AgentBackbone):
         drop_path_rate: stochastic depth at the last block, growing linearly from 0.
     """
 
-    size_step = 0  # graphs of open size were not tried
     pool_first = True
     first_conv = "patch_embed"
     class_token = True

@@ -60,7 +60,6 @@ class AgentSwin(AgentBackbone):
     ) -> None:
         dims, strides = ([first * 2**index for index in range(len(depths))] for first in (embed_dim, 4))
         super().__init__(in_chans=in_chans, channels=dims, strides=strides, out_norm=out_norm)
-        self.least_side = 1 if out_norm else window_size  # windows shrink on smaller maps
         self.patch_embed = PatchEmbed(in_chans, embed_dim, 4)
         self.stages = nn.ModuleList()
         sizes = sizes_of(img_size, strides)
