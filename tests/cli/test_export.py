@@ -15,6 +15,7 @@ from PIL import Image
 import visionattn as va
 from tests.commands import CLASSES, Trained, done, only_run, refused, settings, tree
 from visionattn.runs.load import load_model
+from visionattn.runs.shareable import shareable
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -55,8 +56,14 @@ def test_predict_and_eval_from_the_file_as_from_the_run(trained: Trained, export
         assert mine.keys() == theirs.keys()
         for key, value in mine.items():
             assert theirs[key] == value or float(theirs[key]) == pytest.approx(float(value), abs=1e-5), key
-    answers = [json.loads(done("eval", model, "eval.threshold=0.4", EXACT, "--json").stdout) for model in (trained.run, exported)]
+    where = ("--data", trained.data)
+    answers = [json.loads(done("eval", model, *where, "eval.threshold=0.4", EXACT, "--json").stdout) for model in (trained.run, exported)]
     assert answers[0]["metrics"] == pytest.approx(answers[1]["metrics"], abs=1e-5) and answers[0]["count"] == answers[1]["count"] == 12
+
+
+def test_the_file_says_nothing_of_this_machine(trained: Trained, exported: Path) -> None:
+    assert not any(str(folder).encode() in exported.read_bytes() for folder in (trained.data, trained.run.parent, Path(va.__file__).parent))
+    assert "has no data" in refused(exported.parent, "VA-D001", 3, "eval", exported)
 
 
 def test_the_file_needs_no_code_of_the_model(trained: Trained, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +132,7 @@ def test_weights_with_everything_in_their_metadata(trained: Trained, tmp_path: P
     done("export", trained.run, "--format", "safetensors", "--out", tmp_path / "flowers.safetensors")
     loaded, run = load_model(tmp_path / "flowers.safetensors"), load_model(trained.run)
     image = torch.randn(2, 3, 32, 32)
-    assert torch.equal(loaded.model(image), run.model(image)) and loaded.target == run.target and loaded.config == run.config
+    assert torch.equal(loaded.model(image), run.model(image)) and loaded.target == run.target and loaded.config == shareable(run)
     predictions = va.predict(tmp_path / "flowers.safetensors", trained.data / "test")[0]
     assert list(predictions) == list(va.predict(trained.run, trained.data / "test")[0])
 
@@ -138,6 +145,7 @@ def test_programs(trained: Trained, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.allclose(program(image), load_model(trained.run).model(image), atol=1e-6)
     assert json.loads(json.loads(extra["visionattn.json"])["classes"]) == list(CLASSES)
+    assert str(Path(va.__file__).parent).encode() not in (tmp_path / "flowers.pt2").read_bytes()
 
 
 @pytest.mark.slow
@@ -149,7 +157,7 @@ def test_int8(trained: Trained, tmp_path: Path) -> None:
     found = answer["quantized"]
     assert found["metric"] == "top1" and found["count"] == 12 and found["calibration"] == 24
     assert abs(found["before"] - found["after"]) <= 0.1
-    assert json.loads(done("eval", path, "--json").stdout)["metrics"]["top1"] == found["after"]
+    assert json.loads(done("eval", path, "--data", trained.data, "--json").stdout)["metrics"]["top1"] == found["after"]
     types = {node.op_type for node in onnx.load(path).graph.node}
     assert "QuantizeLinear" in types
 
@@ -182,7 +190,7 @@ def test_segmentation_of_any_size(tmp_path: Path) -> None:
     for name in [name for name in ours if name.startswith("masks/")]:
         one, two = (np.asarray(Image.open(tmp_path / kind / name)) for kind in ("run", "file"))
         assert one.shape in ((45, 70), (46, 70)) and (one != two).mean() < 0.01
-    metrics = [json.loads(done("eval", model, EXACT, "--json").stdout)["metrics"] for model in (run, path)]
+    metrics = [json.loads(done("eval", model, "--data", tmp_path / "roads", EXACT, "--json").stdout)["metrics"] for model in (run, path)]
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
     shutil.rmtree(run)
     model = onnx.load(path)

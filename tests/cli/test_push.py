@@ -16,10 +16,10 @@ import visionattn
 from tests.commands import Trained, done, refused, va
 from tests.hub import Hub, hub_server
 from visionattn.integrations.timm import register
-from visionattn.jobs.push import shareable
 from visionattn.models.weights.hub import RUN
 from visionattn.report.card import markdown
 from visionattn.runs.load import LoadedModel
+from visionattn.runs.shareable import shareable
 from visionattn.tasks import TASKS
 
 FILES = {"config.json", "model.safetensors", "README.md"}

@@ -20,7 +20,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone
 from visionattn.kernels import agent_attention
-from visionattn.layers import DepthwiseConv
+from visionattn.layers import DepthwiseConv, same_size
 
 GRID = 7  # side of the coarse position biases
 AGENTS = (3, 4, 7, 7)  # agents per side, by stage
@@ -41,7 +41,7 @@ def pool_to(x: torch.Tensor, side: int) -> torch.Tensor:
 
 def along(table: torch.Tensor, length: int) -> torch.Tensor:
     """Resize the last axis of a table `[heads, agents, L]`."""
-    return table if table.shape[-1] == length else F.interpolate(table, size=length, mode="linear")
+    return table if same_size(table.shape[-1:], (length,)) else F.interpolate(table, size=length, mode="linear")
 
 
 class PositionBias(nn.Module):
@@ -181,6 +181,6 @@ def file_size(state: dict[str, torch.Tensor], stride: int) -> dict[str, Any]:
 
 def resized(table: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
     """Resize a table `[H, W, C]` of positions."""
-    if table.shape[:2] == size:
+    if same_size(table.shape[:2], size):
         return table
     return F.interpolate(table.permute(2, 0, 1)[None], size=size, mode=mode)[0].permute(1, 2, 0)

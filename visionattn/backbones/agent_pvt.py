@@ -62,6 +62,7 @@ class AgentPVT(AgentBackbone):
     """
 
     first_conv = "patch_embed.proj"
+    size_step = 1
 
     def __init__(
         self,

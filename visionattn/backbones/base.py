@@ -78,6 +78,7 @@ class Backbone(nn.Module):
     class_token = False  # whether the first query of each attention, not the map's average, is what the classifier reads
     placed_attention = True  # whether keys of recorded attention are positions of the stage's map
     size_step = 0  # an exported graph of open size is right if it divides both sides; 0: such a graph has one size only
+    least_side = 1  # which the sides of the last map exceed in such a graph: a map of one position would be a constant of it
     per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
     further_convs: tuple[str, ...] = ()  # names of others on the image
@@ -140,11 +141,11 @@ class Backbone(nn.Module):
             del self.out_norms[index]
 
     def export_sizes(self, size: tuple[int, int]) -> Sizes:
-        """Sizes that a graph exported at `size` holds for, if its height and width are left open."""
-        return self.open_sizes(size, self.strides[-1] + 1)  # a map of one position would be a constant of the graph
+        """Sizes that a graph exported at `size` holds for, if its height and width are left open.
 
-    def open_sizes(self, size: tuple[int, int], least: int) -> Sizes:
-        """Sizes from `least` on; only `size` if it is smaller, or not a multiple of `size_step`."""
+        Only `size`, if it is too small or no multiple of `size_step`.
+        """
+        least = self.least_side * self.strides[-1] + 1
         found = Sizes(size, self.size_step, least)
         return found if self.size_step and min(size) >= least and not any(side % self.size_step for side in size) else Sizes(size)
 

@@ -103,6 +103,7 @@ class CASViT(Backbone):
     """
 
     cnn = True
+    size_step = 1
     first_conv = "patch_embed.0"
 
     def __init__(

@@ -31,7 +31,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention
-from visionattn.layers import drop_path_rates
+from visionattn.layers import drop_path_rates, same_size
 
 HIDDEN = 2048  # of the MLP, whatever the width
 
@@ -87,6 +87,7 @@ class ChAdaViT(Backbone):
     pool_first = True
     class_token = True
     per_channel = True
+    size_step = 1
     first_conv = "patch_embed"
 
     def __init__(
@@ -247,7 +248,7 @@ class ChAdaViT(Backbone):
 
 def resized(table: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
     """Resize a table `[h * w, C]` of a grid bicubically to another."""
-    if grid == size:
+    if same_size(grid, size):
         return table
     places = F.interpolate(table.T.unflatten(1, grid)[None], size=size, mode="bicubic")
     return places[0].flatten(1).T

@@ -88,6 +88,7 @@ class DiNATS(Backbone):
     """
 
     first_conv = "patch_embed.proj"
+    size_step = 1
 
     def __init__(
         self,

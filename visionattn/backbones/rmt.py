@@ -105,6 +105,7 @@ class ConvTransformer(Backbone):
     """Base of RMT and RAVLT: everything but the attention."""
 
     first_conv = "patch_embed.0"
+    size_step = 1
 
     @property
     def final_channels(self) -> int:

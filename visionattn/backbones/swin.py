@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d, trunc_normal_
 from torch import nn
 
-from visionattn.backbones.base import Backbone, Sizes, rename_keys
+from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.layers import PatchEmbed, PatchMerging, SwinBlock, WindowAttention, drop_path_rates
 
@@ -156,7 +156,7 @@ class Swin(Backbone):
         super().__init__(
             in_chans=in_chans, channels=dims, strides=[patch_size * 2**index for index in range(len(depths))], out_norm=out_norm
         )
-        self.window_size = window_size
+        self.least_side = 1 if out_norm else window_size  # windows shrink on smaller maps
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         rates = drop_path_rates(drop_path_rate, depths)
         self.stages = nn.ModuleList(
@@ -177,11 +177,6 @@ class Swin(Backbone):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, WindowAttention):
                 trunc_normal_(module.relative_position_bias_table, std=0.02)
-
-    def export_sizes(self, size: tuple[int, int]) -> Sizes:
-        if self.out_norm:
-            return super().export_sizes(size)
-        return self.open_sizes(size, self.window_size * self.strides[-1] + 1)  # windows shrink on smaller maps
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

@@ -25,8 +25,6 @@ def export(
     """Write a model to one file, with classes and preprocessing in its metadata, and check it in its runtime."""
     sources, settings = sources_and_settings(arguments, None)
     require_models(sources, "export")
-    if len(sources) > 1:
-        raise UserError("VA-C002", "several models cannot be exported to one file", fix="export one run")
     from visionattn.jobs.export import export as run_export
 
     try:
@@ -36,7 +34,7 @@ def export(
         raise UserError("VA-C002", what, fix="--verify 1,3,8") from None
     axes = [word.strip() for word in dynamic.split(",")]
     result = run_export(
-        sources[0],
+        sources,
         format=format,
         out=out,
         dynamic=axes,

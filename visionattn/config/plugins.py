@@ -61,7 +61,10 @@ def _imported(name: str) -> bool:
     if not name.endswith(".py"):
         return name in sys.modules
     found = getattr(sys.modules.get(Path(name).stem), "__file__", None)
-    return found is not None and Path(found).resolve() == Path(name).expanduser().resolve()
+    if found is None:
+        return False
+    # A model that was exported or shared names the file without its folder.
+    return Path(found).name == name or Path(found).resolve() == Path(name).expanduser().resolve()
 
 
 def _import_file(path: Path) -> None:

@@ -60,7 +60,7 @@ def evaluate(
     fitted = _calibrate(source, data, split, batch_size, settings, console) if calibrate else None
     models = load_models(source, lambda text: console.field("", text))
     task, target = models[0].task, models[0].target
-    result, dataset = _measure(models, _name(source), data, split, batch_size, settings, console)
+    result, dataset = measure(models, _name(source), data, split, batch_size, settings, console)
     print_evaluation(result, task.display, task.unit, console)
     if fitted is not None:
         console.field("calibrated", _changes(task.display, fitted.before, result.metrics))
@@ -79,7 +79,7 @@ def evaluate(
     return result
 
 
-def _measure(
+def measure(
     models: Sequence[LoadedModel],
     name: str,
     data: str | Path | None,
@@ -88,7 +88,11 @@ def _measure(
     settings: Sequence[str],
     console: Console,
 ) -> tuple[Evaluation, Dataset]:
-    """Evaluate models on a split; also returns its samples."""
+    """Evaluate models on a split of the data in their configs, or of `data`; also returns its samples.
+
+    Raises:
+        UserError: VA-D001, there are no data; as `evaluate`.
+    """
     task, target = models[0].task, models[0].target
     train = inference_settings(models[0].config.train, console.warn)
     configs = [change_config(loaded.config.model_copy(update={"train": train}), settings, CHANGEABLE) for loaded in models]
@@ -148,7 +152,7 @@ def _calibrate(
         raise UserError("VA-C002", f"--calibrate: {reason}", fix=fix)
     assert run is not None
     task, (loaded,) = models[0].task, models
-    before, _ = _measure(models, name, None, "val", batch_size, settings, console)
+    before, _ = measure(models, name, None, "val", batch_size, settings, console)
     values = task.calibrate(loaded.config, loaded.target, before)
     fitted = Calibration(loaded.weights, before.count, values, before.metrics)
     with_calibration(loaded.config, run.path, fitted)  # what cannot be read again is not written

@@ -20,6 +20,7 @@ from visionattn.kernels.dispatch import use_backend
 from visionattn.names import shown, typed
 from visionattn.runs.exported import Facts, OnnxNetwork, quiet_libraries, require_onnx
 from visionattn.runs.load import LoadedModel, load_models
+from visionattn.runs.shareable import shareable
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
 
 FORMATS = ("onnx", "pt2", "safetensors")
@@ -63,7 +64,7 @@ class Exported:
 
 
 def export(
-    source: str | Path,
+    source: str | Path | Sequence[str | Path],
     *,
     format: str = "onnx",
     out: str | Path | None = None,
@@ -79,7 +80,7 @@ def export(
     compared with those of the model before it gets its name: a file that differs by more than 1e-4 is refused and nothing remains of it.
 
     Args:
-        source: see `load_model`.
+        source: see `load_model`; one of them.
         format: "onnx", run by ONNX Runtime and by `predict` and `eval`; "pt2", a program of torch.export; "safetensors", the weights.
         out: the file; default `export/model.<format>` in the folder of the run, or `<name>.<format>` here.
         dynamic: axes that stay open: "batch", and "size" where the family allows it.
@@ -97,16 +98,17 @@ def export(
     if format == "onnx":
         require_onnx()
     settings = name_plugins(settings)
-    models = load_models(source, lambda text: console.field("", text))
-    loaded = models[0]
+    given = [source] if isinstance(source, (str, Path)) else list(source)
+    models = load_models(given, lambda text: console.field("", text))
+    name, loaded = str(given[0]), models[0]
     if len(models) > 1 or isinstance(loaded.model, OnnxNetwork):
-        what = "several models cannot be exported to one file" if len(models) > 1 else f"{source} is an exported file already"
+        what = "several models cannot be exported to one file" if len(models) > 1 else f"{shown(name)} is an exported file already"
         raise UserError("VA-C002", what, fix="export one run")
     loaded = replace(loaded, config=change_config(loaded.config, settings, CHANGEABLE))
     channels, *size = loaded.task.network_input(loaded.config)
-    path = _place(source, loaded, format, quantize, out)
+    path = _place(name, loaded, format, quantize, out)
     sizes = _sizes(loaded.model, (size[0], size[1]), "size" in dynamic)
-    facts = Facts.of(loaded.config, loaded.target, loaded.model, sizes, _licences(loaded))
+    facts = Facts.of(shareable(loaded), loaded.target, loaded.model, sizes, _licences(loaded))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in loaded.model.state_dict().values())
     if format == "onnx" and weights > _LARGEST:
         why = f"{weights / 2**30:.1f} GiB of weights; a file of ONNX holds less than 2 GiB"
@@ -117,7 +119,7 @@ def export(
         text = _WRITERS[format](loaded.model, channels, facts, temporary)
         console.field("exporter", f"{text}, dynamic batch, {sizes.text()}")
         checks = _checks(loaded.model, _runner(temporary, format), channels, sizes, verify, console)
-        quantized = None if quantize is None else quantize_static(temporary, facts, console)
+        quantized = None if quantize is None else quantize_static(temporary, loaded, facts, console)
     console.field("written", f"{path} ({path.stat().st_size / 2**20:,.1f} MiB)")
     return Exported(path, format, sizes, checks, quantized)
 
@@ -135,14 +137,14 @@ def _require_arguments(format: str, dynamic: Collection[str], verify: Sequence[i
         raise UserError("VA-C002", f'--quantize: expected int8, of an ONNX file, got "{quantize}" as {format}', fix="--quantize int8")
 
 
-def _place(source: str | Path, loaded: LoadedModel, format: str, quantize: str | None, out: str | Path | None) -> Path:
+def _place(source: str, loaded: LoadedModel, format: str, quantize: str | None, out: str | Path | None) -> Path:
     """The file to write.
 
     Raises:
         UserError: VA-C002, another ending than that of the format; VA-R007, it exists.
     """
     ending = f".{quantize}.{format}" if quantize else f".{format}"
-    home = Path.cwd() / Path(str(source)).name if loaded.run is None else loaded.run.path / "export" / "model"
+    home = Path.cwd() / Path(source).name if loaded.run is None else loaded.run.path / "export" / "model"
     path = home.with_name(home.name + ending) if out is None else Path(out).expanduser()
     if path.suffix != f".{format}":
         what = f"--out: a file of format {format} ends in .{format}, got {shown(path.name)}"
@@ -177,6 +179,8 @@ def _write_onnx(model: Any, channels: int, facts: Facts, path: Path) -> str:
         graph: Any = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["image"], output_names=["output"], dynamic_shapes=(names,)
         )
+        for node in graph.model.graph.all_nodes():
+            node.metadata_props.clear()  # lines of code in files of this machine
         graph.model.metadata_props.update(facts.texts())
         graph.save(str(path))
     return f"dynamo, opset {graph.model.opset_imports['']}"
@@ -184,6 +188,8 @@ def _write_onnx(model: Any, channels: int, facts: Facts, path: Path) -> str:
 
 def _write_program(model: Any, channels: int, facts: Facts, path: Path) -> str:
     program = _program(model, channels, facts.sizes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # lines of code in files of this machine
     torch.export.save(program, path, extra_files={"visionattn.json": json.dumps(facts.texts())})
     return "torch.export"
 

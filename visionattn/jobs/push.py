@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +12,18 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from safetensors.torch import save_file
 
-from visionattn.config.schema import RunConfig
 from visionattn.console import Console
 from visionattn.errors import UserError
 from visionattn.files import atomic_folder, require_space, sha256_of
 from visionattn.models.weights.download import offline
-from visionattn.models.weights.hub import CARD, CONFIG, HUB, RUN, WEIGHTS, endpoint, is_hub, is_model_id, is_run_folder
+from visionattn.models.weights.hub import CARD, CONFIG, HUB, RUN, WEIGHTS, endpoint, is_model_id, is_run_folder
 from visionattn.models.weights.records import Weights
 from visionattn.names import shown, typed
 from visionattn.report.card import CardFacts, model_card
 from visionattn.runs.checkpoint import read_meta
 from visionattn.runs.folder import RunFolder
 from visionattn.runs.load import LoadedModel, best_checkpoint, load_model
-from visionattn.tasks import saved_config
+from visionattn.runs.shareable import shareable
 
 FILES = (CONFIG, WEIGHTS, CARD)
 
@@ -158,48 +155,6 @@ def _step(source: Path) -> int:
     return int(read_meta(checkpoint)["step"])
 
 
-def shareable(loaded: LoadedModel) -> RunConfig:
-    """The config without what concerns only its author: places of data and results, trackers, the device, files of weights."""
-    config = loaded.config
-    values, plain = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
-    values["data"] = _without_places(values["data"], plain["data"], type(config.data).model_fields)
-    values["eval"] = _without_places(values["eval"], plain["eval"], type(config.eval).model_fields)
-    values["output"], values["log"] = plain["output"], plain["log"]
-    values["train"]["device"] = plain["train"]["device"]
-    record = loaded.task.published_weights(config)
-    if record is None or not record.sources:
-        values["model"]["weights"] = "none"
-    return saved_config(values)
-
-
-def _without_places(values: Mapping[str, Any], plain: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A section in which every free text, any of which may be a path or a name of a patient, is the default's.
-
-    What patches are described by stays: a file of weights by its name, which is then missed where it is not.
-    """
-    kept: dict[str, Any] = {}
-    for name, value in values.items():
-        inner = getattr(fields[name].annotation, "model_fields", None)
-        if inner is not None and isinstance(value, Mapping):
-            kept[name] = _without_places(value, plain[name], inner)
-        elif name in ("backbone", "weights"):
-            kept[name] = value if is_hub(value) else re.split(r"[/\\]", value)[-1]
-        elif name in ("exclude", "format", "fold", "val_fraction") or (
-            isinstance(value, str) and not _is_choice(fields[name].annotation, value)
-        ):
-            kept[name] = plain[name]
-        else:
-            kept[name] = value
-    return kept
-
-
-def _is_choice(annotation: Any, value: str) -> bool:
-    """Whether a text is one of those that a setting lists."""
-    return value in typing.get_args(annotation) or any(
-        _is_choice(part, value) for part in typing.get_args(annotation) if typing.get_args(part)
-    )
-
-
 def _facts(loaded: LoadedModel, title: str, license: str, exchange: Mapping[str, Any]) -> CardFacts:
     config, task = loaded.config, loaded.task
     classes = loaded.target.get("classes", [])
@@ -214,7 +169,7 @@ def _facts(loaded: LoadedModel, title: str, license: str, exchange: Mapping[str,
         classes=[str(name) for name in classes] if isinstance(classes, list) else [],
         evaluation=_evaluation(loaded),
         in_timm=bool(exchange),
-        plugins=config.plugins,
+        plugins=shareable(loaded).plugins,
     )
 
 

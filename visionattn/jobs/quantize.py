@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from visionattn.console import Console
 from visionattn.data.loading import eval_loader
 from visionattn.engine.devices import inference_settings
 from visionattn.errors import UserError
-from visionattn.jobs.evaluate import evaluate
+from visionattn.jobs.evaluate import measure
 from visionattn.runs.exported import Facts, open_onnx, quiet_libraries
+from visionattn.runs.load import LoadedModel
+from visionattn.tasks.base import Evaluation
 
 CALIBRATION_IMAGES = 128  # spread over the training split
 
@@ -67,11 +69,17 @@ class _Part(torch.utils.data.Dataset[Any]):
         return self.dataset[self.indices[key]]
 
 
-def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
+def quantize_static(path: Path, loaded: LoadedModel, facts: Facts, console: Console) -> Quantized:
     """Replace an ONNX file by its quantised form: int8 weights per channel, uint8 activations with fixed ranges.
 
     The ranges are calibrated on training images, prepared as in evaluation. The metrics before and after are those of the validation
     split of the run; they are printed.
+
+    Args:
+        path: the file.
+        loaded: the model in it, with the config that says where its data are.
+        facts: the metadata of the file.
+        console: where the metrics are printed.
 
     Raises:
         UserError: VA-C002, the model has no data; VA-D001 to VA-D005, its data cannot be read.
@@ -79,11 +87,11 @@ def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
 
-    if not facts.config.data.has_source:
+    if not loaded.config.data.has_source:
         why = "the ranges of the activations come from training images"
         raise UserError("VA-C002", "--quantize: the model has no data", why=why, fix="train a run first, and export it")
-    inputs = _training_inputs(path, facts, console)
-    before = evaluate(path, console=Console(quiet=True))
+    inputs = _training_inputs(path, loaded, console)
+    before = _evaluation(path, loaded)
     quantized = path.with_name(f"{path.stem}-int8{path.suffix}")
     try:
         with quiet_libraries():
@@ -97,18 +105,39 @@ def quantize_static(path: Path, facts: Facts, console: Console) -> Quantized:
                 activation_type=QuantType.QUInt8,
                 calibrate_method=CalibrationMethod.MinMax,
                 op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+                nodes_to_exclude=_products(path),
             )
         _with_metadata(quantized, facts)
         quantized.replace(path)
     finally:
         quantized.unlink(missing_ok=True)
-    after = evaluate(path, console=Console(quiet=True))
-    metric = facts.task.monitor(facts.config)
+    after = _evaluation(path, loaded)
+    metric = loaded.task.monitor(loaded.config)
     result = Quantized(metric, before.metrics[metric], after.metrics[metric], after.count, len(inputs))
-    display = facts.task.display
+    display = loaded.task.display
     name, (old, new) = display.metric_name(metric), (display.text(metric, value, 2) for value in (result.before, result.after))
-    console.field("int8", f"{name} {old} -> {new} on val ({result.count} {facts.task.unit}s), calibrated on {result.calibration} inputs")
+    console.field("int8", f"{name} {old} -> {new} on val ({result.count} {loaded.task.unit}s), calibrated on {result.calibration} inputs")
     return result
+
+
+def _products(path: Path) -> list[str]:
+    """Names of the products of two activations, as of queries and keys, which stay in float32: without weights they gain little."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    products = []
+    for node in graph.node:
+        if constants.issuperset(node.input):
+            constants.update(node.output)
+        elif node.op_type == "MatMul" and not constants.intersection(node.input):
+            products.append(node.name)
+    return products
+
+
+def _evaluation(path: Path, loaded: LoadedModel) -> Evaluation:
+    """Evaluate the network in a file on the validation split."""
+    return measure([replace(loaded, model=open_onnx(path)[1])], path.name, None, "val", None, (), Console(quiet=True))[0]
 
 
 class _Reader:
@@ -122,12 +151,12 @@ class _Reader:
         return None if image is None else {"image": image}
 
 
-def _training_inputs(path: Path, facts: Facts, console: Console) -> list[np.ndarray]:
+def _training_inputs(path: Path, loaded: LoadedModel, console: Console) -> list[np.ndarray]:
     """Inputs of the network, `[1, C, H, W]` each, for images of the training split."""
     recorder = _Recorder(open_onnx(path)[1])
-    train = inference_settings(facts.config.train, console.warn)
-    config = facts.config.model_copy(update={"train": train, "data": facts.config.data.read_once()})
-    task, target = facts.task, facts.target
+    train = inference_settings(loaded.config.train, console.warn)
+    config = loaded.config.model_copy(update={"train": train, "data": loaded.config.data.read_once()})
+    task, target = loaded.task, loaded.target
     dataset = task.eval_dataset(config, recorder, task.read_split(config, "train", target))
     chosen = np.linspace(0, len(dataset) - 1, min(CALIBRATION_IMAGES, len(dataset))).round().astype(int).tolist()
     predictor = task.predictor(config, target, recorder, torch.device("cpu"))
