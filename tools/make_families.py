@@ -25,7 +25,9 @@ from visionattn.backbones.registry import get_variant
 from visionattn.models.weights.records import records_of, segmenter_records, shipped_facts
 
 PAGES = ROOT / "docs" / "families"
-NOTE = "<!-- Written by tools/make_families.py: change the text in tools/families.py, the differences in the docstrings of the backbones. -->"
+NOTE = (
+    "<!-- Written by tools/make_families.py: change the text in tools/families.py, the differences in the docstrings of the backbones. -->"
+)
 
 
 def description(section: str) -> Description:
@@ -80,7 +82,10 @@ def escaped(text: str) -> str:
 
 
 def variants_table(section: str) -> str:
-    facts, lines = shipped_facts(), ["| model | parameters | GMACs | px | channels | top-1 | weights | their licence |", "|---|---:|---:|---:|---|---:|---|---|"]
+    facts, lines = (
+        shipped_facts(),
+        ["| model | parameters | GMACs | px | channels | top-1 | weights | their licence |", "|---|---:|---:|---:|---|---:|---|---|"],
+    )
     for name in models_of(section):
         own = [record for record in records_of(name) if record.sources]
         top1 = max((record.top1 for record in own if record.top1), default=None)
@@ -89,7 +94,9 @@ def variants_table(section: str) -> str:
         fact = facts[name]
         channels = " ".join(map(str, fact["channels"]))
         size = fact["input_size"][1]
-        lines.append(f"| `{name}` | {fact['params'] / 1e6:.1f} M | {fact['gmacs']:.1f} | {size} | {channels} | {top1 or '-'} | {tags} | {licence} |")
+        lines.append(
+            f"| `{name}` | {fact['params'] / 1e6:.1f} M | {fact['gmacs']:.1f} | {size} | {channels} | {top1 or '-'} | {tags} | {licence} |"
+        )
     return "\n".join(lines)
 
 
@@ -131,7 +138,11 @@ def page(section: str) -> str:
     modules, paper, repository = FAMILIES[section]
     modules = (modules,) if isinstance(modules, str) else modules
     about, names = description(section), models_of(section)
-    parts = [f"# {section}", NOTE, f"Paper: [{paper}](https://arxiv.org/abs/{paper}), code of its authors: [{repository}](https://github.com/{repository})."]
+    parts = [
+        f"# {section}",
+        NOTE,
+        f"Paper: [{paper}](https://arxiv.org/abs/{paper}), code of its authors: [{repository}](https://github.com/{repository}).",
+    ]
     if about.idea:
         parts += [about.idea, f"**Good for.** {about.good}"]
     if about.blocks:
@@ -162,22 +173,28 @@ def overview() -> str:
         sizes = [facts[name]["params"] / 1e6 for name in names]
         top1 = max((record.top1 or 0 for name in names for record in records_of(name) if record.sources), default=0)
         span = f"{sizes[0]:.1f}-{sizes[-1]:.0f} M" if len(names) > 1 else f"{sizes[0]:.1f} M"
-        lines.append(f"| [{section}]({about.file}.md) | {about.mixes} | {use_of(section)} | {len(names)} | {span} | {top1 or '-'} | {about.good} |")
-    return "\n\n".join(
-        [
-            "# All families",
-            NOTE,
-            "What each network of this package mixes a position of its map with, what its maps are fit for, and what it is good for. All take "
-            "any image from 32 px up, read the files of their authors, and compute the same numbers. Top-1: the best published figure on "
-            "ImageNet-1k, weights pretrained on ImageNet-22k among them.",
-            "\n".join(lines),
-            "**Which one?** On a CPU, or with a few hundred images: ECA-ResNet. With weights to start from: DaViT, the default, or Swin, which has "
-            "the most. For masks: DiNAT or Swin with UPerNet, whose weights are published for most sizes. For large images: VAN. Then measure: "
-            "`visionattn models compare davit_tiny swin_tiny van_b2` times them on your machine, and a run with each on your images decides. "
-            "Figures of our own runs: [results](../results.md).",
-            "The networks of timm come along in Python, see [timm](../timm.md). Heads for masks: [segmentation](../segmentation.md#heads).",
-        ]
-    ) + "\n"
+        lines.append(
+            f"| [{section}]({about.file}.md) | {about.mixes} | {use_of(section)} | {len(names)} | {span} | {top1 or '-'} | {about.good} |"
+        )
+    return (
+        "\n\n".join(
+            [
+                "# All families",
+                NOTE,
+                "What each network of this package mixes a position of its map with, what its maps are fit for, and what it is good "
+                "for. All take any image from 32 px up, read the files of their authors, and compute the same numbers. Top-1: the "
+                "best published figure on ImageNet-1k, weights pretrained on ImageNet-22k among them.",
+                "\n".join(lines),
+                "**Which one?** On a CPU, or with a few hundred images: ECA-ResNet. With weights to start from: DaViT, the default, "
+                "or Swin, which has the most. For masks: DiNAT or Swin with UPerNet, whose weights are published for most sizes. For "
+                "large images: VAN. Then measure: `visionattn models compare davit_tiny swin_tiny van_b2` times them on your "
+                "machine, and a run with each on your images decides. Figures of our own runs: [results](../results.md).",
+                "The networks of timm come along in Python, see [timm](../timm.md). Heads for masks: "
+                "[segmentation](../segmentation.md#heads).",
+            ]
+        )
+        + "\n"
+    )
 
 
 def wanted() -> Iterator[tuple[Path, str]]:

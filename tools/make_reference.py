@@ -50,7 +50,11 @@ def kind_of(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
         case None:
             return "any"
         case name:
-            return " ".join(filter(None, [{"integer": "integer", "number": "number", "string": "text", "boolean": "true, false"}.get(name, name), bounds]))
+            return " ".join(
+                filter(
+                    None, [{"integer": "integer", "number": "number", "string": "text", "boolean": "true, false"}.get(name, name), bounds]
+                )
+            )
 
 
 def keys_of(config: type[RunConfig]) -> Iterator[Key]:
@@ -111,14 +115,17 @@ def configuration() -> str:
     parts = [
         "# Configuration",
         NOTE,
-        "Every key of a config. A file holds only what differs from the defaults, `base:` names files it builds on, and `key=value` on the "
-        "command line comes last. `visionattn config show` prints the same for a config of yours, `visionattn config schema` a JSON schema for "
-        "editors. `null` is no value; `auto` is chosen when the run starts and printed with its reason.",
+        "Every key of a config. A file holds only what differs from the defaults, `base:` names files it builds on, and `key=value` "
+        "on the command line comes last. `visionattn config show` prints the same for a config of yours, `visionattn config schema` "
+        "a JSON schema for editors. `null` is no value; `auto` is chosen when the run starts and printed with its reason.",
         "## All tasks",
         *sections(common),
     ]
     for name, keys in of_tasks.items():
-        parts += [f"## task: {name}", *(text.replace("### ", f"### {name}: ", 1) for text in sections([key for key in keys if key not in common]))]
+        parts += [
+            f"## task: {name}",
+            *(text.replace("### ", f"### {name}: ", 1) for text in sections([key for key in keys if key not in common])),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -126,7 +133,8 @@ def configuration() -> str:
 
 
 def commands_of(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every command below a group, with the words that call it; typer's click may be a copy of its own, so no class of it is asked for."""
+    """Every command below a group, with the words that call it; typer's click may be a copy of its own, so no class of it is asked "
+    "for."""
     if hasattr(command, "commands"):
         for name in command.commands:
             yield from commands_of(command.commands[name], f"{path} {name}")
@@ -161,8 +169,9 @@ def commands() -> str:
     parts = [
         "# Commands",
         NOTE,
-        "`visionattn COMMAND --help` prints the same. Every key of a config can be given as `key=value` after the options; what a key means: "
-        "[configuration](configuration.md). `--json` prints one object on standard output. Exit codes: [training](../training.md#exit-codes).",
+        "`visionattn COMMAND --help` prints the same. Every key of a config can be given as `key=value` after the options; what a "
+        "key means: [configuration](configuration.md). `--json` prints one object on standard output. Exit codes: "
+        "[training](../training.md#exit-codes).",
     ]
     groups: dict[str, list[str]] = {}
     for path, command in commands_of(root, "visionattn"):

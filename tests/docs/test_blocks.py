@@ -129,11 +129,7 @@ SLOW = {"README.md"}  # builds published sizes and trains
 
 @pytest.mark.parametrize(
     "block",
-    [
-        pytest.param(block, marks=[pytest.mark.slow] if block.page in SLOW else [])
-        for block in BLOCKS
-        if block.language == "python"
-    ],
+    [pytest.param(block, marks=[pytest.mark.slow] if block.page in SLOW else []) for block in BLOCKS if block.language == "python"],
     ids=ids,
 )
 def test_python(block: Block, reader: Path) -> None:
@@ -145,7 +141,14 @@ def test_python(block: Block, reader: Path) -> None:
         text = text.replace(old, new)
     if "BIASES" in BEFORE.get(block.page, ""):
         text = re.sub(r"(\w+)=\.\.\.", r"\1=BIASES['\1']", text)
-    names: dict[str, Any] = {"torch": torch, "visionattn": visionattn, "va": visionattn, "TINY": TINY, "va_file": save_swin, "__name__": "page"}
+    names: dict[str, Any] = {
+        "torch": torch,
+        "visionattn": visionattn,
+        "va": visionattn,
+        "TINY": TINY,
+        "va_file": save_swin,
+        "__name__": "page",
+    }
     torch.manual_seed(0)
     exec(KERNELS if block.page.startswith("docs/kernels/") else "", names)
     exec(BEFORE.get(block.page, ""), names)
