@@ -63,7 +63,7 @@ def test_what_is_given_counts(trained: Trained, flowers: Path, tmp_path: Path) -
 def test_a_checkpoint_of_a_run_serves_too_and_its_network_need_not_be_named(trained: Trained, flowers: Path, tmp_path: Path) -> None:
     weights = f"model.weights={trained.run / 'checkpoints' / 'last'}"
     result = done("train", "--data", flowers, weights, f"output.dir={tmp_path / 'runs'}", *QUICK, "--dry-run")
-    assert "eca_resnet18" in result.stdout
+    assert "augment.rand_augment=rand-m6-mstd0.5-inc1  (CNN)" in result.stdout
 
 
 def test_alone_it_fine_tunes_and_without_a_network_it_stops_soon(flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
