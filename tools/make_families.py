@@ -167,14 +167,14 @@ def page(section: str) -> str:
 def overview() -> str:
     """The table of all systems."""
     facts = shipped_facts()
-    lines = ["| family | a position is mixed with | for | models | parameters | top-1 | good for |", "|---|---|---|---:|---:|---:|---|"]
+    lines = ["| family | good for | a position is mixed with | for | models | parameters | top-1 |", "|---|---|---|---|---:|---:|---:|"]
     for section in FAMILIES:
         about, names = description(section), models_of(section)
         sizes = [facts[name]["params"] / 1e6 for name in names]
         top1 = max((record.top1 or 0 for name in names for record in records_of(name) if record.sources), default=0)
         span = f"{sizes[0]:.1f}-{sizes[-1]:.0f} M" if len(names) > 1 else f"{sizes[0]:.1f} M"
         lines.append(
-            f"| [{section}]({about.file}.md) | {about.mixes} | {use_of(section)} | {len(names)} | {span} | {top1 or '-'} | {about.good} |"
+            f"| [{section}]({about.file}.md) | {about.good} | {about.mixes} | {use_of(section)} | {len(names)} | {span} | {top1 or '-'} |"
         )
     return (
         "\n\n".join(
