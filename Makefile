@@ -5,7 +5,7 @@ BIN := $(dir $(PYTHON))
 # The extra mmseg, and what it needs beside the packages of the first environment.
 MMSEG = onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmsegmentation==1.4.2 addict yapf termcolor ftfy prettytable regex wcwidth
 
-.PHONY: install format check test test-fast test-zoo test-wheel test-lowest test-newest test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables gpu build clean
+.PHONY: install format check test test-fast test-zoo test-wheel test-lowest test-newest test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables docs gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -86,6 +86,9 @@ bench-gpu: gpu      ## both of these on a GPU; exit code 1 if a goal is missed
 bench-tables:       ## the tables of the documentation, from docs/benchmarks
 	$(PYTHON) tools/bench_tables.py
 
+docs:               ## the site of the documentation, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
+
 gpu:
 	@$(PYTHON) -c 'import torch, sys; sys.exit(None if torch.cuda.is_available() else "no CUDA device here: this needs a GPU")'
 
@@ -93,4 +96,4 @@ build:              ## wheel and source distribution
 	$(PYTHON) -m build
 
 clean:
-	rm -rf build dist *.egg-info .venv-lowest .venv-newest .venv-mmseg .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build dist site *.egg-info .venv-lowest .venv-newest .venv-mmseg .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

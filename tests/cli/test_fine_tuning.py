@@ -60,9 +60,10 @@ def test_what_is_given_counts(trained: Trained, flowers: Path, tmp_path: Path) -
     assert "optim.lr=" not in result.stdout and "loss.label_smoothing=" not in result.stdout and "optim.weight_decay=0.05" in result.stdout
 
 
-def test_a_checkpoint_of_a_run_serves_too(trained: Trained, flowers: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_run_serves_too_and_its_network_need_not_be_named(trained: Trained, flowers: Path, tmp_path: Path) -> None:
     weights = f"model.weights={trained.run / 'checkpoints' / 'last'}"
-    done("train", "--data", flowers, "--model", "eca_resnet18", weights, f"output.dir={tmp_path / 'runs'}", *QUICK, "--dry-run")
+    result = done("train", "--data", flowers, weights, f"output.dir={tmp_path / 'runs'}", *QUICK, "--dry-run")
+    assert "augment.rand_augment=rand-m6-mstd0.5-inc1  (CNN)" in result.stdout
 
 
 def test_alone_it_fine_tunes_and_without_a_network_it_stops_soon(flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

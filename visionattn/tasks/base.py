@@ -606,6 +606,8 @@ class Task(ABC):
     def with_model_of(self, config: Any, other: RunConfig) -> Any:
         """The config with the network of another run, whose weights it starts from, where its user left it open."""
         model = config.model
+        if "name" not in model.model_fields_set:
+            model = model.model_copy(update={"name": other.model.name})
         if model.name != other.model.name:
             return config
         size = other.model.img_size if model.img_size == "auto" and other.task == self.name else model.img_size

@@ -1,0 +1,38 @@
+"""The pages that tools write are up to date, and the site can be built."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.docs.blocks import ROOT
+
+
+@pytest.mark.parametrize("tool", ["make_reference.py", "make_families.py"])
+def test_written_pages_are_up_to_date(tool: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python tools/{tool}"
+
+
+def test_links_of_the_readme() -> None:
+    """The site checks those of its own pages."""
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
+            assert target.startswith("https://") or (ROOT / target).exists(), f"{page}: {target}"
+
+
+def test_every_family_has_its_drawing() -> None:
+    spec = importlib.util.spec_from_file_location("families", ROOT / "tools" / "families.py")
+    assert spec is not None and spec.loader is not None
+    families = importlib.util.module_from_spec(spec)
+    sys.modules["families"] = families  # dataclasses look their module up
+    spec.loader.exec_module(families)
+    del sys.modules["families"]
+    described = {entry.file for entry in families.DESCRIPTIONS.values()}
+    pages = {path.stem for path in (ROOT / "docs/families").glob("*.md")} - {"index"}
+    assert pages <= described, "a family without a description in tools/families.py"
+    assert all((ROOT / "docs/families" / f"{page}.svg").is_file() for page in pages)
