@@ -159,7 +159,7 @@ def attend_everywhere(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tupl
 
 def attend_in_windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend within windows of a map `[B, H, W, heads, d]`; see `attend_everywhere`."""
-    size, window, step = tuple(q.shape[1:3]), (WINDOW, WINDOW), (1, 1)
+    size, window, step = (q.shape[1], q.shape[2]), (WINDOW, WINDOW), (1, 1)
     q, k, v = (pad_to_groups(x, window, step) for x in (q, k, v))
     shape = q.shape
     queries, keys, values = (groups(x, window, step) for x in (q, k, v))  # B windows heads N d

@@ -33,8 +33,8 @@ def strided_attention(
     for top, bottom, gh in rows:
         cells = []
         for left, right, gw in cols:
-            cell = [x[:, top:bottom, left:right] for x in (q, k, v)]
-            cells.append(_part(*cell, (gh, gw), interval, _corner(table, group_size, (gh, gw)), scale))
+            queries, keys, values = (x[:, top:bottom, left:right] for x in (q, k, v))
+            cells.append(_part(queries, keys, values, (gh, gw), interval, _corner(table, group_size, (gh, gw)), scale))
         strips.append(torch.cat(cells, 2) if len(cells) > 1 else cells[0])
     return torch.cat(strips, 1) if len(strips) > 1 else strips[0]
 
