@@ -169,6 +169,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_train_resume_evaluate_and_export(flowers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done("train", "--data", flowers, "--model", "timm:resnest14d", "model.weights=none", "eval.every=1", *TINY)
