@@ -59,7 +59,7 @@ model = create_model("swin_tiny", num_classes=5)
 classes: int = model.num_classes
 names: list[str] = visionattn.list_models("swin*")
 run = visionattn.train("quickstart")
-score: float = visionattn.evaluate(run.run, split="test").metrics["top1"]
+score: float | None = visionattn.evaluate(run.run, split="test").metrics["top1"]
 # What mypy does not object to here is an error: strict mode reports comments that are not needed.
 load_checkpoint(model, "weights.pth", strict="yes")  # type: ignore[call-arg]
 create_model(5)  # type: ignore[call-overload]

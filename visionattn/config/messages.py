@@ -165,9 +165,9 @@ def _walk(path: list[str], schema: type[RunConfig]) -> tuple[type[BaseModel], li
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section among the types of an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((inner for inner in map(section_of, typing.get_args(annotation)) if inner), None)
+    if arguments := typing.get_args(annotation):  # asked first: to Python 3.10 list[int] is a class
+        return next((inner for inner in map(section_of, arguments) if inner), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
