@@ -232,4 +232,4 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
     """At most `_POINTS` points: means of neighbours."""
     if len(points) <= _POINTS:
         return list(points)
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(points), _POINTS)]
+    return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in np.array_split(np.array(points), _POINTS)]
