@@ -309,7 +309,7 @@ def _data_facts(prepared: Prepared) -> dict[str, Any]:
     return {
         "data": manifest_hash(checked.rows),
         "data_name": checked.data.name,
-        "samples": {part.name: len(part) for part in checked.data.sets},
+        "samples": {split.name: len(split) for split in checked.data.sets},
         "target": checked.target,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

@@ -215,7 +215,7 @@ def _scale(low: float, high: float, *, log: bool, percent: bool) -> tuple[tuple[
         low, high = low / 1.2, high * 1.2
         ticks = LogLocator(numticks=6).tick_values(low, high)
     else:
-        room = 0.06 * (high - low) or max(0.02, 0.1 * abs(high))
+        room = 0.06 * (high - low) or (0.02 if percent else 0.1 * abs(high) or 1.0)
         low, high = low - room, high + room
         if percent:
             low, high = max(low, 0.0), min(high, 1.0)
@@ -232,4 +232,4 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
     """At most `_POINTS` points: means of neighbours."""
     if len(points) <= _POINTS:
         return list(points)
-    return [(float(part[:, 0].mean()), float(part[:, 1].mean())) for part in np.array_split(np.array(points), _POINTS)]
+    return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in np.array_split(np.array(points), _POINTS)]

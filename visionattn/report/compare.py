@@ -74,11 +74,12 @@ class Comparison:
     def notes(self) -> list[str]:
         """Why figures may not be comparable."""
         found = []
-        for what, values in {
+        kinds: dict[str, set[Any]] = {
             "task": {run.task.name for run in self.runs},
             "data": {str(run.state["data"]) for run in self.runs if run.state.get("data")},
-            "number of validation samples": {run.evaluation.get("count") for run in self.runs if number(run.evaluation.get("count"))},
-        }.items():
+            "number of validation samples": {number(run.evaluation.get("count")) for run in self.runs} - {None},
+        }
+        for what, values in kinds.items():
             if len(values) > 1:
                 found.append(f"the runs differ in their {what}: differences of their metrics do not tell which model is better")
                 break

@@ -117,9 +117,9 @@ class RunSummary:
 
     @property
     def parameters(self) -> str:
-        """Their number, in millions."""
+        """Their number, in millions where it is that large."""
         found = number(self.state.get("parameters"))
-        return "n/a" if found is None else f"{found / 1e6:.2f} M"
+        return "n/a" if found is None else f"{found / 1e6:.2f} M" if found >= 1e5 else f"{found:,.0f}"
 
     @property
     def samples(self) -> dict[str, int]:

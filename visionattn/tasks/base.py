@@ -139,7 +139,7 @@ class Confusion(NamedTuple):
 class Confidence(NamedTuple):
     """Answers in bins of equal width by their probability, `[bins]` each: how many, how many right, sum of the probabilities."""
 
-    count: np.ndarray
+    answers: np.ndarray
     right: np.ndarray
     total: np.ndarray
 

@@ -221,7 +221,7 @@ def confidence_bins(found: np.ndarray, labels: np.ndarray, count: int = 15) -> C
 
 def calibration_error(bins: Confidence) -> float | None:
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3): the mean distance of accuracy and confidence, by images."""
-    return ratio(float(np.abs(bins.right - bins.total).sum()), float(bins.count.sum()))
+    return ratio(float(np.abs(bins.right - bins.total).sum()), float(bins.answers.sum()))
 
 
 def class_verdicts(evaluation: Evaluation, guesses: Guesses, classes: Sequence[str], *, fittable: bool = True) -> list[Verdict]:
@@ -253,7 +253,7 @@ def class_verdicts(evaluation: Evaluation, guesses: Guesses, classes: Sequence[s
         )
     if ece is not None:
         bins = confidence_bins(guesses.probabilities, guesses.labels)
-        sure, right = (float(values.sum()) / max(float(bins.count.sum()), 1) for values in (bins.total, bins.right))
+        sure, right = (float(values.sum()) / max(float(bins.answers.sum()), 1) for values in (bins.total, bins.right))
         text = f"on average {100 * sure:.0f} % sure of its answers, of which {100 * right:.0f} % are right"
         text += f" (calibration error {100 * ece:.1f} %)"
         found.append(Verdict(ece <= 0.05, text, "visionattn eval RUN --calibrate" if ece > 0.05 and fittable else ""))

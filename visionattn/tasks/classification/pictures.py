@@ -67,7 +67,7 @@ class ClassificationPictures(Pictures):
             Panel(
                 "reliability",
                 "Reliability",
-                reliability_figure(bins.count, bins.right, bins.total, reliability),
+                reliability_figure(bins.answers, bins.right, bins.total, reliability),
                 "How far the probabilities can be believed: of the answers that the model is 80 % sure of, 80 % should be right. Below "
                 "the dashed line it is too sure of itself, above it not sure enough.",
                 bins,

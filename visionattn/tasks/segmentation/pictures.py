@@ -101,7 +101,7 @@ class SegmentationPictures(Pictures):
         return self._examples(evaluation, dataset, _worst_rows(evaluation)[:count])
 
     def best(self, evaluation: Evaluation, dataset: MaskedImages, count: int) -> list[Example]:
-        """Rank images as `worst`, and take the others: no image is both."""
+        """Rank images as `worst`, the best first: at most half of them."""
         scores = [(score, -row) for row, facts in enumerate(evaluation.scores.per_case) if (score := _score(facts)[1]) is not None]
         rows = [-row for _, row in sorted(scores, reverse=True)][: min(count, -(-len(scores) // 2))]
         return self._examples(evaluation, dataset, rows)

@@ -84,7 +84,7 @@ class VolumePictures(Pictures):
         return self._examples(evaluation, dataset, [place for _, place in ranked[:count]])
 
     def best(self, evaluation: Evaluation, dataset: WholeVolumes, count: int) -> list[Example]:
-        """Rank volumes as `worst`, and take the others: no volume is both."""
+        """Rank volumes as `worst`, the best first: at most half of them."""
         rows = evaluation.scores.per_case
         ranked = sorted(((row["dice"], -place) for place, row in enumerate(rows) if row["dice"] is not None), reverse=True)
         return self._examples(evaluation, dataset, [-place for _, place in ranked[: min(count, -(-len(ranked) // 2))]])
