@@ -25,6 +25,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "ECAResNet": ("eca_resnet18", {"depths": (1, 1, 1, 1)}),
     "ELAMobileNetV2": ("ela_mobilenetv2", {}),
     "ELAResNet": ("ela_resnet18", {"depths": (1, 1, 1, 1)}),
+    "OverLoCK": ("overlock_xtiny", {**_WIDTHS, "focus_depths": (1, 1), "num_heads": (1, 2)}),
     "RAVLT": ("ravlt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "RMT": ("rmt_tiny", {**_WIDTHS, "num_heads": (1, 2, 2, 4)}),
     "Swin": ("swin_tiny", {**_PLAIN, "depths": (1, 2, 1, 1)}),
@@ -42,6 +43,7 @@ ZOO = {
     "AgentSwin": "agent_swin_tiny",
     "CASViT": "casvit_xsmall",
     "LITv2": "litv2_small",
+    "OverLoCK": "overlock_xtiny",
     "RAVLT": "ravlt_tiny",
     "RMT": "rmt_tiny",
 }

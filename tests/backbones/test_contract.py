@@ -34,7 +34,9 @@ def short(name: str) -> dict[str, Any]:
         return {"depths": (2, 2, 2, 1), "embed_dims": (32, 128, 128, 128)}  # at full depth they differ in width alone
     if get_variant(name).cls.__name__ in ZOO:
         tiny = TINY[get_variant(name).cls.__name__][1]
-        return {key: tiny[key] for key in ("embed_dim", "embed_dims", "num_heads") if key in tiny} | {"depths": small["depths"]}
+        return {key: tiny[key] for key in ("embed_dim", "embed_dims", "focus_depths", "num_heads") if key in tiny} | {
+            "depths": small["depths"]
+        }
     if "embed_dims" in given:
         small["embed_dims"] = tuple(width // 4 for width in given["embed_dims"])
     heads = given.get("num_heads")

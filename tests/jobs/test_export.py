@@ -17,7 +17,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
 from visionattn.heads import HEADS, resize_to
 from visionattn.jobs import export as job
-from visionattn.layers import adaptive_average
+from visionattn.kernels.pooling import adaptive_average
 from visionattn.runs.exported import Facts, open_onnx
 from visionattn.tasks import config_from_dict
 
@@ -168,6 +168,7 @@ def test_a_family_that_states_nothing_has_one_size() -> None:
         "LITv2",
         "MedViTV2",
         "NATIsotropic",
+        "OverLoCK",
         "RAVLT",
         "RMT",
         "SwinV2",

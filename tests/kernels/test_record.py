@@ -44,6 +44,7 @@ OPS = (
     "channel_gate",
     "decayed_attention",
     "dense_attention",
+    "neighborhood_aggregate",
     "neighborhood_attention",
     "routed_attention",
     "strip_gate",
@@ -68,6 +69,7 @@ CALLS = {
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
     "DiNATS": ["neighborhood_attention"] * 4,
+    "OverLoCK": ["neighborhood_aggregate"] * 4,
     "RAVLT": ["dense_attention"] * 2,  # the linear attention before has no weights that sum to 1
     "RMT": ["decayed_attention"] * 6,
     "Swin": ["window_attention"] * 5,
@@ -150,7 +152,7 @@ def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, lis
         rows, cols = geometry["key_size"]
         keys = [(y, x) for y in range(rows) for x in range(cols)]
         return (weights if weights.dim() == 4 else weights.unsqueeze(1))[:, :, row * width + col], keys
-    if record.op == "neighborhood_attention":
+    if record.op in ("neighborhood_aggregate", "neighborhood_attention"):
         (kh, kw), (dh, dw), border = geometry["kernel_size"], geometry["dilation"], geometry["border"]
         rows, cols = line(row, height, kh, dh, border), line(col, width, kw, dw, border)
         return weights[:, :, row, col], [None if y is None or x is None else (y, x) for y in rows for x in cols]

@@ -1,5 +1,6 @@
 """Attention modules for CNN blocks, U-Net skips and bottlenecks: they map `[B, C, H, W]` to the same shape."""
 
+from visionattn.attention.contmix import ContMix
 from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
 from visionattn.attention.ela import ELA
@@ -12,6 +13,7 @@ __all__ = [
     "ECA",
     "ELA",
     "TAP",
+    "ContMix",
     "attention_diversification",
     "build_attention",
     "register_attention",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from visionattn.attention.contmix import ContMix
 from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
 from visionattn.attention.ela import ELA
@@ -16,6 +17,7 @@ from visionattn.errors import UserError, did_you_mean
 
 # A builder takes the channels of the map and its own keyword arguments.
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
+    "contmix": ContMix,
     "eca": ECA,
     "dsl": DSL,
     "tap": TAP,
