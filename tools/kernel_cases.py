@@ -19,6 +19,7 @@ from visionattn.kernels import (
     channel_attention,
     decayed_attention,
     dilated_depthwise_conv2d,
+    inline_attention,
     neighborhood_aggregate,
     neighborhood_attention,
     rank_augmented_attention,
@@ -235,6 +236,14 @@ def linear(setting: Setting) -> Iterator[Trial]:
         yield Trial(f"{side}x{side}", tensors, ours, {"step by step": theirs}, 4.0 * setting.batch * heads * side**2 * 64**2)
 
 
+def inline(setting: Setting) -> Iterator[Trial]:
+    """Cases of the stages of InLine-PVT-T."""
+    for side, heads in ((56, 2), (28, 4), (14, 10), (7, 16)):
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32))
+        ours, theirs = (partial(_from_qkv, call) for call in (inline_attention, opponents.stepwise_inline))
+        yield Trial(f"{side}x{side}", tensors, ours, {"step by step": theirs}, 4.0 * setting.batch * heads * side**2 * 32**2)
+
+
 def agents(setting: Setting) -> Iterator[Trial]:
     """Cases of the agent blocks of Agent-Swin-T."""
     for side, heads, agents in ((56, 3, 3), (28, 6, 4), (14, 12, 7)):
@@ -300,6 +309,7 @@ CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
     "channel": channels,
     "decayed": decayed,
     "linear": linear,
+    "inline": inline,
     "agent": agents,
     "depthwise": depthwise,
 }

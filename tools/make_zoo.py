@@ -37,6 +37,7 @@ FAMILIES = {
     "Agent Attention": (("agent_swin", "agent_pvt", "agent_deit"), "2312.08874", "LeapLabTHU/Agent-Attention"),
     "CAS-ViT": (("casvit",), "2408.03703", "Tianfang-Zhang/CAS-ViT"),
     "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
+    "InLine": (("inline_swin", "inline_pvt", "inline_deit"), "2412.06590", "LeapLabTHU/InLine"),
     "OverLoCK": (("overlock",), "2502.20087", "LMMMEng/OverLoCK"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
     "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),

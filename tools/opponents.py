@@ -223,6 +223,16 @@ def stepwise_linear(qkv: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
     return out.transpose(1, 2).reshape(shape)
 
 
+def stepwise_inline(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """InLine: heads first, the sum over keys, then the correction by the means."""
+    shape, count = q.shape, q.shape[1] * q.shape[2]
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    q = q * q.shape[-1] ** -0.5
+    total = q @ ((k.transpose(-2, -1) * count**-0.5) @ (v * count**-0.5))
+    rest = 1 - q @ k.mean(2, keepdim=True).transpose(-2, -1)
+    return (total + rest * v.mean(2, keepdim=True)).transpose(1, 2).reshape(shape)
+
+
 def two_softmaxes(qkv: Tensor, agents: Tensor, agent_bias: Tensor, query_bias: Tensor) -> Tensor:
     """Agent Attention: heads first, product, bias, softmax and product, twice."""
     q, k, v = _heads_first(qkv)

@@ -105,6 +105,8 @@ def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> N
             "agent_deit",
             "agent_pvt",
             "chada_vit",
+            "inline_deit",
+            "inline_pvt",
             "medvit",
             "nat_isotropic",
         )  # no norms of outputs in their dense code, or none at all
@@ -165,10 +167,11 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name:
 def no_effect(key: str) -> bool:
     """Parameters in the authors' files that do not reach the logits.
 
-    Biases that add the same to all scores of a softmax: of TransNeXt's last stage, of MedViTV2's keys. Agent-DeiT's classifier reads the
-    class token, for which the last block computes nothing of the patches.
+    Biases that add the same to all scores of a softmax: of TransNeXt's last stage, of MedViTV2's keys. The classifiers of Agent-DeiT and
+    InLine-DeiT read the class token, for which the last block computes nothing of the patches.
     """
-    if key.startswith("backbone.stages.3.1.attn.") and key.endswith((".na_bias", ".ha_bias", ".wa_bias", ".dwc.weight", ".dwc.bias")):
+    of_patches = (".na_bias", ".ha_bias", ".wa_bias", ".dwc.weight", ".dwc.bias")
+    if key.startswith("backbone.stages.3.1.attn.") and (key.endswith(of_patches) or ".attn.residual." in key):
         return True
     return (key.startswith("backbone.stages.3.") and key.endswith(".position_bias.fc2.bias")) or key.endswith(".attn.k.bias")
 

@@ -64,6 +64,7 @@ CALLS = {
     "ELAMobileNetV2": ["strip_gate"] * 16,
     "ELAResNet": ["strip_gate"] * 4,
     "DaViT": ["window_attention", "channel_attention"] * 4,
+    "InLineSwin": ["window_attention"] * 2,  # the linear attention before has weights of both signs
     "LITv2": ["window_attention", "dense_attention", "dense_attention"],
     "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,

@@ -27,13 +27,16 @@ FP64 = {"transnext": 1e-5}  # the others 1e-6
 CASES = [(family, name) for family in FAMILIES for name in record_names(family)]
 SLOW = {"MedViT_base__128x128", "MedViT_small__128x128", "MedViT_tiny__224x224"}  # the fourth of the family checks every part
 # In the default run one record of each network of these families, the smallest.
-ZOO = ("agent_attention", "casvit", "litv2", "overlock", "ravlt", "rmt")
+ZOO = ("agent_attention", "casvit", "inline", "litv2", "overlock", "ravlt", "rmt")
 FIRST = (
     "RAVLT_T__96x96",
     "RMT_T3__96x96",
     "agent_deit_t__224x224",
     "agent_pvt_t__128x128",
     "agent_swin_t__128x128",
+    "inline_deit_tiny__224x224",
+    "inline_pvt_tiny__224x224",
+    "inline_swin_tiny__224x224",
     "litv2_s__128x128",
     "overlock_xt_reparam__96x96",
     "rcvit_xs__96x128",

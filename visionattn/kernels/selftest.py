@@ -16,7 +16,7 @@ from visionattn.kernels.decay import Along, decayed_attention
 from visionattn.kernels.dense import dense_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.gate import channel_gate, strip_gate
-from visionattn.kernels.linear import rank_augmented_attention
+from visionattn.kernels.linear import inline_attention, rank_augmented_attention
 from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention
 from visionattn.kernels.neighborhood.reference import Border
 from visionattn.kernels.routing import routed_attention
@@ -239,6 +239,7 @@ def cases() -> Iterator[Case]:
         yield Case("decayed_attention", f"5x7, {along}", tensors, decayed(along))
     q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
     yield Case("rank_augmented_attention", "5x7", [q, k / 2, v, table(5, 7, 12)], rank_augmented)
+    yield Case("inline_attention", "5x7", draw_qkv((2, 5, 7, 2, 24), generator), inline_attention)
     weight = draw(8, 1, 7, 7) / 7
     yield Case(
         "dilated_depthwise_conv2d",
