@@ -84,7 +84,8 @@ class FocusBlock(MixingBlock):
     ) -> None:
         super().__init__(dim, context_dim, kernel_size, SMALL_KERNEL, num_heads, int(dim * mlp_ratio), drop_path, deploy)
         self.dims = (dim, context_dim)
-        self.x_scale, self.h_scale = (nn.Identity(), None) if first else (ChannelAffine(context_dim), ChannelAffine(context_dim))
+        self.x_scale = None if first else ChannelAffine(context_dim)
+        self.h_scale = None if first else ChannelAffine(context_dim)
         both = dim + context_dim
         depthwise = nn.Conv2d(both, both, 3, padding=1, groups=both)
         self.fusion = nn.Sequential(depthwise, nn.BatchNorm2d(both), nn.GELU(), nn.Conv2d(both, dim, 1), GRN(dim))
@@ -92,12 +93,13 @@ class FocusBlock(MixingBlock):
 
     def forward(self, x: torch.Tensor, overview: torch.Tensor) -> torch.Tensor:  # B C+C' H W, B C' H W -> B C+C' H W
         image, context = x.split(self.dims, 1)
-        if self.h_scale is not None:
+        if self.x_scale is not None and self.h_scale is not None:
             context = self.x_scale(context) + self.h_scale(overview)
         x = self.dwconv1(torch.cat([image, context], 1))
         fused = self.norm1(x)
         value = self.fusion(fused)
-        mixed = self.dyconv_proj(self.mix(*fused.split(self.dims, 1), value))
+        query, key = fused.split(self.dims, 1)
+        mixed = self.dyconv_proj(self.mix(query, key, value))
         return self.complete(x, mixed, value, value)
 
 
