@@ -41,7 +41,7 @@ class InlineAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:  # B H W C, or B 1+N C
         average = x.flatten(1, -2).mean(1)
-        kernels = self.residual(average.unsqueeze(2)).view(len(x), -1, 9)  # B C 9
+        kernels = self.residual(average.unsqueeze(2)).squeeze(2).unflatten(1, (-1, 9))  # B C 9
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         if size is None:
             y = inline_attention(q, k, v).flatten(3) + convolve_each(v.flatten(3), kernels)

@@ -94,7 +94,7 @@ def aggregate(
     if emulated(v):
         with torch.autocast("cpu", enabled=False):
             return aggregate(weights.float(), v.float(), kernel_size=kernel_size, dilation=dilation, border=border).to(v.dtype)
-    batch, height, width, heads, _ = v.shape
+    height, width, heads = v.shape[1:4]
     masked = border == "mask"  # then windows reach beyond the map
     rows = cut(height, kernel_size[0], dilation[0], border, halo=masked)
     cols = cut(width, kernel_size[1], dilation[1], border, halo=masked)
@@ -102,14 +102,15 @@ def aggregate(
     places = None if sees_all else _places(rows, cols, kernel_size, border, v.device)
 
     row = len(cols.members) * heads * rows.side * cols.side * keys * v.element_size()  # bytes of the spread weights of a row of tiles
-    whole = torch.compiler.is_compiling()
-    images = batch if whole else max(1, CACHE // (row * len(rows.members)))
+    image = row * len(rows.members)
+    whole = torch.compiler.is_compiling()  # a traced graph has no fixed batch size to split by
     step = len(rows.members) if whole else max(1, CACHE // row)
     runs = [(member, min(step, size - begin)) for member, size in _runs(rows.members) for begin in range(0, size, step)]
     sizes = [size for _, size in runs]
+    parts = [(weights, v)] if whole else zip(*(_split(x, max(1, CACHE // image), 0) for x in (weights, v)), strict=True)
 
     out = []
-    for part, of_part in zip(_split(weights, images, 0), _split(v, images, 0), strict=True):
+    for part, of_part in parts:
         tiled = _split(_tile(part, rows, cols), sizes, 0), _split(_blocks(of_part, rows, cols), sizes, 0)
         done = []
         for (member, _), given, values in zip(runs, *tiled, strict=True):
