@@ -123,7 +123,7 @@ class AgentDeiT(AgentBackbone):
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # B h w C
         size = (x.shape[1], x.shape[2])
         x = (x + resized(self.pos_embed[1:].unflatten(0, self.grid), size, "bicubic")).flatten(1, 2)
-        x, maps = torch.cat([(self.cls_token + self.pos_embed[0]).to(x.dtype).expand(len(x), 1, -1), x], 1), []
+        x, maps = torch.cat([(self.cls_token + self.pos_embed[0]).to(x.dtype).expand(x.shape[0], 1, -1), x], 1), []
         for index, blocks in enumerate(self.stages):
             for block in blocks:
                 x = self.run_block(partial(block, size=size), x)
