@@ -47,6 +47,10 @@ RANGES = [
     (r"\.na_bias$", -3.0, 3.0),
     (r"\.(an|ah|aw|ha|wa|ac|ca)_bias$", -1.0, 1.0),
     (r"gamma_[12]$", 0.5, 1.0),
+    # OverLoCK
+    (r"\.rpb[12]$", -1.0, 1.0),
+    (r"\.(ls[12]?|[xh]_scale)\.weight$", 0.5, 1.0),
+    (r"\.beta$", -0.15, 0.15),
     (r"layer_scale_[12]$", 0.01, 0.03),
     (r"(^|\.)gamma[12]?$", 0.5, 1.0),
     (r"logit_scale$", 1.5, 2.5),
@@ -56,6 +60,11 @@ RANGES = [
     (r"bias$", -0.15, 0.15),
 ]
 GAINS = [
+    # OverLoCK
+    (r"^(sub_)?blocks\d\.\d+\.dwconv[12]?\.weight$", 0.3),
+    (r"\.(lk_origin|dil_conv_k\d_\d)\.weight$", 0.4),
+    (r"\.?weight_proj\.weight$", 0.4),
+    (r"^patch_embed(x\.[xh]_proj|[234])\.0\.weight$", 0.7),
     # MedViTV2
     (r"\.kan\.layers\.1\.spline_linear\.weight$", 0.7),
     (r"^features\.\d+\.(patch_embed|projection)\.conv\.weight$", 0.7),
@@ -154,7 +163,7 @@ class Record:
 
 
 # Families with recorded outputs; those of ELA's gate, of other modules and of the losses belong to no network.
-FAMILIES = tuple(sorted({path.stem for path in FIXTURES.glob("*.json")} - {"ela", "modules", "losses"}))
+FAMILIES = tuple(sorted({path.stem for path in FIXTURES.glob("*.json")} - {"contmix", "ela", "losses", "modules"}))
 
 
 def record_names(family: str) -> list[str]:

@@ -20,6 +20,8 @@ from visionattn.kernels import (
     channel_attention,
     decayed_attention,
     dilated_depthwise_conv2d,
+    inline_attention,
+    neighborhood_aggregate,
     neighborhood_attention,
     rank_augmented_attention,
     region_routes,
@@ -56,6 +58,8 @@ GOALS = [
     ("cpu", NA, "*", "best candidate*", "fp32", "*", WITHIN),
     ("cpu", NA, "*", "dense, masked", "fp32", "*", WITHIN),
     ("*", NA, "exponent of time*", "*", "*", "*", 1.0),
+    ("cpu", "mixing", "*", "unfold", "fp32", "train", 2.0),
+    ("cpu", "mixing", "*", "unfold", "fp32", "infer", 1.0),
     ("cpu", "routed", "*", "gather", "fp32", "infer", 1.2),
     ("cpu", "routed", "28x28*", "gather", "fp32", "train", 4.0),
     ("cpu", "routed", "*", "gather", "fp32", "train", 6.0),
@@ -145,6 +149,19 @@ def neighborhoods(setting: Setting) -> Iterator[Trial]:
         ours = partial(neighborhood, kernel=kernel, dilation=dilation)
         products = 4.0 * setting.batch * heads * side**2 * kernel**2 * 32
         yield Trial(f"{side}x{side} k{kernel} d{dilation}", tensors, ours, others, products, "" if gpu else "FlexAttention, compiled")
+
+
+def mixing(setting: Setting) -> Iterator[Trial]:
+    """Cases of the third and fourth stage of OverLoCK-XT, and of the third at 512 px."""
+    for side, heads, dim, kernel in ((14, 8, 16, 13), (14, 8, 16, 5), (7, 12, 14, 7), (7, 12, 14, 5), (32, 8, 16, 13), (32, 8, 16, 5)):
+        index = neighbors(side, side, (kernel, kernel), (1, 1), "shift", setting.device)[0]
+        others: dict[str, Call] = {
+            "unfold": partial(opponents.unfold_windows, kernel=kernel),
+            "gather": partial(opponents.gather_windows, index=index),
+        }
+        tensors = setting.randn((setting.batch, side, side, heads, kernel**2), (setting.batch, side, side, heads, dim))
+        products = 2.0 * setting.batch * heads * side**2 * kernel**2 * dim
+        yield Trial(f"{side}x{side} k{kernel}", tensors, partial(neighborhood_aggregate, kernel_size=kernel), others, products)
 
 
 def routed(setting: Setting) -> Iterator[Trial]:
@@ -259,6 +276,14 @@ def linear(setting: Setting) -> Iterator[Trial]:
         yield Trial(f"{side}x{side}", tensors, ours, {"step by step": theirs}, 4.0 * setting.batch * heads * side**2 * 64**2)
 
 
+def inline(setting: Setting) -> Iterator[Trial]:
+    """Cases of the stages of InLine-PVT-T."""
+    for side, heads in ((56, 2), (28, 4), (14, 10), (7, 16)):
+        tensors = setting.randn((setting.batch, side, side, 3, heads, 32))
+        ours, theirs = (partial(_from_qkv, call) for call in (inline_attention, opponents.stepwise_inline))
+        yield Trial(f"{side}x{side}", tensors, ours, {"step by step": theirs}, 4.0 * setting.batch * heads * side**2 * 32**2)
+
+
 def agents(setting: Setting) -> Iterator[Trial]:
     """Cases of the agent blocks of Agent-Swin-T."""
     for side, heads, agents in ((56, 3, 3), (28, 6, 4), (14, 12, 7)):
@@ -317,6 +342,7 @@ def _without_grads(module: Callable[[Tensor], Tensor], run: Call | None = None) 
 # Peak memory is measured for the first trial of each operation.
 CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
     NA: neighborhoods,
+    "mixing": mixing,
     "routed": routed,
     "aggregated": aggregated,
     "window": windows,
@@ -325,6 +351,7 @@ CASES: dict[str, Callable[[Setting], Iterator[Trial]]] = {
     "hilo": hilo,
     "decayed": decayed,
     "linear": linear,
+    "inline": inline,
     "agent": agents,
     "depthwise": depthwise,
 }

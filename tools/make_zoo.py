@@ -41,6 +41,8 @@ FAMILIES = {
     "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
     "ViT, with softmax, sigmoid or flow attention": (("vit",), "2205.01580", "google-research/big_vision"),
     "SG-Former": (("sgformer",), "2308.12216", "OliverRensu/SG-Former"),
+    "InLine": (("inline_swin", "inline_pvt", "inline_deit"), "2412.06590", "LeapLabTHU/InLine"),
+    "OverLoCK": (("overlock",), "2502.20087", "LMMMEng/OverLoCK"),
     "ChAda-ViT": (("chada_vit",), "2311.15264", "nicoboou/chadavit"),
     "DAE-Former, TransDAE": (("dae",), "2212.13504", "xmindflow/DAEFormer"),
 }

@@ -149,6 +149,21 @@ def unfold_aggregated(
     return out.transpose(1, 2).reshape(q.shape)
 
 
+def unfold_windows(weights: Tensor, v: Tensor, *, kernel: int) -> Tensor:
+    """ContMix without NATTEN: F.unfold of the values, windows at the border repeated, product and sum over the window."""
+    batch, height, width, heads, dim = v.shape
+    windows = F.unfold(v.permute(0, 3, 4, 1, 2).flatten(1, 2), kernel).unflatten(2, (height - kernel + 1, width - kernel + 1))
+    windows = F.pad(windows, (kernel // 2,) * 4, mode="replicate").view(batch, heads, dim, kernel**2, height, width)
+    return torch.einsum("byxhk,bhdkyx->byxhd", weights, windows)
+
+
+def gather_windows(weights: Tensor, v: Tensor, *, index: Tensor) -> Tensor:
+    """Copy the values of each window."""
+    values = v.flatten(1, 2).transpose(1, 2)[:, :, index]  # B heads N k d
+    out = weights.flatten(1, 2).transpose(1, 2).unsqueeze(-2) @ values
+    return out.squeeze(-2).transpose(1, 2).reshape(v.shape)
+
+
 def rolled_windows(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, shift: int, mask: Tensor, fused: bool = False) -> Tensor:
     """Swin: roll, partition, product, bias and mask (of -100), softmax, product, and back; windows of 7 x 7.
 
@@ -245,6 +260,16 @@ def stepwise_linear(qkv: Tensor, *, cos: Tensor, sin: Tensor) -> Tensor:
     q, k = (x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2) * sin for x in (q, k))
     out = q @ ((k.transpose(-2, -1) * count**-0.5) @ (v * count**-0.5)) * normaliser
     return out.transpose(1, 2).reshape(shape)
+
+
+def stepwise_inline(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """InLine: heads first, the sum over keys, then the correction by the means."""
+    shape, count = q.shape, q.shape[1] * q.shape[2]
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    q = q * q.shape[-1] ** -0.5
+    total = q @ ((k.transpose(-2, -1) * count**-0.5) @ (v * count**-0.5))
+    rest = 1 - q @ k.mean(2, keepdim=True).transpose(-2, -1)
+    return (total + rest * v.mean(2, keepdim=True)).transpose(1, 2).reshape(shape)
 
 
 def two_softmaxes(qkv: Tensor, agents: Tensor, agent_bias: Tensor, query_bias: Tensor) -> Tensor:

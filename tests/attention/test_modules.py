@@ -39,6 +39,10 @@ def test_recorded_outputs(case: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 64, 14, 14), (1, 48, 7, 13), (1, 20, 1, 5), (3, 12, 9, 4), (1, 1, 2, 3)])
 def test_the_shape_is_kept(name: str, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
+    if name == "contmix" and shape[1] % 4:
+        with pytest.raises(UserError, match=f"takes multiples of 4 channels, not {shape[1]}"):
+            build_attention(name, shape[1])
+        return
     y = build_attention(name, shape[1])(x)
     assert y.shape == x.shape and torch.isfinite(y).all()
     assert shape[1] < 2 or not torch.equal(y, x)

@@ -34,7 +34,9 @@ def short(name: str) -> dict[str, Any]:
         return {"depths": (2, 2, 2, 1), "embed_dims": (32, 128, 128, 128)}  # at full depth they differ in width alone
     if get_variant(name).cls.__name__ in ZOO:
         tiny = TINY[get_variant(name).cls.__name__][1]
-        return {key: tiny[key] for key in ("embed_dim", "embed_dims", "num_heads") if key in tiny} | {"depths": small["depths"]}
+        return {key: tiny[key] for key in ("embed_dim", "embed_dims", "focus_depths", "num_heads") if key in tiny} | {
+            "depths": small["depths"]
+        }
     if "embed_dims" in given:
         small["embed_dims"] = tuple(width // 4 for width in given["embed_dims"])
     heads = given.get("num_heads")
@@ -103,6 +105,8 @@ def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> N
             "agent_deit",
             "agent_pvt",
             "chada_vit",
+            "inline_deit",
+            "inline_pvt",
             "medvit",
             "nat_isotropic",
             "vit",
@@ -166,9 +170,10 @@ def no_effect(key: str) -> bool:
     """Parameters in the authors' files that do not reach the logits.
 
     Biases that add the same to all scores of a softmax: of TransNeXt's last stage, of CrossFormer's positions, of MedViTV2's keys.
-    Agent-DeiT's classifier reads the class token, for which the last block computes nothing of the patches.
+    The classifiers of Agent-DeiT and InLine-DeiT read the class token, for which the last block computes nothing of the patches.
     """
-    if key.startswith("backbone.stages.3.1.attn.") and key.endswith((".na_bias", ".ha_bias", ".wa_bias", ".dwc.weight", ".dwc.bias")):
+    of_patches = (".na_bias", ".ha_bias", ".wa_bias", ".dwc.weight", ".dwc.bias")
+    if key.startswith("backbone.stages.3.1.attn.") and (key.endswith(of_patches) or ".attn.residual." in key):
         return True
     last = key.startswith("backbone.stages.3.") and key.endswith(".position_bias.fc2.bias")
     return last or key.endswith((".attn.k.bias", ".position.layers.2.2.bias"))

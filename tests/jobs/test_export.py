@@ -17,7 +17,7 @@ from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
 from visionattn.heads import HEADS, resize_to
 from visionattn.jobs import export as job
-from visionattn.layers import adaptive_average
+from visionattn.kernels.pooling import adaptive_average
 from visionattn.runs.exported import Facts, open_onnx
 from visionattn.tasks import config_from_dict
 

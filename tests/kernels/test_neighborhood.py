@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels.accuracy import check_accuracy
-from visionattn.kernels import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
+from tests.kernels.accuracy import check_accuracy, check_traced
+from visionattn.kernels import neighborhood_aggregate, neighborhood_attention, neighborhood_bias, neighborhood_scores, record_attention
 from visionattn.kernels.neighborhood import fast
 from visionattn.kernels.selftest import draw_qkv, relative
 
@@ -96,6 +96,77 @@ def test_the_halves() -> None:
     # What is outside adds nothing, whatever its weight.
     total = neighborhood_aggregate(torch.ones_like(scores), torch.ones_like(v), 3, border="mask")
     assert total[0, 0, 0, 0, 0] == 4 and total[0, 0, 1, 0, 0] == 6 and total[0, 1, 1, 0, 0] == 9
+
+
+def test_the_bias_of_each_position() -> None:
+    table = torch.randn(2, 5, 9, dtype=torch.float64)
+    q = torch.zeros(1, 7, 12, 2, 1, dtype=torch.float64)
+    expanded = neighborhood_bias(table, 7, 12, (1, 2))
+    assert torch.equal(neighborhood_scores(q, q, (3, 5), (1, 2), bias=table)[0], expanded.permute(1, 2, 0, 3))
+    with pytest.raises(ValueError, match=r"neighborhood_bias: bias must be \[heads, 2 \* kh - 1, 2 \* kw - 1\], got \[5, 9\]"):
+        neighborhood_bias(table[0], 7, 12)
+    with pytest.raises(ValueError, match="a map of 4x3 is smaller than kernel size x dilation, 3x5"):
+        neighborhood_bias(table, 4, 3)
+
+
+@pytest.mark.parametrize(("batch", "height", "width", "heads", "dim", "kernel", "dilation"), CASES)
+@pytest.mark.parametrize("border", ["shift", "mask"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_given_weights_equal_the_loop(batch, height, width, heads, dim, kernel, dilation, border, backend) -> None:
+    """Of any sum and sign, which no softmax gives."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(batch, height, width, heads, kernel[0] * kernel[1], generator=generator, dtype=torch.float64)
+    v = torch.randn(batch, height, width, heads, dim, generator=generator, dtype=torch.float64)
+    want = torch.zeros_like(v)
+    for row in range(height):
+        for col in range(width):
+            rows = keys_of(row, height, kernel[0], dilation[0], border)
+            cols = keys_of(col, width, kernel[1], dilation[1], border)
+            for number, (r, c) in enumerate((r, c) for r in rows for c in cols):
+                if r is not None and c is not None:
+                    want[:, row, col] += weights[:, row, col, :, number, None] * v[:, r, c]
+    got = neighborhood_aggregate(weights, v, kernel, dilation, border=border, backend=backend)
+    assert (got - want).abs().max() <= 1e-14 * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "kernel", "dilation"),
+    [
+        (14, 14, (13, 13), (1, 1)),  # one tile
+        (7, 7, (7, 7), (1, 1)),  # every window is the map
+        (23, 17, (5, 5), (1, 1)),  # tiles do not divide the map
+        (33, 21, (13, 13), (1, 1)),  # one query in the last tile
+        (19, 31, (3, 7), (3, 1)),
+        (1, 40, (1, 9), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("border", ["shift", "mask"])
+@pytest.mark.parametrize("cache", [fast.CACHE, 1 << 15])
+def test_spread_weights_equal_the_definition(height, width, kernel, dilation, border, cache, monkeypatch) -> None:
+    monkeypatch.setattr(fast, "CACHE", cache)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, height, width, 2, kernel[0] * kernel[1], generator=generator, dtype=torch.float64).softmax(-1)
+    v = 1 + torch.randn(2, height, width, 2, 8, generator=generator, dtype=torch.float64)
+    check_accuracy(lambda *given, backend: neighborhood_aggregate(*given, kernel, dilation, border=border, backend=backend), [weights, v])
+
+
+def test_given_weights_are_recorded_and_views_are_taken() -> None:
+    weights, v = torch.randn(2, 2, 9, 7, 25), torch.randn(2, 9, 7, 2, 2, 4)[..., 1, :, :]
+    given = weights.permute(0, 2, 3, 1, 4)
+    with record_attention() as records:
+        out = neighborhood_aggregate(given, v, 5)
+    assert records[0].op == "neighborhood_aggregate" and torch.equal(records[0].weights, weights)
+    assert records[0].geometry == {"size": (9, 7), "kernel_size": (5, 5), "dilation": (1, 1), "border": "shift"}
+    assert torch.allclose(neighborhood_aggregate(given, v, 5), out, atol=1e-5)
+    assert neighborhood_aggregate(given.to("meta"), v.to("meta"), 5).shape == v.shape
+    with pytest.raises(RuntimeError, match="neighborhood_aggregate: backend 'triton' cannot run"):
+        neighborhood_aggregate(given, v, 5, backend="triton")
+
+
+@pytest.mark.slow
+def test_given_weights_compile_and_export_with_any_batch() -> None:
+    weights, v = torch.randn(2, 9, 12, 2, 25), torch.randn(2, 9, 12, 2, 4)
+    check_traced(lambda *given, backend: neighborhood_aggregate(*given, 5, backend=backend), [weights, v], (0, 1))
 
 
 MAPS = [  # batch, height, width, heads, dim, kernel, dilation

@@ -45,6 +45,7 @@ OPS = (
     "channel_gate",
     "decayed_attention",
     "dense_attention",
+    "neighborhood_aggregate",
     "neighborhood_attention",
     "routed_attention",
     "strided_attention",
@@ -66,11 +67,13 @@ CALLS = {
     "ELAMobileNetV2": ["strip_gate"] * 16,
     "ELAResNet": ["strip_gate"] * 4,
     "DaViT": ["window_attention", "channel_attention"] * 4,
+    "InLineSwin": ["window_attention"] * 2,  # the linear attention before has weights of both signs
     "LITv2": ["window_attention", "dense_attention", "dense_attention"],
     "MedViTV2": ["neighborhood_attention", "dense_attention"] * 2,
     "NAT": ["neighborhood_attention"] * 4,
     "NATIsotropic": ["neighborhood_attention"] * 4,
     "DiNATS": ["neighborhood_attention"] * 4,
+    "OverLoCK": ["neighborhood_aggregate"] * 4,
     "RAVLT": ["dense_attention"] * 2,  # the linear attention before has no weights that sum to 1
     "RMT": ["decayed_attention"] * 6,
     "SGFormer": [*["significance_attention"] * 2, "dense_attention"] * 3 + ["dense_attention"],
@@ -155,7 +158,7 @@ def seen(record: AttentionRecord, row: int, col: int) -> tuple[torch.Tensor, lis
         rows, cols = geometry["key_size"]
         keys = [(y, x) for y in range(rows) for x in range(cols)]
         return (weights if weights.dim() == 4 else weights.unsqueeze(1))[:, :, row * width + col], keys
-    if record.op == "neighborhood_attention":
+    if record.op in ("neighborhood_aggregate", "neighborhood_attention"):
         (kh, kw), (dh, dw), border = geometry["kernel_size"], geometry["dilation"], geometry["border"]
         rows, cols = line(row, height, kh, dh, border), line(col, width, kw, dw, border)
         return weights[:, :, row, col], [None if y is None or x is None else (y, x) for y in rows for x in cols]

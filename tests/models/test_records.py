@@ -22,16 +22,16 @@ MODELS = list(dict.fromkeys(record.model for record in RECORDS))
 FEATURES = ("init", "idrcell100k")  # starts of a training, of which no classes are known
 TAGS = ("in1k", "in22k_ft_in1k", "in22k", "tv_in1k", "mm_in1k", *FEATURES)
 FAMILIES = {"swin", "swinv2", "nat", "dinat_s", "nat_isotropic", "biformer", "davit", "van", "transnext", "eca", "medvit", "chada_vit"}
-FAMILIES |= {"agent_attention", "casvit", "crossformer", "litv2", "ravlt", "resnet", "rmt", "sgformer"}
-UNLICENSED = ("agent_", "ravlt_", "rmt_", "sgformer_")  # repositories without a licence
+FAMILIES |= {"agent_attention", "casvit", "crossformer", "inline", "litv2", "overlock", "ravlt", "resnet", "rmt", "sgformer"}
+UNLICENSED = ("agent_", "inline_", "ravlt_", "rmt_", "sgformer_")  # repositories without a licence
 # Authors who do not state all figures where they list the files.
-UNSTATED = ("agent_", "casvit_", "crossformer_pp_small", "litv2_", "ravlt_", "sgformer_")
+UNSTATED = ("agent_", "casvit_", "crossformer_pp_small", "inline_", "litv2_", "overlock_", "ravlt_", "sgformer_")
 
 
 def test_every_family_has_its_file() -> None:
     folder = files("visionattn") / "models" / "weights" / "records"
     assert {path.name for path in folder.iterdir()} - {"facts.json", "segmentation.yaml"} == {f"{family}.yaml" for family in FAMILIES}
-    assert len(RECORDS) == 140
+    assert len(RECORDS) == 147
 
 
 def test_names_are_unique_and_in_order() -> None:

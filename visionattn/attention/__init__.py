@@ -2,6 +2,7 @@
 
 from visionattn.attention.cb import ContextBroadcasting
 from visionattn.attention.cbam import CBAM
+from visionattn.attention.contmix import ContMix
 from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
 from visionattn.attention.efficient import EfficientAttention2d
@@ -22,6 +23,7 @@ __all__ = [
     "SE",
     "TAP",
     "ULSAM",
+    "ContMix",
     "ContextBroadcasting",
     "EfficientAttention2d",
     "ParallelPSA",

@@ -10,6 +10,7 @@ from torch import nn
 
 from visionattn.attention.cb import ContextBroadcasting
 from visionattn.attention.cbam import CBAM
+from visionattn.attention.contmix import ContMix
 from visionattn.attention.dsl import DSL
 from visionattn.attention.eca import ECA
 from visionattn.attention.efficient import EfficientAttention2d
@@ -23,6 +24,7 @@ from visionattn.errors import UserError, did_you_mean
 
 # A builder takes the channels of the map and its own keyword arguments.
 ATTENTION: dict[str, Callable[..., nn.Module]] = {
+    "contmix": ContMix,
     "eca": ECA,
     "dsl": DSL,
     "tap": TAP,

@@ -108,11 +108,11 @@ class Stage(nn.Module):
 
 
 class AgentBackbone(Backbone):
-    """Base of the three Agent networks: initialisation, and tensors whose shape depends on the image size."""
+    """Base of the Agent and InLine networks: initialisation, and tensors whose shape depends on the image size."""
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
+            if isinstance(module, (nn.LayerNorm, nn.Conv1d, nn.Conv2d)):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)

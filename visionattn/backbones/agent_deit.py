@@ -105,18 +105,18 @@ class AgentDeiT(AgentBackbone):
         self.patch_embed = nn.Conv2d(in_chans, embed_dim, 16, 16)
         self.cls_token = nn.Parameter(torch.empty(embed_dim))
         self.pos_embed = nn.Parameter(torch.empty(1 + self.grid[0] * self.grid[1], embed_dim))
-
-        def attention(index: int) -> nn.Module:
-            return ClassAgentAttention(embed_dim, num_heads, 7, self.grid) if index < agent_depth else TokenAttention(embed_dim, num_heads)
-
         self.stages, index = nn.ModuleList(), 0
         for rates in drop_path_rates(drop_path_rate, depths):
-            attns = [attention(index + offset) for offset in range(len(rates))]
+            attns = [self.attention(embed_dim, num_heads, index + offset < agent_depth) for offset in range(len(rates))]
             self.stages.append(
                 nn.ModuleList(Block(embed_dim, attn, mlp_ratio, rate, eps=1e-6) for attn, rate in zip(attns, rates, strict=True))
             )
             index += len(rates)
         self.init_weights()
+
+    def attention(self, dim: int, num_heads: int, agents: bool) -> nn.Module:
+        """Build the attention of a block."""
+        return ClassAgentAttention(dim, num_heads, 7, self.grid) if agents else TokenAttention(dim, num_heads)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = pad_to_multiple(x.permute(0, 2, 3, 1), 16).permute(0, 3, 1, 2)
@@ -170,12 +170,17 @@ class AgentDeiT(AgentBackbone):
     def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
         return file_size(state, 16)
 
+    @staticmethod
+    def file_grid(state: dict[str, torch.Tensor]) -> tuple[int, int]:
+        """Size of the map that the position table of a file was made for."""
+        block = "stages.0.0.attn.position."
+        return state[f"{block}ah_bias"].shape[2], state[f"{block}aw_bias"].shape[2]
+
     def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
         """Resize the position table and biases of a file for images of another size."""
         notes, given = [], state.get("pos_embed")
         if given is not None and given.shape != self.pos_embed.shape:
-            block = "stages.0.0.attn.position."
-            size = (state[f"{block}ah_bias"].shape[2], state[f"{block}aw_bias"].shape[2])
+            size = self.file_grid(state)
             places = resized(given[1:].float().unflatten(0, size), self.grid, "bicubic").flatten(0, 1)
             state["pos_embed"] = torch.cat([given[:1], places.to(given.dtype)])
             notes.append(f"position table {size[0]}x{size[1]} -> {self.grid[0]}x{self.grid[1]}, bicubic")

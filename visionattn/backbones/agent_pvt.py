@@ -48,6 +48,23 @@ class Embedding(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)) + resized(self.pos_embed, (x.shape[2], x.shape[3]), "bilinear")  # type: ignore[no-any-return]
 
 
+def rename_pvt(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename keys of an official PVT and join its projections of queries, and of keys and values."""
+    places = [
+        (r"^patch_embed1\.", "backbone.patch_embed."),
+        (r"^pos_embed1$", "backbone.patch_embed.pos_embed"),
+        *((rf"^patch_embed{stage + 1}\.", f"backbone.stages.{stage}.downsample.") for stage in range(1, 4)),
+        *((rf"^pos_embed{stage + 1}$", f"backbone.stages.{stage}.downsample.pos_embed") for stage in range(1, 4)),
+        *((rf"^block{stage + 1}\.", f"backbone.stages.{stage}.blocks.") for stage in range(4)),
+        (r"^head\.", "head.fc."),
+    ]
+    renamed = rename_keys(state, places)
+    for key in [key for key in renamed if ".attn.kv." in key]:
+        query = key.replace(".kv.", ".q.")
+        renamed[key.replace(".kv.", ".qkv.")] = torch.cat([renamed.pop(query), renamed.pop(key)])
+    return renamed
+
+
 class AgentPVT(AgentBackbone):
     """PVT with agent attention in all blocks.
 
@@ -81,11 +98,13 @@ class AgentPVT(AgentBackbone):
         self.stages = nn.ModuleList()
         for stage, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             dim, size = embed_dims[stage], sizes[stage]
-            blocks = [
-                Block(dim, AgentAttention(dim, num_heads[stage], AGENTS[stage], size), mlp_ratios[stage], rate, eps=1e-6) for rate in rates
-            ]
+            blocks = [Block(dim, self.attention(dim, num_heads[stage], stage, size), mlp_ratios[stage], rate, eps=1e-6) for rate in rates]
             self.stages.append(Stage(Embedding(embed_dims[stage - 1], dim, 2, size) if stage else None, blocks))
         self.init_weights()
+
+    def attention(self, dim: int, num_heads: int, stage: int, size: tuple[int, int]) -> nn.Module:
+        """Build the attention of a block."""
+        return AgentAttention(dim, num_heads, AGENTS[stage], size)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return super().forward(x.permute(0, 2, 3, 1))
@@ -93,18 +112,7 @@ class AgentPVT(AgentBackbone):
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Rename keys of the official classifier and join its projections of queries, and of keys and values."""
-        places = [
-            (r"^patch_embed1\.", "backbone.patch_embed."),
-            (r"^pos_embed1$", "backbone.patch_embed.pos_embed"),
-            *((rf"^patch_embed{stage + 1}\.", f"backbone.stages.{stage}.downsample.") for stage in range(1, 4)),
-            *((rf"^pos_embed{stage + 1}$", f"backbone.stages.{stage}.downsample.pos_embed") for stage in range(1, 4)),
-            *((rf"^block{stage + 1}\.", f"backbone.stages.{stage}.blocks.") for stage in range(4)),
-            (r"^head\.", "head.fc."),
-        ]
-        renamed = our_biases(rename_keys(state, places))
-        for key in [key for key in renamed if ".attn.kv." in key]:
-            query = key.replace(".kv.", ".q.")
-            renamed[key.replace(".kv.", ".qkv.")] = torch.cat([renamed.pop(query), renamed.pop(key)])
+        renamed = our_biases(rename_pvt(state))
         for stage in range(4):
             block = f"backbone.stages.{stage}.blocks.0.attn.position."
             table = f"backbone.stages.{stage}.downsample.pos_embed" if stage else "backbone.patch_embed.pos_embed"

@@ -68,7 +68,7 @@ class AgentSwin(AgentBackbone):
             window, blocks = min(window_size, *size), nn.ModuleList()
             for index, rate in enumerate(rates):
                 if index < agent_depths[stage]:
-                    blocks.append(Block(dim, AgentAttention(dim, heads, AGENTS[stage], size), mlp_ratio, rate, eps=1e-5))
+                    blocks.append(Block(dim, self.attention(dim, heads, stage, size), mlp_ratio, rate, eps=1e-5))
                 else:
                     shift = window // 2 if index % 2 and window < min(size) else 0
                     blocks.append(SwinBlock(dim, heads, window, shift, mlp_ratio, rate, dense=out_norm))
@@ -76,6 +76,10 @@ class AgentSwin(AgentBackbone):
         if out_norm:
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
         self.init_weights()
+
+    def attention(self, dim: int, num_heads: int, stage: int, size: tuple[int, int]) -> nn.Module:
+        """Build the attention of a block that has no windows."""
+        return AgentAttention(dim, num_heads, AGENTS[stage], size)
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

@@ -33,7 +33,8 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import aggregated_attention, dense_attention
-from visionattn.layers import adaptive_average, drop_path_rates
+from visionattn.kernels.pooling import adaptive_average
+from visionattn.layers import drop_path_rates
 
 KERNEL_SIZE = 3  # side of the neighbourhood
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from visionattn.heads.base import ConvModule, Head, HeadOutput, resize_to
-from visionattn.layers import adaptive_average
+from visionattn.kernels.pooling import adaptive_average
 
 
 class PSP(Head):

@@ -9,8 +9,8 @@ from visionattn.kernels.dense import dense_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.dispatch import use_backend
 from visionattn.kernels.gate import channel_gate, strip_gate
-from visionattn.kernels.linear import rank_augmented_attention
-from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_scores
+from visionattn.kernels.linear import inline_attention, rank_augmented_attention
+from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention, neighborhood_bias, neighborhood_scores
 from visionattn.kernels.record import AttentionRecord, keep_weights, record_attention
 from visionattn.kernels.rotary import rotate_pairs
 from visionattn.kernels.routing import region_routes, routed_attention
@@ -28,9 +28,11 @@ __all__ = [
     "decayed_attention",
     "dense_attention",
     "dilated_depthwise_conv2d",
+    "inline_attention",
     "keep_weights",
     "neighborhood_aggregate",
     "neighborhood_attention",
+    "neighborhood_bias",
     "neighborhood_scores",
     "rank_augmented_attention",
     "record_attention",

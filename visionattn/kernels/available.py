@@ -18,6 +18,8 @@ REASONS: dict[str, Callable[..., dict[str, str]]] = {
     "decayed_attention": torch_only,
     "dense_attention": torch_only,
     "dilated_depthwise_conv2d": torch_only,
+    "inline_attention": torch_only,
+    "neighborhood_aggregate": torch_only,
     "neighborhood_attention": neighborhood.reasons,
     "rank_augmented_attention": torch_only,
     "routed_attention": routing.reasons,

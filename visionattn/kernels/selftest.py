@@ -16,8 +16,8 @@ from visionattn.kernels.decay import Along, decayed_attention
 from visionattn.kernels.dense import dense_attention
 from visionattn.kernels.depthwise import dilated_depthwise_conv2d
 from visionattn.kernels.gate import channel_gate, strip_gate
-from visionattn.kernels.linear import rank_augmented_attention
-from visionattn.kernels.neighborhood import neighborhood_attention
+from visionattn.kernels.linear import inline_attention, rank_augmented_attention
+from visionattn.kernels.neighborhood import neighborhood_aggregate, neighborhood_attention
 from visionattn.kernels.neighborhood.reference import Border
 from visionattn.kernels.routing import routed_attention
 from visionattn.kernels.strided import strided_attention
@@ -173,6 +173,9 @@ def cases() -> Iterator[Case]:
     def neighborhood(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
         return lambda q, k, v, bias, backend: neighborhood_attention(q, k, v, kernel, dilation, bias=bias, border=border, backend=backend)
 
+    def aggregate(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
+        return lambda weights, v, backend: neighborhood_aggregate(weights, v, kernel, dilation, border=border, backend=backend)
+
     def window(shift: tuple[int, int]) -> Call:
         return lambda q, k, v, bias, backend: window_attention(q, k, v, window_size=(7, 7), shift=shift, bias=bias, backend=backend)
 
@@ -188,6 +191,8 @@ def cases() -> Iterator[Case]:
         tensors = [*draw_qkv((2, height, width, 2, 24), generator), table(2, 2 * kernel[0] - 1, 2 * kernel[1] - 1)]
         name = f"{height}x{width}, kernel {kernel[0]}x{kernel[1]}, dilation {dilation[0]}x{dilation[1]}, {border}"
         yield Case("neighborhood_attention", name, tensors, neighborhood(kernel, dilation, border))
+        weights = torch.rand(2, height, width, 2, kernel[0] * kernel[1], generator=generator, dtype=torch.float64)
+        yield Case("neighborhood_aggregate", name, [weights, tensors[2]], aggregate(kernel, dilation, border))
     for shift in ((0, 0), (3, 3)):
         tensors = [*draw_qkv((2, 14, 21, 2, 32), generator), table(2, 49, 49)]
         yield Case("window_attention", f"14x21, window 7x7, shift {shift[0]}x{shift[1]}", tensors, window(shift))
@@ -242,6 +247,7 @@ def cases() -> Iterator[Case]:
         yield Case("decayed_attention", f"5x7, {along}", tensors, decayed(along))
     q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
     yield Case("rank_augmented_attention", "5x7", [q, k / 2, v, table(5, 7, 12)], rank_augmented)
+    yield Case("inline_attention", "5x7", draw_qkv((2, 5, 7, 2, 24), generator), inline_attention)
     weight = draw(8, 1, 7, 7) / 7
     yield Case(
         "dilated_depthwise_conv2d",

@@ -16,6 +16,7 @@ POSITIONAL = frozenset(
         "criss_cross_attention",
         "decayed_attention",
         "dense_attention",
+        "neighborhood_aggregate",
         "neighborhood_attention",
         "routed_attention",
         "strided_attention",
@@ -53,7 +54,7 @@ def spread_attention(record: AttentionRecord, share: torch.Tensor, weights: torc
         return _groups(weights, share, geometry["group_size"], geometry["interval"])
     if record.op == "routed_attention":
         return _regions(weights, share, geometry["region"], geometry["routes"])
-    if record.op == "neighborhood_attention":
+    if record.op in ("neighborhood_aggregate", "neighborhood_attention"):
         return _neighbors(weights, share, geometry["kernel_size"], geometry["dilation"], geometry["border"])
     if record.op == "aggregated_attention":
         return _aggregated(weights, share, geometry["kernel_size"], geometry["pool"])

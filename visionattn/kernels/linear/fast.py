@@ -1,10 +1,11 @@
-"""Rank-augmented linear attention by batched products of matrices."""
+"""Rank-augmented linear attention and InLine attention by batched products of matrices."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 
+from visionattn.kernels.dispatch import emulated
 from visionattn.kernels.linear.reference import EPSILON
 from visionattn.kernels.rotary import Rotation, turn
 
@@ -24,3 +25,15 @@ def rank_augmented_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
     normaliser = plain_q @ (weights @ plain_k).transpose(-2, -1) + EPSILON  # B heads N 1
     out = q @ (k.transpose(-2, -1) @ (v * weights.transpose(-2, -1))) / normaliser
     return out.transpose(1, 2).reshape(shape)
+
+
+def inline_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """Compute the same as the definition, up to rounding: the mean value plus the query times the covariance of keys and values."""
+    if emulated(q):
+        with torch.autocast("cpu", enabled=False):
+            return inline_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
+    shape = q.shape
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))  # B heads N d
+    mean = v.mean(2, keepdim=True)
+    covariance = (k - k.mean(2, keepdim=True)).transpose(-2, -1) @ (v * (scale / k.shape[2]))
+    return (mean + q @ covariance).transpose(1, 2).reshape(shape)

@@ -1,4 +1,4 @@
-"""Definition of rank-augmented linear attention, step by step."""
+"""Definitions of rank-augmented linear attention and of InLine attention, step by step."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def rank_augmented_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
     normaliser = torch.einsum("byxhd,bhd->byxh", q, k.mean((1, 2))) + EPSILON
     state = torch.einsum("byxhd,byxhe->bhde", rotate_pairs(k, rotation), v / count)
     return torch.einsum("byxhd,bhde->byxhe", rotate_pairs(q, rotation), state) / normaliser.unsqueeze(-1)
+
+
+def inline_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """Add to the linear attention of each query the mean value times what its weights lack to a sum of 1 (arXiv 2412.06590, eq. 6)."""
+    count = q.shape[1] * q.shape[2]
+    state = torch.einsum("byxhd,byxhe->bhde", k, v / count)
+    rest = 1 - scale * torch.einsum("byxhd,bhd->byxh", q, k.mean((1, 2)))
+    return scale * torch.einsum("byxhd,bhde->byxhe", q, state) + rest.unsqueeze(-1) * v.mean((1, 2))[:, None, None]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from visionattn.kernels.dispatch import choose, triton_reason
+from visionattn.kernels.dispatch import choose, torch_only, triton_reason
 from visionattn.kernels.neighborhood import fast, reference
 from visionattn.kernels.neighborhood.reference import Border
+from visionattn.kernels.record import keep_weights
 
 Pair = int | tuple[int, int]
 
@@ -90,27 +91,65 @@ def neighborhood_scores(
     return reference.scores(q, k, kernel_size=kernel, dilation=steps, bias=bias, scale=scale, border=border)
 
 
-def neighborhood_aggregate(
-    weights: torch.Tensor, v: torch.Tensor, kernel_size: Pair, dilation: Pair = 1, *, border: Border = "shift"
-) -> torch.Tensor:
-    """Compute the second half of `neighborhood_attention`: the weighted sum of the values.
+def neighborhood_bias(bias: torch.Tensor, height: int, width: int, dilation: Pair = 1, *, border: Border = "shift") -> torch.Tensor:
+    """Expand the bias of `neighborhood_attention` to what it adds to the scores of each position of a map.
 
     Args:
-        weights: `[B, H, W, heads, kh * kw]`; with border "mask", weights of positions outside the map have no effect.
-        v: `[B, H, W, heads, dim]`.
+        bias: `[heads, 2 * kh - 1, 2 * kw - 1]`.
+        height, width: size of the map.
+        dilation, border: see `neighborhood_attention`.
+
+    Returns:
+        `[heads, H, W, kh * kw]`, the window row by row.
+
+    Raises:
+        ValueError: see `neighborhood_attention`.
+    """
+    if bias.dim() != 3:
+        raise ValueError(f"neighborhood_bias: bias must be [heads, 2 * kh - 1, 2 * kw - 1], got {list(bias.shape)}")
+    kernel = (bias.shape[1] + 1) // 2, (bias.shape[2] + 1) // 2
+    steps = _check_map("neighborhood_bias", height, width, kernel, dilation, border)[1]
+    return reference.expand_bias(bias, height, width, steps, border).unflatten(1, (height, width))
+
+
+def neighborhood_aggregate(
+    weights: torch.Tensor,
+    v: torch.Tensor,
+    kernel_size: Pair,
+    dilation: Pair = 1,
+    *,
+    border: Border = "shift",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Sum the values of each neighborhood with given weights: the second half of `neighborhood_attention` (NATTEN's `na2d_av`).
+
+    With weights that a network predicts for each position and head it is a dynamic convolution, as in ContMix (OverLoCK,
+    arXiv 2502.20087, section 3.3).
+
+    Args:
+        weights: `[B, H, W, heads, kh * kw]`, the window row by row, any strides; with border "mask", weights of positions outside the
+            map have no effect.
+        v: `[B, H, W, heads, dim]`, any strides.
         kernel_size, dilation, border: see `neighborhood_attention`.
+        backend: "torch" or "reference"; for the default see `dispatch`.
 
     Returns:
         `[B, H, W, heads, dim]`.
 
     Raises:
         ValueError: see `neighborhood_attention`.
+        RuntimeError: the requested backend cannot run.
     """
-    kernel, steps = _check("neighborhood_aggregate", v, kernel_size, dilation, border)
+    op = "neighborhood_aggregate"
+    kernel, steps = _check(op, v, kernel_size, dilation, border)
     expected = (*v.shape[:4], kernel[0] * kernel[1])
     if weights.shape != expected:
-        raise ValueError(f"neighborhood_aggregate: weights must be [B, H, W, heads, kh * kw] = {list(expected)}, got {list(weights.shape)}")
-    return reference.aggregate(weights, v, kernel_size=kernel, dilation=steps, border=border)
+        raise ValueError(f"{op}: weights must be [B, H, W, heads, kh * kw] = {list(expected)}, got {list(weights.shape)}")
+    if choose(op, backend, torch_only()) == "torch":
+        return fast.aggregate(weights, v, kernel_size=kernel, dilation=steps, border=border)
+    heads_first = weights.permute(0, 3, 1, 2, 4)
+    keep_weights(op, heads_first, size=tuple(v.shape[1:3]), kernel_size=kernel, dilation=steps, border=border)
+    return reference.aggregate(heads_first.permute(0, 2, 3, 1, 4), v, kernel_size=kernel, dilation=steps, border=border)
 
 
 def reasons(q: torch.Tensor, *others: torch.Tensor) -> dict[str, str]:
@@ -127,6 +166,10 @@ def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: 
     """Return kernel size and dilation as pairs, checked against the map."""
     if x.dim() != 5:
         raise ValueError(f"{op}: tensors are [B, H, W, heads, dim], got {list(x.shape)}")
+    return _check_map(op, x.shape[1], x.shape[2], kernel_size, dilation, border)
+
+
+def _check_map(op: str, height: int, width: int, kernel_size: Pair, dilation: Pair, border: str) -> tuple[tuple[int, int], tuple[int, int]]:
     kernel = (kernel_size, kernel_size) if isinstance(kernel_size, int) else (kernel_size[0], kernel_size[1])
     steps = (dilation, dilation) if isinstance(dilation, int) else (dilation[0], dilation[1])
     if any(side < 1 or side % 2 == 0 for side in kernel):
@@ -135,7 +178,6 @@ def _check(op: str, x: torch.Tensor, kernel_size: Pair, dilation: Pair, border: 
         raise ValueError(f"{op}: dilation must be at least 1, got {dilation}")
     if border not in ("shift", "mask"):
         raise ValueError(f'{op}: border is "shift" or "mask", got {border!r}')
-    height, width = x.shape[1:3]
     if border == "shift" and (height < kernel[0] * steps[0] or width < kernel[1] * steps[1]):
         raise ValueError(
             f"{op}: a map of {height}x{width} is smaller than kernel size x dilation, "

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from visionattn.kernels.attend import attend
+from visionattn.kernels.dispatch import emulated
 from visionattn.kernels.neighborhood.reference import Border
 
 CACHE = 16 << 20  # bytes: scores of this size stay in a CPU's cache between the two products
@@ -82,8 +83,71 @@ def attention(
     return _cat(out, 0)[:, :height, :width]
 
 
-def cut(length: int, kernel: int, dilation: int, border: Border) -> Axis:
-    """Divide one axis of the map into tiles."""
+def aggregate(
+    weights: torch.Tensor, v: torch.Tensor, *, kernel_size: tuple[int, int], dilation: tuple[int, int], border: Border
+) -> torch.Tensor:
+    """Compute `neighborhood_aggregate`, `[B, H, W, h, d]`.
+
+    The weights of a tile are spread to its whole block of keys, with zeros for pairs that are not neighbors, and multiplied with the values
+    of the block.
+    """
+    if emulated(v):
+        with torch.autocast("cpu", enabled=False):
+            return aggregate(weights.float(), v.float(), kernel_size=kernel_size, dilation=dilation, border=border).to(v.dtype)
+    height, width, heads = v.shape[1:4]
+    masked = border == "mask"  # then windows reach beyond the map
+    rows = cut(height, kernel_size[0], dilation[0], border, halo=masked)
+    cols = cut(width, kernel_size[1], dilation[1], border, halo=masked)
+    keys, sees_all = rows.keys * cols.keys, not masked and (rows.keys, cols.keys) == kernel_size
+    places = None if sees_all else _places(rows, cols, kernel_size, border, v.device)
+
+    row = len(cols.members) * heads * rows.side * cols.side * keys * v.element_size()  # bytes of the spread weights of a row of tiles
+    image = row * len(rows.members)
+    whole = torch.compiler.is_compiling()  # a traced graph has no fixed batch size to split by
+    step = len(rows.members) if whole else max(1, CACHE // row)
+    runs = [(member, min(step, size - begin)) for member, size in _runs(rows.members) for begin in range(0, size, step)]
+    sizes = [size for _, size in runs]
+    parts = [(weights, v)] if whole else zip(*(_split(x, max(1, CACHE // image), 0) for x in (weights, v)), strict=True)
+
+    out = []
+    for part, of_part in parts:
+        tiled = _split(_tile(part, rows, cols), sizes, 0), _split(_blocks(of_part, rows, cols), sizes, 0)
+        done = []
+        for (member, _), given, values in zip(runs, *tiled, strict=True):
+            done.append(_spread(given, None if places is None else places[member], keys) @ values)
+        out.append(_untile(_cat(done, 0), rows, cols))
+    return _cat(out, 0)[:, :height, :width]
+
+
+def _spread(weights: torch.Tensor, places: torch.Tensor | None, keys: int) -> torch.Tensor:
+    """Spread weights of windows to blocks of keys: `[rows, B, C c h, Q, kh * kw]` -> `[rows, B, C c h, Q, K]`."""
+    if places is None:
+        return weights
+    shape = weights.shape
+    places = places.repeat_interleave(shape[2] // len(places), 0).expand(*shape[:2], -1, -1, -1)
+    return weights.new_zeros(*shape[:4], keys).scatter(4, places, weights)
+
+
+def _places(rows: Axis, cols: Axis, kernel: tuple[int, int], border: Border, device: torch.device) -> torch.Tensor:
+    """Keys of the windows within the blocks, `[classes of rows, C c, Q, kh * kw]`."""
+
+    def along(axis: Axis, size: int) -> torch.Tensor:  # classes Q k
+        starts = []
+        for before, after in axis.classes:
+            for query in range(axis.side):
+                start = query - size // 2
+                if border == "shift":  # queries that fill up the last tile have weights of zero, whatever their keys
+                    start = min(max(start, -before), after - size) if query < after else -axis.front
+                starts.append(start + axis.front)
+        return torch.tensor(starts, device=device).view(len(axis.classes), axis.side, 1) + torch.arange(size, device=device)
+
+    row, col = along(rows, kernel[0]), along(cols, kernel[1])[list(cols.members)]
+    places = row[:, None, :, None, :, None] * cols.keys + col[:, None, :, None]
+    return places.flatten(4).flatten(2, 3)
+
+
+def cut(length: int, kernel: int, dilation: int, border: Border, halo: bool = False) -> Axis:
+    """Divide one axis of the map into tiles; `halo` for a block larger than the map around a single tile too."""
     length = len(range(length))  # a plain int; in traced code this makes the size a constant of the graph
     steps, half = -(-length // dilation), kernel // 2
     side = cheapest_side(steps, kernel)
@@ -96,9 +160,9 @@ def cut(length: int, kernel: int, dilation: int, border: Border) -> Axis:
         for count in counts:
             ends = min(begin, half), min(max(count - begin, 0), back)
             members.append(classes.setdefault(ends, len(classes)))
-    if tiles == 1:
+    if tiles == 1 and not halo:
         front, back = 0, steps
-    elif border == "shift":  # the windows of a short last tile start further ahead of it
+    elif border == "shift" and tiles > 1:  # the windows of a short last tile start further ahead of it
         front = max(front, *((count - 1) // side * side - (count - kernel) for count in counts))
     return Axis(dilation, tiles, side, front, front + back, tuple(classes), tuple(members))
 
@@ -174,7 +238,7 @@ def _untile(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # (R r) B
 
 
 def _blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:  # B H W h d -> B (R r C c) h K d
-    if rows.tiles == cols.tiles == 1:
+    if (rows.keys, cols.keys) == (rows.side, cols.side):
         return _tile(x, rows, cols)
     if needs_gradient(x):
         return _Blocks.apply(x, rows, cols)  # type: ignore[no-any-return]

@@ -46,6 +46,13 @@ def neighbors(
     return index.reshape(-1, area), offset.reshape(-1, area), inside.reshape(-1, area)
 
 
+def expand_bias(bias: torch.Tensor, height: int, width: int, dilation: tuple[int, int], border: Border) -> torch.Tensor:
+    """Look up the bias of each position and each position of its window, `[heads, H * W, kh * kw]`."""
+    kernel_size = (bias.shape[1] + 1) // 2, (bias.shape[2] + 1) // 2
+    _, offset, _ = neighbors(height, width, kernel_size, dilation, border, bias.device)
+    return bias.flatten(1)[:, offset]
+
+
 def scores(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -58,10 +65,10 @@ def scores(
 ) -> torch.Tensor:
     """Compute the products of each query with its keys, plus bias, `[B, H, W, heads, kh * kw]`; -inf for keys outside."""
     batch, height, width, heads, _ = q.shape
-    index, offset, inside = neighbors(height, width, kernel_size, dilation, border, q.device)
+    index, _, inside = neighbors(height, width, kernel_size, dilation, border, q.device)
     out = (_by_head(k)[:, index] @ (_by_head(q) * scale).unsqueeze(-1)).view(batch, heads, *index.shape)
     if bias is not None:
-        out = out + bias.to(out.dtype).flatten(1)[:, offset]
+        out = out + expand_bias(bias.to(out.dtype), height, width, dilation, border)
     if border == "mask":
         out = out.masked_fill(~inside, -torch.inf)
     return out.view(batch, heads, height, width, index.shape[1]).permute(0, 2, 3, 1, 4)

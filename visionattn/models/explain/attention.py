@@ -106,7 +106,9 @@ def record_layers(model: nn.Module, image: torch.Tensor, *, gradients: bool = Fa
 
 
 def _part(record: AttentionRecord) -> str:
-    """The lines, or the kind, of one of several operations of a layer."""
+    """The lines, the kernel, or the kind, of one of several operations of a layer."""
+    if record.op == "neighborhood_aggregate":
+        return "kernel {}x{}".format(*record.geometry["kernel_size"])
     along: str = record.geometry.get("along", "")
     return along or record.op.removesuffix("_attention")
 

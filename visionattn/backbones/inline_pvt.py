@@ -1,0 +1,89 @@
+"""InLine-PVT: PVT with InLine attention, and so without the reduction of keys and values, in all blocks.
+
+Paper: Han et al., "Bridging the Divide: Reconsidering Softmax and Linear Attention", arXiv 2412.06590.
+Upstream: github LeapLabTHU/InLine, commit e463a6f (no licence); written from the paper and from recorded outputs.
+
+Differences from upstream:
+
+* Any input size: position tables are resized bilinearly.
+* The projections of queries, and of keys and values, are one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from visionattn.backbones.agent_pvt import AgentPVT, rename_pvt
+from visionattn.backbones.inline_attention import InlineAttention, square
+from visionattn.backbones.registry import register_backbone
+
+
+class InLinePVT(AgentPVT):
+    """PVT with InLine attention in all blocks.
+
+    Args:
+        in_chans: input channels.
+        img_size: size of the image that position tables are made for.
+        embed_dims: channels per stage.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        mlp_ratios: hidden width of the MLP relative to the channels.
+        drop_path_rate: stochastic depth at the last block, growing linearly from 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_chans: int = 3,
+        img_size: int | tuple[int, int] = 224,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (2, 4, 10, 16),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(
+            in_chans=in_chans,
+            img_size=img_size,
+            embed_dims=embed_dims,
+            depths=depths,
+            num_heads=num_heads,
+            mlp_ratios=mlp_ratios,
+            drop_path_rate=drop_path_rate,
+        )
+
+    def attention(self, dim: int, num_heads: int, stage: int, size: tuple[int, int]) -> nn.Module:
+        return InlineAttention(dim, num_heads)
+
+    @staticmethod
+    def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename keys of the official classifier and join its projections of queries, and of keys and values."""
+        renamed = rename_pvt(state)
+        for key, table in renamed.items():
+            if key.endswith("pos_embed") and table.dim() == 3:
+                renamed[key] = table[0].unflatten(0, square(table.shape[1]))
+        return renamed
+
+    @staticmethod
+    def infer_args(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Infer the size of the image, for which the first position table was made."""
+        for key, table in state.items():
+            if key.endswith(("pos_embed1", "patch_embed.pos_embed")) and table.dim() == 3:
+                height, width = square(table.shape[1]) if key.endswith("1") else table.shape[:2]
+                return {"img_size": 4 * height if height == width else (4 * height, 4 * width)}
+        return {}
+
+
+register_backbone(
+    InLinePVT,
+    {
+        "inline_pvt_tiny": {"depths": (2, 2, 2, 2)},
+        "inline_pvt_small": {"depths": (3, 4, 6, 3)},
+        "inline_pvt_medium": {"depths": (3, 4, 18, 3)},
+        "inline_pvt_large": {"depths": (3, 8, 27, 3)},
+    },
+)
