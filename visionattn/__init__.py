@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from visionattn.attention import register_attention as register_attention
     from visionattn.backbones import register_backbone as register_backbone
     from visionattn.heads import register_head as register_head
+    from visionattn.jobs.compare import compare as compare
     from visionattn.jobs.evaluate import evaluate as evaluate
     from visionattn.jobs.explain import explain as explain
     from visionattn.jobs.export import export as export
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from visionattn.jobs.folds import train_folds as train_folds
     from visionattn.jobs.neighbors import find_neighbors as find_neighbors
     from visionattn.jobs.predict import predict as predict
+    from visionattn.jobs.serve import serve as serve
     from visionattn.jobs.train import train as train
     from visionattn.models.factory import create_model as create_model
     from visionattn.models.factory import model_info as model_info

@@ -22,7 +22,7 @@ import torch
 from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
 from torch import nn
 
-from visionattn.backbones.base import Backbone, Sizes, rename_keys
+from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import strided_attention
 from visionattn.layers import DepthwiseConv, drop_path_rates, pad_to_multiple, relative_position_bias
@@ -188,6 +188,8 @@ class CrossFormer(Backbone):
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
         if out_norm:
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        widest = max(group * stride for group, stride in zip(group_sizes, self.strides, strict=False))
+        self.least_side = -(-widest // self.strides[-1])  # groups shrink on smaller maps
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -197,10 +199,6 @@ class CrossFormer(Backbone):
             elif isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-
-    def export_sizes(self, size: tuple[int, int]) -> Sizes:
-        # Groups shrink on smaller maps.
-        return self.open_sizes(size, max(group * stride for group, stride in zip(self.group_sizes, self.strides, strict=False)) + 1)
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

@@ -68,7 +68,7 @@ class Candidate:
     attn: str = ""
 
     @property
-    def args(self) -> dict[str, str]:
+    def args(self) -> dict[str, Any]:
         """Arguments of `create_model`."""
         return {"attn": self.attn} if self.attn else {}
 
