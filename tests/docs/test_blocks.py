@@ -40,9 +40,11 @@ JOBS = (
     "visionattn.cli.launch.run_processes",
     "visionattn.jobs.evaluate.evaluate",
     "visionattn.jobs.predict.predict",
+    "visionattn.jobs.compare.compare",
     "visionattn.jobs.explain.explain",
     "visionattn.jobs.export.export",
     "visionattn.jobs.push.push",
+    "visionattn.jobs.serve.serve",
     "visionattn.jobs.features.extract_features",
     "visionattn.jobs.features.extract_bags",
     "visionattn.jobs.neighbors.find_neighbors",
@@ -53,8 +55,8 @@ JOBS = (
 )
 # Files that pages tell a reader to write -> what the block of their contents has in it.
 FILES = {"medusa.py": "import Medusa", "own.py": "class Near(", "count.py": 'f"counts/{split}.csv"'}
-STOPPED = {"train", "eval", "predict", "explain", "export", "push", "features", "neighbors", "data check", "data preview"}
-STOPPED |= {"data masks convert", "data masks from"}
+STOPPED = {"train", "eval", "predict", "compare", "explain", "export", "push", "serve", "features", "neighbors"}
+STOPPED |= {"data check", "data preview", "data masks convert", "data masks from"}
 
 
 @pytest.fixture(scope="module")
