@@ -26,7 +26,7 @@ DILATED: dict[str, dict[str, Any]] = {
     "PAN": {"encoder_output_stride": 32},
 }
 # One map, maps at other strides, or three of them.
-NO_PYRAMID = {"AgentDeiT", "ChAdaViT", "DAEFormer", "NATIsotropic", "ViTRPB"}
+NO_PYRAMID = {"AgentDeiT", "ChAdaViT", "DAEFormer", "InLineDeiT", "NATIsotropic", "ViT", "ViTRPB"}
 PYRAMIDS = [family for family in TINY if family not in NO_PYRAMID]
 DILATING = [family for family in PYRAMIDS if get_variant(TINY[family][0]).cls.dilate_stage is not Backbone.dilate_stage]
 STRIDED = [family for family in PYRAMIDS if family not in DILATING]

@@ -108,6 +108,7 @@ LAYOUT = {"masks": masks, "volumes": volumes, "bags": bags}
 def reader(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Work in that folder; what a page registers is forgotten afterwards."""
     monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the folders of plug-ins join it
     tables: list[dict[str, Any]] = [_VARIANTS, HEADS, ATTENTION, TASKS]
     before, modules = [dict(table) for table in tables], set(sys.modules)
     yield place

@@ -72,7 +72,7 @@ def test_every_family_shows_where_it_attends(family: str) -> None:
     for layer in layers:
         assert math.ceil(SIZE[0] / layer.stride) == layer.size[0] and math.ceil(SIZE[1] / layer.stride) == layer.size[1]
     if not layers or not backbone.placed_attention:
-        assert family in ("CASViT", "InLineDeiT", "InLinePVT", "MedViTV2", "RAVLT", "SGFormer", "VAN")
+        assert family in ("CASViT", "InLineDeiT", "InLinePVT", "MedViTV2", "RAVLT", "ResNet", "SGFormer", "VAN")
         return
     assert len({layer.label for layer in layers}) == len(layers)
     for layer in layers:

@@ -39,7 +39,7 @@ def test_the_authors_files(family: str, name: str) -> None:
     dense = facts["args"].get("features_only", False)
     classes = 0 if dense else facts["args"].get("num_classes", 1000)
     args = {"out_norm": True} if dense and facts["model"].startswith("swin") else {}
-    if facts["model"].startswith("litv2"):
+    if facts["model"].startswith(("litv2", "overlock")):
         args = facts["args"]
     if facts["model"].startswith("agent_") and facts["args"]:  # the size of the image, and windows as large as its last map
         args = {**facts["args"], **({"window_size": 4} if facts["model"] == "agent_swin_tiny" else {})}

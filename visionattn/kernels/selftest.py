@@ -173,9 +173,6 @@ def cases() -> Iterator[Case]:
     def neighborhood(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
         return lambda q, k, v, bias, backend: neighborhood_attention(q, k, v, kernel, dilation, bias=bias, border=border, backend=backend)
 
-    def aggregate(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
-        return lambda weights, v, backend: neighborhood_aggregate(weights, v, kernel, dilation, border=border, backend=backend)
-
     def window(shift: tuple[int, int]) -> Call:
         return lambda q, k, v, bias, backend: window_attention(q, k, v, window_size=(7, 7), shift=shift, bias=bias, backend=backend)
 
@@ -191,8 +188,6 @@ def cases() -> Iterator[Case]:
         tensors = [*draw_qkv((2, height, width, 2, 24), generator), table(2, 2 * kernel[0] - 1, 2 * kernel[1] - 1)]
         name = f"{height}x{width}, kernel {kernel[0]}x{kernel[1]}, dilation {dilation[0]}x{dilation[1]}, {border}"
         yield Case("neighborhood_attention", name, tensors, neighborhood(kernel, dilation, border))
-        weights = torch.rand(2, height, width, 2, kernel[0] * kernel[1], generator=generator, dtype=torch.float64)
-        yield Case("neighborhood_aggregate", name, [weights, tensors[2]], aggregate(kernel, dilation, border))
     for shift in ((0, 0), (3, 3)):
         tensors = [*draw_qkv((2, 14, 21, 2, 32), generator), table(2, 49, 49)]
         yield Case("window_attention", f"14x21, window 7x7, shift {shift[0]}x{shift[1]}", tensors, window(shift))
@@ -231,13 +226,6 @@ def cases() -> Iterator[Case]:
         lambda q, k, v, agents, one, two, backend: agent_attention(q, k, v, agents, agent_bias=one, query_bias=two, backend=backend),
     )
 
-    def strided(interval: tuple[int, int]) -> Call:
-        return lambda *given, backend: strided_attention(*given[:3], group_size=(3, 4), interval=interval, bias=given[3], backend=backend)
-
-    for interval in ((1, 1), (2, 3)):
-        tensors = [*draw_qkv((2, 8, 13, 2, 24), generator), table(2, 12, 12)]
-        yield Case("strided_attention", f"8x13, group 3x4, interval {interval[0]}x{interval[1]}", tensors, strided(interval))
-
     def decayed(along: Along) -> Call:
         return lambda *given, backend: decayed_attention(*given, along=along, backend=backend)
 
@@ -247,7 +235,6 @@ def cases() -> Iterator[Case]:
         yield Case("decayed_attention", f"5x7, {along}", tensors, decayed(along))
     q, k, v = draw_qkv((2, 5, 7, 2, 24), generator)
     yield Case("rank_augmented_attention", "5x7", [q, k / 2, v, table(5, 7, 12)], rank_augmented)
-    yield Case("inline_attention", "5x7", draw_qkv((2, 5, 7, 2, 24), generator), inline_attention)
     weight = draw(8, 1, 7, 7) / 7
     yield Case(
         "dilated_depthwise_conv2d",
@@ -262,3 +249,19 @@ def cases() -> Iterator[Case]:
         [draw(2, 16, 7, 5), draw(16, 1, 7), draw(16), draw(16)],
         lambda *given, backend: strip_gate(*given, num_groups=4, backend=backend),
     )
+
+    def aggregate(kernel: tuple[int, int], dilation: tuple[int, int], border: Border) -> Call:
+        return lambda weights, v, backend: neighborhood_aggregate(weights, v, kernel, dilation, border=border, backend=backend)
+
+    for height, width, kernel, dilation, border in maps:
+        weights = torch.rand(2, height, width, 2, kernel[0] * kernel[1], generator=generator, dtype=torch.float64)
+        name = f"{height}x{width}, kernel {kernel[0]}x{kernel[1]}, dilation {dilation[0]}x{dilation[1]}, {border}"
+        yield Case("neighborhood_aggregate", name, [weights, 1 + draw(2, height, width, 2, 24)], aggregate(kernel, dilation, border))
+
+    def strided(interval: tuple[int, int]) -> Call:
+        return lambda *given, backend: strided_attention(*given[:3], group_size=(3, 4), interval=interval, bias=given[3], backend=backend)
+
+    for interval in ((1, 1), (2, 3)):
+        tensors = [*draw_qkv((2, 8, 13, 2, 24), generator), table(2, 12, 12)]
+        yield Case("strided_attention", f"8x13, group 3x4, interval {interval[0]}x{interval[1]}", tensors, strided(interval))
+    yield Case("inline_attention", "5x7", draw_qkv((2, 5, 7, 2, 24), generator), inline_attention)

@@ -22,13 +22,15 @@ def agent_attention(
     scale: float,
 ) -> torch.Tensor:
     """Compute the same as the definition, up to rounding."""
-    few = rows(agents) * scale  # of both factors of the scores the one with fewer numbers
-    gathered = _attention(few, rows(k), rows(v), agent_bias)
-    return from_rows(_attention(rows(q), few, gathered, query_bias), q.shape)
+    few = rows(agents)
+    if agents.dtype in (torch.float32, torch.float64):  # a product more would show in half precision
+        few, scale = few * scale, 1.0  # of both factors of the scores the one with fewer numbers
+    gathered = _attention(few, rows(k), rows(v), agent_bias, scale)
+    return from_rows(_attention(rows(q), few, gathered, query_bias, scale), q.shape)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, scale: float) -> torch.Tensor:
     if q.device.type == "cpu" and (torch.is_grad_enabled() or k.shape[2] < FEW):
-        return attend(q, k, v, bias, 1.0)
+        return attend(q, k, v, bias, scale)
     mask = None if bias is None else bias.detach().unsqueeze(0) if not torch.is_grad_enabled() else bias.unsqueeze(0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
