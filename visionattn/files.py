@@ -74,10 +74,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder to fill; on leaving, its files are synced and it takes the place of `path`.
 
-    On an error nothing of it remains and `path` is as it was.
+    On an error nothing of it remains and `path` is as it was. The folder above `path` has to be there: that of a run is not made again once
+    somebody has moved it away.
     """
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):

@@ -185,6 +185,15 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path
         assert not list(tmp_path.glob(".tmp-*"))
 
 
+def test_a_folder_that_was_moved_away_is_not_made_again(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    save_checkpoint(tmp_path / "run" / "checkpoints", **checkpoint_parts(1.0))
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        save_checkpoint(tmp_path / "run" / "checkpoints", **checkpoint_parts(2.0))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(tmp_path, **checkpoint_parts(1.0))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10))

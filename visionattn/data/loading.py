@@ -103,11 +103,16 @@ class Loader:
     def _started(self) -> Iterator[Any]:
         before = multiprocessing.active_children()
         handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+        # Loader processes begin with the signals held back that they will ignore: one could end them before they do.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ignored()) if hasattr(signal, "pthread_sigmask") else None
         try:
             found = iter(self._loader)
         except OSError as error:
             what = f"{self.workers} loader processes could not be started"
             raise UserError("VA-R009", what, why=str(error), fix="data.workers=0, or fewer than now") from error
+        finally:
+            if mask is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._processes += [child for child in multiprocessing.active_children() if child not in before]
         if handler is not None and threading.current_thread() is threading.main_thread():
             # torch's handler raises when a loader process ends, wherever this one is: in the middle of saving, say. The loader asks too.
@@ -161,13 +166,21 @@ def start_worker(worker: int, *, leaving: Connection) -> None:
     Args:
         leaving: see `_leaving`.
     """
-    handled = {number for number in signal.valid_signals() if callable(signal.getsignal(number))}
-    for number in {signal.SIGINT, signal.SIGTERM, *handled} - {getattr(signal, "SIGCHLD", None)}:
+    ignored = _ignored()
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     threading.Thread(target=_end_with_parent, args=(leaving,), daemon=True).start()
     # A batch that cannot be sent is dropped otherwise, and waited for without end.
     Queue._on_queue_feeder_error = staticmethod(_end_after_error)  # type: ignore[attr-defined]
     cv2.setNumThreads(0)
+
+
+def _ignored() -> set[signal.Signals]:
+    """Signals that a loader process leaves to its parent."""
+    handled = {number for number in signal.valid_signals() if callable(signal.getsignal(number))}
+    return {signal.SIGINT, signal.SIGTERM, *handled} - {getattr(signal, "SIGCHLD", None)}
 
 
 @cache

@@ -138,6 +138,7 @@ def explain(
             probability = float(subject.probability(outputs.detach())[0])
     facts = _facts(loaded, source, path, subject, probability)
     found = Explanation(folder, facts, maps, scores)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
         files = write_pages(temporary, f"{path.name}: {subject.class_name}", facts, figures, scores)
         atomic_write(temporary / "explain.json", json_text(found.as_dict()))

@@ -105,6 +105,7 @@ def convert_masks(
             (folder / name).write_bytes(mask_png(converted, shown))
 
     if not in_place:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(target) as folder:
             write(folder)
         return Conversion(str(target), len(paths), dict(changed), dict(sorted(values.items())))

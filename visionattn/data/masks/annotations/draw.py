@@ -176,6 +176,7 @@ def draw_masks(source: Path, *, images: Path | None = None, out: Path | None = N
     areas: dict[int, array[int]] = {value: array("Q") for value in values.values()}
     splits = _splits([image for image, _ in pairs])
     console = console or Console(quiet=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(target) as new, console.progress("masks", len(pairs)) as bar:
         for number, (image, path, place) in enumerate(_placed(pairs, splits), 1):
             drawn = _draw(image, path, annotations, values, report)
