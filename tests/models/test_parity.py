@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -46,6 +47,8 @@ FIRST = (
     "rcvit_xs__96x128",
     "sgformer_s__224x224",
 )
+# Networks that the default run has at a smaller size of images, or in a smaller variant.
+LARGE = re.compile(r"(_base|_large|_small|van_b[245]).*__(224|256|384)x")
 
 
 def check_record(record: Record) -> None:
@@ -79,7 +82,7 @@ def check_in_float64(record: Record, model: Any, image: torch.Tensor) -> None:
 
 
 def marks(family: str, name: str) -> list[pytest.MarkDecorator]:
-    if family in ZOO and name not in FIRST:
+    if (family in ZOO and name not in FIRST) or LARGE.search(name):
         return [pytest.mark.slow, pytest.mark.zoo]
     return [pytest.mark.slow] if name in SLOW else []
 
