@@ -71,7 +71,7 @@ def run(data: Path, name: str, arguments: Mapping[str, Any], seed: int, folder: 
     with torch.device("meta"):
         model = va.create_model(name, num_classes=10, img_size=48, **arguments)
     params = sum(parameter.numel() for parameter in model.parameters())
-    return {"params": params, "cpu_s": usage.ru_utime + usage.ru_stime, "test_top1": scores["top1"]}
+    return {"params": params, "cpu_s": usage.ru_utime + usage.ru_stime, "test_top1": 100 * scores["top1"]}
 
 
 def read_rows() -> list[dict[str, str]]:
