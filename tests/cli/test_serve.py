@@ -29,8 +29,9 @@ from tests.faults.harness import Server
 from visionattn.console import Console
 from visionattn.errors import UserError
 from visionattn.jobs import serve
-from visionattn.jobs.serve import Limits, Service, listening, open_served
+from visionattn.jobs.serve import listening, open_served
 from visionattn.jobs.serve_app import build_app, make_server
+from visionattn.jobs.service import Limits, Service
 from visionattn.tasks import TASKS
 
 NAME = "<b>run</b> & 'x'"

@@ -31,8 +31,8 @@ def serve(
     require_models(sources, "serve")
     if len(sources) > 1:
         raise UserError("VA-M004", f"one model is served, and there are {len(sources)}", fix="name one of them")
-    from visionattn.jobs.serve import Limits
     from visionattn.jobs.serve import serve as run_server
+    from visionattn.jobs.service import Limits
 
     limits = Limits(int(max_mb * 1e6), int(max_megapixels * 1e6), queue)
     run_server(sources[0], host=host, port=port, limits=limits, settings=settings, console=console_for())

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from visionattn.data.readers import UnreadableFile
 from visionattn.errors import UserError, lacks_memory
 from visionattn.files import json_text
-from visionattn.jobs.serve import Service
+from visionattn.jobs.service import Service
 from visionattn.names import shown
 from visionattn.report.page import template
 

@@ -14,7 +14,8 @@ from PIL import Image
 import visionattn as va
 from visionattn.console import Console
 from visionattn.errors import UserError
-from visionattn.jobs.serve import Limits, Service, open_served
+from visionattn.jobs.serve import open_served
+from visionattn.jobs.service import Limits, Service
 
 
 def test_mask_overlay_and_shares(garden_run: Path, photos: Path) -> None:
