@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 
-TOOLS = Path(__file__).parents[1] / "tools"
-NAMES = sorted(path.stem for path in TOOLS.glob("*.py"))
+from tests.tools import NAMES, tool
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_starts(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(TOOLS)  # as for a script, so that tools import each other
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
-    try:
-        tool = importlib.import_module(name)
-        if hasattr(tool, "main") and hasattr(tool, "argparse"):
+def test_it_starts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with tool(name, "--help") as module:
+        if hasattr(module, "main") and hasattr(module, "argparse"):
             with pytest.raises(SystemExit) as ended:
-                tool.main()
+                module.main()
             assert not ended.value.code and capsys.readouterr().out.startswith(f"usage: {name}.py")
-    finally:
-        for imported in NAMES:
-            sys.modules.pop(imported, None)

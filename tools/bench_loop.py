@@ -23,6 +23,8 @@ from rich.console import Console as RichConsole
 from torch import nn
 from torch.utils.data import DataLoader
 
+from visionattn.config.choices import Choice, apply_choices
+from visionattn.config.schema import FROM_SCRATCH
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.images.sets import ImageSet, LabelledData
@@ -182,10 +184,11 @@ def main() -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set for both sides
-    config = load_config(
+    given = load_config(
         None,
         [
             f"model.name={args.model}",
+            "model.in_chans=3",
             f"model.img_size={args.size}",
             f"data.workers={args.workers}",
             f"train.batch_size={batch}",
@@ -196,6 +199,7 @@ def main() -> int:
             "log.to=[]",
         ],
     )
+    config, _ = apply_choices(given, [Choice(key, value, "") for key, value in FROM_SCRATCH.items()])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open_accelerator(config.train) as accelerator:
         trainer, bare = build(config, steps, Path(folder), accelerator)
         device = trainer.accelerator.device
