@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 # Class of the family -> a registered name, and arguments that make it small.
 _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
 _WIDTHS: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}
@@ -61,3 +63,14 @@ ZOO = {
     "ViT": "vit_small",
     "SGFormer": "sgformer_small",
 }
+
+
+def initialised(model: Any) -> Any:
+    """A model of the meta device on the CPU; `init_weights` leaves no value of before."""
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 7)
+    model.init_weights()
+    assert not any(torch.isnan(tensor).any() for tensor in model.state_dict().values())
+    return model

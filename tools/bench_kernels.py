@@ -123,7 +123,9 @@ class Bench:
                 raise SystemExit(f"{self.op} {trial.label}, {precision}, {name}: {what} differ by {error:.1e}")
         return right[0]
 
-    def time(self, calls: Mapping[str, Call], tensors: Sequence[Tensor], mode: str, rounds: int | None = None) -> dict[str, list[float]]:
+    def time(
+        self, calls: Mapping[str, Callable[..., Any]], tensors: Sequence[Tensor], mode: str, rounds: int | None = None
+    ) -> dict[str, list[float]]:
         """Measure ms per call in each round."""
         steps = {name: partial(step, call, tensors, mode) for name, call in calls.items()}
         # On a GPU the first call may compile.

@@ -23,7 +23,8 @@ from rich.console import Console as RichConsole
 from torch import nn
 from torch.utils.data import DataLoader
 
-from visionattn.config import RunConfig
+from visionattn.config.choices import Choice, apply_choices
+from visionattn.config.schema import FROM_SCRATCH
 from visionattn.console import Console
 from visionattn.data.check import CheckReport
 from visionattn.data.images.sets import ImageSet, LabelledData
@@ -43,12 +44,15 @@ CLASSES = 100
 
 
 class LoopTrainer(Trainer):
-    """The trainer without evaluation and checkpoints after an epoch; keeps the epoch's mean loss."""
+    """The trainer without evaluation and checkpoints after an epoch."""
 
-    mean_loss = math.nan
-
-    def _end_of_epoch(self, epoch: int, train_loss: float, lr: float, seconds: float) -> None:
-        self.mean_loss = train_loss
+    def epoch(self) -> float:
+        """Train an epoch and return its mean loss."""
+        self._epoch()
+        progress = self.progress
+        loss = progress.losses / progress.updates
+        progress.losses, progress.updates, progress.seconds = 0.0, 0, 0.0
+        return loss
 
 
 class BareLoop:
@@ -59,16 +63,14 @@ class BareLoop:
         channels_last: memory layout chosen by the trainer.
     """
 
-    def __init__(
-        self, config: RunConfig, model: nn.Module, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool
-    ) -> None:
+    def __init__(self, config: Any, model: Any, loader: DataLoader[Any], device: torch.device, channels_last: bool, autocast: bool) -> None:
         self.loader, self.device, self.channels_last, self.autocast = loader, device, channels_last, autocast
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         undecayed = model.no_weight_decay()
         plain = [p for name, p in model.named_parameters() if p.ndim <= 1 or name in undecayed]
         decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name not in undecayed]
-        groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed}]
+        groups: list[dict[str, Any]] = [{"params": plain, "weight_decay": 0.0}, {"params": decayed}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.optim.lr, betas=config.optim.betas or (0.9, 0.999), weight_decay=config.optim.weight_decay
         )
@@ -96,7 +98,7 @@ class BareLoop:
         return float(np.mean(losses))
 
 
-def synthetic_data(config: RunConfig, number: int) -> LabelledData:
+def synthetic_data(config: Any, number: int) -> LabelledData:
     """Create arrays a quarter larger than the model's input: decoding would hide the overhead of the loop."""
     generator = np.random.default_rng(config.seed)
     height, width = (side * 5 // 4 for side in config.model.size)
@@ -110,7 +112,7 @@ def synthetic_data(config: RunConfig, number: int) -> LabelledData:
     return LabelledData("synthetic", split("train", number), split("val", 8), None, [], [str(index) for index in range(CLASSES)])
 
 
-def build(config: RunConfig, steps: int, folder: Path, accelerator: Accelerator) -> tuple[LoopTrainer, BareLoop]:
+def build(config: Any, steps: int, folder: Path, accelerator: Accelerator) -> tuple[LoopTrainer, BareLoop]:
     """Build both sides with the same weights, data, augmentation and loader settings."""
     data = synthetic_data(config, steps * config.train.batch_size)
     set_seed(config.seed)
@@ -153,7 +155,7 @@ def without_bar(trainer: LoopTrainer, steps: int) -> float:
     """Run the trainer as without a terminal."""
     terminal = trainer.console.rich
     trainer.console.rich = RichConsole(file=terminal.file, force_terminal=False, width=120, highlight=False, soft_wrap=True)
-    milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
+    milliseconds = timed(trainer.epoch, steps, trainer.accelerator.device)
     trainer.console.rich = terminal
     return milliseconds
 
@@ -161,7 +163,7 @@ def without_bar(trainer: LoopTrainer, steps: int) -> float:
 def deterministic(trainer: LoopTrainer, steps: int) -> float:
     """Run the trainer with torch's deterministic operations, the default of `visionattn train`."""
     torch.use_deterministic_algorithms(True, warn_only=True)
-    milliseconds = timed(trainer._epoch, steps, trainer.accelerator.device)
+    milliseconds = timed(trainer.epoch, steps, trainer.accelerator.device)
     torch.use_deterministic_algorithms(False)
     return milliseconds
 
@@ -182,10 +184,11 @@ def main() -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the deterministic row; read once, so set for both sides
-    config = load_config(
+    given = load_config(
         None,
         [
             f"model.name={args.model}",
+            "model.in_chans=3",
             f"model.img_size={args.size}",
             f"data.workers={args.workers}",
             f"train.batch_size={batch}",
@@ -196,20 +199,20 @@ def main() -> int:
             "log.to=[]",
         ],
     )
+    config, _ = apply_choices(given, [Choice(key, value, "") for key, value in FROM_SCRATCH.items()])
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, open_accelerator(config.train) as accelerator:
         trainer, bare = build(config, steps, Path(folder), accelerator)
         device = trainer.accelerator.device
         # Warm-up, and a check that both do the same work.
-        bare_loss = bare.epoch()
-        trainer._epoch()
-        if not math.isclose(bare_loss, trainer.mean_loss, rel_tol=1e-4):
-            print(f"the sides do not compute the same: mean loss {trainer.mean_loss:.6f}, bare loop {bare_loss:.6f}")
+        bare_loss, loss = bare.epoch(), trainer.epoch()
+        if not math.isclose(bare_loss, loss, rel_tol=1e-4):
+            print(f"the sides do not compute the same: mean loss {loss:.6f}, bare loop {bare_loss:.6f}")
             return 1
-        print(f"mean loss of the first {steps} steps: trainer {trainer.mean_loss:.6f}, bare loop {bare_loss:.6f}")
+        print(f"mean loss of the first {steps} steps: trainer {loss:.6f}, bare loop {bare_loss:.6f}")
         values = interleave(
             {
                 "bare loop": lambda: timed(bare.epoch, steps, device),
-                "trainer": lambda: timed(trainer._epoch, steps, device),
+                "trainer": lambda: timed(trainer.epoch, steps, device),
                 "trainer without bar": lambda: without_bar(trainer, steps),
                 "trainer, deterministic": lambda: deterministic(trainer, steps),
             },

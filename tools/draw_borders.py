@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -23,7 +24,7 @@ PANELS: tuple[tuple[str, Border, int], ...] = (
 QUERIES = (((0, 1), "tab:orange"), ((8, 8), "tab:blue"))  # row and column
 
 
-def cell(axes: Axes, row: float, col: float, **style: object) -> None:
+def cell(axes: Axes, row: float, col: float, **style: Any) -> None:
     axes.add_patch(Rectangle((col, row), 1, 1, **style))
 
 

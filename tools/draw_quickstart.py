@@ -11,6 +11,7 @@ import argparse
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -33,7 +34,8 @@ def main() -> None:
     images = load_digits().images
 
     figure = Figure(figsize=(11, 3.4), layout="constrained")
-    left, pictures = figure.subfigures(1, 2, width_ratios=(1, 2.1))
+    subfigures: Any = figure.subfigures(1, 2, width_ratios=(1, 2.1))
+    left, pictures = subfigures
     epochs = [line for line in run.read_metrics() if line["kind"] == "epoch"]
     axes = left.add_subplot()
     axes.plot([line["epoch"] for line in epochs], [100 * line["val_top1"] for line in epochs], marker=".", color="tab:blue")

@@ -306,7 +306,7 @@ def _edit_archive(rng: random.Random, data: bytes) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", **options) as archive:
         for name, content in records:
-            archive.writestr(str(name), content)
+            archive.writestr(str(name), content)  # type: ignore[arg-type]  # bytes
     return buffer.getvalue()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import opponents
 import torch
@@ -29,6 +29,7 @@ from visionattn.kernels import (
     strided_attention,
     window_attention,
 )
+from visionattn.kernels.decay import Along
 from visionattn.kernels.decay.reference import distances
 from visionattn.kernels.neighborhood.reference import neighbors
 from visionattn.layers import WindowAttention
@@ -117,7 +118,7 @@ class Trial(NamedTuple):
     label: str
     tensors: list[Tensor]
     ours: Call
-    opponents: dict[str, Call]
+    opponents: Mapping[str, Call]
     products: float  # necessary multiplications and additions of the forward pass
     forward_only: str = ""  # an opponent without gradients
 
@@ -168,7 +169,8 @@ def routed(setting: Setting) -> Iterator[Trial]:
     for side, heads, topk in ((56, 2, 1), (28, 4, 4), (14, 8, 16)):
         region, scale = (side // 7, side // 7), (32 * heads) ** -0.5
         tensors = setting.randn((setting.batch, side, side, 3, heads, 32))
-        routes = region_routes(*tensors[0].detach().unbind(3)[:2], region, topk)
+        q, k, _ = tensors[0].detach().unbind(3)
+        routes = region_routes(q, k, region, topk)
         ours = partial(_from_qkv, partial(routed_attention, routes=routes, region=region, scale=scale))
         gather = partial(_from_qkv, partial(opponents.gather_routed, routes=routes, region=region, scale=scale))
         products = 4.0 * setting.batch * heads * side**2 * topk * region[0] * region[1] * 32
@@ -227,8 +229,7 @@ def strided(setting: Setting) -> Iterator[Trial]:
         (64, 2, 7, 1),
     ):
         tensors = setting.randn((setting.batch, side, side, 3, heads, 32), (heads, group**2, group**2))
-        sizes = {"group_size": (group, group), "interval": (interval, interval)}
-        ours = partial(_from_qkv_bias, partial(strided_attention, **sizes))
+        ours = partial(_from_qkv_bias, partial(strided_attention, group_size=(group, group), interval=(interval, interval)))
         theirs = partial(_from_qkv_bias, partial(opponents.permuted_groups, group=group, interval=interval))
         products = 4.0 * setting.batch * heads * side**2 * group**2 * 32
         yield Trial(f"{side}x{side} group {group} interval {interval}", tensors, ours, {"pad and permute": theirs}, products)
@@ -248,13 +249,14 @@ def hilo(setting: Setting) -> Iterator[Trial]:
 
 def decayed(setting: Setting) -> Iterator[Trial]:
     """Cases of the stages of RMT-T."""
-    for side, heads, dim, line in (
+    cases: tuple[tuple[int, int, int, Along], ...] = (
         (56, 4, 16, "rows"),
         (56, 4, 16, "columns"),
         (28, 4, 32, "rows"),
         (14, 8, 32, "map"),
         (7, 16, 32, "map"),
-    ):
+    )
+    for side, heads, dim, line in cases:
         tensors = setting.randn((setting.batch, side, side, 3, heads, dim))
         decay = -torch.rand(heads, device=setting.device)
         table = (decay[:, None, None] * distances(side, side, line, setting.device, decay.dtype)).to(PRECISIONS[setting.precision])
@@ -303,7 +305,8 @@ def depthwise(setting: Setting) -> Iterator[Trial]:
 
 
 def neighborhood(qkv: Tensor, bias: Tensor, *, kernel: int, dilation: int) -> Tensor:
-    return neighborhood_attention(*qkv.unbind(3), kernel, dilation, bias=bias)
+    q, k, v = qkv.unbind(3)
+    return neighborhood_attention(q, k, v, kernel, dilation, bias=bias)
 
 
 def _from_qkv(call: Call, qkv: Tensor, factor: float = 1.0) -> Tensor:
@@ -312,7 +315,8 @@ def _from_qkv(call: Call, qkv: Tensor, factor: float = 1.0) -> Tensor:
 
 
 def _agents(qkv: Tensor, agents: Tensor, agent_bias: Tensor, query_bias: Tensor) -> Tensor:
-    return agent_attention(*qkv.unbind(3), agents, agent_bias=agent_bias, query_bias=query_bias)
+    q, k, v = qkv.unbind(3)
+    return agent_attention(q, k, v, agents, agent_bias=agent_bias, query_bias=query_bias)
 
 
 def _from_qkv_bias(call: Call, qkv: Tensor, bias: Tensor) -> Tensor:
@@ -320,16 +324,21 @@ def _from_qkv_bias(call: Call, qkv: Tensor, bias: Tensor) -> Tensor:
 
 
 def _aggregated(q: Tensor, kv: Tensor, pool: Tensor, local_bias: Tensor, pool_bias: Tensor, local_weight: Tensor) -> Tensor:
-    named = {"local_bias": local_bias, "pool_bias": pool_bias, "local_weight": local_weight}
-    return aggregated_attention(q, *kv.unbind(3), *pool.unbind(3), **named)
+    (k, v), (pooled_k, pooled_v) = kv.unbind(3), pool.unbind(3)
+    return aggregated_attention(q, k, v, pooled_k, pooled_v, local_bias=local_bias, pool_bias=pool_bias, local_weight=local_weight)
 
 
 def _unfolded(q: Tensor, kv: Tensor, pool: Tensor, *biases: Tensor) -> Tensor:
     return opponents.unfold_aggregated(q, *kv.unbind(3), *pool.unbind(3), *biases)
 
 
-def _without_grads(module: Callable[[Tensor], Tensor], run: Call | None = None) -> Call:
-    """Compute the gradients of the parameters and drop them in the next call; `run` computes with them instead of the module."""
+def _without_grads(module: Any, run: Call | None = None) -> Call:
+    """Compute the gradients of the parameters and drop them in the next call.
+
+    Args:
+        module: module, or a method of one.
+        run: computes with the parameters in its place.
+    """
     owner = module if isinstance(module, nn.Module) else module.__self__
 
     def call(x: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ def flex(side: int, kernel: int, dilation: int, device: torch.device) -> Call:
             col = (key % side // dilation - query % side // dilation + kernel - 1).clamp(0, 2 * kernel - 2)
             return score + bias[head, row, col]
 
-        return _map(compiled(*_heads_first(qkv), score_mod=add, block_mask=block_mask), qkv)
+        q, k, v = _heads_first(qkv)
+        return _map(compiled(q, k, v, score_mod=add, block_mask=block_mask), qkv)
 
     return call
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -86,6 +86,15 @@ def relative_position_bias(table: torch.Tensor, window: int) -> torch.Tensor:
     offset = position[:, None] - position[None, :] + side // 2  # query - key, from 0
     index = offset[:, None, :, None] * side + offset[None, :, None, :]  # row, column of query and key
     return table.flatten(0, 1)[index.reshape(-1)].view(window**2, window**2, -1).permute(2, 0, 1)
+
+
+class Stage(nn.Module):
+    """Downsampling (except in the first stage), then blocks."""
+
+    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.downsample = downsample or nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
 
 
 class PatchMerging(nn.Module):
@@ -252,6 +261,19 @@ def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[i
             raise ValueError(f"dilations: stage {index} has {depth} blocks, got {len(stage)} dilations {stage}")
         stages.append(stage)
     return stages
+
+
+def init_layer(module: nn.Module) -> None:
+    """Initialise a layer of a transformer, if it is linear, a norm or a convolution.
+
+    Linear layers get weights from a truncated normal distribution, std 0.02, and zero biases; the others reset themselves.
+    """
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm, nn.Conv1d, nn.Conv2d)):
+        module.reset_parameters()
 
 
 def init_convolutions(module: nn.Module, name: str = "") -> None:

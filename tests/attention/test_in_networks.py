@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import visionattn as va
+from tests.tiny import initialised
 from visionattn.attention import ATTENTION, ECA, ELA
 from visionattn.errors import UserError
 from visionattn.heads.unet import BOTTLENECKS, SKIPS
@@ -72,12 +73,7 @@ def cnn(name: str, attn: str, **args: Any) -> Any:
 def test_blocks_take_any_module(name: str, attn: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         model = cnn(name, attn)
-    model = model.to_empty(device="cpu")
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            tensor.fill_(float("nan") if tensor.is_floating_point() else 7)
-    model.init_weights()
-    assert not any(torch.isnan(tensor).any() for tensor in model.state_dict().values())
+    model = initialised(model)
     assert all(part.value == 0.5 for part in model.modules() if isinstance(part, Factor))
 
     image = torch.randn(2, 3, 49, 64)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.commands import CLASSES, Trained, done, only_run, picture, refused, va
+from tests.commands import Trained, done, flower_pictures, only_run, picture, refused, va
 from visionattn.models.weights.download import default_weights
 
 QUICK = ("train.epochs=1", "train.batch_size=8", "data.workers=0", "log.to=[]")
@@ -17,11 +17,7 @@ QUICK = ("train.epochs=1", "train.batch_size=8", "data.workers=0", "log.to=[]")
 
 @pytest.fixture
 def flowers(tmp_path: Path) -> Path:
-    for split, count in (("train", 8), ("val", 4)):
-        for index, name in enumerate(CLASSES):
-            for number in range(count):
-                picture(tmp_path / "flowers" / split / name / f"{number}.png", index, 1000 + 30 * index + number)
-    return tmp_path / "flowers"
+    return flower_pictures(tmp_path)
 
 
 def saved(tmp_path: Path) -> dict[str, Any]:

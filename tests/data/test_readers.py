@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from visionattn.data.images.settings import ImageDataConfig
-from visionattn.data.readers import UnreadableFile, image_facts, read_array, read_image, to_unit
+from visionattn.data.readers import UnreadableFile, _bounds, _scaled, image_facts, read_array, read_image
 
 SETTINGS = ImageDataConfig()
 
@@ -213,6 +213,10 @@ def test_float_image() -> None:
     values[0, 0] = np.nan
     with pytest.raises(UnreadableFile, match="NaN"):
         read(encoded(Image.fromarray(values), "TIFF"))
+
+
+def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:
+    return _scaled(samples, *_bounds(samples, rule))
 
 
 def test_range_rules() -> None:

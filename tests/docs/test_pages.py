@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.tools import tool
 
 
-@pytest.mark.parametrize("tool", ["make_reference.py", "make_families.py"])
-def test_written_pages_are_up_to_date(tool: str) -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools" / tool, "--check"], capture_output=True, text=True)
-    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun: python tools/{tool}"
+@pytest.mark.parametrize("name", ["make_reference", "make_families", "make_zoo"])
+def test_written_pages_are_up_to_date(name: str) -> None:
+    with tool(name, "--check") as module:
+        assert not module.main(), f"run: python tools/{name}.py"
 
 
 def test_links_of_the_readme() -> None:
@@ -26,13 +24,8 @@ def test_links_of_the_readme() -> None:
 
 
 def test_every_family_has_its_drawing() -> None:
-    spec = importlib.util.spec_from_file_location("families", ROOT / "tools" / "families.py")
-    assert spec is not None and spec.loader is not None
-    families = importlib.util.module_from_spec(spec)
-    sys.modules["families"] = families  # dataclasses look their module up
-    spec.loader.exec_module(families)
-    del sys.modules["families"]
-    described = {entry.file for entry in families.DESCRIPTIONS.values()}
+    with tool("families") as families:
+        described = {entry.file for entry in families.DESCRIPTIONS.values()}
     pages = {path.stem for path in (ROOT / "docs/families").glob("*.md")} - {"index"}
     assert pages <= described, "a family without a description in tools/families.py"
     assert all((ROOT / "docs/families" / f"{page}.svg").is_file() for page in pages)

@@ -79,17 +79,22 @@ def two(server: Server, folder: Path, *settings: str, how: str = "", resume: Pat
     return Launched(max(codes, key=abs), output, folder / "runs" / "two" / "001")
 
 
-def launch(folder: Path, *settings: str, launcher: str) -> Launched:
-    """Train with two processes in `folder`, started by accelerate, or by torchrun as two nodes."""
-    nodes = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
-    launchers = {
-        "nodes": [[*nodes, f"--node_rank={rank}"] for rank in range(2)],
-        "accelerate": [["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--mixed_precision=no"]],
-    }
+def launch(folder: Path, *settings: str) -> Launched:
+    """Train with two processes in `folder`, started on two nodes by accelerate, which starts them by torchrun."""
+    address = ["--main_process_ip=127.0.0.1", f"--main_process_port={free_port()}"]
+    launcher = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_machines=2",
+        "--num_processes=2",
+        *address,
+        "--mixed_precision=no",
+    ]
     arguments = ["-m", "visionattn", "train", *TINY, SMALL, f"data.root={folder / 'flowers'}", *settings]
     started = [
         subprocess.Popen(
-            [sys.executable, *chosen, *arguments],
+            [sys.executable, *launcher, f"--machine_rank={rank}", *arguments],
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -97,7 +102,7 @@ def launch(folder: Path, *settings: str, launcher: str) -> Launched:
             text=True,
             start_new_session=True,
         )
-        for chosen in launchers[launcher]
+        for rank in range(2)
     ]
     try:
         output = "".join(process.communicate(timeout=LIMIT)[0] for process in started)
@@ -113,7 +118,7 @@ def launch(folder: Path, *settings: str, launcher: str) -> Launched:
 def test_two_processes_write_one_run_and_count_each_image_once(flowers: Path) -> None:
     """Two launchers stand in for two nodes; one process resumes the run afterwards."""
     (flowers / "val" / "rose" / "3.png").unlink()  # 11 images: one process has one more
-    done = launch(flowers.parent, launcher="nodes")
+    done = launch(flowers.parent)
     # The gloo backend now and then aborts after all work is done; the files tell whether it was.
     assert done.state["state"] == "done", done.output
     assert [line["step"] for line in done.epochs()] == [4, 8]  # 24 images, 2 processes of batch 3
@@ -167,7 +172,7 @@ def test_time_that_is_over_ends_both_after_the_same_step(server: Server, flowers
 
 
 @pytest.mark.slow
-def test_a_batch_without_a_readable_image_on_one_process_is_skipped_by_both(flowers: Path) -> None:
+def test_a_batch_without_a_readable_image_on_one_process_is_skipped_by_both(server: Server, flowers: Path) -> None:
     (flowers.parent / "breaking.py").write_text(
         "import os\nfrom visionattn.data.readers import UnreadableFile\nfrom visionattn.tasks.images import LabelledImages\n"
         "true_load = LabelledImages.load\n"
@@ -178,7 +183,7 @@ def test_a_batch_without_a_readable_image_on_one_process_is_skipped_by_both(flow
         "    return true_load(self, index, seed)\n"
         "LabelledImages.load, LabelledImages.broken = load, 0\n"
     )
-    done = launch(flowers.parent, "plugins=[breaking.py]", "data.on_error=skip", launcher="accelerate")
+    done = two(server, flowers.parent, SMALL, "plugins=[breaking.py]", "data.on_error=skip")
     assert done.state["state"] == "done", done.output
     assert done.output.count("unreadable, left out") == 3  # told once, by the first process
     steps = [line for line in map(json.loads, (done.run / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "step"]

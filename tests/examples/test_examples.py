@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
+from tests.faults.harness import Server
 from tests.tiny import TINY as SMALL_BACKBONES
 from visionattn.attention import ATTENTION
 from visionattn.backbones.registry import _VARIANTS
@@ -193,20 +193,16 @@ def test_a_head_a_backbone_and_skips_of_ones_own_segment(workplace: Path, roads:
 
 
 @pytest.mark.slow
-def test_a_plug_in_is_imported_where_the_user_names_it_and_never_because_a_run_does(workplace: Path, houses: Path) -> None:
+def test_a_plug_in_is_imported_where_the_user_names_it_and_never_because_a_run_does(workplace: Path, houses: Path, server: Server) -> None:
     (workplace / "elsewhere").mkdir()
     shutil.copy(EXAMPLES / "own_task.py", workplace / "mine.py")
     (workplace / "mine.py").write_text((workplace / "mine.py").read_text().replace('"regress"', '"mine"'))
     visionattn("train", "plugins=[mine.py]", "task=mine", *TINY, "data.root=houses", ECA, "train.steps=1")
     run = "../runs/houses-eca_resnet18/001"
-    command = [sys.executable, "-m", "visionattn", "predict", run, "--source", "../houses/images", "--out", "out"]
-    named = "plugins=[../mine.py]"
-    results = [
-        subprocess.run([*command, *more], cwd=workplace / "elsewhere", capture_output=True, text=True, timeout=300)
-        for more in ((), (named,))
-    ]
-    assert results[0].returncode == 2 and f"name them yourself: plugins=[{workplace / 'mine.py'}]" in results[0].stderr
-    assert results[1].returncode == 0, results[1].stdout + results[1].stderr
+    predict = ["predict", run, "--source", "../houses/images", "--out", "out"]
+    without, named = (server.run([*predict, *more], workplace / "elsewhere/out.txt") for more in ([], ["plugins=[../mine.py]"]))
+    assert without.code == 2 and f"name them yourself: plugins=[{workplace / 'mine.py'}]" in without.text
+    assert named.code == 0, named.text
     assert (workplace / "elsewhere/out/predictions.csv").is_file()
     sys.modules.pop("mine")
 

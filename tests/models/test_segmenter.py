@@ -53,28 +53,28 @@ def test_a_head_is_missing_here() -> None:
     assert set(SMALL) == set(HEADS)
 
 
+def require_step(model: Any, image: torch.Tensor, label: torch.Tensor, what: str) -> None:
+    """A step of training gives every parameter a gradient, finite ones, and changes the classifier."""
+    output = model.train()(image)
+    assert output.logits.shape == (len(image), model.num_classes, *image.shape[2:]), what
+    loss = F.cross_entropy(output.logits, label)
+    for aux in output.aux:
+        loss = loss + aux.weight * F.cross_entropy(F.interpolate(aux.logits, size=label.shape[1:]), label)
+    loss.backward()
+    gradients = {key: value.grad for key, value in model.named_parameters() if value.requires_grad and ".out_norms." not in key}
+    assert not [key for key, value in gradients.items() if value is None or not value.isfinite().all()], what
+    before = model.decode_head.conv_seg.weight.detach().clone()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+    assert not torch.equal(before, model.decode_head.conv_seg.weight), what
+
+
 @FAMILIES
 def test_every_head_trains_on_every_family(family: str) -> None:
     name, cut = TINY[family]
     image, label = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
     for head, args in SMALL.items():
         torch.manual_seed(0)
-        model = va.create_segmenter(name, head, 3, backbone_args=cut, **args)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        before = model.decode_head.conv_seg.weight.detach().clone()
-        for _ in range(2):
-            output = model.train()(image)
-            assert output.logits.shape == (2, 3, 64, 64)
-            loss = F.cross_entropy(output.logits, label)
-            for aux in output.aux:
-                loss = loss + aux.weight * F.cross_entropy(F.interpolate(aux.logits, size=(64, 64)), label)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert torch.isfinite(loss), head
-        unused = [key for key, value in model.named_parameters() if value.grad is None and value.requires_grad and ".out_norms." not in key]
-        assert not unused, head
-        assert not torch.equal(before, model.decode_head.conv_seg.weight), head
+        require_step(va.create_segmenter(name, head, 3, backbone_args=cut, **args), image, label, head)
 
 
 @FAMILIES
@@ -84,7 +84,7 @@ def test_every_skip_and_bottleneck_trains_on_every_family(family: str) -> None:
     bottlenecks = cycle(("none", "aspp", "dual", "eca"))
     for skip in ("none", "gate", "eca", "ela_b", "dual", "cross_contextual"):
         torch.manual_seed(0)
-        model: Any = va.create_segmenter(
+        model = va.create_segmenter(
             name,
             "unet",
             2,
@@ -95,21 +95,7 @@ def test_every_skip_and_bottleneck_trains_on_every_family(family: str) -> None:
             max_channels=16,
             deep_supervision=skip == "gate",
         )
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        before = model.decode_head.conv_seg.weight.detach().clone()
-        for _ in range(2):
-            output = model.train()(image)
-            loss = F.cross_entropy(output.logits, label)
-            for aux in output.aux:
-                loss = loss + aux.weight * F.cross_entropy(F.interpolate(aux.logits, size=(64, 64)), label)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        assert torch.isfinite(loss), skip
-        assert not [
-            key for key, value in model.named_parameters() if value.grad is None and value.requires_grad and ".out_norms." not in key
-        ], skip
-        assert not torch.equal(before, model.decode_head.conv_seg.weight), skip
+        require_step(model, image, label, skip)
         with torch.no_grad():
             assert model.eval()(image[:1, :, :50, :41]).shape == (1, 2, 50, 41), skip
 

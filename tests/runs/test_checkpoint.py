@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -160,23 +162,28 @@ def test_a_folder_that_two_processes_write_is_whole(tmp_path: Path) -> None:
     assert read_meta(tmp_path / "best")["step"] == 1 and not list(tmp_path.glob(".tmp-*"))
 
 
-@pytest.mark.slow
+def save_for_ever(folder: Path, saved: Connection) -> None:
+    for value in count(1):
+        model = {str(index): torch.full((400, 400), float(value)) for index in range(8)}
+        save_checkpoint(folder, model=model, ema=None, state={"step": value}, meta={"step": value})
+        saved.send_bytes(str(value).encode())
+
+
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom visionattn.runs.checkpoint import save_checkpoint\n"
-        "value = 0\nwhile True:\n    value += 1\n"
-        "    model = {str(i): torch.full((400, 400), float(value)) for i in range(8)}\n"
-        "    save_checkpoint(Path(sys.argv[1]), model=model, ema=None, state={'step': value}, meta={'step': value})\n"
-        "    print(value, flush=True)\n"
-    )
     generator = random.Random(0)
-    known = 0
+    fork = multiprocessing.get_context("fork")  # torch is imported
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None and process.stdout.readline()
+        ours, theirs = fork.Pipe(duplex=False)
+        process = fork.Process(target=save_for_ever, args=(tmp_path, theirs))
+        process.start()
+        theirs.close()
+        known = int(ours.recv_bytes())
         time.sleep(generator.uniform(0, 0.25))
         process.kill()
-        known = max([1, *(int(line) for line in process.communicate()[0].split())])
+        with suppress(EOFError):
+            while True:
+                known = int(ours.recv_bytes())
+        process.join()
         found = recover_checkpoints(tmp_path, print)
         assert found is not None
         model, _, state = read_checkpoint(found)

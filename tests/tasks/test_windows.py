@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from visionattn.tasks.windows import (
     class_map,
     importance_map,
-    predict_whole,
     resized_classes,
     sliding_logits,
     spread_starts,
@@ -177,13 +176,6 @@ def test_class_map_of_one_class_and_of_many() -> None:
     many = class_map(lambda x: torch.cat([x.new_zeros(1, 299, *x.shape[2:]), x], 1), image, 300, 8)
     assert many.dtype == torch.int16
     assert torch.equal(many.long(), 299 * (image[0, 0] > 0))
-
-
-def test_whole_images_are_resized_on_request() -> None:
-    image = torch.randn(2, 1, 9, 13, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(predict_whole(ramp_net, image), ramp_net(image))
-    want = F.interpolate(ramp_net(image), (20, 17), mode="bilinear", align_corners=False)
-    assert torch.equal(predict_whole(ramp_net, image, (20, 17)), want)
 
 
 @pytest.mark.parametrize("size", [(70, 64), (23, 31), (9, 11), (40, 31), (1, 1)])

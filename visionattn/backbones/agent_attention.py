@@ -20,7 +20,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone
 from visionattn.kernels import agent_attention
-from visionattn.layers import DepthwiseConv, same_size
+from visionattn.layers import DepthwiseConv, init_layer, same_size
 
 GRID = 7  # side of the coarse position biases
 AGENTS = (3, 4, 7, 7)  # agents per side, by stage
@@ -98,26 +98,12 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-class Stage(nn.Module):
-    """Downsampling (except in the first stage), then blocks."""
-
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample or nn.Identity()
-        self.blocks = nn.ModuleList(blocks)
-
-
 class AgentBackbone(Backbone):
     """Base of the Agent and InLine networks: initialisation, and tensors whose shape depends on the image size."""
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv1d, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            init_layer(module)
         for name, parameter in self.named_parameters():
             if is_table(name):
                 trunc_normal_(parameter, std=0.02)

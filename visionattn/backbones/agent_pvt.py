@@ -22,7 +22,6 @@ from visionattn.backbones.agent_attention import (
     AgentAttention,
     AgentBackbone,
     Block,
-    Stage,
     file_size,
     our_biases,
     resized,
@@ -30,7 +29,7 @@ from visionattn.backbones.agent_attention import (
 )
 from visionattn.backbones.base import rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import drop_path_rates, pad_to_multiple
+from visionattn.layers import Stage, drop_path_rates, pad_to_multiple
 
 
 class Embedding(nn.Module):

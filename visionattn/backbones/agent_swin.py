@@ -20,10 +20,10 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from visionattn.backbones.agent_attention import AGENTS, AgentAttention, AgentBackbone, Block, Stage, file_size, our_biases, sizes_of
+from visionattn.backbones.agent_attention import AGENTS, AgentAttention, AgentBackbone, Block, file_size, our_biases, sizes_of
 from visionattn.backbones.registry import register_backbone
 from visionattn.backbones.swin import rename_swin
-from visionattn.layers import PatchEmbed, PatchMerging, SwinBlock, drop_path_rates
+from visionattn.layers import PatchEmbed, PatchMerging, Stage, SwinBlock, drop_path_rates
 
 
 class AgentSwin(AgentBackbone):
@@ -73,8 +73,7 @@ class AgentSwin(AgentBackbone):
                     shift = window // 2 if index % 2 and window < min(size) else 0
                     blocks.append(SwinBlock(dim, heads, window, shift, mlp_ratio, rate, dense=out_norm))
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def attention(self, dim: int, num_heads: int, stage: int, size: tuple[int, int]) -> nn.Module:

@@ -94,6 +94,11 @@ class Backbone(nn.Module):
         self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, with out_norm
         self.grad_checkpointing = False
 
+    def add_out_norms(self, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
+        """Add the norms of the maps, `norm(channels)` for each, if the maps are normalised."""
+        if self.out_norm:
+            self.out_norms.update({str(index): norm(channels) for index, channels in enumerate(self.stage_channels)})
+
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x, maps = self.patch_embed(x), []
         for index, stage in enumerate(self.stages):

@@ -20,16 +20,17 @@ Differences from upstream:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import region_routes, routed_attention, window_attention
-from visionattn.layers import drop_path_rates, pad_to_multiple
+from visionattn.layers import Stage, drop_path_rates, init_layer, pad_to_multiple
 
 
 class DepthwiseConv(nn.Conv2d):
@@ -120,15 +121,6 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
 
 
-class Stage(nn.Module):
-    """Downsampling (except in the first stage), then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: Sequence[Block]) -> None:
-        super().__init__()
-        self.downsample = downsample
-        self.blocks = nn.ModuleList(blocks)
-
-
 def _stem(in_chans: int, dim: int, layout: str) -> nn.Sequential:
     if layout == "swin":
         return nn.Sequential(PatchConv(in_chans, dim, 4), nn.BatchNorm2d(dim))
@@ -193,9 +185,8 @@ class BiFormer(Backbone):
                 )
                 for rate in stage_rates
             ]
-            self.stages.append(Stage(_downsample(dim // 2, dim, layout) if index else nn.Identity(), blocks))
-        if out_norm:
-            self.out_norms.update({str(index): LayerNorm2d(dim, eps=1e-6) for index, dim in enumerate(dims)})
+            self.stages.append(Stage(_downsample(dim // 2, dim, layout) if index else None, blocks))
+        self.add_out_norms(partial(LayerNorm2d, eps=1e-6))
         self.init_weights()
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -211,12 +202,7 @@ class BiFormer(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            init_layer(module)
 
     def final_norm(self) -> nn.Module:
         return nn.BatchNorm2d(self.stage_channels[-1])

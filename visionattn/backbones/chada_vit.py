@@ -31,7 +31,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention
-from visionattn.layers import drop_path_rates, same_size
+from visionattn.layers import drop_path_rates, init_layer, same_size
 
 HIDDEN = 2048  # of the MLP, whatever the width
 
@@ -169,11 +169,7 @@ class ChAdaViT(Backbone):
         for table in (self.cls_token, self.channel_embed, self.pos_embed):
             trunc_normal_(table, std=0.02)
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+            init_layer(module)
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-6)

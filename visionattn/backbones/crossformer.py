@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import strided_attention
-from visionattn.layers import DepthwiseConv, drop_path_rates, pad_to_multiple, relative_position_bias
+from visionattn.layers import DepthwiseConv, Stage, drop_path_rates, init_layer, pad_to_multiple, relative_position_bias
 
 
 class CrossScaleConv(nn.Module):
@@ -131,15 +131,6 @@ class Block(nn.Module):
         return self.cooling(x)  # type: ignore[no-any-return]
 
 
-class Stage(nn.Module):
-    """Downsampling (except in the first stage), then blocks."""
-
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample or nn.Identity()
-        self.blocks = nn.ModuleList(blocks)
-
-
 class CrossFormer(Backbone):
     """CrossFormer and CrossFormer++.
 
@@ -186,19 +177,14 @@ class CrossFormer(Backbone):
                 cooled = cooling and index % 3 == 2 and index < depths[stage] - 1
                 blocks.append(Block(dim, attn, mlp_ratio, rate, cooled))
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         widest = max(group * stride for group, stride in zip(group_sizes, self.strides, strict=False))
         self.least_side = -(-widest // self.strides[-1])  # groups shrink on smaller maps
         self.init_weights()
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+            init_layer(module)
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

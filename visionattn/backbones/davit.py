@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import channel_attention, window_attention
-from visionattn.layers import drop_path_rates, pad_to_multiple
+from visionattn.layers import drop_path_rates, init_layer, pad_to_multiple
 
 
 class WindowAttention(nn.Module):
@@ -182,17 +182,12 @@ class DaViT(Backbone):
             Stage(dim, depth, heads, window_size, mlp_ratio, stage_rates, downsample=index > 0)
             for index, (dim, depth, heads, stage_rates) in enumerate(zip(dims, depths, num_heads, rates, strict=True))
         )
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+            init_layer(module)
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

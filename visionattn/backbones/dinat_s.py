@@ -19,7 +19,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import NeighborhoodAttention, PatchEmbed, PatchMerging, block_dilations, drop_path_rates
+from visionattn.layers import NeighborhoodAttention, PatchEmbed, PatchMerging, block_dilations, drop_path_rates, init_layer
 
 
 class Block(nn.Module):
@@ -111,8 +111,7 @@ class DiNATS(Backbone):
             Stage(dim, heads, kernel_size, steps, mlp_ratio, rates, merge=index > 0)
             for index, (dim, heads, steps, rates) in enumerate(settings)
         )
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def dilate_stage(self, stage: Any, before: int, after: int) -> None:
@@ -122,13 +121,8 @@ class DiNATS(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, NeighborhoodAttention):
+            init_layer(module)
+            if isinstance(module, NeighborhoodAttention):
                 trunc_normal_(module.rpb, std=0.02)
 
     def final_norm(self) -> nn.Module:

@@ -11,7 +11,6 @@ Differences from upstream:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,38 +22,7 @@ from visionattn.backbones.registry import register_backbone
 
 
 class InLinePVT(AgentPVT):
-    """PVT with InLine attention in all blocks.
-
-    Args:
-        in_chans: input channels.
-        img_size: size of the image that position tables are made for.
-        embed_dims: channels per stage.
-        depths: blocks per stage.
-        num_heads: attention heads per stage.
-        mlp_ratios: hidden width of the MLP relative to the channels.
-        drop_path_rate: stochastic depth at the last block, growing linearly from 0.
-    """
-
-    def __init__(
-        self,
-        *,
-        in_chans: int = 3,
-        img_size: int | tuple[int, int] = 224,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (2, 2, 2, 2),
-        num_heads: Sequence[int] = (2, 4, 10, 16),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        super().__init__(
-            in_chans=in_chans,
-            img_size=img_size,
-            embed_dims=embed_dims,
-            depths=depths,
-            num_heads=num_heads,
-            mlp_ratios=mlp_ratios,
-            drop_path_rate=drop_path_rate,
-        )
+    """PVT with InLine attention in all blocks; arguments as of `AgentPVT`."""
 
     def attention(self, dim: int, num_heads: int, stage: int, size: tuple[int, int]) -> nn.Module:
         return InlineAttention(dim, num_heads)
@@ -78,12 +46,14 @@ class InLinePVT(AgentPVT):
         return {}
 
 
+_HEADS = (2, 4, 10, 16)
+
 register_backbone(
     InLinePVT,
     {
-        "inline_pvt_tiny": {"depths": (2, 2, 2, 2)},
-        "inline_pvt_small": {"depths": (3, 4, 6, 3)},
-        "inline_pvt_medium": {"depths": (3, 4, 18, 3)},
-        "inline_pvt_large": {"depths": (3, 8, 27, 3)},
+        "inline_pvt_tiny": {"depths": (2, 2, 2, 2), "num_heads": _HEADS},
+        "inline_pvt_small": {"depths": (3, 4, 6, 3), "num_heads": _HEADS},
+        "inline_pvt_medium": {"depths": (3, 4, 18, 3), "num_heads": _HEADS},
+        "inline_pvt_large": {"depths": (3, 8, 27, 3), "num_heads": _HEADS},
     },
 )

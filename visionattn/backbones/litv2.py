@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention, window_attention
-from visionattn.layers import DepthwiseConv, PatchEmbed, drop_path_rates, pad_to_multiple
+from visionattn.layers import DepthwiseConv, PatchEmbed, Stage, drop_path_rates, init_layer, pad_to_multiple
 
 
 def interpolated(x: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
@@ -143,15 +143,6 @@ class HiLoBlock(ConvBlock):
         return super().forward(x + self.drop_path(self.attn(self.norm1(x))))
 
 
-class Stage(nn.Module):
-    """Downsampling (except in the first stage), then blocks."""
-
-    def __init__(self, downsample: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = downsample or nn.Identity()
-        self.blocks = nn.ModuleList(blocks)
-
-
 class LITv2(Backbone):
     """LITv2.
 
@@ -194,17 +185,12 @@ class LITv2(Backbone):
                 else:
                     blocks.append(ConvBlock(dim, mlp_ratio, rate))
             self.stages.append(Stage(DeformableMerging(dim // 2, dim) if index else None, list(blocks)))
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+            init_layer(module)
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

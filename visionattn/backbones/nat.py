@@ -25,7 +25,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import NeighborhoodAttention, block_dilations, drop_path_rates
+from visionattn.layers import NeighborhoodAttention, block_dilations, drop_path_rates, init_layer
 
 
 class Block(nn.Module):
@@ -139,8 +139,7 @@ class NAT(Backbone):
             Stage(dim, heads, kernel_size, steps, mlp_ratio, rates, layer_scale, downsample=index > 0)
             for index, (dim, heads, steps, rates) in enumerate(settings)
         )
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def dilate_stage(self, stage: Any, before: int, after: int) -> None:
@@ -151,12 +150,8 @@ class NAT(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, NeighborhoodAttention):
+            init_layer(module)
+            if isinstance(module, NeighborhoodAttention):
                 trunc_normal_(module.rpb, std=0.02)
             elif isinstance(module, Block) and module.layer_scale is not None:
                 nn.init.constant_(module.gamma1, module.layer_scale)

@@ -24,7 +24,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import window_attention
-from visionattn.layers import NeighborhoodAttention, PatchEmbed, block_dilations, drop_path_rates
+from visionattn.layers import NeighborhoodAttention, PatchEmbed, block_dilations, drop_path_rates, init_layer
 
 
 class GlobalAttention(nn.Module):
@@ -112,12 +112,8 @@ class Isotropic(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, (NeighborhoodAttention, GlobalAttention)):
+            init_layer(module)
+            if isinstance(module, (NeighborhoodAttention, GlobalAttention)):
                 trunc_normal_(module.rpb, std=0.02)
 
     def final_norm(self) -> nn.Module:

@@ -209,8 +209,7 @@ class OverLoCK(Backbone):
                 Stage(JointMerging(embed_dims[2], embed_dims[3], context), focus[1]),
             ]
         )
-        if out_norm:
-            self.out_norms.update({str(index): LayerNorm2d(dim) for index, dim in enumerate(channels)})
+        self.add_out_norms(LayerNorm2d)
         self.init_weights()
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from visionattn.backbones.registry import register_backbone
-from visionattn.backbones.rmt import Block, ConvTransformer, Stage
+from visionattn.backbones.rmt import Block, ConvTransformer
 from visionattn.kernels import dense_attention, rank_augmented_attention, rotate_pairs
 from visionattn.kernels.rotary import Rotation
-from visionattn.layers import ConvStem, DepthwiseConv, drop_path_rates
+from visionattn.layers import ConvMerging, ConvStem, DepthwiseConv, Stage, drop_path_rates
 
 
 def map_rotation(height: int, width: int, dim: int, like: torch.Tensor) -> Rotation:
@@ -96,9 +96,8 @@ class RAVLT(ConvTransformer):
             blocks = [
                 Block(dim, GatedAttention(dim, num_heads[index], linear[index]), mlp_ratio, layer_scales[index], rate) for rate in rates
             ]
-            self.stages.append(Stage(embed_dims[index - 1] if index else 0, dim, blocks))
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(embed_dims)})
+            self.stages.append(Stage(ConvMerging(embed_dims[index - 1], dim) if index else None, blocks))
+        self.add_out_norms()
         self.init_weights()
 
 

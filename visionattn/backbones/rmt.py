@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerScale, trunc_normal_
+from timm.layers import DropPath, LayerScale
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import decayed_attention, rotate_pairs
 from visionattn.kernels.rotary import Rotation
-from visionattn.layers import ConvMerging, ConvStem, DepthwiseConv, FeatureProjection, ResidualConvMlp, drop_path_rates
+from visionattn.layers import ConvMerging, ConvStem, DepthwiseConv, FeatureProjection, ResidualConvMlp, Stage, drop_path_rates, init_layer
 
 NUM_FEATURES = 1024  # that the classifier averages
 
@@ -92,15 +92,6 @@ class Block(nn.Module):
         return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 
 
-class Stage(nn.Module):
-    """Downsampling (except in the first stage), then blocks."""
-
-    def __init__(self, in_dim: int, dim: int, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.downsample = ConvMerging(in_dim, dim) if in_dim else nn.Identity()
-        self.blocks = nn.ModuleList(blocks)
-
-
 class ConvTransformer(Backbone):
     """Base of RMT and RAVLT: everything but the attention."""
 
@@ -116,11 +107,9 @@ class ConvTransformer(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, nn.Conv2d, LayerScale)):
+            init_layer(module)
+            if isinstance(module, LayerScale):
                 module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -202,9 +191,8 @@ class RMT(ConvTransformer):
                 )
                 for rate in rates
             ]
-            self.stages.append(Stage(embed_dims[index - 1] if index else 0, dim, blocks))
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(embed_dims)})
+            self.stages.append(Stage(ConvMerging(embed_dims[index - 1], dim) if index else None, blocks))
+        self.add_out_norms()
         self.init_weights()
 
 

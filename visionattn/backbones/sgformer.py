@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, to_2tuple, trunc_normal_
+from timm.layers import DropPath, to_2tuple
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention, keep_weights
 from visionattn.kernels.strided.reference import border_mask, from_groups, groups, pad_to_groups
-from visionattn.layers import DepthwiseConv, drop_path_rates, pad_to_multiple
+from visionattn.layers import DepthwiseConv, drop_path_rates, init_layer, pad_to_multiple
 
 WINDOW = 7
 # Positions that share a key, of the least significant share of the map to the most significant one, by the stride of averaged keys.
@@ -300,11 +300,7 @@ class SGFormer(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+            init_layer(module)
         table = self.patch_embed.pos_embed
         with torch.no_grad():
             table.copy_(sinusoids(*table.shape))

@@ -30,7 +30,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import PatchEmbed, PatchMerging, SwinBlock, WindowAttention, drop_path_rates
+from visionattn.layers import PatchEmbed, PatchMerging, SwinBlock, WindowAttention, drop_path_rates, init_layer
 
 
 class Stage(nn.Module):
@@ -163,19 +163,13 @@ class Swin(Backbone):
             Stage(dim, heads, window_size, mlp_ratio, stage_rates, dense=out_norm, merge=index > 0)
             for index, (dim, heads, stage_rates) in enumerate(zip(dims, num_heads, rates, strict=True))
         )
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, WindowAttention):
+            init_layer(module)
+            if isinstance(module, WindowAttention):
                 trunc_normal_(module.relative_position_bias_table, std=0.02)
 
     def final_norm(self) -> nn.Module:

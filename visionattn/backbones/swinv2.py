@@ -26,14 +26,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, Mlp, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import nn
 
 from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import register_backbone
 from visionattn.backbones.swin import rename_swin
 from visionattn.kernels import window_attention
-from visionattn.layers import PatchEmbed, concat_2x2, drop_path_rates, pad_to_multiple, relative_position_bias, window_and_shift
+from visionattn.layers import PatchEmbed, concat_2x2, drop_path_rates, init_layer, pad_to_multiple, relative_position_bias, window_and_shift
 
 
 class WindowAttention(nn.Module):
@@ -171,19 +171,13 @@ class SwinV2(Backbone):
             Stage(dim, heads, window_size, pretrained, mlp_ratio, stage_rates, dense=out_norm, merge=index > 0)
             for index, (dim, heads, pretrained, stage_rates) in enumerate(zip(dims, num_heads, pretrained_window_sizes, rates, strict=True))
         )
-        if out_norm:
-            self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
+        self.add_out_norms()
         self.init_weights()
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, WindowAttention):
+            init_layer(module)
+            if isinstance(module, WindowAttention):
                 nn.init.zeros_(module.q_bias)
                 nn.init.zeros_(module.v_bias)
                 nn.init.constant_(module.logit_scale, math.log(10))

@@ -411,18 +411,14 @@ def _packed(colours: np.ndarray) -> np.ndarray:
     return values
 
 
-def to_unit(samples: np.ndarray, rule: str | tuple[float, float]) -> np.ndarray:
-    """Scale 16-bit, 32-bit and float samples to float32 in 0..1, with clipping.
+def _bounds(samples: np.ndarray, rule: str | tuple[float, float]) -> tuple[float, float]:
+    """The values that become 0 and 1 where 16-bit, 32-bit and float samples are scaled.
 
     `dtype` divides by the maximum of the type: 65535 for 16 bits. 32-bit integers are mostly 16-bit values in a
     wider type, so they are divided by 65535 too, unless a sample exceeds it (then by 2**31 - 1). Floats up to 1 are
     unchanged; if the image's maximum is above 1, they are divided by it. `percentile` maps the image's 1st to 99th
     percentile to 0..1; a pair maps [low, high].
     """
-    return _scaled(samples, *_bounds(samples, rule))
-
-
-def _bounds(samples: np.ndarray, rule: str | tuple[float, float]) -> tuple[float, float]:
     if rule == "percentile":
         low, high = np.percentile(samples.astype(np.float32), (1, 99))
         return float(low), float(high)
@@ -430,6 +426,7 @@ def _bounds(samples: np.ndarray, rule: str | tuple[float, float]) -> tuple[float
 
 
 def _scaled(samples: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Samples as float32 in 0..1, with clipping."""
     scaled: np.ndarray = (samples.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-30))
     return scaled.clip(0, 1)
 

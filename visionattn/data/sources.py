@@ -246,11 +246,6 @@ class JoinedImages:
         return replace(self, source=self.source[chosen], position=self.position[chosen])
 
 
-def with_channels(images: Any, in_chans: int) -> Any:
-    """The same images, loaded with other channels."""
-    return replace(images, in_chans=in_chans)
-
-
 def join_images(first: Images, second: Images) -> Images:
     """The images of one source, then those of another."""
     if isinstance(first, FileImages) and isinstance(second, FileImages):

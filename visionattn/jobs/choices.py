@@ -83,7 +83,7 @@ def _typed(value: Any) -> str:
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value) or '""'
 
 
-def print_statistics(config: RunConfig, found: Statistics | None, images: int, console: Console) -> None:
+def print_statistics(found: Statistics | None, images: int, console: Console) -> None:
     """Report the mean and deviation that were measured on the training images."""
     if found is None:
         return

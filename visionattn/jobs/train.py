@@ -220,7 +220,7 @@ def _prepare(
         processes.together(lambda: fetch_published(task, config, console), main_first=True)
     checked = processes.together(check, main_first=True)  # the others find what was decoded in the cache
     config, found = processes.from_main(processes.together(lambda: statistics(checked) if processes.is_main else None)) or (config, None)
-    print_statistics(config, found, len(checked.data.train), console)
+    print_statistics(found, len(checked.data.train), console)
     batch, size = samples(checked) * processes.world, len(checked.data.train)
     config, choices = processes.together(lambda: choose(task, config, checked.target, checked.report, samples=size, batch=batch))
     if config.train.batch_size == "auto":

@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, cohen_kappa_score, roc_auc_
 
 from visionattn.names import shown
 from visionattn.spill import Rows, Table, blocks
-from visionattn.tasks.base import Confidence, Evaluation, Metrics, Scores, Verdict
+from visionattn.tasks.base import Confidence, Confusion, Evaluation, Metrics, Panel, Scores, Verdict
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.means import mean, ratio
 
@@ -258,6 +258,39 @@ def class_verdicts(evaluation: Evaluation, guesses: Guesses, classes: Sequence[s
         text += f" (calibration error {100 * ece:.1f} %)"
         found.append(Verdict(ece <= 0.05, text, "visionattn eval RUN --calibrate" if ece > 0.05 and fittable else ""))
     return found
+
+
+def class_panels(evaluation: Evaluation, guesses: Guesses, classes: list[str], unit: str, accuracy: str) -> list[Panel]:
+    """The confusion matrix and the reliability diagram, of single labels.
+
+    Args:
+        unit: what a sample is, in the plural.
+        accuracy: what the task calls it.
+    """
+    from visionattn.figures import confusion_figure, reliability_figure  # matplotlib takes long to import
+
+    counts = confusion_matrix(guesses.probabilities, guesses.labels)
+    bins = confidence_bins(guesses.probabilities, guesses.labels)
+    split, metrics = f"{evaluation.split}: {evaluation.count} {unit}", evaluation.metrics
+    title = f"{split}, {accuracy} {100 * (metrics['top1'] or 0):.2f} %"
+    reliability = f"{split}, ECE {100 * (metrics['ece'] or 0):.2f} %"
+    return [
+        Panel(
+            "confusion",
+            "Confusion matrix",
+            confusion_figure(counts, classes, title, counts.astype(str)),
+            "Each row is a true class, each column what the model answered: right answers are on the diagonal.",
+            Confusion(counts, classes, unit),
+        ),
+        Panel(
+            "reliability",
+            "Reliability",
+            reliability_figure(bins.answers, bins.right, bins.total, reliability, unit),
+            "How far the probabilities can be believed: of the answers that the model is 80 % sure of, 80 % should be right. Below "
+            "the dashed line it is too sure of itself, above it not sure enough.",
+            bins,
+        ),
+    ]
 
 
 def _ranked_metrics(

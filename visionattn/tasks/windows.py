@@ -172,13 +172,6 @@ def class_map(model: Predict, image: torch.Tensor, num_classes: int, window: int
     return classes
 
 
-def predict_whole(model: Predict, image: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-    """Predict the logits of the whole image, float32, resized to `size` if given."""
-    with torch.no_grad():
-        logits = model(image).float()
-    return logits if size is None else resize_to(logits, size)
-
-
 def resized_blocks(logits: torch.Tensor, size: tuple[int, int], held_bytes: int = 2**28) -> Iterator[Block]:
     """Compute `F.interpolate(logits, size)` of one image in bands of rows, `[K, rows, W]`, float32, on the device of the logits.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import CLASSES, done, only_run, picture, refused, settings
+from tests.commands import done, flower_pictures, only_run, refused, settings
 from visionattn.tasks import load_config
 from visionattn.tasks.classification.settings import ClassifyConfig
 
@@ -25,16 +25,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / "last" / "model.safetensors")
 
 
-def flowers(tmp_path: Path) -> Path:
-    for split, count in (("train", 8), ("val", 4)):
-        for index, name in enumerate(CLASSES):
-            for number in range(count):
-                picture(tmp_path / "flowers" / split / name / f"{number}.png", index, 1000 + 30 * index + number)
-    return tmp_path / "flowers"
-
-
 def test_train_resume_evaluate_predict(tmp_path: Path) -> None:
-    data = flowers(tmp_path)
+    data = flower_pictures(tmp_path)
     done("train", "--data", data, *settings(tmp_path, *PROBE, "schedule.name=constant"))
     run = only_run(tmp_path)
     one = weights(run)
@@ -56,7 +48,7 @@ def test_settings_of_the_probe_need_it(tmp_path: Path) -> None:
 
 
 def test_queries_that_do_not_fit_are_refused_with_some_that_do(tmp_path: Path) -> None:
-    data = flowers(tmp_path)
+    data = flower_pictures(tmp_path)
     text = refused(
         tmp_path, "VA-M002", 2, "train", "--data", data, *settings(tmp_path, "model.classifier.name=ep", "model.classifier.queries=7")
     )

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import visionattn as va
 from tests.commands import va as command
+from tests.tasks.segmentation.tiny import CLASSES, TINY
 from visionattn.console import Console
 from visionattn.engine.trainer import Trainer
 from visionattn.models.segmenter_factory import IMAGENET
@@ -29,24 +30,6 @@ from visionattn.tasks import CHANGEABLE, change_config, load_config
 from visionattn.tasks.batch import Batch
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.tasks.segmentation.settings import SegmentConfig
-
-CLASSES = ["background", "polyp"]
-
-
-TINY = (
-    "task=segment",
-    "data.classes=[background,polyp]",
-    "data.workers=0",
-    "model.name=eca_resnet18",
-    "model.args={width: 8}",
-    "model.img_size=32",
-    "train.batch_size=2",
-    "train.precision=fp32",
-    "train.steps=4",
-    "log.to=[]",
-    "log.every_steps=1",
-)
-
 
 UNET = ("model.head.name=unet", "model.head.args={stem_channels: [4, 6], max_channels: 8, dropout: 0.2}")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import visionattn as va
+from tests.tasks.segmentation.tiny import CLASSES, TINY
 from visionattn.errors import UserError
 from visionattn.heads.unet import SummaryExchange
 from visionattn.models.segmenter_factory import PRESETS
@@ -15,23 +16,6 @@ from visionattn.tasks import TASKS, load_config
 from visionattn.tasks.segmentation.model import build_segmenter
 from visionattn.tasks.segmentation.predictor import build_predictor
 from visionattn.tasks.segmentation.settings import SegmentConfig
-
-CLASSES = ["background", "polyp"]
-
-
-TINY = (
-    "task=segment",
-    "data.classes=[background,polyp]",
-    "data.workers=0",
-    "model.name=eca_resnet18",
-    "model.args={width: 8}",
-    "model.img_size=32",
-    "train.batch_size=2",
-    "train.steps=4",
-    "log.to=[]",
-    "log.every_steps=1",
-)
-
 
 UNET = ("model.head.name=unet", "model.head.args={stem_channels: [4, 6], max_channels: 8, dropout: 0.2}")
 

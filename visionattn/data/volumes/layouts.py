@@ -77,7 +77,7 @@ def find_cases(settings: VolumeDataConfig) -> Cases:
     cases = Cases(found, content, channels, {}, [], [])
     walker = Walker(SUFFIXES, settings.exclude, is_dicom)
     for split, images, labels in _folders(settings, found):
-        volumes = _volumes(images, walker, len(channels), found)
+        volumes = _volumes(images, walker, len(channels))
         maps = _label_maps(labels, walker)
         if split == "test" and not maps:
             cases.notes.append(Note("info", "", "test has no label maps and is left out"))
@@ -120,7 +120,7 @@ def _folders(settings: VolumeDataConfig, root: Path) -> list[tuple[str, Path, Pa
     return []
 
 
-def _volumes(folder: Path, walker: Walker, channels: int, root: Path) -> dict[str, Source]:
+def _volumes(folder: Path, walker: Walker, channels: int) -> dict[str, Source]:
     """Volumes below a folder by their place in it without endings.
 
     Raises:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from visionattn.figures import confusion_figure, picture_grid, reliability_figure
+from visionattn.figures import picture_grid
 from visionattn.names import shown
 from visionattn.tasks.bags.heatmap import heat_map
 from visionattn.tasks.bags.scores import BagDetails
-from visionattn.tasks.base import Confusion, Evaluation, Example, Panel, Pictures, Verdict
-from visionattn.tasks.class_scores import class_verdicts, confidence_bins, confusion_matrix
+from visionattn.tasks.base import Evaluation, Example, Panel, Pictures, Verdict
+from visionattn.tasks.class_scores import class_panels, class_verdicts
 
 _SIDE = 160  # pixels of a picture
 _MOST = 100_000  # instances of a bag that are drawn
@@ -34,29 +34,11 @@ class BagPictures(Pictures):
         return self._figure(evaluation, rows)
 
     def panels(self, evaluation: Evaluation) -> list[Panel]:
-        """The confusion matrix, and attention in the bags with the largest probability of their class."""
+        """The confusion matrix, the reliability diagram, and attention in the bags with the largest probability of their class."""
         details: BagDetails = evaluation.scores.details
-        counts = confusion_matrix(details.guesses.probabilities, details.guesses.labels)
-        title = f"{evaluation.split}: {evaluation.count} bags, accuracy {100 * (evaluation.metrics['top1'] or 0):.2f} %"
-        bins = confidence_bins(details.guesses.probabilities, details.guesses.labels)
-        reliability = f"{evaluation.split}: {evaluation.count} bags, ECE {100 * (evaluation.metrics['ece'] or 0):.2f} %"
         best = self._figure(evaluation, self._best_rows(details)[:8])
         return [
-            Panel(
-                "confusion",
-                "Confusion matrix",
-                confusion_figure(counts, self.classes, title, counts.astype(str)),
-                "Each row is a true class, each column what the model answered: right answers are on the diagonal.",
-                Confusion(counts, self.classes, "bags"),
-            ),
-            Panel(
-                "reliability",
-                "Reliability",
-                reliability_figure(bins.answers, bins.right, bins.total, reliability, "bags"),
-                "How far the probabilities can be believed: of the answers that the model is 80 % sure of, 80 % should be right. Below "
-                "the dashed line it is too sure of itself, above it not sure enough.",
-                bins,
-            ),
+            *class_panels(evaluation, details.guesses, self.classes, "bags", "accuracy"),
             Panel("attention", "Attention in the bags of the most certain right answers", best, in_report=False),
         ]
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from visionattn.figures import confusion_figure, picture_grid, reliability_figure
+from visionattn.figures import picture_grid
 from visionattn.names import shown
 from visionattn.spill import blocks
-from visionattn.tasks.base import Confusion, Evaluation, Example, Panel, Pictures, Verdict
+from visionattn.tasks.base import Evaluation, Example, Panel, Pictures, Verdict
 from visionattn.tasks.batch import Batch
-from visionattn.tasks.class_scores import Guesses, class_verdicts, confidence_bins, confusion_matrix, names_of
+from visionattn.tasks.class_scores import Guesses, class_panels, class_verdicts, names_of
 from visionattn.tasks.images import LabelledImages, readable_picture, unnormalise
 
 
@@ -50,29 +50,7 @@ class ClassificationPictures(Pictures):
     def panels(self, evaluation: Evaluation) -> list[Panel]:
         """The confusion matrix and the reliability diagram, of single labels."""
         guesses: Guesses = evaluation.scores.details
-        if guesses.labels.ndim == 2:
-            return []
-        bins = confidence_bins(guesses.probabilities, guesses.labels)
-        counts = confusion_matrix(guesses.probabilities, guesses.labels)
-        title = f"{evaluation.split}: {evaluation.count} images, top-1 {100 * (evaluation.metrics['top1'] or 0):.2f} %"
-        reliability = f"{evaluation.split}: {evaluation.count} images, ECE {100 * (evaluation.metrics['ece'] or 0):.2f} %"
-        return [
-            Panel(
-                "confusion",
-                "Confusion matrix",
-                confusion_figure(counts, self.classes, title, counts.astype(str)),
-                "Each row is a true class, each column what the model answered: right answers are on the diagonal.",
-                Confusion(counts, self.classes, "images"),
-            ),
-            Panel(
-                "reliability",
-                "Reliability",
-                reliability_figure(bins.answers, bins.right, bins.total, reliability),
-                "How far the probabilities can be believed: of the answers that the model is 80 % sure of, 80 % should be right. Below "
-                "the dashed line it is too sure of itself, above it not sure enough.",
-                bins,
-            ),
-        ]
+        return [] if guesses.labels.ndim == 2 else class_panels(evaluation, guesses, self.classes, "images", "top-1")
 
     def worst(self, evaluation: Evaluation, dataset: LabelledImages, count: int) -> list[Example]:
         """Wrong images, the least probability of the truth first."""

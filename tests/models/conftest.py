@@ -1,0 +1,13 @@
+"""What tests of whole networks share."""
+
+from __future__ import annotations
+
+import pytest
+
+from visionattn import layers
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes longest as a network is built, where every weight is loaded afterwards."""
+    monkeypatch.setattr(layers, "trunc_normal_", lambda tensor, std: tensor)
