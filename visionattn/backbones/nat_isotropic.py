@@ -112,11 +112,12 @@ class Isotropic(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, (nn.LayerNorm, nn.Conv2d)):
+            if isinstance(module, (nn.LayerNorm, nn.Conv2d, nn.BatchNorm2d)):
                 module.reset_parameters()
             elif isinstance(module, nn.Linear):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, (NeighborhoodAttention, GlobalAttention)):
                 trunc_normal_(module.rpb, std=0.02)
 
