@@ -44,6 +44,16 @@ def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
     return tuple(one) == tuple(other)
 
 
+def mean_regularizer(model: nn.Module) -> torch.Tensor | float:
+    """Average the losses that layers computed in their last call in training (their `regularizer`), and forget them; 0 without any."""
+    found = []
+    for module in model.modules():
+        if getattr(module, "regularizer", None) is not None:
+            found.append(module.regularizer)
+            module.regularizer = None  # type: ignore[assignment]  # a graph is not kept, nor copied
+    return torch.stack(found).mean() if found else 0.0  # type: ignore[arg-type]
+
+
 class PatchEmbed(nn.Module):
     """Non-overlapping patches, projected and normalised."""
 
