@@ -188,8 +188,7 @@ class CrossFormer(Backbone):
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
         if out_norm:
             self.out_norms.update({str(index): nn.LayerNorm(dim) for index, dim in enumerate(dims)})
-        widest = max(group * stride for group, stride in zip(group_sizes, self.strides, strict=False))
-        self.least_side = -(-widest // self.strides[-1])  # groups shrink on smaller maps
+        self.least_sides = tuple(group_sizes)  # groups shrink on smaller maps
         self.init_weights()
 
     def init_weights(self) -> None:
