@@ -1229,6 +1229,14 @@ RUNS = [
         lambda folder: flowers(folder, test=1),
     ),
     Case(
+        "jobs/train.py",
+        f"train --data flowers plugins=[my_module.py] {TINY} train.steps=1",
+        "",
+        "next:  visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/my_module.py\"]'\n",
+        (run("visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/my_module.py\"]'"),),
+        lambda folder: (flowers(folder), module("")(folder)),
+    ),
+    Case(
         "cli/main.py",
         f"train --data flowers {TINY} train.steps=1 output.dir=taken",
         "VA-R007",

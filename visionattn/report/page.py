@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 
 from visionattn.config.read import changed_values, to_yaml
 from visionattn.files import atomic_write
-from visionattn.names import shown, typed
+from visionattn.names import shown, typed, typed_plugins
 from visionattn.report.charts import Line, confused_pairs, confusion_chart, line_chart, reliability_chart
 from visionattn.report.summary import RunSummary, flat
 from visionattn.report.tables import WORST, class_columns
@@ -79,7 +78,7 @@ def write_report(summary: RunSummary, evaluation: Evaluation, target: Target, da
         config=to_yaml(config.model_dump(mode="json")),
         environment=_environment(summary),
         path=typed(summary.path),
-        plugins=f" {typed(f'plugins={json.dumps(config.plugins, ensure_ascii=False)}')}" if config.plugins else "",
+        plugins=typed_plugins(config.plugins),
     )
     path = summary.path / "report.html"
     atomic_write(path, page)
