@@ -12,12 +12,16 @@ from torch import nn
 
 import visionattn as va
 from tests.tiny import TINY
+from visionattn.attention import build_attention
+from visionattn.attention.registry import ANY_SIZE
 from visionattn.backbones import Backbone, Sizes
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import UserError
 from visionattn.heads import HEADS, resize_to
 from visionattn.jobs import export as job
-from visionattn.kernels.pooling import adaptive_average
+from visionattn.kernels.padding import without_padding
+from visionattn.kernels.pooling import adaptive_average, window_average
+from visionattn.layers import pad_to_multiple
 from visionattn.runs.exported import Facts, open_onnx
 from visionattn.tasks import config_from_dict
 
@@ -36,6 +40,8 @@ CUT: dict[str, dict[str, Any]] = {
     "DAEFormer": {},
     "DaViT": {},
     "DiNATS": {"dilations": ((1,), (2,)), "kernel_size": 3},
+    "InLinePVT": {"img_size": (64, 96)},
+    "InLineSwin": {"depths": (1, 2), "inline_depths": (1, 0), "window_size": 3, "img_size": (64, 96)},
     "LITv2": {"num_heads": (3, 2), "window_sizes": (2, 1)},
     "MedViTV2": {},
     "NAT": {"dilations": ((1,), (2,)), "kernel_size": 3},
@@ -57,7 +63,18 @@ STAGE: dict[str, dict[str, Any]] = {
 }
 # Their programs are tried too, which are stricter than a graph of ONNX: they refuse sizes at which a view would be a copy.
 PROGRAMS = ("AgentPVT", "CASViT", "ChAdaViT", "DiNATS", "RAVLT", "RMT")
+LONG_PROGRAMS = (
+    "AgentSwin",
+    "BiFormer",
+    "InLinePVT",
+    "InLineSwin",
+    "LITv2",
+    "OverLoCK",
+    "SwinV2",
+    "TransNeXt",
+)
 SIZE = (64, 96)
+LARGE = {"OverLoCK": (208, 224)}  # whose least size is larger
 
 
 def cut(family: str, **arguments: Any) -> Any:
@@ -108,14 +125,14 @@ def cases_of(sizes: Sizes) -> list[tuple[int, tuple[int, int]]]:
     return cases
 
 
-def stated(model: Any) -> list[Sizes]:
+def stated(model: Any, size: tuple[int, int] = SIZE) -> list[Sizes]:
     """What files of a family hold for: one file if its sizes are open, else two of one size each."""
-    sizes = model.export_sizes(SIZE)
+    sizes = model.export_sizes(size)
     return [sizes] if sizes.step else [sizes, model.export_sizes((96, 64))]
 
 
-def require_what_it_states(model: Any, folder: Path) -> None:
-    for sizes in stated(model):
+def require_what_it_states(model: Any, folder: Path, size: tuple[int, int] = SIZE) -> None:
+    for sizes in stated(model, size):
         network = written(model, sizes, folder)
         assert difference(model, network, cases_of(sizes)) < 1e-5
         with pytest.raises(UserError) as caught:
@@ -123,10 +140,12 @@ def require_what_it_states(model: Any, folder: Path) -> None:
         assert caught.value.code == "VA-M004" and sizes.text() in caught.value.what
 
 
-@pytest.mark.parametrize("family", PROGRAMS)
+@pytest.mark.parametrize(
+    "family", [*PROGRAMS, *(pytest.param(family, marks=[pytest.mark.slow, pytest.mark.zoo]) for family in LONG_PROGRAMS)]
+)
 def test_programs_hold_for_what_a_family_states(family: str) -> None:
     model = cut(family)
-    for sizes in stated(model):
+    for sizes in stated(model, LARGE.get(family, SIZE)):
         assert difference(model, job._program(model, 3, sizes).module(), cases_of(sizes)) < 1e-5
 
 
@@ -139,7 +158,7 @@ def test_a_convolutional_a_window_and_a_neighborhood_family_as_onnx(family: str,
 @pytest.mark.zoo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_as_onnx(family: str, tmp_path: Path) -> None:
-    require_what_it_states(cut(family), tmp_path)
+    require_what_it_states(cut(family), tmp_path, LARGE.get(family, SIZE))
 
 
 class Pyramid(nn.Module):
@@ -181,12 +200,76 @@ def test_every_head_at_several_sizes(name: str, tmp_path: Path) -> None:
     assert difference(model, network, [(3, SIZE), (1, (33, 40)), (8, (97, 77)), (1, (127, 160))]) < 1e-5
 
 
+class Gated(nn.Module):
+    """An attention module on patches of an image."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.patches, self.attn = nn.Conv2d(3, 16, 3, 4, 1), build_attention(name, 16)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.attn(self.patches(image)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", sorted(ANY_SIZE))
+def test_every_attention_module_at_several_sizes(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = lively(Gated(name))
+    network = written(model, Sizes((40, 56), 1, 5), tmp_path)
+    assert difference(model, network, [(3, (40, 56)), (1, (5, 9)), (8, (73, 37)), (1, (39, 118))]) < 1e-5
+
+
+def test_attention_modules_that_were_not_tried_leave_one_size() -> None:
+    small: dict[str, Any] = {"depths": (1, 1, 1, 1), "width": 8}
+    assert va.create_model("resnet18", **small, attn="se").export_sizes(SIZE) == Sizes(SIZE, 1, 33)
+    assert va.create_model("resnet18", **small, attn="contmix").export_sizes(SIZE) == Sizes(SIZE)  # it enlarges maps below its kernel
+    head = {"skip": "none", "bottleneck": "contmix"}
+    assert va.create_segmenter("resnet18", "unet", 2, backbone_args=small, **head).export_sizes(SIZE) == Sizes(SIZE)
+
+
 def test_windows_that_shrink_leave_one_size() -> None:
     classifier = va.create_model("swin_tiny", depths=(1, 1, 1, 1), embed_dim=8, num_heads=(1, 1, 1, 1))
     assert classifier.export_sizes((224, 224)) == Sizes((224, 224))
     assert classifier.export_sizes((256, 320)) == Sizes((256, 320), 1, 225)
     dense = va.create_segmenter("swin_tiny", "fcn", 2, backbone_args={"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1)})
     assert dense.export_sizes((224, 224)) == Sizes((224, 224), 1, 33)
+
+
+def test_the_least_size_is_that_of_the_stage_that_needs_the_largest_image() -> None:
+    tiny: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 16, "num_heads": (1, 1, 1, 1)}
+
+    def least(name: str, **arguments: Any) -> int:
+        return va.create_model(name, **arguments).export_sizes((512, 512)).least  # type: ignore[no-any-return]
+
+    assert least("transnext_micro", **tiny) == 61  # 16 positions of the first stage, pooled to 2
+    assert least("biformer_tiny", **tiny) == 113 and least("biformer_tiny", **tiny, n_win=8) == 129  # 8 or 9 positions of the third
+    assert least("swinv2_tiny_window8", **tiny) == 257 and least("litv2_small", **tiny) == 33
+    agents = {**tiny, "depths": (2, 2, 2, 2), "window_size": 7}
+    assert least("agent_swin_tiny", **agents, agent_depths=(2, 2, 2, 2)) == 33  # no windows
+    assert least("agent_swin_tiny", **agents, agent_depths=(2, 1, 2, 2)) == 57  # windows at a stride of 8
+    trunk = va.create_model("crossformer_pp_small", **{**tiny, "embed_dim": 32}, features_only=True, out_indices=(0, 1))
+    assert trunk.export_sizes((224, 224)).least == 33  # groups of 4 at a stride of 8, without those of 14 after it
+
+
+@pytest.mark.parametrize(("size", "window"), [((7, 9), 2), ((12, 6), 3), ((3, 5), 4)])
+def test_an_average_of_windows_as_two_products(size: tuple[int, int], window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    wanted = window_average(x, window)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.allclose(window_average(x, window), wanted, atol=1e-12)
+
+
+def test_a_program_that_cuts_padding_off_holds_with_and_without_padding() -> None:
+    class Padded(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            x = pad_to_multiple(image.permute(0, 2, 3, 1), 4) * 2
+            return without_padding(x, *image.shape[2:]).flatten(2)
+
+    model = Padded()
+    program = job._program(model, 3, Sizes((8, 9), 1, 5)).module()
+    assert difference(model, program, [(1, (8, 9)), (3, (12, 8)), (2, (7, 11)), (1, (9, 16))]) == 0
 
 
 def test_a_family_that_states_nothing_has_one_size() -> None:

@@ -42,6 +42,8 @@ ATTENTION: dict[str, Callable[..., nn.Module]] = {
     "efficient": EfficientAttention2d,
     "cb": ContextBroadcasting,
 }
+# Those whose exported graph was seen to be right at any size of the map.
+ANY_SIZE = frozenset(("cbam", "eca", "ela_b", "ela_l", "ela_s", "ela_t", "se"))
 
 
 def register_attention(name: str, builder: Callable[..., nn.Module]) -> None:

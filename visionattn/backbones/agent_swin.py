@@ -43,6 +43,7 @@ class AgentSwin(AgentBackbone):
     """
 
     first_conv = "patch_embed.proj"
+    size_step = 1
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class AgentSwin(AgentBackbone):
         dims, strides = ([first * 2**index for index in range(len(depths))] for first in (embed_dim, 4))
         super().__init__(in_chans=in_chans, channels=dims, strides=strides, out_norm=out_norm)
         self.patch_embed = PatchEmbed(in_chans, embed_dim, 4)
-        self.stages = nn.ModuleList()
+        self.stages, least = nn.ModuleList(), []
         sizes = sizes_of(img_size, strides)
         for stage, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             dim, heads, size = dims[stage], num_heads[stage], sizes[stage]
@@ -73,6 +74,8 @@ class AgentSwin(AgentBackbone):
                     shift = window // 2 if index % 2 and window < min(size) else 0
                     blocks.append(SwinBlock(dim, heads, window, shift, mlp_ratio, rate, dense=out_norm))
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
+            least.append(1 if out_norm or depths[stage] <= agent_depths[stage] else window)  # windows shrink on smaller maps
+        self.least_sides = tuple(least)
         self.add_out_norms()
         self.init_weights()
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from visionattn.attention.registry import ANY_SIZE
 from visionattn.backbones.cnn import GatedCNN, attention_gate, resnet, resnet_keys
 from visionattn.backbones.registry import register_backbone
 
@@ -42,6 +43,8 @@ class ResNet(GatedCNN):
     ) -> None:
         gates = [attention_gate(attn)] * len(depths)
         super().__init__(in_chans, resnet(in_chans, block, depths, width, gates, drop_path_rate))
+        if attn != "none" and attn not in ANY_SIZE:
+            self.size_step = 0
 
     @staticmethod
     def from_upstream(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

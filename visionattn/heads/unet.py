@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from visionattn.attention import ATTENTION, build_attention, unknown_attention
+from visionattn.attention.registry import ANY_SIZE
 from visionattn.heads.base import Aux, ConvModule, Head, HeadOutput, resize_to
 from visionattn.heads.danet import ChannelAttention, PositionAttention
 from visionattn.heads.deeplab import ASPP, usual_rates
@@ -79,6 +80,7 @@ class UNet(Head):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.any_size = not {skip, bottleneck} & set(ATTENTION) - ANY_SIZE
         self.stem = nn.ModuleList([ConvModule(channels[0], stem_channels[0], 3), ConvModule(stem_channels[0], stem_channels[1], 3)])
         skips, own = [*stem_channels, *channels[1:-1]], len(stem_channels)
         widths = [min(count, max_channels) for count in skips]
