@@ -15,6 +15,7 @@ import torch
 from timm.models import get_pretrained_cfg, is_notrace_module
 
 import visionattn as va
+from tests.tiny import TINY
 from visionattn.backbones.registry import get_variant
 from visionattn.backbones.swin import Swin
 from visionattn.integrations import timm as integration
@@ -201,6 +202,17 @@ def test_fx_sees_layers_as_a_whole() -> None:
         (block,) = extractor(image).values()
         _, (expected,) = model.forward_intermediates(image, indices=[2])
     assert torch.equal(block.permute(0, 3, 1, 2), expected)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_fx_traces_every_family(family: str) -> None:
+    name, args = TINY[family]
+    model = timm.create_model(f"va_{name}", **args).eval()
+    extractor = timm.models.create_feature_extractor(model, ["head"])
+    for size in ((64, 64), (72, 40)):  # a graph holds for other sizes than that of the position tables
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            assert torch.equal(extractor(image)["head"], model(image))
 
 
 def test_a_model_saved_by_timm_is_read_by_timm(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "InLine-PVT": ("inline_pvt_tiny", {**_WIDTHS, "depths": [2, 2, 2, 2], "embed_dims": [36, 72, 144, 216]}),
 }
 BUDGET = (
-    *("model.weights=none", "model.img_size=48", "train.epochs=8", "train.batch_size=64", "train.precision=fp32"),
-    *("optim.lr=1.5e-3", "schedule.warmup_epochs=1", "augment.random_resized_crop.scale=[0.35,1]", "data.workers=0"),
+    *("model.weights=none", "model.img_size=48", "train.epochs=5", "train.batch_size=32", "train.precision=fp32"),
+    *("optim.lr=1e-3", "schedule.warmup_epochs=1", "augment.random_resized_crop.scale=[0.35,1]", "data.workers=0"),
 )
 RESULT = RESULTS / "families.csv"
 

@@ -21,6 +21,7 @@ class Description:
         good: what it is good for, one or two sentences.
         blocks: title and parts of each block that is drawn.
         kernels: pages of the operations it is made of.
+        more: a section of its own after the variants, in Markdown.
     """
 
     file: str
@@ -29,9 +30,30 @@ class Description:
     good: str
     blocks: tuple[tuple[str, list[Any]], ...]
     kernels: tuple[str, ...] = ()
+    more: str = ""
 
 
 MLP = ("add", "norm", "MLP, 4 x as wide")
+
+KINDS_OF_VIT = """## Kinds of attention
+
+For N positions of C channels:
+
+| `attn` | each position | good for | cost |
+|---|---|---|---|
+| `softmax` | mixes all others, by weights that sum to 1 | the baseline | N² |
+| `sigmoid` | mixes all others, by weights that do not compete | dense attention without sums over a row | N² |
+| `flow` | takes from keys that compete, and shares with other queries | large images | N |
+| `soft` | is compared with at most 49 landmarks by a Gaussian kernel | large images; there are no keys, C² parameters less per block | N, and 20 products of 49 x 49 matrices per head |
+| `moh` | weighs its heads and leaves out a third of them | which heads a task needs | N²: all heads are computed, then weighed |
+| `ssa` | mixes a random quarter of the others in training, all of them after | regularization, and memory in training | N² / 4 in training, then N² |
+| `tap` | mixes all others, each pooled with neighbours at three distances | robustness to noise and weather | N²; in training the N x N weights are kept |
+
+`moh` and `tap` add a loss of their own in training, the mean over their blocks: that of `moh`, with weight 0.01, spreads the choices over
+the heads, that of `tap` keeps the rows of an attention map apart. In a loop of your own:
+`loss + visionattn.layers.mean_regularizer(model)` after each call of the model. `model.args={attn: moh, shared_heads: 2, routed_heads: 3}`
+sets how many heads are for all positions, and how many each chooses of the others. A network that was trained with `ssa` has the
+parameters of `softmax`: the paper ends its training with a few epochs of that."""
 
 DESCRIPTIONS = {
     "Swin": Description(
@@ -464,14 +486,16 @@ DESCRIPTIONS = {
         "Comparing attention modules with everything else equal, and as a plain baseline.",
         (("bottleneck", [("add", "~ 1 x 1, 3 x 3, 1 x 1, each with batch norm", "@ attention module, or none")]),),
     ),
-    "ViT, with softmax, sigmoid or flow attention": Description(
+    "ViT, with a choice of attention": Description(
         "vit",
         "all positions",
         "A plain vision transformer on patches of 16 pixels without a class token, whose attention is chosen by name: softmax, a "
-        "sigmoid per weight, or flow attention, which is linear in the number of positions.",
+        "sigmoid per weight, flow and Gaussian kernel attention, which are linear in the number of positions, heads that each position "
+        "chooses, keys that are drawn at random in training, or softmax attention to tokens pooled with their surroundings.",
         "Comparing kinds of attention with everything else equal. There are no published weights.",
-        (("ViT block", [("add", "norm", "@ attention: softmax, sigmoid or flow"), MLP]),),
+        (("ViT block", [("add", "norm", "@ attention of one of seven kinds"), MLP]),),
         ("dense_attention",),
+        KINDS_OF_VIT,
     ),
 }
 DESCRIPTIONS["CrossFormer, CrossFormer++"] = DESCRIPTIONS["CrossFormer"]

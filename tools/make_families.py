@@ -149,6 +149,7 @@ def page(section: str) -> str:
         parts += [f"![{' and '.join(title for title, _ in about.blocks)}]({about.file}.svg)"]
     parts += [facts_list(section), "## Variants", variants_table(section)]
     parts += ["Top-1 on ImageNet-1k in %, as published. Addresses, hashes and all licences: [weights](../zoo.md)."]
+    parts += [about.more]
     weights = "" if any(source.fetchable for record in records_of(names[0]) for source in record.sources) else " model.weights=none"
     parts += ["## Use", f"```\nvisionattn models info {names[0]}\nvisionattn train --data flowers --model {names[0]}{weights}\n```"]
     if about.kernels:

@@ -39,7 +39,7 @@ FAMILIES = {
     "CAS-ViT": (("casvit",), "2408.03703", "Tianfang-Zhang/CAS-ViT"),
     "CrossFormer, CrossFormer++": (("crossformer",), "2108.00154", "cheerss/CrossFormer"),
     "LITv2": (("litv2",), "2205.13213", "ziplab/LITv2"),
-    "ViT, with softmax, sigmoid or flow attention": (("vit",), "2205.01580", "google-research/big_vision"),
+    "ViT, with a choice of attention": (("vit",), "2205.01580", "google-research/big_vision"),
     "SG-Former": (("sgformer",), "2308.12216", "OliverRensu/SG-Former"),
     "InLine": (("inline_swin", "inline_pvt", "inline_deit"), "2412.06590", "LeapLabTHU/InLine"),
     "OverLoCK": (("overlock",), "2502.20087", "LMMMEng/OverLoCK"),

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: patterns in the navigation, and links that lead out of docs/.
+"""Hooks of mkdocs: patterns in the navigation, links that lead out of docs/, and pages that ask no other host.
 
 On a code host `../examples/own_task.py` leads from a page to the file. The site does not hold that file, so that such links lead to the
 code host there.
@@ -34,6 +34,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         return found[0] if inside else f"{found[1]}{config.repo_url}/blob/main/{target}"
 
     return LINK.sub(outside, markdown)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Leave out the mark by which the theme's script finds the link to the code host, whose numbers it would load from there."""
+    return output.replace('data-md-component="source"', "")
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """Do the same in the page for addresses that do not exist."""
+    return output_content.replace('data-md-component="source"', "")
 
 
 def _names(nav: Any) -> list[str]:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from visionattn.kernels import dilated_depthwise_conv2d, neighborhood_attention, window_attention
+from visionattn.kernels.padding import without_padding
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -42,6 +43,16 @@ def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
     if torch.compiler.is_exporting():
         return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
     return tuple(one) == tuple(other)
+
+
+def mean_regularizer(model: nn.Module) -> torch.Tensor | float:
+    """Average the losses that layers computed in their last call in training (their `regularizer`), and forget them; 0 without any."""
+    found = []
+    for module in model.modules():
+        if getattr(module, "regularizer", None) is not None:
+            found.append(module.regularizer)
+            module.regularizer = None  # type: ignore[assignment]  # a graph is not kept, nor copied
+    return torch.stack(found).mean() if found else 0.0  # type: ignore[arg-type]
 
 
 class PatchEmbed(nn.Module):
@@ -201,7 +212,7 @@ class WindowAttention(nn.Module):
         table = self.relative_position_bias_table.unflatten(0, (2 * self.window_size - 1, -1))
         bias = relative_position_bias(table, window)
         x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=bias)
-        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+        return self.proj(without_padding(x, height, width).reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 class SwinBlock(nn.Module):
@@ -239,7 +250,7 @@ class NeighborhoodAttention(nn.Module):
         x = pad_to_least(x, self.kernel_size * self.dilation)
         q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
         x = neighborhood_attention(q, k, v, self.kernel_size, self.dilation, bias=self.rpb)
-        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+        return self.proj(without_padding(x, height, width).reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 def block_dilations(dilations: Sequence[int | Sequence[int]], depths: Sequence[int]) -> list[list[int]]:

@@ -6,10 +6,12 @@ In memory a name is what the file says. It goes through `shown` to the terminal,
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import unicodedata
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -37,6 +39,11 @@ def typed(word: object) -> str:
     """Format a word of a command as it is typed in a shell, in quotes where it needs them."""
     text = str(word)
     return text if _PLAIN.fullmatch(text) else shlex.quote(text)
+
+
+def typed_plugins(plugins: Sequence[str]) -> str:
+    """Format the setting `plugins` as it is typed behind a command, with a space before it; an empty text if there are none."""
+    return f" {typed(f'plugins={json.dumps(list(plugins), ensure_ascii=False)}')}" if plugins else ""
 
 
 def file_name(name: str, ending: str = "") -> str:

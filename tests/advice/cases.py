@@ -1157,6 +1157,23 @@ RUNS = [
         exit_code=2,
     ),
     Case(
+        "runs/folder.py",
+        "predict eca_moblenetv2.own photos",
+        "VA-R003",
+        "Did you mean eca_mobilenetv2.own",
+        (instead("eca_moblenetv2.own", "eca_mobilenetv2.own"),),
+        imported("own.pth", words="--classes names.txt"),
+        exit_code=2,
+    ),
+    Case(
+        "runs/folder.py",
+        "serve nothing",
+        "VA-R003",
+        "visionattn weights list",
+        (run("visionattn weights list"),),
+        exit_code=2,
+    ),
+    Case(
         "jobs/resume.py",
         "train --dry-run --resume runs/flowers/001 optim.lr=0.1",
         "VA-C010",
@@ -1210,6 +1227,14 @@ RUNS = [
             run("visionattn predict 'my runs/flowers-eca_resnet18/001' --source FILE_OR_FOLDER", FILE_OR_FOLDER="flowers/val"),
         ),
         lambda folder: flowers(folder, test=1),
+    ),
+    Case(
+        "jobs/train.py",
+        f"train --data flowers plugins=[my_module.py] {TINY} train.steps=1",
+        "",
+        "next:  visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/my_module.py\"]'\n",
+        (run("visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/my_module.py\"]'"),),
+        lambda folder: (flowers(folder), module("")(folder)),
     ),
     Case(
         "cli/main.py",

@@ -132,7 +132,7 @@ def test_in_chans_and_num_classes(name: str, channels: int) -> None:
         pooled = model.forward_head(model.forward_features(image), pre_logits=True)
         model.reset_classifier(0)
         assert torch.equal(model(image), pooled)
-    assert pooled.shape == (2, model.num_features)
+    assert pooled.shape == (2, model.head_hidden_size)
     assert isinstance(model.get_classifier(), nn.Identity)
     weight = model.get_parameter(f"{model.pretrained_cfg['first_conv']}.weight")
     assert weight.shape[1] == (1 if get_variant(name).cls.per_channel else channels)
@@ -145,7 +145,7 @@ def test_parts_of_the_classifier_agree(name: str) -> None:
         logits, features = model(image), model.forward_features(image)
         final, maps = model.forward_intermediates(image)
         assert torch.equal(model.forward_head(features), logits)
-        assert torch.equal(final, features)
+        assert torch.equal(final, features) and features.shape[1] == model.num_features
         assert torch.equal(maps[-1], features)
         assert len(model.forward_intermediates(image, indices=2, intermediates_only=True)) == 2
     assert [info["num_chs"] for info in model.feature_info] == [feature.shape[1] for feature in maps]

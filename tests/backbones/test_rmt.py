@@ -41,13 +41,13 @@ def test_the_classifier_averages_projected_features(family: str) -> None:
     image = torch.randn(2, 3, 40, 72)
     with torch.no_grad():
         features = model.forward_features(image)
-        assert features.shape == (2, 32, 2, 3) and model.num_features == 1024
+        assert features.shape == (2, 32, 2, 3) and (model.num_features, model.head_hidden_size) == (32, 1024)
         projected = model.head.norm(features)
         assert projected.shape == (2, 1024, 2, 3)
         assert torch.allclose(model(image), model.head.fc(projected.mean((2, 3))), atol=1e-6)
         final, maps = model.forward_intermediates(image, norm=True)
         assert maps[-1].shape == final.shape  # not projected
-        assert model.prune_intermediate_layers([3], prune_norm=True) == [3] and model.num_features == 32
+        assert model.prune_intermediate_layers([3], prune_norm=True) == [3] and model.head_hidden_size == 32
         assert torch.equal(model(image), features.mean((2, 3)))
         model.reset_classifier(4)
         assert model(image).shape == (2, 4)

@@ -89,7 +89,10 @@ def test_files_and_page(spots: Trained, tmp_path: Path) -> None:
         assert min(Image.open(tmp_path / "out" / name).size) > 100
     page = (tmp_path / "out/explain.html").read_text()
     assert "<b>spot" not in page and "&lt;b&gt;spot" in page and str(image) in html.unescape(page)
-    assert page.count("data:image/png;base64,") == 4 and not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert [page.count(f"data:image/{kind};base64,") for kind in ("png", "webp")] == [2, 11] and not re.search(
+        r"(?:src|href)=\"(?!data:)", page
+    )
+    assert all(f"{caption}</figcaption>" in page for caption in ("image", "stage 4, block 2<br>gates: similar places"))
     assert "class" in result.stderr and "gradcam" in result.stderr
 
 

@@ -26,6 +26,19 @@ def test_r003_no_run_folder(trained: Trained, tmp_path: Path) -> None:
     assert f"Did you mean {trained.run}?" in refused(trained.run, "VA-R003", 2, "eval", trained.run.parent)
 
 
+@pytest.mark.parametrize("command", ["predict", "eval", "serve", "explain", "export", "features", "neighbors"])
+def test_r003_every_command_names_the_weights_that_were_meant(command: str, trained: Trained, tmp_path: Path) -> None:
+    rest = {
+        "predict": [trained.data],
+        "eval": ["--data", trained.data],
+        "explain": ["--image", next(trained.data.rglob("*.png"))],
+        "features": [trained.data, "--out", tmp_path / "f"],
+        "neighbors": [trained.data],
+    }.get(command, [])
+    text = refused(tmp_path, "VA-R003", 2, command, "swin_tny.in1k", *rest)
+    assert '"swin_tny.in1k" is not a run folder, nor the name of weights' in text and "Did you mean swin_tiny.in1k" in text
+
+
 def test_c010_resume_with_other_settings(trained: Trained, tmp_path: Path) -> None:
     run = trained.copy(tmp_path)
     text = refused(tmp_path, "VA-C010", 2, "train", "--resume", run, "optim.lr=0.5", "model.args.width=16", "train.epochs=3")

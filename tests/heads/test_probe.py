@@ -89,7 +89,7 @@ def test_features_queries_and_weights() -> None:
         logits = model(image)
     seen = records[-1]
     assert seen.op == "dense_attention" and seen.geometry["size"] == (1, 4) and seen.geometry["key_size"] == (2, 2)
-    assert logits.shape == (2, 3) and model.num_features == 32
+    assert logits.shape == (2, 3) and model.head_hidden_size == 32
     model.reset_classifier(0)
     assert model(image).shape == (2, 32)
     with pytest.raises(ValueError, match="global_pool"):

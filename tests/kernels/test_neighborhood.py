@@ -150,6 +150,17 @@ def test_spread_weights_equal_the_definition(height, width, kernel, dilation, bo
     check_accuracy(lambda *given, backend: neighborhood_aggregate(*given, kernel, dilation, border=border, backend=backend), [weights, v])
 
 
+@pytest.mark.parametrize("border", ["shift", "mask"])
+def test_gradients_of_given_weights(border: str) -> None:
+    weights, v = (torch.randn(1, 11, 2, 1, size, dtype=torch.float64).requires_grad_() for size in (3, 2))
+
+    def run(*given: torch.Tensor) -> torch.Tensor:
+        return neighborhood_aggregate(*given, (3, 1), border=border, backend="torch")
+
+    assert torch.autograd.gradcheck(run, [weights, v])
+    assert torch.autograd.gradgradcheck(run, [weights, v])
+
+
 def test_given_weights_are_recorded_and_views_are_taken() -> None:
     weights, v = torch.randn(2, 2, 9, 7, 25), torch.randn(2, 9, 7, 2, 2, 4)[..., 1, :, :]
     given = weights.permute(0, 2, 3, 1, 4)

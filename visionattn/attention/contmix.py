@@ -273,7 +273,7 @@ class Regions(nn.Module):
 
 def enlarged_size(height: int, width: int, kernel_size: int) -> tuple[int, int]:
     """Size of a map enlarged until its smaller side is the kernel's, in proportion; its own if it is large enough."""
-    if min(height, width) >= kernel_size:
+    if isinstance(height, torch.SymInt) or min(height, width) >= kernel_size:  # a graph of open size takes none that is smaller
         return height, width
     longer = max(int(kernel_size / min(height, width) * max(height, width)), kernel_size)
     return (kernel_size, longer) if height <= width else (longer, kernel_size)

@@ -71,6 +71,8 @@ class Backbone(nn.Module):
         channels: channels of the returned maps.
         strides: strides of the returned maps.
         out_norm: whether the maps are normalised for dense prediction.
+        least_sides: per stage, what the sides of its map exceed in an exported graph of open size, which takes no smaller image: a
+            side of 1 would be a constant of the graph.
     """
 
     cnn = False  # whether channels_last memory is faster
@@ -78,7 +80,6 @@ class Backbone(nn.Module):
     class_token = False  # whether the first query of each attention, not the map's average, is what the classifier reads
     placed_attention = True  # whether keys of recorded attention are positions of the stage's map
     size_step = 0  # an exported graph of open size is right if it divides both sides; 0: such a graph has one size only
-    least_side = 1  # which the sides of the last map exceed in such a graph: a map of one position would be a constant of it
     per_channel = False  # whether the first convolution reads each channel by itself, so that their number is open
     first_conv = ""  # name of the convolution on the image
     further_convs: tuple[str, ...] = ()  # names of others on the image
@@ -90,6 +91,7 @@ class Backbone(nn.Module):
         self.in_chans = in_chans
         self.stage_channels, self.stage_strides = tuple(channels), tuple(strides)
         self.out_indices = tuple(range(len(self.stage_channels)))
+        self.least_sides: Sequence[int] = (1,) * len(self.stage_channels)
         self.out_norm = out_norm
         self.out_norms = nn.ModuleDict()  # stage index -> norm of its map, with out_norm
         self.grad_checkpointing = False
@@ -150,7 +152,8 @@ class Backbone(nn.Module):
 
         Only `size`, if it is too small or no multiple of `size_step`.
         """
-        least = self.least_side * self.strides[-1] + 1
+        kept = self.stage_strides[: self.out_indices[-1] + 1]
+        least = max(side * stride for side, stride in zip(self.least_sides, kept, strict=False)) + 1
         found = Sizes(size, self.size_step, least)
         return found if self.size_step and min(size) >= least and not any(side % self.size_step for side in size) else Sizes(size)
 

@@ -30,6 +30,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import region_routes, routed_attention, window_attention
+from visionattn.kernels.padding import without_padding
 from visionattn.layers import Stage, drop_path_rates, init_layer, pad_to_multiple
 
 
@@ -73,7 +74,7 @@ class RoutedAttention(nn.Module):
         routes = region_routes(q, k, region, self.topk)
         x = routed_attention(q, k, v, routes, region, scale=self.scale).flatten(3)
         x = x + self.lepe(v.flatten(3))
-        return self.proj(x[:, :height, :width])  # type: ignore[no-any-return]
+        return self.proj(without_padding(x, height, width))  # type: ignore[no-any-return]
 
 
 class FullAttention(nn.Module):
@@ -153,6 +154,7 @@ class BiFormer(Backbone):
     """
 
     first_conv = "stem.0"
+    size_step = 1
 
     def __init__(
         self,
@@ -171,6 +173,7 @@ class BiFormer(Backbone):
     ) -> None:
         dims = [embed_dim * 2**index for index in range(len(depths))]
         super().__init__(in_chans=in_chans, channels=dims, strides=[4 * 2**index for index in range(len(depths))], out_norm=out_norm)
+        self.least_sides = tuple(1 if topk is None else n_win for topk in topks)  # regions have one position on smaller maps
         self.stem = _stem(in_chans, embed_dim, layout)
         self.stages = nn.ModuleList()
         rates = drop_path_rates(drop_path_rate, depths)

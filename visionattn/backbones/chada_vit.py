@@ -104,7 +104,7 @@ class ChAdaViT(Backbone):
     ) -> None:
         super().__init__(in_chans=in_chans, channels=[embed_dim] * len(depths), strides=[patch_size] * len(depths))
         self.patch_size, self.max_channels = patch_size, max_channels
-        self.check_channels(in_chans)
+        check_channels(in_chans, max_channels)
         self.grid = (math.ceil(to_2tuple(img_size)[0] / patch_size), math.ceil(to_2tuple(img_size)[1] / patch_size))
         self.patch_embed = nn.Conv2d(1, embed_dim, patch_size, patch_size)
         self.cls_token = nn.Parameter(torch.empty(embed_dim))
@@ -141,14 +141,13 @@ class ChAdaViT(Backbone):
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:  # B K H W
         batch, channels = x.shape[:2]
-        self.check_channels(channels)
         x = F.pad(x, (0, -x.shape[3] % self.patch_size, 0, -x.shape[2] % self.patch_size))
         patches = self.patch_embed(x.flatten(0, 1)[:, None])  # BK C h w
         size = patches.shape[2:]
         tokens = patches.flatten(2).transpose(1, 2).unflatten(0, (batch, channels))  # B K hw C
-        tokens = tokens + self.positions(*size) + self.channel_embed[:channels, None]
-        first = (self.cls_token + self.pos_embed[0]).to(tokens.dtype).expand(batch, 1, -1)
-        tokens, maps = torch.cat([first, tokens.flatten(1, 2)], 1), []
+        tokens = tokens + resized(self.pos_embed[1:], self.grid, (size[0], size[1])) + first(self.channel_embed, channels)[:, None]
+        token = (self.cls_token + self.pos_embed[0]).to(tokens.dtype).expand(batch, 1, -1)
+        tokens, maps = torch.cat([token, tokens.flatten(1, 2)], 1), []
         for index, blocks in enumerate(self.stages):
             for block in blocks:
                 tokens = self.run_block(block, tokens)
@@ -157,13 +156,6 @@ class ChAdaViT(Backbone):
                 places = places - places.mean(1, keepdim=True) + tokens[:, :1]
                 maps.append(places.transpose(1, 2).unflatten(2, size))  # B C h w
         return maps
-
-    def check_channels(self, channels: int) -> None:
-        if channels > self.max_channels:
-            raise ValueError(f"{channels} channels, but embeddings of {self.max_channels} (max_channels)")
-
-    def positions(self, height: int, width: int) -> torch.Tensor:  # hw C
-        return resized(self.pos_embed[1:], self.grid, (height, width))
 
     def init_weights(self) -> None:
         for table in (self.cls_token, self.channel_embed, self.pos_embed):
@@ -240,6 +232,18 @@ class ChAdaViT(Backbone):
         places = resized(given[1:].float(), (side, side), self.grid).to(given.dtype)
         state["pos_embed"] = torch.cat([given[:1], places])
         return [f"position table {side}x{side} -> {self.grid[0]}x{self.grid[1]}, bicubic"]
+
+
+def check_channels(channels: int, max_channels: int) -> None:
+    """Raise a ValueError if an image has more channels than there are embeddings."""
+    if channels > max_channels:
+        raise ValueError(f"{channels} channels, but embeddings of {max_channels} (max_channels)")
+
+
+def first(embeddings: torch.Tensor, channels: int) -> torch.Tensor:
+    """Return the embeddings `[K, C]` of an image's channels."""
+    check_channels(channels, len(embeddings))
+    return embeddings[:channels]
 
 
 def resized(table: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:

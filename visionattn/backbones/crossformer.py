@@ -178,8 +178,7 @@ class CrossFormer(Backbone):
                 blocks.append(Block(dim, attn, mlp_ratio, rate, cooled))
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
         self.add_out_norms()
-        widest = max(group * stride for group, stride in zip(group_sizes, self.strides, strict=False))
-        self.least_side = -(-widest // self.strides[-1])  # groups shrink on smaller maps
+        self.least_sides = tuple(group_sizes)  # groups shrink on smaller maps
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -28,6 +28,7 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import channel_attention, window_attention
+from visionattn.kernels.padding import without_padding
 from visionattn.layers import drop_path_rates, init_layer, pad_to_multiple
 
 
@@ -45,7 +46,7 @@ class WindowAttention(nn.Module):
         x = pad_to_multiple(x, self.window_size)
         q, k, v = self.qkv(x).view(*x.shape[:3], 3, self.num_heads, dim // self.num_heads).unbind(3)
         x = window_attention(q, k, v, window_size=(self.window_size, self.window_size))
-        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+        return self.proj(without_padding(x, height, width).reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 class ChannelAttention(nn.Module):

@@ -26,6 +26,8 @@ from torch import nn
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention, window_attention
+from visionattn.kernels.padding import without_padding
+from visionattn.kernels.pooling import window_average
 from visionattn.layers import DepthwiseConv, PatchEmbed, Stage, drop_path_rates, init_layer, pad_to_multiple
 
 
@@ -93,13 +95,12 @@ class HiLoAttention(nn.Module):
         height, width = x.shape[1:3]
         q, k, v = self.h_qkv(pad_to_multiple(x, self.window_size)).unflatten(3, (3, self.high, self.head_dim)).unbind(3)
         y = window_attention(q, k, v, window_size=(self.window_size, self.window_size))
-        return self.h_proj(y[:, :height, :width].flatten(3))  # type: ignore[no-any-return]
+        return self.h_proj(without_padding(y, height, width).flatten(3))  # type: ignore[no-any-return]
 
     def attend_low(self, x: torch.Tensor) -> torch.Tensor:
         keys = x
         if self.window_size > 1:
-            averages = F.avg_pool2d(x.permute(0, 3, 1, 2), self.window_size, ceil_mode=True, count_include_pad=False)
-            keys = averages.permute(0, 2, 3, 1)
+            keys = window_average(x.permute(0, 3, 1, 2), self.window_size).permute(0, 2, 3, 1)
         q = self.l_q(x).unflatten(3, (self.low, self.head_dim))
         k, v = self.l_kv(keys).unflatten(3, (2, self.low, self.head_dim)).unbind(3)
         return self.l_proj(dense_attention(q, k, v).flatten(3))  # type: ignore[no-any-return]
@@ -159,6 +160,7 @@ class LITv2(Backbone):
     """
 
     first_conv = "patch_embed.proj"
+    size_step = 1
 
     def __init__(
         self,

@@ -162,6 +162,7 @@ class OverLoCK(Backbone):
 
     cnn = True
     first_conv = "patch_embed.0"
+    size_step = 1
 
     def __init__(
         self,
@@ -180,6 +181,7 @@ class OverLoCK(Backbone):
         context = embed_dims[3] // 4
         channels = (*embed_dims[:FOCUS], *(dim + context for dim in embed_dims[FOCUS:]))
         super().__init__(in_chans=in_chans, channels=channels, strides=(4, 8, 16, 32), out_norm=out_norm)
+        self.least_sides = (*(1 for _ in KERNELS[:FOCUS]), *(kernel - 1 for kernel in KERNELS[FOCUS:]))  # smaller maps are enlarged
         self.deploy = deploy
         half, first = embed_dims[0] // 2, embed_dims[0]
         stem: list[nn.Module] = []

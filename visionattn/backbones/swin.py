@@ -156,7 +156,7 @@ class Swin(Backbone):
         super().__init__(
             in_chans=in_chans, channels=dims, strides=[patch_size * 2**index for index in range(len(depths))], out_norm=out_norm
         )
-        self.least_side = 1 if out_norm else window_size  # windows shrink on smaller maps
+        self.least_sides = (1 if out_norm else window_size,) * len(depths)  # windows shrink on smaller maps
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         rates = drop_path_rates(drop_path_rate, depths)
         self.stages = nn.ModuleList(

@@ -33,6 +33,7 @@ from visionattn.backbones.base import Backbone
 from visionattn.backbones.registry import register_backbone
 from visionattn.backbones.swin import rename_swin
 from visionattn.kernels import window_attention
+from visionattn.kernels.padding import without_padding
 from visionattn.layers import PatchEmbed, concat_2x2, drop_path_rates, init_layer, pad_to_multiple, relative_position_bias, window_and_shift
 
 
@@ -71,7 +72,7 @@ class WindowAttention(nn.Module):
         v = v + self.v_bias.view(self.num_heads, -1)
         q, k, v = (y.to(qkv.dtype) for y in (q, k, v))  # under autocast, norms and biases are float32
         x = window_attention(q, k, v, window_size=(window, window), shift=(shift, shift), bias=self.bias(window), scale=1.0)
-        return self.proj(x[:, :height, :width].reshape(batch, height, width, dim))  # type: ignore[no-any-return]
+        return self.proj(without_padding(x, height, width).reshape(batch, height, width, dim))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -144,6 +145,7 @@ class SwinV2(Backbone):
     """
 
     first_conv = "patch_embed.proj"
+    size_step = 1
 
     def __init__(
         self,
@@ -163,6 +165,7 @@ class SwinV2(Backbone):
         super().__init__(
             in_chans=in_chans, channels=dims, strides=[patch_size * 2**index for index in range(len(depths))], out_norm=out_norm
         )
+        self.least_sides = (1 if out_norm else window_size,) * len(depths)  # windows shrink on smaller maps
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         if window_size == pretrained_window_sizes[0] and not out_norm:
             pretrained_window_sizes = [0] * len(depths)

@@ -34,7 +34,7 @@ from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import aggregated_attention, dense_attention
 from visionattn.kernels.pooling import adaptive_average
-from visionattn.layers import drop_path_rates
+from visionattn.layers import drop_path_rates, same_size
 
 KERNEL_SIZE = 3  # side of the neighbourhood
 
@@ -71,6 +71,9 @@ def axis_distances(queries: int, keys: int, device: torch.device) -> tuple[torch
     cell = torch.arange(keys, device=device)
     first, last = cell * queries // keys, ((cell + 1) * queries + keys - 1) // keys - 1
     doubled = 2 * torch.arange(queries, device=device)[:, None] - (first + last)
+    if isinstance(queries, torch.SymInt):  # bounds for bins of any length
+        reach = 2 * queries - 2
+        return torch.arange(-reach, reach + 1, device=device) / 2, doubled + reach
     reach = 2 * queries - 1 - (queries + keys - 1) // keys  # from one end to the centre of the bin at the other
     step = 1 if queries % keys else 2
     return torch.arange(-reach, reach + 1, step, device=device) / 2, (doubled + reach) // step
@@ -87,8 +90,9 @@ def relative_positions(
         axes.append(distance.sign() * torch.log2(distance.abs() + 1) / 3)
         indices.append(index)
     rows, cols = axes
-    coords = torch.stack([rows[:, None].expand(-1, len(cols)), cols.expand(len(rows), -1)], -1).flatten(0, 1)
-    return coords, indices[0][:, None, :, None] * len(cols) + indices[1][None, :, None, :]
+    height, width = rows.shape[0], cols.shape[0]  # len() would be a constant of an exported graph
+    coords = torch.stack([rows[:, None].expand(-1, width), cols.expand(height, -1)], -1).flatten(0, 1)
+    return coords, indices[0][:, None, :, None] * width + indices[1][None, :, None, :]
 
 
 def log_key_count(size: tuple[int, int], pool: tuple[int, int], local: bool, device: torch.device) -> torch.Tensor:
@@ -113,14 +117,15 @@ class PositionBias(nn.Module):
     def forward(self, size: tuple[int, int], geometry: Geometry) -> torch.Tensor:  # heads, H W, Hp Wp
         table = self.fc2(F.relu(self.fc1(geometry.coords.to(self.fc1.weight.dtype))))  # T heads
         trained, pool = geometry.pairs.shape[:2], geometry.pairs.shape[2:]
-        bias = table.T.index_select(1, geometry.pairs.flatten()).unflatten(1, (trained.numel(), pool.numel()))
+        bias = table.T.index_select(1, geometry.pairs.flatten())
+        bias = bias.unflatten(1, (math.prod(trained), math.prod(pool)))  # numel() would be a constant of an exported graph
         bias = _resize(bias, pool, geometry.pool)
         return _resize(bias.transpose(1, 2), trained, size).transpose(1, 2)
 
 
 def _resize(x: torch.Tensor, old: Sequence[int], new: Sequence[int]) -> torch.Tensor:
     """Resize each row of `[heads, N, h * w]` as a map."""
-    return x if tuple(old) == tuple(new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
+    return x if same_size(old, new) else F.interpolate(x.unflatten(2, old), size=tuple(new), mode="bilinear").flatten(2)
 
 
 class CosineAttention(nn.Module):
@@ -308,6 +313,7 @@ class TransNeXt(Backbone):
     """
 
     first_conv = "stages.0.downsample.proj"
+    size_step = 1
 
     def __init__(
         self,
@@ -331,6 +337,7 @@ class TransNeXt(Backbone):
         self.img_size = to_2tuple(img_size)
         self.pretrain_size = to_2tuple(img_size if pretrain_size is None else pretrain_size)
         self.position_mode = position_mode
+        self.least_sides = tuple(2 * ratio - 1 for ratio in sr_ratios)  # smaller maps are pooled to one position
         self.stages = nn.ModuleList()
         for index, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             embed = PatchEmbed(dims[index - 1], dims[index], 3, 2) if index else PatchEmbed(in_chans, embed_dim, 7, 4)

@@ -20,6 +20,7 @@ from visionattn.engine.optim import build_optimizer
 from visionattn.engine.processes import Processes
 from visionattn.engine.setup import Setup
 from visionattn.errors import lacks_memory
+from visionattn.layers import mean_regularizer
 from visionattn.tasks.batch import Batch
 
 GPU_SHARE = 0.9  # of its free memory that a step may take: memory becomes fragmented
@@ -151,7 +152,7 @@ def _loss(setup: Setup, accelerator: Accelerator, size: int) -> torch.Tensor:
     batch = setup.objective.mix(_batch(setup, size).to(accelerator.device))
     with accelerator.autocast():
         outputs = forward(setup.task, setup.config, setup.model, batch)
-    return setup.objective.loss(outputs, batch)["loss"]
+    return setup.objective.loss(outputs, batch)["loss"] + mean_regularizer(setup.model)
 
 
 def _batch(setup: Setup, size: int) -> Batch:

@@ -41,6 +41,7 @@ from visionattn.engine.setup import Setup
 from visionattn.engine.sharding import load_model, load_optimizer, shard, whole
 from visionattn.errors import Interrupted, UserError
 from visionattn.files import atomic_write
+from visionattn.layers import mean_regularizer
 from visionattn.names import shown, typed
 from visionattn.report.trackers import Trackers
 from visionattn.runs.checkpoint import keep_best, latest_checkpoint, read_checkpoint, save_checkpoint
@@ -265,7 +266,7 @@ class Trainer:
         for index, part in enumerate(parts):
             with accelerator.autocast():
                 outputs = forward(self.task, config, self.model, part)
-            loss = self.setup.objective.loss(outputs, part)["loss"] / len(parts)
+            loss = (self.setup.objective.loss(outputs, part)["loss"] + mean_regularizer(self.bare_model)) / len(parts)
             total += float(loss.detach())
             if index == len(parts) - 1:
                 accelerator.backward(loss)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
 from timm.layers import to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module, resolve_pretrained_cfg
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+    register_notrace_module,
+    resolve_pretrained_cfg,
+)
 from torch import nn
 
-from visionattn.backbones import Backbone, list_models
+from visionattn import attention
+from visionattn.backbones import list_models
 from visionattn.backbones.registry import Variant, get_variant
 from visionattn.models import create_model, load_checkpoint
 from visionattn.models.weights.load import SAFE_OBJECTS
@@ -33,14 +42,19 @@ def register() -> list[str]:
     Returns:
         The names in timm's registry.
     """
+    for layer in _layers(attention):
+        register_notrace_module(layer)
     for variant in map(get_variant, list_models()):
         name = PREFIX + variant.name
         if name not in default_cfgs:
             cfgs = {f"{name}.{tag}" if tag else name: cfg for tag, cfg in pretrained_cfgs(variant).items()}
             default_cfgs.update(generate_default_cfgs(cfgs))
             globals()[name] = register_model(_entrypoint(name, variant))
-            for module in _untraceable(variant.cls):
-                register_notrace_module(module)
+            family = sys.modules[variant.cls.__module__]
+            for layer in _layers(family):
+                register_notrace_module(layer)
+            for function in _functions(family):
+                register_notrace_function(function)
     return list(default_cfgs)
 
 
@@ -65,10 +79,20 @@ def _record(variant: Variant, cfg: Any) -> Record | None:
     return next((record for record in _published(variant) if (record.tag, record.sources[0].url) == (cfg.tag, cfg.url)), None)
 
 
-def _untraceable(cls: type[Backbone]) -> list[type[nn.Module]]:
+def _layers(module: ModuleType) -> list[type[nn.Module]]:
     """Return the layers of a family; torch.fx keeps them whole, as it cannot trace their use of map sizes in Python."""
-    found = [item for item in vars(sys.modules[cls.__module__]).values() if isinstance(item, type) and issubclass(item, nn.Module)]
-    return [item for item in found if item.__module__.startswith("visionattn.") and not hasattr(item, "select_stages")]  # no backbone
+    found = [item for item in _own(module) if isinstance(item, type) and issubclass(item, nn.Module)]
+    return [item for item in found if not hasattr(item, "select_stages")]  # no backbone
+
+
+def _functions(module: ModuleType) -> list[Callable[..., Any]]:
+    """Return the functions of a family, kept whole for the same reason where a backbone calls them itself."""
+    return [item for item in _own(module) if isinstance(item, FunctionType)]
+
+
+def _own(module: ModuleType) -> list[Any]:
+    """List what a module defines, or imports from visionattn."""
+    return [item for item in vars(module).values() if getattr(item, "__module__", "").startswith("visionattn.")]
 
 
 def _entrypoint(name: str, variant: Variant) -> Callable[..., nn.Module]:

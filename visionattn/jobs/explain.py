@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 from visionattn.console import Console
 from visionattn.engine.devices import open_accelerator
@@ -26,11 +27,12 @@ from visionattn.names import file_name, shown
 from visionattn.report.explain import (
     RANDOM,
     Canvas,
-    attention_figure,
+    Gallery,
+    attention_pictures,
     channels_figure,
     curves_figure,
-    maps_figure,
-    routing_figure,
+    maps_pictures,
+    routing_pictures,
     write_pages,
 )
 from visionattn.runs.load import LoadedModel
@@ -122,25 +124,26 @@ def explain(
         maps = _maps(loaded.model, subject, outputs, layers, chosen, -1 if index is None else index)
         scores = _scores(loaded.model, subject, maps, index, steps, console) if maps and steps else {}
         shown_layers = [layer for layer in layers if index is None or layer.stage == index]
-        figures = {}
+        drawings: dict[str, Figure | Gallery] = {}
         canvas = Canvas(subject.picture, subject.point)
         if "attention" in chosen and shown_layers:
-            figures["attention"] = attention_figure(canvas, backbone, shown_layers, per_head=index is not None)
+            drawings["attention"] = attention_pictures(canvas, backbone, shown_layers, per_head=index is not None)
             if (channels := channels_figure(shown_layers)) is not None:
-                figures["channels"] = channels
-        if "routing" in chosen and (routing := routing_figure(canvas, shown_layers)) is not None:
-            figures["routing"] = routing
+                drawings["channels"] = channels
+        if "routing" in chosen and (routing := routing_pictures(canvas, shown_layers)):
+            drawings["routing"] = routing
         if maps:
-            figures["maps"] = maps_figure(canvas, maps, scores)
+            region = None if subject.region is None else subject.region.cpu().numpy()
+            drawings["maps"] = maps_pictures(canvas, maps, scores, region)
         if scores:
-            figures["scores"] = curves_figure(scores)
+            drawings["scores"] = curves_figure(scores)
         with torch.no_grad():
             probability = float(subject.probability(outputs.detach())[0])
     facts = _facts(loaded, source, path, subject, probability)
     found = Explanation(folder, facts, maps, scores)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
-        files = write_pages(temporary, f"{path.name}: {subject.class_name}", facts, figures, scores)
+        files = write_pages(temporary, f"{path.name}: {subject.class_name}", facts, drawings, scores)
         atomic_write(temporary / "explain.json", json_text(found.as_dict()))
     console.field("class", f"{shown(subject.class_name)}, probability {probability:.3f}" + (f", {subject.where}" if subject.where else ""))
     if scores:

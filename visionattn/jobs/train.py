@@ -35,7 +35,7 @@ from visionattn.jobs.doctor import diagnose, diagnosis_text
 from visionattn.jobs.report import report_run
 from visionattn.jobs.resume import require_same_batch, require_same_config, require_same_target, same_data, with_choices_of
 from visionattn.jobs.weights import fetch_published, load_initial_weights
-from visionattn.names import file_name, to_path, typed
+from visionattn.names import file_name, to_path, typed, typed_plugins
 from visionattn.report.tables import evaluation_dict, print_evaluation, save_evaluation
 from visionattn.report.trackers import require_packages, tracking
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
@@ -413,8 +413,9 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     run.write_state("done", reason=None, best=best, metrics=evaluation_dict(evaluation)["metrics"], **how)
     report = report_run(run, task, config, target, model, evaluation, setup.val_set, trainer.accelerator.device, console)
     console.line(f"done in {duration(seconds)}.  {summary}")
-    console.line(f"next:  visionattn eval {typed(run.path)}{' --split test' if data.test is not None else ''}")
-    console.line(f"       visionattn predict {typed(run.path)} --source FILE_OR_FOLDER")
+    named = f"{typed(run.path)}{typed_plugins(config.plugins)}"
+    console.line(f"next:  visionattn eval {named}{' --split test' if data.test is not None else ''}")
+    console.line(f"       visionattn predict {named} --source FILE_OR_FOLDER")
     if "tensorboard" in config.log.to:
         console.line(f"       tensorboard --logdir {typed(run.path / 'tb')}")
     console.line(f"report {report}")

@@ -19,6 +19,24 @@ def adaptive_average(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return rows @ x @ cols.transpose(0, 1)
 
 
+def window_average(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Average a map `[B, C, H, W]` over windows of `size` x `size` positions, of which those at the border may be smaller.
+
+    An exported graph has the average as two products: the size of a map that pooling rounds up is frozen by it.
+    """
+    if not torch.compiler.is_exporting():
+        return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
+    rows, cols = (_windows(length, size, x) for length in x.shape[2:])
+    return rows @ x @ cols.transpose(0, 1)
+
+
+def _windows(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
+    """Weights `[ceil(length / size), length]` of the averages of windows along one axis."""
+    window = torch.arange((length + size - 1) // size, device=like.device)[:, None]
+    inside = (torch.arange(length, device=like.device) // size == window).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
+
+
 def _bins(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
     """Weights `[bins, length]` of an adaptive average along one axis."""
     cell, position = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)

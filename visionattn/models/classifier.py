@@ -20,7 +20,8 @@ class Classifier(nn.Module):
     Attributes:
         pretrained_cfg: input size, mean, std, interpolation and crop of the model, in timm's keys.
         default_cfg: alias of `pretrained_cfg`, timm's older name.
-        num_features: channels of the pooled features, also as `head_hidden_size`.
+        num_features: channels of the last map.
+        head_hidden_size: channels of the pooled features; others than `num_features` if the head projects.
     """
 
     backbone: Backbone
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
             raise ArgumentError("VA-M002", f'unknown classifier "{classifier}"', fix=fix)
         self.num_classes = num_classes
         self.in_chans = backbone.in_chans
-        self.num_features = self.head_hidden_size = self.head.num_features
+        self.num_features, self.head_hidden_size = backbone.channels[-1], self.head.num_features
         self.pretrained_cfg = pretrained_cfg or {}
 
     @property

@@ -18,7 +18,9 @@ from visionattn.figures import drawn, picture_grid
 from visionattn.files import atomic_write
 from visionattn.models.explain.attention import CHANNELS, Layer, attention_from, class_token_attention, routes_from
 from visionattn.models.explain.faithfulness import Faithfulness
-from visionattn.report.page import data_url, template
+from visionattn.report.page import data_url, picture_url, template
+
+Gallery = list[tuple[str, np.ndarray]]  # pictures `[H, W, 3]` uint8 with their captions
 
 _SIDE = 224  # shortest side of a picture, in pixels
 _COLUMNS = 6
@@ -75,20 +77,20 @@ class Canvas:
         return np.asarray(cv2.drawContours(np.array(picture), contours, -1, colour, max(2, min(picture.shape[:2]) // 110)))
 
 
-def attention_figure(canvas: Canvas, backbone: Backbone, layers: Sequence[Layer], *, per_head: bool) -> Figure:
+def attention_pictures(canvas: Canvas, backbone: Backbone, layers: Sequence[Layer], *, per_head: bool) -> Gallery:
     """The image with the point, then where each layer attends from there, averaged over its heads, or also head by head."""
-    pictures, titles = [canvas.marked(canvas.picture)], ["image"]
+    pictures = [("image", canvas.marked(canvas.picture))]
     for layer in layers:
         maps = [("", attention_from(backbone, layer, canvas.point))]
         if backbone.class_token and layer.positional:
             maps.append(("\nclass token", class_token_attention(backbone, layer)))
         for extra, heads in maps:
-            pictures.append(canvas.heat(canvas.on_pixels(heads.mean(0), layer.stride), marked=not extra))
-            titles.append(f"{title(layer)}{extra}")
+            mean = canvas.heat(canvas.on_pixels(heads.mean(0), layer.stride), marked=not extra)
+            pictures.append((f"{title(layer)}{extra}", mean))
             for number, head in enumerate(heads if per_head and len(heads) > 1 else []):
-                pictures.append(canvas.heat(canvas.on_pixels(head, layer.stride), marked=not extra))
-                titles.append(f"{layer.label}{extra}\nhead {number + 1}")
-    return picture_grid(pictures, titles, columns=_COLUMNS)
+                drawn_head = canvas.heat(canvas.on_pixels(head, layer.stride), marked=not extra)
+                pictures.append((f"{layer.label}{extra}\nhead {number + 1}", drawn_head))
+    return pictures
 
 
 def title(layer: Layer) -> str:
@@ -146,9 +148,9 @@ def channels_figure(layers: Sequence[Layer]) -> Figure | None:
     return figure
 
 
-def routing_figure(canvas: Canvas, layers: Sequence[Layer]) -> Figure | None:
-    """The regions that the one of the point attends to, and how much all regions are attended to; None without routed layers."""
-    pictures, titles = [], []
+def routing_pictures(canvas: Canvas, layers: Sequence[Layer]) -> Gallery:
+    """The regions that the one of the point attends to, and how much all regions are attended to; none without routed layers."""
+    pictures: Gallery = []
     for layer in layers:
         if layer.record.op != "routed_attention":
             continue
@@ -156,20 +158,29 @@ def routing_figure(canvas: Canvas, layers: Sequence[Layer]) -> Figure | None:
         own, chosen = (canvas.on_pixels(area, layer.stride) > 0.5 for area in (routes.own, routes.chosen))
         picture = np.where(canvas.enlarged(chosen.astype(np.uint8))[..., None] > 0, canvas.picture, canvas.picture // 3)
         picture = canvas.outlined(canvas.outlined(picture, chosen, (255, 200, 0)), own, (0, 220, 255))
-        pictures += [canvas.marked(picture), canvas.heat(canvas.on_pixels(routes.demand, layer.stride))]
+        demand = canvas.heat(canvas.on_pixels(routes.demand, layer.stride))
         most = float(routes.demand.max())
-        titles += [title(layer), f"{layer.label}\ndemand, at most {100 * most:.0f} %"]
-    return picture_grid(pictures, titles, columns=_COLUMNS) if pictures else None
+        pictures += [(title(layer), canvas.marked(picture)), (f"{layer.label}\ndemand, at most {100 * most:.0f} %", demand)]
+    return pictures
 
 
-def maps_figure(canvas: Canvas, maps: Mapping[str, np.ndarray], scores: Mapping[str, Faithfulness]) -> Figure:
-    """Maps of the class, with their scores."""
-    pictures, titles = [canvas.picture], ["image"]
+def maps_pictures(
+    canvas: Canvas, maps: Mapping[str, np.ndarray], scores: Mapping[str, Faithfulness], region: np.ndarray | None = None
+) -> Gallery:
+    """Maps of the class, with their scores, beside the image, in which the explained pixels are outlined.
+
+    Args:
+        region: weight of each pixel in what is explained, `[H, W]`; None: it is the class of the whole image.
+    """
+    image = ("image", canvas.picture)
+    if region is not None:
+        image = ("explained pixels", canvas.outlined(canvas.picture, region > 0, (255, 255, 255)))
+    pictures = [image]
     for name, values in maps.items():
-        pictures.append(canvas.heat(values, smooth=True))
         found = scores.get(name)
-        titles.append(name + (f"\ndeletion {found.deletion:.3f}, insertion {found.insertion:.3f}" if found else ""))
-    return picture_grid(pictures, titles, columns=4)
+        caption = name + (f"\ndeletion {found.deletion:.3f}, insertion {found.insertion:.3f}" if found else "")
+        pictures.append((caption, canvas.heat(values, smooth=True)))
+    return pictures
 
 
 def curves_figure(scores: Mapping[str, Faithfulness]) -> Figure:
@@ -215,26 +226,43 @@ _SECTIONS = {
 }
 
 
-def write_pages(folder: Path, title: str, facts: Mapping[str, str], figures: Mapping[str, Figure], scores: Mapping[str, Any]) -> list[Path]:
-    """Write the figures as PNG, and a page that holds all of them.
+def write_pages(
+    folder: Path, title: str, facts: Mapping[str, str], drawings: Mapping[str, Figure | Gallery], scores: Mapping[str, Any]
+) -> list[Path]:
+    """Write the drawings as PNG, and a page that holds all of them.
 
     Args:
         facts: name and text, for the head of the page.
-        figures: by the name of the file.
+        drawings: by the name of the file.
         scores: by the name of the map.
 
     Returns:
         The files.
     """
     files, sections = [], []
-    for name, figure in figures.items():
+    for name, drawing in drawings.items():
         path = folder / f"{name}.png"
-        image, content = data_url(figure)
-        atomic_write(path, content)
         heading, text = _SECTIONS[name]
-        sections.append({"name": name, "heading": heading, "text": text, "image": image})
+        section: dict[str, Any] = {"name": name, "heading": heading, "text": text, "pictures": [], "scale": ""}
+        if isinstance(drawing, Figure):
+            section["image"], content = data_url(drawing)
+        else:
+            columns = 4 if name == "maps" else _COLUMNS
+            captions, pictures = zip(*drawing, strict=True)
+            content = data_url(picture_grid(pictures, captions, columns=columns))[1]
+            section["pictures"] = [(caption, picture_url(picture)) for caption, picture in drawing]
+            section["width"], section["scale"] = 960 // columns, "" if name == "routing" else _scale()
+        atomic_write(path, content)
+        sections.append(section)
         files.append(path)
     rows = [[name, f"{found.deletion:.3f}", f"{found.insertion:.3f}"] for name, found in scores.items()]
     page = folder / "explain.html"
     atomic_write(page, template("explain.html").render(title=title, facts=facts, sections=sections, rows=rows))
     return [*files, page]
+
+
+def _scale() -> str:
+    """Colours of `Canvas.heat` on grey from 0 to the maximum, as a list of CSS."""
+    grey = np.full((_SIDE, _SIDE, 3), 128, np.uint8)
+    ramp = Canvas(grey, (0, 0)).heat(np.broadcast_to(np.linspace(0, 1, _SIDE), (_SIDE, _SIDE)))[0]
+    return ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in ramp[:: _SIDE // 12])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 
 from visionattn.config.read import changed_values, to_yaml
 from visionattn.files import atomic_write
-from visionattn.names import shown, typed
+from visionattn.names import shown, typed, typed_plugins
 from visionattn.report.charts import Line, confused_pairs, confusion_chart, line_chart, reliability_chart
 from visionattn.report.summary import RunSummary, flat
 from visionattn.report.tables import WORST, class_columns
@@ -73,13 +72,13 @@ def write_report(summary: RunSummary, evaluation: Evaluation, target: Target, da
         best=_examples(pictures.best(evaluation, dataset, BEST)),
         caption=pictures.worst_caption,
         column=_WIDTH // pictures.worst_columns - 14,
-        looks=[(look.title, [(caption, _picture(pixels)) for caption, pixels in look.pictures]) for look in looks],
+        looks=[(look.title, [(caption, picture_url(pixels)) for caption, pixels in look.pictures]) for look in looks],
         training=_training(summary, target),
         settings={key: _setting(value) for key, value in flat(changed_values(config)).items()},
         config=to_yaml(config.model_dump(mode="json")),
         environment=_environment(summary),
         path=typed(summary.path),
-        plugins=f" {typed(f'plugins={json.dumps(config.plugins, ensure_ascii=False)}')}" if config.plugins else "",
+        plugins=typed_plugins(config.plugins),
     )
     path = summary.path / "report.html"
     atomic_write(path, page)
@@ -119,6 +118,13 @@ def data_url(figure: Figure) -> tuple[str, bytes]:
     figure.savefig(buffer, format="png", dpi=110)
     content = buffer.getvalue()
     return f"data:image/png;base64,{base64.b64encode(content).decode()}", content
+
+
+def picture_url(pixels: np.ndarray) -> str:
+    """A picture as a data URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _shown(value: Any) -> Any:
@@ -230,14 +236,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _examples(cases: Sequence[Example]) -> list[tuple[str, str]]:
-    return [(case.title, _picture(case.picture)) for case in cases]
-
-
-def _picture(pixels: np.ndarray) -> str:
-    """A picture as a data URL."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return [(case.title, picture_url(case.picture)) for case in cases]
 
 
 # ---------------------------------------------------------------- how it was made

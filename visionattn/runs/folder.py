@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -55,8 +55,11 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, weights: Sequence[str] = ()) -> RunFolder:
         """An existing run folder. It may come from somebody else: nothing in it leads out of it.
+
+        Args:
+            weights: names of weights, one of which may be meant.
 
         Raises:
             UserError: VA-R003, no run there; VA-R008, a part of it is a link, a pipe or a device.
@@ -64,9 +67,11 @@ class RunFolder:
         if not (path / "config.yaml").is_file():
             siblings = [str(item.parent) for item in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
             inside = [str(item.parent) for item in sorted(path.glob("*/config.yaml"))] if path.is_dir() else []
-            fix = f"Did you mean {inside[-1]}?" if inside else did_you_mean(str(path), siblings)
+            fix = f"Did you mean {inside[-1]}?" if inside else did_you_mean(str(path), [*siblings, *weights])
             fix = fix or "give a folder that visionattn train has made: runs/<name>/<nnn>"
-            raise UserError("VA-R003", f'"{path}" is not a run folder: it has no config.yaml', fix=fix, exit_code=2)
+            why = ", nor the name of weights" if weights else ": it has no config.yaml"
+            fix += "\nList weights: visionattn weights list" if weights else ""
+            raise UserError("VA-R003", f'"{path}" is not a run folder{why}', fix=fix, exit_code=2)
         _require_plain(path)
         return cls(path)
 

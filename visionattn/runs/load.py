@@ -12,6 +12,7 @@ from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.models.weights.download import Report
 from visionattn.models.weights.hub import is_run_folder, model_folder
+from visionattn.models.weights.records import published_names
 from visionattn.names import shown, shown_lines, typed
 from visionattn.runs.calibration import read_calibration, with_calibration
 from visionattn.runs.checkpoint import (
@@ -81,7 +82,7 @@ def load_model(source: str | Path, report: Report | None = None, *, calibrated: 
         above = path.resolve().parent.parent
         run = RunFolder.open(above) if (above / "config.yaml").is_file() else None
         return _with_calibration(read_while_written(path, lambda: _load_checkpoint(path, name, run)), report, calibrated)
-    run = RunFolder.open(path)
+    run = RunFolder.open(path, () if path.exists() or len(path.parts) > 1 else published_names())
     checkpoint = best_checkpoint(run)
     return _with_calibration(read_while_written(checkpoint, lambda: _load_checkpoint(checkpoint, name, run)), report, calibrated)
 

@@ -99,6 +99,7 @@ def test_the_command(garden_run: Path, photos: Path, tmp_path: Path) -> None:
     done("explain", garden_run, "--image", photos / "odd.png", "--query", "60,40", "--steps", 2, "--out", out)
     facts = json.loads((out / "explain.json").read_text())
     assert facts["input"] == "71 x 50 px" and "at the pixel" in facts["probability"] and set(facts["scores"]) == {"gradcam", "random maps"}
+    assert "explained pixels</figcaption>" in (out / "explain.html").read_text()
     text = refused(tmp_path, "VA-C002", 2, "explain", garden_run, "--image", photos / "odd.png", "--query", "71,0", "--out", tmp_path / "b")
     assert "--query 35,25" in text
     done("explain", garden_run, "--image", photos / "odd.png", "--query", "35,25", "--method", "attention", "--out", tmp_path / "b")

@@ -96,7 +96,7 @@ class Network:
         self.model, self.batch_size, self.features = (
             model.eval().requires_grad_(False).to(self.device),
             settings.batch_size,
-            model.num_features,
+            model.head_hidden_size,
         )
         cfg = model.pretrained_cfg
         size = tuple(cfg["input_size"][1:])

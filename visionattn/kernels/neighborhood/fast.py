@@ -102,19 +102,19 @@ def aggregate(
     places = None if sees_all else _places(rows, cols, kernel_size, border, v.device)
 
     row = len(cols.members) * heads * rows.side * cols.side * keys * v.element_size()  # bytes of the spread weights of a row of tiles
-    image = row * len(rows.members)
+    count = len(rows.members)
     whole = torch.compiler.is_compiling()  # a traced graph has no fixed batch size to split by
-    step = len(rows.members) if whole else max(1, CACHE // row)
-    runs = [(member, min(step, size - begin)) for member, size in _runs(rows.members) for begin in range(0, size, step)]
-    sizes = [size for _, size in runs]
-    parts = [(weights, v)] if whole else zip(*(_split(x, max(1, CACHE // image), 0) for x in (weights, v)), strict=True)
+    parts = [(weights, v)] if whole else zip(*(_split(x, max(1, CACHE // (row * count)), 0) for x in (weights, v)), strict=True)
 
     out = []
     for part, of_part in parts:
+        step = count if whole else max(1, CACHE // (row * max(1, len(part))))
+        members = [rows.members[begin : begin + step] for begin in range(0, count, step)]
+        sizes = [len(some) for some in members]
         tiled = _split(_tile(part, rows, cols), sizes, 0), _split(_blocks(of_part, rows, cols), sizes, 0)
         done = []
-        for (member, _), given, values in zip(runs, *tiled, strict=True):
-            done.append(_spread(given, None if places is None else places[member], keys) @ values)
+        for some, given, values in zip(members, *tiled, strict=True):
+            done.append(_spread(given, None if places is None else places[list(some)], keys) @ values)
         out.append(_untile(_cat(done, 0), rows, cols))
     return _cat(out, 0)[:, :height, :width]
 
@@ -123,9 +123,9 @@ def _spread(weights: torch.Tensor, places: torch.Tensor | None, keys: int) -> to
     """Spread weights of windows to blocks of keys: `[rows, B, C c h, Q, kh * kw]` -> `[rows, B, C c h, Q, K]`."""
     if places is None:
         return weights
-    shape = weights.shape
-    places = places.repeat_interleave(shape[2] // len(places), 0).expand(*shape[:2], -1, -1, -1)
-    return weights.new_zeros(*shape[:4], keys).scatter(4, places, weights)
+    by_tile = weights.unflatten(2, (places.shape[1], -1))
+    places = places[:, None, :, None].expand(by_tile.shape)
+    return weights.new_zeros(*by_tile.shape[:5], keys).scatter_(5, places, by_tile).flatten(2, 3)
 
 
 def _places(rows: Axis, cols: Axis, kernel: tuple[int, int], border: Border, device: torch.device) -> torch.Tensor:
@@ -249,17 +249,18 @@ def _copy_blocks(x: torch.Tensor, rows: Axis, cols: Axis) -> torch.Tensor:
     batch, _, _, heads, dim = x.shape
     before = rows.front * rows.dilation, cols.front * cols.dilation
     after = (((axis.tiles - 1) * axis.side + axis.keys) * axis.dilation for axis in (rows, cols))
-    x = _pad(x, (before[0], next(after)), (before[1], next(after)))
-    x = x.unflatten(2, (-1, cols.dilation)).unflatten(1, (-1, rows.dilation))  # B steps r steps c h d
-    x = x.unfold(1, rows.keys, rows.side).unfold(3, cols.keys, cols.side)  # B R r C c h d keys keys
-    x = x.permute(1, 2, 0, 3, 4, 5, 7, 8, 6)
+    x = x.permute(0, 3, 1, 2, 4)  # the padding copies anyway; with heads first, rows of blocks are copied whole
+    x = _pad(x, (before[0], next(after)), (before[1], next(after)), 2)
+    x = x.unflatten(3, (-1, cols.dilation)).unflatten(2, (-1, rows.dilation))  # B h steps r steps c d
+    x = x.unfold(2, rows.keys, rows.side).unfold(4, cols.keys, cols.side)  # B h R r C c d keys keys
+    x = x.permute(2, 3, 0, 4, 5, 1, 7, 8, 6)
     return x.reshape(len(rows.members), batch, len(cols.members) * heads, rows.keys * cols.keys, dim)
 
 
-def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int]) -> torch.Tensor:
-    """Pad a map with zeros, given the number before it and the final side."""
-    pad = (width[0], width[1] - width[0] - x.shape[2], height[0], height[1] - height[0] - x.shape[1])
-    return F.pad(x, (0, 0, 0, 0, *pad)) if any(pad) else x
+def _pad(x: torch.Tensor, height: tuple[int, int], width: tuple[int, int], axis: int = 1) -> torch.Tensor:
+    """Pad a map with zeros, given the number before it and the final side; `axis` is that of its rows."""
+    pad = (width[0], width[1] - width[0] - x.shape[axis + 1], height[0], height[1] - height[0] - x.shape[axis])
+    return F.pad(x, (*(0,) * 2 * (x.dim() - axis - 2), *pad)) if any(pad) else x
 
 
 def _runs(members: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -295,9 +296,8 @@ class _Blocks(torch.autograd.Function):
         grad = grad.permute(2, 0, 6, 1, 3, 7, 4, 5, 8)  # B R keys r C keys c h d
         # A block spans several tiles: its part in each of them is added to the tiled map.
         reach = -(-rows.keys // rows.side), -(-cols.keys // cols.side)
-        out = grad.new_empty(
-            batch, rows.tiles + reach[0] - 1, rows.side, rows.dilation, cols.tiles + reach[1] - 1, cols.side, cols.dilation, heads, dim
-        )
+        tiled = rows.tiles + reach[0] - 1, rows.side, rows.dilation, cols.tiles + reach[1] - 1, cols.side, cols.dilation
+        out = grad.new_empty(batch, heads, *tiled, dim).movedim(1, 7)  # with heads first, rows of blocks are added whole
         out[:, rows.tiles :] = 0
         out[:, : rows.tiles, :, :, cols.tiles :] = 0
         for i in range(reach[0]):
@@ -309,5 +309,5 @@ class _Blocks(torch.autograd.Function):
                 else:
                     target.copy_(part)  # a block is at least as large as a tile
         top, left = rows.front * rows.dilation, cols.front * cols.dilation
-        out = out.view(batch, out.shape[1] * rows.side * rows.dilation, -1, heads, dim)
+        out = out.flatten(4, 6).flatten(1, 3)
         return out[:, top : top + height, left : left + width], None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from visionattn.kernels.padding import without_padding
 from visionattn.kernels.record import keep_weights
 
 
@@ -28,7 +29,7 @@ def strided_attention(
     scores = scores + border_mask(padded, (height, width), group_size, interval, q.device, scores.dtype)
     weights = scores.softmax(-1)
     keep_weights("strided_attention", weights, size=(height, width), group_size=group_size, interval=interval)
-    return from_groups(weights @ groups(v, group_size, interval), padded, group_size, interval)[:, :height, :width]
+    return without_padding(from_groups(weights @ groups(v, group_size, interval), padded, group_size, interval), height, width)
 
 
 def pad_to_groups(x: torch.Tensor, group_size: tuple[int, int], interval: tuple[int, int]) -> torch.Tensor:

@@ -335,6 +335,12 @@ def list_models(pattern: str = "*", *, family: str | None = None, pretrained: bo
     return list(dict.fromkeys(record.name if pretrained else record.model for record in chosen))
 
 
+def published_names() -> list[str]:
+    """The names of all published models that can be used as they are: classifiers (`swin_tiny.in1k`) and segmentation models."""
+    classifiers = [record for record in list_records() if record.num_classes is not None]
+    return [record.name for record in (*classifiers, *list_segmenters())]
+
+
 def list_records(pattern: str = "*", *, license: str | None = None) -> list[Record]:
     """Classifiers and backbones with published or imported weights, sorted by model; `pattern` and `license` as in `list_models`."""
     chosen = [record for record in (*records(), *local_records()) if _chosen(record, pattern, license)]
