@@ -50,7 +50,7 @@ FIRST = (
     "sgformer_s__224x224",
 )
 # Networks that the default run has at a smaller size of images, or in a smaller variant.
-LARGE = re.compile(r"(?<!isotropic)_(base|large|small)|van_b[1245]|(nat_tiny|transnext_tiny|resnet(34|101)_k3357)__224x")
+LARGE = re.compile(r"_base|_large|(?<!isotropic)_small|van_b[1245]|(nat_tiny|transnext_tiny|resnet(34|101)_k3357)__224x")
 
 
 def check_record(record: Record) -> None:
