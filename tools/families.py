@@ -44,10 +44,10 @@ For N positions of C channels:
 | `softmax` | mixes all others, by weights that sum to 1 | the baseline | N² |
 | `sigmoid` | mixes all others, by weights that do not compete | dense attention without sums over a row | N² |
 | `flow` | takes from keys that compete, and shares with other queries | large images | N |
-| `soft` | is compared with at most 49 landmarks by a Gaussian kernel | large images; there are no keys, C² parameters less per block | N, and 20 products of 49 x 49 matrices per head |
+| `soft` | is compared with at most 49 landmarks | large images; C² fewer parameters per block | N + 40 products of 49 x 49 per head |
 | `moh` | weighs its heads and leaves out a third of them | which heads a task needs | N²: all heads are computed, then weighed |
-| `ssa` | mixes a random quarter of the others in training, all of them after | regularization, and memory in training | N² / 4 in training, then N² |
-| `tap` | mixes all others, each pooled with neighbours at three distances | robustness to noise and weather | N²; in training the N x N weights are kept |
+| `ssa` | mixes a random quarter of the others in training, then all | regularization, time in training | N² / 4 in training, then N² |
+| `tap` | mixes all others, pooled with their neighbours | robustness to noise and weather | N²; training keeps the N x N weights |
 
 `moh` and `tap` add a loss of their own in training, the mean over their blocks: that of `moh`, with weight 0.01, spreads the choices over
 the heads, that of `tap` keeps the rows of an attention map apart. In a loop of your own:

@@ -31,6 +31,7 @@ NETWORKS = {
     "efficientformer_l1": 224,
 }
 CLASSIFIERS = {"crossvit_tiny_240": 240, "tnt_s_legacy_patch16_224": 224, "volo_d1_224": 224}
+HEADS_OF_MAPS: dict[str, dict[str, Any]] = {"upernet": {"width": 16}, "unet": {"max_channels": 16}, "segformer": {"width": 16}}
 ZOO = [pytest.mark.slow, pytest.mark.zoo]
 
 
@@ -194,3 +195,27 @@ def test_segmentation_on_a_pyramid_of_timm() -> None:
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
     with pytest.raises(UserError, match="not a pyramid"):
         create_segmenter("timm:vit_tiny_patch16_224", "upernet", 3)
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", [*NETWORKS, *CLASSIFIERS])
+def test_a_step_of_training_with_our_heads(name: str) -> None:
+    """At 96 px, or the one size that the network takes."""
+    torch.manual_seed(0)
+    size = {**NETWORKS, **CLASSIFIERS}[name] if name in ("halonet26t", "efficientformer_l1", "crossvit_tiny_240") else 96
+    models: list[Any] = [va.create_model(f"timm:{name}", num_classes=3, img_size=size)]
+    if name in NETWORKS:
+        models += [create_segmenter(f"timm:{name}", head, 3, img_size=size, **args) for head, args in HEADS_OF_MAPS.items()]
+    for model in models:
+        optimizer = torch.optim.AdamW(model.train().parameters(), 1e-3, weight_decay=0)
+        output = model(torch.randn(2, 3, size, size))
+        logits = [output] if isinstance(output, torch.Tensor) else [output.logits, *(aux.logits for aux in output.aux)]
+        assert all(one.shape[:2] == (2, 3) for one in logits)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        sum(nn.functional.cross_entropy(one, torch.ones(2, *one.shape[2:], dtype=torch.int64)) for one in logits).backward()
+        assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+        optimizer.step()
+        changed = [not torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True)]
+        assert changed[0] and changed[-1] and sum(changed) > 0.3 * len(changed)  # branches of ResNets begin at 0, and get no gradient

@@ -147,7 +147,9 @@ def test_newtons_iteration_inverts() -> None:
 def heads_of(module: MultiHead, x: torch.Tensor) -> tuple[list[Rows], ...]:
     """Queries, keys and values of the heads of one image `[N, C]`."""
     parts = F.linear(x, module.qkv.weight, module.qkv.bias).chunk(3, -1)
-    return tuple([part[:, head].tolist() for head in range(module.num_heads)] for part in (p.unflatten(1, (module.num_heads, -1)) for p in parts))
+    return tuple(
+        [part[:, head].tolist() for head in range(module.num_heads)] for part in (p.unflatten(1, (module.num_heads, -1)) for p in parts)
+    )
 
 
 def test_heads_are_mixed_as_defined() -> None:
@@ -162,7 +164,9 @@ def test_heads_are_mixed_as_defined() -> None:
         heads = [slow_softmax(q, k, v) for q, k, v in zip(*heads_of(module, tokens), strict=True)]
         for place, token in enumerate(tokens):
             scores = (module.router.weight @ token).tolist()
-            shared, others, groups = ([math.exp(s) / sum(map(math.exp, part)) for s in part] for part in (scores[:2], scores[2:5], scores[5:]))
+            shared, others, groups = (
+                [math.exp(s) / sum(map(math.exp, part)) for s in part] for part in (scores[:2], scores[2:5], scores[5:])
+            )
             best = sorted(range(3), key=lambda head: -others[head])[:2]
             weights = [2 * 2 * groups[0] * w for w in shared] + [2 * 3 * groups[1] * others[h] if h in best else 0.0 for h in range(3)]
             joined = torch.tensor([weight * value for weight, head in zip(weights, heads, strict=True) for value in head[place]])
@@ -211,7 +215,8 @@ def test_pooled_tokens_attend_and_their_maps_are_kept_apart() -> None:
     tensors = [torch.tensor(part).double() for part in zip(*(heads_of(module, image.flatten(0, 1)) for image in pooled), strict=True)]
     q, k, _ = tensors
     weights = torch.tensor(
-        [[slow_softmax(q[i, h].tolist(), k[i, h].tolist(), torch.eye(12).tolist()) for h in range(2)] for i in range(2)], dtype=torch.float64
+        [[slow_softmax(q[i, h].tolist(), k[i, h].tolist(), torch.eye(12).tolist()) for h in range(2)] for i in range(2)],
+        dtype=torch.float64,
     )
     assert torch.allclose(module.regularizer, attention_diversification([weights]), atol=1e-6)
     assert torch.allclose(module.eval()(x), plain(pooled), atol=1e-12) and module.regularizer is None

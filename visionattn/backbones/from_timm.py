@@ -83,6 +83,7 @@ class TimmBackbone(Backbone):
         super().__init__(in_chans=in_chans, channels=channels, strides=strides)
         self.pooled = pooled
         self.modules_of_levels = [info["module"] for info in infos]
+        self.tokens_of = "" if self.pyramid else _block_before_last(network)
         self.only_size = _only_size(network, name, size)
         self.network = network
         self.left_out: frozenset[str] = frozenset()
@@ -92,8 +93,13 @@ class TimmBackbone(Backbone):
 
     @property
     def stages(self) -> list[nn.Module]:  # type: ignore[override]  # families have a ModuleList
-        """The last module of each level of the pyramid; there are none where the network has no pyramid."""
-        return [self.network.get_submodule(module) for module in self.modules_of_levels]
+        """The last module of each level of the pyramid; of a plain transformer the last but one block; of others none.
+
+        The last block of a plain transformer is of no use to class activation maps: a classifier that reads the class token has no
+        gradient at the others.
+        """
+        names = [self.tokens_of] if self.tokens_of else self.modules_of_levels
+        return [self.network.get_submodule(module) for module in names]
 
     @property
     def stochastic_depth(self) -> bool:
@@ -170,6 +176,10 @@ class TimmBackbone(Backbone):
         return self.stages[index]
 
     def cam_map(self, output: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if self.tokens_of:  # B N C, class tokens and others first
+            stride = self.network.feature_info[-1]["reduction"]  # type: ignore[index, union-attr]  # a list
+            rows, columns = size[0] // stride, size[1] // stride
+            return output[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
         if output.dim() == 3:  # B N C
             side = math.isqrt(output.shape[1] * size[0] // size[1])
             return output.transpose(1, 2).unflatten(2, (side, -1))
@@ -297,6 +307,14 @@ def _first_conv(network: Any) -> str:
         if isinstance(getattr(network.get_submodule(name), "weight", None), nn.Parameter):
             return name
     return next(name for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def _block_before_last(network: Any) -> str:
+    """Name of the last but one block of a plain transformer, whose tokens are those of one grid; empty for other networks."""
+    infos: Any = network.feature_info if hasattr(network, "forward_intermediates") else ()
+    names = [info["module"] for info in infos if info["reduction"] == infos[0]["reduction"]]
+    plain = len(names) == len(infos) > 1 and all(hasattr(network.get_submodule(name), "attn") for name in names)
+    return names[-2] if plain else ""
 
 
 def _names(given: Any) -> tuple[str, ...]:

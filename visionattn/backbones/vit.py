@@ -183,7 +183,9 @@ class MixtureOfHeads(MultiHead):
         self.routed_heads = third if routed_heads is None else routed_heads
         if min(self.shared_heads, self.routed_heads) < 1 or self.shared_heads + self.routed_heads > num_heads:
             what = f"attn moh cannot share {self.shared_heads} and choose {self.routed_heads} of {num_heads} heads"
-            raise UserError("VA-M002", what, why="both are at least 1, and together at most num_heads", fix="for example 2 and 2 of 6 heads")
+            raise UserError(
+                "VA-M002", what, why="both are at least 1, and together at most num_heads", fix="for example 2 and 2 of 6 heads"
+            )
         self.router = nn.Linear(dim, num_heads + 2, bias=False)  # of shared heads, of the others, and of the two groups
         self.regularizer: torch.Tensor | None = None
 

@@ -213,9 +213,13 @@ def _methods(backbone: Any, layers: Sequence[Layer], asked: Sequence[str], conso
         "relevance": "" if attends and any(layer.positional for layer in layers) else "it has no attention among positions",
     }
     reasons |= {name: "" if len(backbone.stages) else "its layers have no map of positions" for name in CAMS}
+    usable = [method for method in METHODS if not reasons.get(method)]
+    if not usable:
+        why = "it records no attention, and its layers have no map of positions"
+        fix = "a family of this package, or a network of timm that is a pyramid or a plain vision transformer"
+        raise UserError("VA-C002", f"no method of explain applies to {type(backbone).__name__}", why=why, fix=fix)
     for name in asked:
         if reasons.get(name):
-            usable = [method for method in METHODS if not reasons.get(method)]
             what = f"--method: {name} does not apply to {type(backbone).__name__}"
             raise UserError("VA-C002", what, why=reasons[name], fix=f"--method {','.join(usable)}")
         if name in CAMS:

@@ -112,8 +112,9 @@ def test_a_run_starts_from_another(root: Path, volume_run: Path) -> None:
     ), "with the network of that run"
 
 
-def test_slices_with_their_neighbours(root: Path, tmp_path: Path) -> None:
-    more = ["model.name=eca_resnet18", "model.args={width: 8, depths: [1, 1, 1, 1]}", "model.head.args={max_channels: 16}"]
+@pytest.mark.parametrize(("name", "args"), [("eca_resnet18", "{width: 8, depths: [1, 1, 1, 1]}"), ("timm:test_byobnet", "{}")])
+def test_slices_with_their_neighbours(root: Path, tmp_path: Path, name: str, args: str) -> None:
+    more = [f"model.name={name}", f"model.args={args}", "model.head.args={max_channels: 16}"]
     result = train(root, tmp_path, *more, "model.img_size=32", "model.weights=none", "train.epochs=1", "augment.patches=3")
     inputs = [value.shape[1] for value in weights(result.run).values() if value.ndim == 4]
     assert 3 in inputs and 1 not in inputs, "a slice and one on each side"

@@ -105,7 +105,8 @@ class Network:
         weights = sha256_of(file) if from_file else "none" if not tag else f"{cfg.get('tag')} {cfg.get('sha256')}"
         text = json.dumps([VERSION, facts, settings.args, weights], sort_keys=True, default=str)
         above = Path(to_path(settings.cache)).expanduser() if settings.cache else cache_folder() / "features"
-        self.folder = above / f"{settings.backbone}-{blake2b(text.encode(), digest_size=8).hexdigest()}"
+        name = settings.backbone.replace(":", "-")  # of timm:NAME; no name of a folder on Windows has a colon
+        self.folder = above / f"{name}-{blake2b(text.encode(), digest_size=8).hexdigest()}"
 
     def describe(self, paths: Sequence[str]) -> np.ndarray:
         """Features `[N, features]` of patches, float32; as many are in memory as a step takes."""
