@@ -5,7 +5,7 @@ BIN := $(dir $(PYTHON))
 # The extra mmseg, and what it needs beside the packages of the first environment.
 MMSEG = onedl-mmengine==0.10.12 onedl-mmcv==2.3.6 onedl-mmsegmentation==1.4.2 addict yapf termcolor ftfy prettytable regex wcwidth
 
-.PHONY: install format check test test-fast test-zoo test-wheel test-lowest test-newest test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-gpu bench-tables docs gpu build clean
+.PHONY: install format check test test-fast test-zoo test-wheel test-lowest test-newest test-mmseg test-gpu soak fuzz bench bench-loop bench-data bench-kernels bench-models bench-compile bench-gpu bench-tables docs gpu build clean
 
 install:            ## environment with the test extras
 	python3 -m venv .venv
@@ -78,6 +78,9 @@ bench-kernels:      ## attention operations against the usual ways to write them
 
 bench-models:       ## models against timm, or on the operations as their authors write them
 	$(PYTHON) tools/bench_models.py --device cpu
+
+bench-compile:      ## CPU time in which torch.compile traces a model of each family
+	$(PYTHON) tools/compile_time.py
 
 bench-gpu: gpu      ## both of these on a GPU; exit code 1 if a goal is missed
 	$(PYTHON) tools/bench_kernels.py --device cuda; kernels=$$?; \

@@ -92,14 +92,28 @@ def operation(name: str) -> str:
     return table(head, lines) + "".join(f"\n{line}  " for line in exponents) + ("\n" if exponents else "") + facts(rows)
 
 
+def compilation(_: str) -> str:
+    """Compare what compilation of the families costs: dynamo's graph and time, and the time of the backend behind it."""
+    rows = load("compile")
+    if not rows:
+        return "Not measured yet.\n"
+    lines = []
+    for row in sorted(rows, key=lambda row: float(row["dynamo_s"]), reverse=True):
+        behind = "" if row["backend"] == "eager" else f"{digits(row['backend_s'])} ({row['backend']})"
+        lines.append([row["model"], row["mode"], row["nodes"], row["operations"], digits(row["dynamo_s"]), behind])
+    runs = dict.fromkeys(f"{row['device']}, torch {row['torch']}, timm {row['timm']}, threads {row['threads']}" for row in rows)
+    measured = "".join(f"Measured on {run}, CPU time.  \n" for run in runs)
+    return f"{table(['model', '', 'nodes', 'operations', 'dynamo, s', 'behind it, s'], lines)}\n{measured}"
+
+
 def load(name: str) -> list[dict[str, str]]:
     path = RESULTS / f"{name}.csv"
     return read(path) if path.is_file() else []
 
 
 def render(name: str) -> str:
-    """Render a table by name: operations-DEVICE, models-DEVICE, or the name of an operation."""
-    kinds: dict[str, Callable[[str], str]] = {"operations": operations, "models": models}
+    """Render a table by name: operations-DEVICE, models-DEVICE, compilation, or the name of an operation."""
+    kinds: dict[str, Callable[[str], str]] = {"operations": operations, "models": models, "compilation": compilation}
     kind, _, device = name.partition("-")
     return kinds[kind](device) if kind in kinds else operation(name)
 
