@@ -25,6 +25,14 @@ def test_links_of_the_readme() -> None:
             assert target.startswith("https://") or (ROOT / target).exists(), f"{page}: {target}"
 
 
+def test_counts_of_models() -> None:
+    """README.md and the first page give those of the table of families, which a tool writes."""
+    readme, first = ((ROOT / page).read_text() for page in ("README.md", "docs/index.md"))
+    counts = [int(count) for count in re.findall(r"^\| \*\*.*?\| (\d+): `", readme, re.MULTILINE)]
+    assert f" {sum(counts)} models" in readme.partition("\n##")[0]
+    assert f"[{len(counts)} families, {sum(counts)} models]" in first.partition("\n##")[0]
+
+
 def test_every_family_has_its_drawing() -> None:
     spec = importlib.util.spec_from_file_location("families", ROOT / "tools" / "families.py")
     assert spec is not None and spec.loader is not None
