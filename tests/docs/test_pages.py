@@ -23,6 +23,14 @@ def test_links_of_the_readme() -> None:
             assert target.startswith("https://") or (ROOT / target).exists(), f"{page}: {target}"
 
 
+def test_counts_of_models() -> None:
+    """README.md and the first page give those of the table of families, which a tool writes."""
+    readme, first = ((ROOT / page).read_text() for page in ("README.md", "docs/index.md"))
+    counts = [int(count) for count in re.findall(r"^\| \*\*.*?\| (\d+): `", readme, re.MULTILINE)]
+    assert f" {sum(counts)} models" in readme.partition("\n##")[0]
+    assert f"[{len(counts)} families, {sum(counts)} models]" in first.partition("\n##")[0]
+
+
 def test_every_family_has_its_drawing() -> None:
     with tool("families") as families:
         described = {entry.file for entry in families.DESCRIPTIONS.values()}
