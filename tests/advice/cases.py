@@ -2200,6 +2200,15 @@ EXPORT = [
         (instead("--out model.pt", "--out model.safetensors"),),
         with_run=True,
     ),
+    Case(
+        "jobs/export.py",
+        "export runs/flowers/001 --format pt2",
+        "VA-R007",
+        "--format safetensors",
+        (instead("--format pt2", "--format safetensors"),),
+        with_run=True,
+        patch=lambda monkeypatch: monkeypatch.setattr("visionattn.jobs.export.OLDEST_TORCH", "99"),
+    ),
 ]
 
 

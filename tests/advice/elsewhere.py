@@ -111,7 +111,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
     "jobs/check.py": {"--strict": FACT},
     "jobs/choices.py": {"data.": FACT},
     "jobs/evaluate.py": {"--split": "folds: tests/cli/test_folds.py"},
-    "jobs/export.py": {"--format": "of a model above 1.5 GiB", "--quantize": "takes long: tests/cli/test_export.py"},
+    "jobs/export.py": {"--quantize": "takes long: tests/cli/test_export.py"},
     "jobs/folds.py": {
         "visionattn train --folds 5 --processes": "of a launch by torchrun: tests/cli/test_folds.py makes the fault, and trains so",
         "visionattn train --folds has made: runs/<name>/<nnn>": FACT,

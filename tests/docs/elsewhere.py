@@ -12,7 +12,8 @@ PYTHON = {
     "docs/bags.md": {"import visionattn as va": "trains on bags: tests/jobs/test_bags.py"},
     "docs/export.md": {
         "import json, onnxruntime": "needs an exported file: tests/cli/test_export.py reads one in the same way",
-        "import coremltools": "needs macOS",
+        "import coremltools": "needs coremltools, which no extra brings",
+        "import torch\n\nprogram": "needs a compiler and most of a minute",
     },
     "docs/hub.md": {"import visionattn": HUB},
     "docs/segmentation.md": {"from visionattn.models import segmenter_from_file": DOWNLOAD},

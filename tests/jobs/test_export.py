@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import visionattn as va
 from tests.tiny import TINY
@@ -306,3 +307,21 @@ def test_a_graph_that_computes_something_else_is_refused(monkeypatch: pytest.Mon
     checks = job._checks(model, lambda image: model(image) * (1 + 1e-5), 3, Sizes((8, 9), 1, 8), (1, 3), job.Console(quiet=True))
     assert [(check.batch, check.size) for check in checks] == [(1, (8, 9)), (3, (8, 9)), (1, (8, 10)), (3, (8, 10))]
     assert all(0 < check.difference < 1e-4 for check in checks)
+
+
+@pytest.mark.parametrize("version", ["2.7.0", "2.7.1+cpu"])
+def test_a_torch_that_is_too_old_is_named_first(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    for format in ("onnx", "pt2"):
+        with pytest.raises(UserError) as caught:
+            job.export("no/such/run", format=format)
+        assert caught.value.code == "VA-R007" and version in caught.value.what
+    with pytest.raises(UserError) as caught:
+        job.export("no/such/run", format="safetensors")
+    assert caught.value.code != "VA-R007"
+
+
+@pytest.mark.parametrize("version", ["2.8.0", "2.14.1+cu130", "3.0.0"])
+def test_a_newer_torch_is_not_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    job._require_torch("onnx")

@@ -25,6 +25,8 @@ from visionattn.tasks import CHANGEABLE, change_config, name_plugins
 
 FORMATS = ("onnx", "pt2", "safetensors")
 TOLERANCE = 1e-4  # of the largest output
+OLDEST_TORCH = "2.8"  # torch.export of 2.7 stops at an open number of images
+TRIED_TORCH = "2.14"
 
 _LARGEST = 3 * 2**29  # bytes of weights; a file of ONNX cannot hold 2 GiB
 
@@ -91,9 +93,10 @@ def export(
 
     Raises:
         UserError: VA-C002, a wrong argument, or a model that is not exported; VA-M005, a graph that cannot be exported, or that computes
-            something else; VA-R004, VA-R007, the file cannot be written, or an extra is missing; as `load_model`.
+            something else; VA-R004, VA-R007, the file cannot be written, an extra is missing, or torch is too old; as `load_model`.
     """
     _require_arguments(format, dynamic, verify, quantize)
+    _require_torch(format)
     console = console or Console(quiet=True)
     if format == "onnx":
         require_onnx()
@@ -135,6 +138,19 @@ def _require_arguments(format: str, dynamic: Collection[str], verify: Sequence[i
         raise UserError("VA-C002", f"--verify: expected numbers of images from 1, got {','.join(map(str, verify))}", fix="--verify 1,3,8")
     if quantize not in (None, "int8") or (quantize and format != "onnx"):
         raise UserError("VA-C002", f'--quantize: expected int8, of an ONNX file, got "{quantize}" as {format}', fix="--quantize int8")
+
+
+def _require_torch(format: str) -> None:
+    """Check that this torch exports a graph for any number of images.
+
+    Raises:
+        UserError: VA-R007.
+    """
+    if format != "safetensors" and torch.__version__ < OLDEST_TORCH:
+        what = f"export to {format} needs a newer torch than {torch.__version__}"
+        why = f"torch.export before {OLDEST_TORCH} stops at an open number of images"
+        fix = f'pip install "torch>={TRIED_TORCH}" torchvision, or --format safetensors'
+        raise UserError("VA-R007", what, why=why, fix=fix)
 
 
 def _place(source: str, loaded: LoadedModel, format: str, quantize: str | None, out: str | Path | None) -> Path:
