@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -35,12 +35,6 @@ def smallest() -> list[str]:
     return sorted(name for _, name in found.values())
 
 
-def seconds() -> float:
-    """CPU time of this process and of those that it waited for, such as compilers."""
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
-
-
 def compile_model(name: str, train: bool, backend: str) -> Row:
     """Compile one model in this process: parts of the first call that the second does not have, and nodes of dynamo's graph."""
     torch.manual_seed(0)
@@ -48,7 +42,7 @@ def compile_model(name: str, train: bool, backend: str) -> Row:
     found: Row = {"model": name, "mode": "train" if train else "infer"}
 
     def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-        found["dynamo_s"] = seconds() - started
+        found["dynamo_s"] = process_time() - started
         found["nodes"] = len(graph.graph.nodes)
         found["operations"] = sum(node.op not in ("placeholder", "output") for node in graph.graph.nodes)  # others are weights
         compiled: Callable[..., Any] = torch._dynamo.lookup_backend(backend)(graph, inputs)
@@ -57,14 +51,14 @@ def compile_model(name: str, train: bool, backend: str) -> Row:
     compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=keep)
 
     def call() -> float:
-        began = seconds()
+        began = process_time()
         with torch.set_grad_enabled(train):
             out = compiled(image)
             if train and backend != "eager":  # the backward graph
                 out.sum().backward()
-        return seconds() - began
+        return process_time() - began
 
-    started = seconds()
+    started = process_time()
     first = call()
     found["backend_s"] = first - found["dynamo_s"] - call() if backend != "eager" else 0.0
     return found
@@ -77,14 +71,12 @@ def main() -> int:
     parser.add_argument(
         "--backend",
         default="eager",
-        choices=("eager", "aot_eager_decomp_partition", "inductor"),
-        help="what takes dynamo's graph: nothing, AOTAutograd alone, or all of inductor, which needs a C++ compiler (default %(default)s)",
+        choices=("eager", "aot_eager_decomp_partition"),
+        help="what takes dynamo's graph: nothing, or AOTAutograd as before inductor (default %(default)s)",
     )
     parser.add_argument("--csv", type=Path, default=RESULTS / "compile.csv", metavar="PATH", help="result file (default %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool, whose processes end later
-    torch.compiler.config.force_disable_caches = args.backend == "inductor"
 
     rows: list[Row] = []
     # Forked, so that imports and the list of models do not count.
