@@ -1230,11 +1230,11 @@ RUNS = [
     ),
     Case(
         "jobs/train.py",
-        f"train --data flowers plugins=[my_module.py] {TINY} train.steps=1",
+        f"train --data flowers plugins=[mine_too.py] {TINY} train.steps=1",
         "",
-        "next:  visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/my_module.py\"]'\n",
-        (run("visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/my_module.py\"]'"),),
-        lambda folder: (flowers(folder), module("")(folder)),
+        "next:  visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/mine_too.py\"]'\n",
+        (run("visionattn eval runs/flowers-eca_resnet18/001 'plugins=[\"HERE/mine_too.py\"]'"),),
+        lambda folder: (flowers(folder), (folder / "mine_too.py").write_text("")),
     ),
     Case(
         "cli/main.py",
