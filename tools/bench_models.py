@@ -7,7 +7,9 @@ import gc
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from unittest.mock import patch
 
+import opponents
 import timm
 import torch
 import torch.nn.functional as F
@@ -15,12 +17,24 @@ from measure import Row, add_common, clock, csv_path, device_of, finish, paired,
 from torch import Tensor, nn
 
 import visionattn as va
+from visionattn.backbones.litv2 import HiLoAttention
+from visionattn.kernels import strided
 from visionattn.kernels.dispatch import use_backend
 from visionattn.models.speed import interleave, machine, milliseconds
 
 THEIRS = {"swin_tiny": "swin_tiny_patch4_window7_224", "swin_small": "swin_small_patch4_window7_224", "davit_tiny": "davit_tiny"}
 # For these, the definitions of our operations are written as in the authors' public code.
-UPSTREAM = {"dinat_tiny": "gather", "biformer_tiny": "gather", "van_b1": "native convolution", "transnext_tiny": "unfold"}
+UPSTREAM = {
+    "dinat_tiny": "gather",
+    "biformer_tiny": "gather",
+    "van_b1": "native convolution",
+    "transnext_tiny": "unfold",
+    "overlock_xtiny": "gather",
+    "crossformer_tiny": "pad and permute",
+    **dict.fromkeys(
+        ("rmt_tiny", "ravlt_tiny", "agent_pvt_tiny", "inline_pvt_tiny", "litv2_small", "sgformer_small"), "step by step"
+    ),  # CAS-ViT and SG-Former's reallocation of tokens have no operation of ours
+}
 MODELS = [name for name in (*THEIRS, *UPSTREAM) if name != "swin_small"]  # by default
 GOAL = 0.97  # unless another is given
 TRAINING_GOALS = {
@@ -32,15 +46,25 @@ TRAINING_TOLERANCE = 1e-3  # AdamW's first step uses only the gradient's sign, w
 
 
 class Upstream(nn.Module):
-    """Run our model with the definitions of its operations."""
+    """Run our model with the definitions of its operations, or with the authors' form where the definition takes further steps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        for module in model.modules():
+            if isinstance(module, HiLoAttention) and module.window_size == 2:
+                module.forward = partial(opponents.official_hilo, module)  # type: ignore[method-assign]
 
     def forward(self, image: Tensor) -> Tensor:
-        with use_backend("reference"):
+        with use_backend("reference"), patch.object(strided.reference, "strided_attention", square_groups):
             return self.model(image)
+
+
+def square_groups(
+    q: Tensor, k: Tensor, v: Tensor, *, group_size: tuple[int, int], interval: tuple[int, int], bias: Tensor, scale: float
+) -> Tensor:
+    """CrossFormer's form, which masks padding only where there is any."""
+    return opponents.permuted_groups(q, k, v, bias, group_size[0], interval[0])
 
 
 def build_pair(name: str, device: torch.device) -> tuple[nn.Module, nn.Module, Mapping[str, Tensor]]:

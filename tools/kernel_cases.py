@@ -75,6 +75,7 @@ GOALS = [
     ("cpu", "decayed", "*", "step by step", "fp32", "[it]*", 0.97),
     ("cpu", "linear", "*", "step by step", "fp32", "[it]*", 0.97),
     ("cpu", "agent", "*", "step by step", "fp32", "[it]*", 0.97),
+    ("cpu", "inline", "*", "step by step", "fp32", "[it]*", 0.97),
     ("cpu", "hilo", "*", "official", "fp32", "[it]*", 0.97),
     ("cpu", "channel", "*", "official", "fp32", "*", 0.97),
     ("cpu", "depthwise", "*", "native", "fp32", "infer", 3.0),

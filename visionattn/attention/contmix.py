@@ -52,6 +52,16 @@ def merge_branches(tensors: Mapping[str, torch.Tensor], kernel_size: int) -> tup
     return weight.to(like.dtype), bias.to(like.dtype)
 
 
+def convolve_within(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:  # B C H W
+    """Apply a depthwise convolution that keeps the size, without the taps that lie outside a small map for each of its positions."""
+    half, dilation = conv.kernel_size[0] // 2, conv.dilation[0]
+    rows, cols = (min(half, (side - 1) // dilation) for side in x.shape[2:])
+    if (rows, cols) == (half, half) or torch.compiler.is_compiling():  # a traced graph may have no fixed size
+        return conv(x)  # type: ignore[no-any-return]
+    weight = conv.weight[:, :, half - rows : half + rows + 1, half - cols : half + cols + 1]
+    return F.conv2d(x, weight, conv.bias, padding=(rows * dilation, cols * dilation), dilation=dilation, groups=conv.groups)
+
+
 class DilatedReparam(nn.Module):
     """Depthwise convolution of a large kernel, trained as a sum of it and of dilated convolutions, each with a batch norm.
 
@@ -74,13 +84,13 @@ class DilatedReparam(nn.Module):
             self.add_module(f"dil_bn_k{size}_{dilation}", nn.BatchNorm2d(dim))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B C H W
-        y = self.lk_origin(x)
+        y = convolve_within(self.lk_origin, x)
         if not self.deploy:
             y = self.origin_bn(y)
             for size, dilation in BRANCHES[self.kernel_size]:
                 conv, norm = (self.get_submodule(f"dil_{part}_k{size}_{dilation}") for part in ("conv", "bn"))
-                y = y + norm(conv(x))
-        return y  # type: ignore[no-any-return]
+                y = y + norm(convolve_within(conv, x))
+        return y
 
     def reparameterize(self) -> None:
         """Replace the convolutions and their norms, with the statistics that evaluation uses, by one convolution with a bias."""
