@@ -106,10 +106,10 @@ def speed_table(names: list[str]) -> str:
         rows = [row for row in csv.DictReader(file) if row["model"] in names and row["precision"] == "fp32"]
     if not rows:
         return ""
-    lines = ["| model | | ms, 8 images | against | theirs / ours |", "|---|---|---:|---|---:|"]
+    lines = ["| model | | images | ms | against | theirs / ours |", "|---|---|---:|---:|---|---:|"]
     for row in rows:
         mode = {"infer": "inference", "train": "training step"}[row["mode"]]
-        lines.append(f"| `{row['model']}` | {mode} | {float(row['ours_ms']):.0f} | {row['opponent']} | {float(row['theirs/ours']):.2f} |")
+        lines.append(f"| `{row['model']}` | {mode} | {row['batch']} | {float(row['ours_ms']):.0f} | {row['opponent']} | {float(row['theirs/ours']):.2f} |")
     device = f"{rows[0]['device']}, torch {rows[0]['torch']}, one thread, float32, 224 px."
     return "\n".join([*lines, "", f"{device} What is compared, and how: [speed](../speed.md#models)."])
 

@@ -89,7 +89,7 @@ class DilatedReparam(nn.Module):
             y = self.origin_bn(y)
             for size, dilation in BRANCHES[self.kernel_size]:
                 conv, norm = (self.get_submodule(f"dil_{part}_k{size}_{dilation}") for part in ("conv", "bn"))
-                y = y + norm(convolve_within(conv, x))
+                y = y + norm(convolve_within(conv, x))  # type: ignore[arg-type]
         return y
 
     def reparameterize(self) -> None:
