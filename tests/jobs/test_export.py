@@ -225,7 +225,7 @@ def test_attention_modules_that_were_not_tried_leave_one_size() -> None:
     small: dict[str, Any] = {"depths": (1, 1, 1, 1), "width": 8}
     assert va.create_model("resnet18", **small, attn="se").export_sizes(SIZE) == Sizes(SIZE, 1, 33)
     assert va.create_model("resnet18", **small, attn="contmix").export_sizes(SIZE) == Sizes(SIZE)  # it enlarges maps below its kernel
-    head = {"skip": "none", "bottleneck": "contmix"}
+    head: dict[str, Any] = {"skip": "none", "bottleneck": "contmix"}
     assert va.create_segmenter("resnet18", "unet", 2, backbone_args=small, **head).export_sizes(SIZE) == Sizes(SIZE)
 
 
