@@ -226,7 +226,7 @@ def test_attention_modules_that_were_not_tried_leave_one_size() -> None:
     small: dict[str, Any] = {"depths": (1, 1, 1, 1), "width": 8}
     assert va.create_model("resnet18", **small, attn="se").export_sizes(SIZE) == Sizes(SIZE, 1, 33)
     assert va.create_model("resnet18", **small, attn="contmix").export_sizes(SIZE) == Sizes(SIZE)  # it enlarges maps below its kernel
-    head = {"skip": "none", "bottleneck": "contmix"}
+    head: dict[str, Any] = {"skip": "none", "bottleneck": "contmix"}
     assert va.create_segmenter("resnet18", "unet", 2, backbone_args=small, **head).export_sizes(SIZE) == Sizes(SIZE)
 
 
@@ -245,6 +245,7 @@ def test_the_least_size_is_that_of_the_stage_that_needs_the_largest_image() -> N
         return va.create_model(name, **arguments).export_sizes((512, 512)).least  # type: ignore[no-any-return]
 
     assert least("transnext_micro", **tiny) == 61  # 16 positions of the first stage, pooled to 2
+    assert least("transnext_micro", **tiny, position_mode="interpolation") == 0  # not tried
     assert least("biformer_tiny", **tiny) == 113 and least("biformer_tiny", **tiny, n_win=8) == 129  # 8 or 9 positions of the third
     assert least("swinv2_tiny_window8", **tiny) == 257 and least("litv2_small", **tiny) == 33
     agents = {**tiny, "depths": (2, 2, 2, 2), "window_size": 7}

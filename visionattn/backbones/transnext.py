@@ -338,6 +338,8 @@ class TransNeXt(Backbone):
         self.pretrain_size = to_2tuple(img_size if pretrain_size is None else pretrain_size)
         self.position_mode = position_mode
         self.least_sides = tuple(2 * ratio - 1 for ratio in sr_ratios)  # smaller maps are pooled to one position
+        if position_mode == "interpolation":
+            self.size_step = 0  # graphs of open size were not tried
         self.stages = nn.ModuleList()
         for index, rates in enumerate(drop_path_rates(drop_path_rate, depths)):
             embed = PatchEmbed(dims[index - 1], dims[index], 3, 2) if index else PatchEmbed(in_chans, embed_dim, 7, 4)
