@@ -51,6 +51,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return train(folder, noise(folder / "data", {"train": 4, "val": 2}), request.param)
 
 
+@pytest.mark.slow
 def test_an_exported_file_predicts_as_the_run(run: Trained, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
