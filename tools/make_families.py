@@ -108,10 +108,8 @@ def speed_table(names: list[str]) -> str:
         return ""
     lines = ["| model | | images | ms | against | theirs / ours |", "|---|---|---:|---:|---|---:|"]
     for row in rows:
-        mode = {"infer": "inference", "train": "training step"}[row["mode"]]
-        lines.append(
-            f"| `{row['model']}` | {mode} | {row['batch']} | {float(row['ours_ms']):.0f} | {row['opponent']} | {float(row['theirs/ours']):.2f} |"
-        )
+        mode, times = {"infer": "inference", "train": "training step"}[row["mode"]], float(row["theirs/ours"])
+        lines.append(f"| `{row['model']}` | {mode} | {row['batch']} | {float(row['ours_ms']):.0f} | {row['opponent']} | {times:.2f} |")
     device = f"{rows[0]['device']}, torch {rows[0]['torch']}, one thread, float32, 224 px."
     return "\n".join([*lines, "", f"{device} What is compared, and how: [speed](../speed.md#models)."])
 
