@@ -144,7 +144,7 @@ NOT_FOLLOWED: dict[str, dict[str, str]] = {
         "checkpoint_path=FILE": "in Python: tests/models/test_weights.py",
         "model.weights=FILE": "followed in another case, of runs/checkpoint.py",
     },
-    "report/page.py": {"plugins=": "of a run with code of one's own: tests/examples/test_examples.py"},
+    "names.py": {"plugins=": "of a run with code of one's own: tests/examples/test_examples.py, and a case of jobs/train.py"},
     "report/verdicts.py": {
         "visionattn train --resume RUN": "of a run that did not end: tests/cli/test_resume.py",
         "visionattn train --resume RUN train.epochs=": "of a run that ended early: tests/cli/test_resume.py",
