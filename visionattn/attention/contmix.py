@@ -88,8 +88,8 @@ class DilatedReparam(nn.Module):
         if not self.deploy:
             y = self.origin_bn(y)
             for size, dilation in BRANCHES[self.kernel_size]:
-                conv, norm = (self.get_submodule(f"dil_{part}_k{size}_{dilation}") for part in ("conv", "bn"))
-                y = y + norm(convolve_within(conv, x))  # type: ignore[arg-type]
+                conv, norm = (getattr(self, f"dil_{part}_k{size}_{dilation}") for part in ("conv", "bn"))
+                y = y + norm(convolve_within(conv, x))
         return y
 
     def reparameterize(self) -> None:
