@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import combinations
 from typing import Any
@@ -253,6 +254,19 @@ def test_networks_of_each_kind(attn: str) -> None:
     graph = torch.export.export(model, (image,)).module()
     assert torch.allclose(graph(image), wanted, atol=1e-5)
     assert (model.bfloat16()(image.bfloat16()).float() - wanted).abs().max() < 0.05 * wanted.abs().max().clamp_min(0.1)
+
+
+@pytest.mark.parametrize("attn", ["moh", "tap"])
+def test_checkpointing_has_the_same_gradients_and_leaves_nothing_that_cannot_be_copied(attn: str) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = va.create_model(f"vit_small_{attn}", num_classes=3, depths=(1, 1), embed_dim=24, num_heads=3).train()
+        model.set_grad_checkpointing(checkpointing)
+        (model(torch.randn(2, 3, 48, 48)).square().mean() + mean_regularizer(model)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        assert mean_regularizer(copy.deepcopy(model)) == 0.0
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_positions_tell_patches_apart() -> None:

@@ -39,6 +39,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -123,7 +124,13 @@ def soft_attention(q: torch.Tensor, v: torch.Tensor, size: tuple[int, int]) -> t
 
 
 class MultiHead(nn.Module):
-    """Multi-head attention of one kind among all positions."""
+    """Multi-head attention of one kind among all positions.
+
+    Attributes:
+        regularizer: a loss of the last call in training, of the kinds that have one.
+    """
+
+    regularizer: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -146,6 +153,10 @@ class MultiHead(nn.Module):
     def merge(self, heads: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Project what the heads found, `[B, heads, N, d]`, to a map like `x`."""
         return self.proj(heads.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied: not the loss, which activation checkpointing computes again after it was used; its graph has no copy."""
+        return {**self.__dict__, "regularizer": None}
 
 
 class SoftmaxFree(nn.Module):
@@ -187,7 +198,6 @@ class MixtureOfHeads(MultiHead):
                 "VA-M002", what, why="both are at least 1, and together at most num_heads", fix="for example 2 and 2 of 6 heads"
             )
         self.router = nn.Linear(dim, num_heads + 2, bias=False)  # of shared heads, of the others, and of the two groups
-        self.regularizer: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         weights, balance = self.route(x.flatten(1, 2))
@@ -229,7 +239,6 @@ class TokenAware(MultiHead):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
         self.tap = TAP(dim)
-        self.regularizer: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C
         q, k, v = self.split(self.tap(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
