@@ -94,7 +94,7 @@ def show() -> None:
     rows = read_rows()
     lines = []
     for family in dict.fromkeys(row["family"] for row in rows):
-        mine = [row for row in rows if row["family"] == family]
+        mine = sorted((row for row in rows if row["family"] == family), key=lambda row: int(row["seed"]))
         scores = [float(row["test_top1"]) for row in mine]
         lines.append((family, int(mine[0]["params"]) / 1e6, mean(float(row["cpu_s"]) for row in mine) / 60, scores))
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
@@ -105,6 +105,7 @@ def show() -> None:
         axes.scatter(minutes, mean(scores), color="#1f5c99", s=24, zorder=2)
         axes.annotate(family, (minutes, mean(scores)), xytext=(5, 3), textcoords="offset points", fontsize=9)
     axes.set(xlabel="CPU minutes of a training", ylabel="test top-1, %")
+    axes.margins(x=0.12)  # room for the last name
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(RESULTS.parent / "comparison.png", dpi=110)

@@ -189,7 +189,8 @@ def overview() -> str:
                 "**Which one?** On a CPU, or with a few hundred images: ECA-ResNet. With weights to start from: DaViT, the default, "
                 "or Swin, which has the most. For masks: DiNAT or Swin with UPerNet, whose weights are published for most sizes. For "
                 "large images: VAN. Then measure: `visionattn models compare davit_tiny swin_tiny van_b2` times them on your "
-                "machine, and a run with each on your images decides. Figures of our own runs: [results](../results.md).",
+                "machine, and a run with each on your images decides. Figures of our own runs: "
+                "[families under one budget](../comparison.md), [results](../results.md).",
                 "The networks of timm come along in Python, see [timm](../timm.md). Heads for masks: "
                 "[segmentation](../segmentation.md#heads).",
             ]
