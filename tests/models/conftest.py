@@ -1,4 +1,4 @@
-"""What tests of whole networks share."""
+"""Fixtures for tests of whole networks."""
 
 from __future__ import annotations
 

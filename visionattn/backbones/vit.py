@@ -25,7 +25,7 @@ Differences from the papers:
   of the paper's equation; the constants that the code adds to every sum, and its bounds, are left out, since no sum can be 0.
 * Landmarks of "soft" are averages of 7 x 7 bins of the queries, without the authors' learned convolution. Newton's iteration begins with
   `A / |A|^2`, half of the paper's first step, with which it converges for every kernel; the authors' code (fudan-zvg/SOFT, commit d3febc3,
-  MIT) adds 0.01 to the diagonal instead. It also adds a convolution of the values, which is no part of the attention.
+  MIT) adds 0.01 to the diagonal instead. Its convolution of the values, added to the output, is left out.
 * The weights of heads in "moh" are those of the paper times 2 and the number of shared heads, or of the others, so that they begin near
   the 1 of multi-head attention. The loss has the authors' factor (SkyworkAI/MoH, commit 2cefd57, Apache-2.0), the number of heads to
   choose from.
@@ -155,7 +155,7 @@ class MultiHead(nn.Module):
         return self.proj(heads.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied: not the loss, which activation checkpointing computes again after it was used; its graph has no copy."""
+        """Leave the regularizer out of copies: checkpointing sets it again in the backward pass, and a graph cannot be copied."""
         return {**self.__dict__, "regularizer": None}
 
 

@@ -1,4 +1,4 @@
-"""A model that answers about images which are given to it, one after another."""
+"""A loaded model that answers requests about images, one at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST = 32  # times the shorter side: preprocessing enlarges the shorter side 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """Limits on requests.
 
     Attributes:
         bytes: of an upload.
@@ -80,7 +80,7 @@ class Service:
             content: that of the file.
 
         Raises:
-            UnreadableFile: it is no image, damaged, or above a limit.
+            UnreadableFile: not an image, damaged, or above a limit.
             UserError: VA-M004, a size that an exported network does not take.
         """
         self._require_small(content)
@@ -93,7 +93,7 @@ class Service:
             return task.presenter(config, self.loaded.target, topk)(self.predictor(batch), batch)
 
     def explain(self, content: bytes, class_name: str | None) -> tuple[dict[str, str], bytes]:
-        """What the model looked at: facts, and a picture as PNG.
+        """Explain an image: facts, and a picture as PNG.
 
         Raises:
             UnreadableFile: as `predict`.
