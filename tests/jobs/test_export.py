@@ -76,6 +76,9 @@ LONG_PROGRAMS = (
 )
 SIZE = (64, 96)
 LARGE = {"OverLoCK": (208, 224)}  # whose least size is larger
+# SG-Former sorts tokens by a score. Where two nearly tie, the model itself is 1.4e-5 off in float32 of what it computes in float64, and the
+# file 4e-7; so of it what export promises of every file is required.
+LIMIT = {"SGFormer": 1e-4}
 
 
 def cut(family: str, **arguments: Any) -> Any:
@@ -132,10 +135,10 @@ def stated(model: Any, size: tuple[int, int] = SIZE) -> list[Sizes]:
     return [sizes] if sizes.step else [sizes, model.export_sizes((96, 64))]
 
 
-def require_what_it_states(model: Any, folder: Path, size: tuple[int, int] = SIZE) -> None:
+def require_what_it_states(model: Any, folder: Path, size: tuple[int, int] = SIZE, limit: float = 1e-5) -> None:
     for sizes in stated(model, size):
         network = written(model, sizes, folder)
-        assert difference(model, network, cases_of(sizes)) < 1e-5
+        assert difference(model, network, cases_of(sizes)) < limit
         with pytest.raises(UserError) as caught:
             network(torch.zeros(1, 3, sizes.least - 1 if sizes.step else 65, 96))
         assert caught.value.code == "VA-M004" and sizes.text() in caught.value.what
@@ -159,7 +162,7 @@ def test_a_convolutional_a_window_and_a_neighborhood_family_as_onnx(family: str,
 @pytest.mark.zoo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_as_onnx(family: str, tmp_path: Path) -> None:
-    require_what_it_states(cut(family), tmp_path, LARGE.get(family, SIZE))
+    require_what_it_states(cut(family), tmp_path, LARGE.get(family, SIZE), LIMIT.get(family, 1e-5))
 
 
 class Pyramid(nn.Module):
