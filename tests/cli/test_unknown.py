@@ -44,6 +44,8 @@ MISTAKES = {
     "eval RUN --batch 8 --num-workers 2": "eval RUN --batch-size 8 data.workers=2",
     "predict --weights RUN --data photos --save-dir out": "predict RUN --source photos --out out",
     "predict RUN photos --conf 0.7": "predict RUN photos --threshold 0.7",
+    "export RUN --output model.onnx": "export RUN --out model.onnx",
+    "export --model RUN -o model.onnx --imgsz 96": "export RUN --out model.onnx",
     "features --model RUN --data photos --output out": "features RUN photos --out out",
     "neighbors RUN --image one.png --topk 3": "neighbors RUN one.png --k 3",
     "data check --data flowers --seed 3": "data check flowers seed=3",

@@ -121,18 +121,17 @@ _OWN: dict[str, dict[str, str]] = {
         **_SAMPLES,
         **_MODELS,
         **dict.fromkeys(("data", "dataset", "images", "image", "img", "input", "path"), "--source"),
-        **dict.fromkeys(("output", "output-dir", "project", "save-dir", "work-dir"), "--out"),
         "top-k": "--topk",
         **dict.fromkeys(("conf", "confidence", "confidence-threshold", "thres", "thresh", "thresholds"), "--threshold"),
     },
     "explain": {
         **_MODELS,
         **dict.fromkeys(("img", "input", "path", "source"), "--image"),
-        **dict.fromkeys(("output", "output-dir", "save-dir"), "--out"),
         **dict.fromkeys(("class-name", "target-class"), "--class"),
         **dict.fromkeys(("point", "xy"), "--query"),
         "stage": "--layer",
     },
+    "export": _MODELS,
     "serve": {
         **_MODELS,
         **dict.fromkeys(("address", "bind", "ip", "server-name"), "--host"),
@@ -145,18 +144,20 @@ _OWN: dict[str, dict[str, str]] = {
         **dict.fromkeys(("iterations", "repeat", "repeats", "runs"), "--rounds"),
         **dict.fromkeys(("model", "models"), ""),
     },
-    "features": {**_SAMPLES, **_MODELS, **dict.fromkeys(("data", "source", "images", "input"), ""), "output": "--out"},
+    "features": {**_SAMPLES, **_MODELS, **dict.fromkeys(("data", "source", "images", "input"), "")},
     "neighbors": {
         **_SAMPLES,
         **_MODELS,
         **dict.fromkeys(("image", "images", "query", "source"), ""),
         **dict.fromkeys(("n-neighbors", "topk", "top-k"), "--k"),
-        "output": "--out",
     },
     "data check": {"data": "", "root": "", "source": ""},
-    "data preview": {"data": "", "root": "", "source": "", "output": "--out"},
+    "data preview": {"data": "", "root": "", "source": ""},
 }
 
+
+# `--out` of every command that has it, by what other programs call it.
+_OUT = ("o", "output", "output-dir", "output-file", "project", "save-dir", "work-dir")
 
 # What the data decide on.
 _FOLLOWS = {"nc", "num-class", "num-classes", "n-classes"}
@@ -245,6 +246,8 @@ def _meaning(command: Any, path: str, bare: str) -> _Meaning | None:
         return _Meaning(f"--{bare}", "")
     if bare in _OWN.get(path, {}):
         return _Meaning(_OWN[path][bare], "")
+    if bare in _OUT and "--out" in options:
+        return _Meaning("--out", "")
     if not _takes_keys(command):
         return None
     key, _, value = _key_of(bare).partition("=")
@@ -254,7 +257,8 @@ def _meaning(command: Any, path: str, bare: str) -> _Meaning | None:
 
 def _names(command: Any, path: str) -> list[str]:
     """Everything that `_meaning` knows."""
-    names = [option.lstrip("-") for option in _options(command)] + list(_OWN.get(path, ()))
+    options = _options(command)
+    names = [*(option.lstrip("-") for option in options), *_OWN.get(path, ()), *(_OUT if "--out" in options else ())]
     if _takes_keys(command):
         names += [*_KEYS, *_OPTION_KEYS, *(key.rpartition(".")[2].replace("_", "-") for key in config_keys())]
     return names
@@ -317,7 +321,7 @@ def config_keys() -> list[str]:
 
 def _fixed(path: str, key: str) -> str:
     """What can change on a trained model, if the command uses one and the key cannot."""
-    if path not in ("eval", "predict", "features", "neighbors", "serve"):
+    if path not in ("eval", "predict", "explain", "export", "features", "neighbors", "serve"):
         return ""
     from visionattn.tasks import CHANGEABLE
 
