@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+import visionattn as va
+
 # Class of the family -> a registered name, and arguments that make it small.
 _PLAIN: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 2, 4, 8)}
 _WIDTHS: dict[str, Any] = {"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32)}
@@ -63,6 +65,53 @@ ZOO = {
     "ViT": "vit_small",
     "SGFormer": "sgformer_small",
 }
+
+# What makes a family smaller than in TINY, where it has every kind of attention all the same: two stages, of which the second block is
+# the shifted or dilated one, and tables of positions that are made for images of 64 x 96.
+CUT: dict[str, dict[str, Any]] = {
+    "AgentDeiT": {"agent_depth": 1, "img_size": (64, 96)},
+    "AgentPVT": {"img_size": (64, 96)},
+    "AgentSwin": {"depths": (1, 2), "agent_depths": (1, 0), "window_size": 3, "img_size": (64, 96)},
+    "BiFormer": {"topks": (4, None)},
+    "CASViT": {},
+    "ChAdaViT": {"img_size": (64, 96)},
+    "CrossFormer": {"depths": (1, 2), "group_sizes": (3, 2), "intervals": (2, 2)},
+    "DAEFormer": {},
+    "DaViT": {},
+    "DiNATS": {"dilations": ((1,), (2,)), "kernel_size": 3},
+    "InLinePVT": {"img_size": (64, 96)},
+    "InLineSwin": {"depths": (1, 2), "inline_depths": (1, 0), "window_size": 3, "img_size": (64, 96)},
+    "LITv2": {"num_heads": (3, 2), "window_sizes": (2, 1)},
+    "MedViTV2": {},
+    "NAT": {"dilations": ((1,), (2,)), "kernel_size": 3},
+    "NATIsotropic": {"dilations": 2, "kernel_size": 3},
+    "RAVLT": {"linear": (True, False)},
+    "RMT": {"decomposed": (True, False)},
+    "Swin": {"window_size": 3},
+    "SwinV2": {"depths": (1, 2), "window_size": 3, "pretrained_window_sizes": (3, 3)},
+    "TransNeXt": {"sr_ratios": (4, 1)},
+    "VAN": {"mlp_ratios": (2, 2)},
+    "ViTRPB": {"grid_size": 4},
+}
+
+
+def cut(family: str, **arguments: Any) -> Any:
+    """A small network of a family whose parameters all have an effect."""
+    name, given = TINY[family]
+    if family in CUT:
+        given = {**{key: value[:2] if isinstance(value, tuple) else value for key, value in given.items()}, **CUT[family]}
+    torch.manual_seed(0)
+    return lively(va.create_model(name, num_classes=3, **{**given, **arguments}))
+
+
+def lively(model: Any) -> Any:
+    """A model whose biases, norms and scales are not those of a new one, so that nothing of it has no effect."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.ndim < 2:
+            values = torch.randn(parameter.shape, generator=generator) * 0.2
+            parameter.data = values + 1 if name.endswith("weight") else values
+    return model.eval()
 
 
 def initialised(model: Any) -> Any:

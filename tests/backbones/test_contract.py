@@ -17,11 +17,30 @@ import torch
 from torch import nn
 
 import visionattn as va
-from tests.tiny import TINY, ZOO, initialised
+from tests.tiny import TINY, ZOO, cut, initialised
 from visionattn.backbones.registry import get_variant
 from visionattn.errors import ArgumentError, UserError
 
 NAMES = va.list_models()
+# Variants that differ from others of their family in numbers alone (width, size of the window or the image), tested by `make test-zoo`.
+LARGER = {
+    "davit_giant",
+    "davit_large_384",
+    "dinat_base",
+    "dinat_large",
+    "dinat_large_384",
+    "dinat_large_384_11x11",
+    "dinat_s_large_384",
+    "eca_resnet101",
+    "eca_resnet34",
+    "nat_base",
+    "swin_base_384",
+    "swinv2_base_window12",
+    "swinv2_base_window12to24",
+    "transnext_base_384",
+    "van_b5",
+    "van_b6",
+}
 
 
 def short(name: str) -> dict[str, Any]:
@@ -61,12 +80,14 @@ def cases() -> list[Any]:
         variant = get_variant(name)
         arguments = {**variant.args, **short(name)}
         same.setdefault(f"{variant.cls.__name__} {sorted(arguments.items())}", []).append(name)
+    assert {names[0] for names in same.values()} >= LARGER
     return [pytest.param(names[0], id="+".join(names), marks=marks(names)) for names in same.values()]
 
 
 def marks(names: list[str]) -> list[pytest.MarkDecorator]:
     first = ZOO.get(get_variant(names[0]).cls.__name__)
-    return [pytest.mark.slow, pytest.mark.zoo] if first is not None and first not in names else []
+    larger = names[0] in LARGER or (first is not None and first not in names)
+    return [pytest.mark.slow, pytest.mark.zoo] if larger else []
 
 
 @pytest.fixture(params=cases())
@@ -239,34 +260,46 @@ def test_state_dict_round_trip_and_parameter_names(name: str) -> None:
         assert torch.equal(other(image), model(image))
 
 
-FAMILIES = sorted(name for name, _ in TINY.values())
-
-
 # ELA's MobileNetV2 is that of ECA, with the gates of ELA's ResNet.
 COMPILED_IN_ZOO = {*ZOO, "ELAMobileNetV2"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.zoo] if get_variant(name).cls.__name__ in COMPILED_IN_ZOO else []) for name in FAMILIES]
+    "family",
+    [pytest.param(family, marks=[pytest.mark.slow, pytest.mark.zoo] if family in COMPILED_IN_ZOO else []) for family in sorted(TINY)],
 )
-def test_compile_and_export(name: str) -> None:
+def test_compile_and_export(family: str) -> None:
     torch._dynamo.reset()  # the families share code, and a function is compiled a limited number of times
-    cut = short(name)
-    if "depths" in cut:  # the second block is of another kind; tracing takes its time per block
-        cut["depths"] = tuple(min(depth, 2 if stage == 1 else 1) for stage, depth in enumerate(cut["depths"]))
-    torch.manual_seed(0)
-    model = va.create_model(name, **cut, num_classes=5).eval()
-    image = torch.randn(2, 3, 96, 64)
+    model = cut(family)
+    image = torch.randn(2, 3, 64, 96)
     batch = torch.export.Dim("batch", min=1, max=16)
     with torch.no_grad():
         exported = torch.export.export(model, (image,), dynamic_shapes=({0: batch},)).module()
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(model, fullgraph=True, backend="eager")  # that its operations can be lowered, the program shows
         for count in (2, 3):
-            image = torch.randn(count, 3, 96, 64)
+            image = torch.randn(count, 3, 64, 96)
             torch._dynamo.mark_dynamic(image, 0)  # compiled once, for any batch
             assert torch.allclose(exported(image), model(image), atol=1e-5)
             assert torch.allclose(compiled(image), model(image), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.zoo
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_a_compiled_network_trains(family: str) -> None:
+    torch._dynamo.reset()
+    model = cut(family).train()
+    image = torch.randn(2, 3, 64, 96)
+    results = []
+    for call in (model, torch.compile(model, fullgraph=True, backend="aot_eager")):
+        model.zero_grad()
+        call(image).square().mean().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, wanted in results[0].items():
+        found = results[1][name]
+        assert (found is None) == (wanted is None), name
+        if wanted is not None:
+            assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max() + 1e-7, name
 
 
 def test_wrong_names_and_arguments() -> None:
