@@ -64,9 +64,10 @@ def use_of(section: str) -> str:
         return "classes"
     if all(len(set(steps)) == 1 for steps in strides):
         return "classes; masks, from maps of one stride"
-    dilating = [cls.__name__ for cls in classes_of(section) if dilates(cls)]
-    which = "" if len(dilating) == len(classes_of(section)) else f" ({', '.join(dilating)})"
-    return "classes, masks" + (f", stride 8 and 16{which}" if dilating else "")
+    dilating = [name for name in models_of(section) if dilates(get_variant(name).cls)]
+    others = {len(set(facts[name]["strides"])) for name in models_of(section) if name not in dilating}
+    assert not dilating or others <= {1}, "the words below are not true of this family"
+    return "classes, masks" + (f", stride 8 and 16{' (not the isotropic models)' if others else ''}" if dilating else "")
 
 
 def docstring_parts(module: str) -> tuple[str, str]:
@@ -191,7 +192,7 @@ def overview() -> str:
                 "# All families",
                 NOTE,
                 "What each family is good for, and what a position of its maps is mixed with. All networks take images of any size "
-                "from 32 px up, load the files of their authors, and compute the same numbers. *Masks*: a pyramid of maps, for every "
+                "from 32 px up. Files that authors published load unchanged and give the same numbers. *Masks*: a pyramid of maps, for every "
                 "[head](../segmentation.md#heads). *Stride 8 and 16*: `output_stride` keeps maps fine by dilation "
                 "([timm](../timm.md)). Top-1: the best published figure on ImageNet-1k, in %, also of weights pretrained on "
                 "ImageNet-22k.",
