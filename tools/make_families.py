@@ -192,10 +192,10 @@ def overview() -> str:
                 "# All families",
                 NOTE,
                 "What each family is good for, and what a position of its maps is mixed with. All networks take images of any size "
-                "from 32 px up. Files that authors published load unchanged and give the same numbers. *Masks*: a pyramid of maps, for every "
-                "[head](../segmentation.md#heads). *Stride 8 and 16*: `output_stride` keeps maps fine by dilation "
-                "([timm](../timm.md)). Top-1: the best published figure on ImageNet-1k, in %, also of weights pretrained on "
-                "ImageNet-22k.",
+                "from 32 px up. Files that authors published load unchanged and give the same numbers. *Masks*: a pyramid of maps, for "
+                "every [head](../segmentation.md#heads). *Stride 8 and 16*: `output_stride` keeps maps fine by "
+                "dilation ([timm](../timm.md)). Top-1: the best published figure on ImageNet-1k, in %, also of weights pretrained "
+                "on ImageNet-22k.",
                 "\n".join(lines),
                 "**Which one?** On a CPU, or with a few hundred images: ECA-ResNet. With weights to start from: DaViT, the default, "
                 "or Swin, which has the most. For masks: DiNAT or Swin with UPerNet, whose weights are published for most sizes. For "

@@ -30,7 +30,8 @@ def explain(
     method: Annotated[
         str | None,
         typer.Option(
-            help="One or several of attention,routing,relevance,gradcam,gradcam++,hirescam,layercam,xgradcam,eigencam,scorecam.",
+            help="One or several, with commas: attention, routing, relevance, gradcam, gradcam++, hirescam, layercam, xgradcam, "
+            "eigencam, scorecam.",
             show_default="the first four",
         ),
     ] = None,
