@@ -63,10 +63,11 @@ def use_of(section: str) -> str:
     if all(classifies_only(cls) for cls in classes_of(section)):
         return "classes"
     if all(len(set(steps)) == 1 for steps in strides):
-        return "classes; masks from maps of one stride"
-    dilating = [cls.__name__ for cls in classes_of(section) if dilates(cls)]
-    which = "" if len(dilating) == len(classes_of(section)) else f" ({', '.join(dilating)})"
-    return "classes, masks" + (f", stride 8 and 16{which}" if dilating else "")
+        return "classes; masks, from maps of one stride"
+    dilating = [name for name in models_of(section) if dilates(get_variant(name).cls)]
+    others = {len(set(facts[name]["strides"])) for name in models_of(section) if name not in dilating}
+    assert not dilating or others <= {1}, "the words below are not true of this family"
+    return "classes, masks" + (f", stride 8 and 16{' (not the isotropic models)' if others else ''}" if dilating else "")
 
 
 def docstring_parts(module: str) -> tuple[str, str]:
@@ -118,12 +119,17 @@ def facts_list(section: str) -> str:
     facts, names = shipped_facts(), models_of(section)
     classes = classes_of(section)
     strides = " or ".join(dict.fromkeys("/".join(map(str, facts[name]["strides"])) for name in names))
-    exports = "any size from 33 px" if all(cls.size_step == 1 for cls in classes) else "[see there](../export.md#sizes)"
+    if not all(cls.size_step == 1 for cls in classes):
+        exports = f"[{'by model' if any(cls.size_step for cls in classes) else 'one size'}](../export.md#sizes)"
+    elif any("least_sides" in inspect.getsource(cls) for cls in classes):  # set in the constructor, which is not run here
+        exports = "[any size above a least one](../export.md#sizes)"
+    else:
+        exports = f"any size from {max(facts[name]['strides'][-1] for name in names) + 1} px"
     rows = {
         "Mixes a position with": description(section).mixes,
         "Strides of its maps": strides,
-        "For": use_of(section),
-        "Any input size": "from 32 px, also oblong",
+        "Its maps serve": use_of(section),
+        "Input size": "any from 32 px, not only squares",
         "Export": exports,
     }
     heads = sorted({f"`{record.name}`" for record in segmenter_records() if record.sources and record.model in names})
@@ -148,7 +154,7 @@ def page(section: str) -> str:
     if about.blocks:
         parts += [f"![{' and '.join(title for title, _ in about.blocks)}]({about.file}.svg)"]
     parts += [facts_list(section), "## Variants", variants_table(section)]
-    parts += ["Top-1 on ImageNet-1k in %, as published. Addresses, hashes and all licences: [weights](../zoo.md)."]
+    parts += ["Top-1 on ImageNet-1k in %, as published. Addresses, hashes and all licences: [weights](../zoo.md#models)."]
     parts += [about.more]
     weights = "" if any(source.fetchable for record in records_of(names[0]) for source in record.sources) else " model.weights=none"
     parts += ["## Use", f"```\nvisionattn models info {names[0]}\nvisionattn train --data flowers --model {names[0]}{weights}\n```"]
@@ -168,7 +174,10 @@ def page(section: str) -> str:
 def overview() -> str:
     """The table of all systems."""
     facts = shipped_facts()
-    lines = ["| family | good for | a position is mixed with | for | models | parameters | top-1 |", "|---|---|---|---|---:|---:|---:|"]
+    lines = [
+        "| family | good for | a position is mixed with | its maps serve | models | parameters | top-1 |",
+        "|---|---|---|---|---:|---:|---:|",
+    ]
     for section in FAMILIES:
         about, names = description(section), models_of(section)
         sizes = [facts[name]["params"] / 1e6 for name in names]
@@ -182,17 +191,19 @@ def overview() -> str:
             [
                 "# All families",
                 NOTE,
-                "What each network of this package mixes a position of its map with, what its maps are fit for, and what it is good "
-                "for. All take any image from 32 px up, read the files of their authors, and compute the same numbers. Top-1: the "
-                "best published figure on ImageNet-1k, weights pretrained on ImageNet-22k among them.",
+                "What each family is good for, and what a position of its maps is mixed with. All networks take images of any size "
+                "from 32 px up. Files that authors published load unchanged and give the same numbers. *Masks*: a pyramid of maps, for "
+                "every [head](../segmentation.md#heads). *Stride 8 and 16*: `output_stride` keeps maps fine by "
+                "dilation ([timm](../timm.md)). Top-1: the best published figure on ImageNet-1k, in %, also of weights pretrained "
+                "on ImageNet-22k.",
                 "\n".join(lines),
                 "**Which one?** On a CPU, or with a few hundred images: ECA-ResNet. With weights to start from: DaViT, the default, "
                 "or Swin, which has the most. For masks: DiNAT or Swin with UPerNet, whose weights are published for most sizes. For "
                 "large images: VAN. Then measure: `visionattn models compare davit_tiny swin_tiny van_b2` times them on your "
                 "machine, and a run with each on your images decides. Figures of our own runs: "
                 "[families under one budget](../comparison.md), [results](../results.md).",
-                "The networks of timm come along in Python, see [timm](../timm.md). Heads for masks: "
-                "[segmentation](../segmentation.md#heads).",
+                "The networks of timm are backbones too, by the name `timm:NAME`: FocalNet, Next-ViT, EfficientFormer, ResNeSt and "
+                "others are in [their own table](../zoo.md#networks-of-timm).",
             ]
         )
         + "\n"

@@ -16,10 +16,10 @@ from visionattn.names import shown
 if TYPE_CHECKING:
     from visionattn.models.speed import Candidate, Speed, Workload
 
-ModelNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Models or globs.")]
+ModelNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or globs, see: visionattn models list.")]
 ImageSize = Annotated[int, typer.Option(min=32, help="Side of the images in pixels.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per call; 1 for the latency of an image.")]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count; in each of them the models take turns.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds that are measured; in each of them the models take turns.")]
 
 
 def bench(
@@ -32,7 +32,7 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu or a GPU.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Latency, throughput and peak memory of models with random weights on this machine."""
+    """Measure latency, throughput and peak memory of models with random weights on this machine."""
     from visionattn.engine.devices import fast_bf16
     from visionattn.models.speed import PRECISIONS, Candidate, Workload, clock_name, machine, usable_device
 

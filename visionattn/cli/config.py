@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Shipped configs and the meaning of
 
 @app.command("list")
 def config_list(as_json: Json = False) -> None:
-    """Names of the shipped configs, with the first line of each."""
+    """List the shipped configs, with the first line of each."""
     from visionattn.config.read import find_config, shipped_names
 
     heads = {name: find_config(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name in shipped_names()}
@@ -28,10 +28,10 @@ def config_list(as_json: Json = False) -> None:
 
 @app.command("show", epilog="Example: visionattn config show quickstart train.epochs=3")
 def config_show(
-    name: Annotated[str | None, typer.Argument(help="Path or shipped name; default: all defaults (of a task: task=segment).")] = None,
+    name: Annotated[str | None, typer.Argument(help="Path or shipped name; without it the defaults of a task (task=segment).")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """A config with all its values, each with its meaning."""
+    """Print a config with all its values, each with its meaning."""
     from visionattn.config.read import describe
     from visionattn.tasks import load_config
 
@@ -42,10 +42,10 @@ def config_show(
 
 @app.command("schema")
 def config_schema(
-    task: Annotated[str | None, typer.Option(help="Name of a task; default: classify.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="classify, segment, volumes or bags; default: classify.", show_default=False)] = None,
     as_json: Json = True,
 ) -> None:
-    """JSON schema of a task's config, for editors."""
+    """Print the JSON schema of a task's config, for editors."""
     from visionattn.tasks import TASKS
 
     name = task or next(iter(TASKS))

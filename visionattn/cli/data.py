@@ -12,14 +12,16 @@ from visionattn.cli.options import Json, Overrides, console_for, key_value, prin
 from visionattn.errors import UserError
 from visionattn.files import counted
 
-app = typer.Typer(no_args_is_help=True, help="Look at data before training: check, preview.")
-masks_app = typer.Typer(no_args_is_help=True, help="Masks of segmentation data: from annotations, convert.")
+app = typer.Typer(no_args_is_help=True, help="Check data before training, make masks: check, preview, masks.")
+masks_app = typer.Typer(no_args_is_help=True, help="Masks for segmentation: from (annotations), convert (values).")
 app.add_typer(masks_app, name="masks")
 
-Task = Annotated[str | None, typer.Option(help="Name of a task; default: by the layout.", show_default=False)]
+Task = Annotated[str | None, typer.Option(help="classify, segment, volumes or bags; default: by the layout.", show_default=False)]
 Classes = Annotated[
     str | None,
-    typer.Option(help="How many, names (a,b,c) or a text file; of masks also ade20k, cityscapes, voc, camvid.", show_default=False),
+    typer.Option(
+        help="Number, names (a,b,c) or text file of the classes; of masks also ade20k, cityscapes, voc, camvid.", show_default=False
+    ),
 ]
 
 
@@ -32,7 +34,7 @@ def data_check(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Decode every file once and report what training would stumble over."""
+    """Decode every file once and report what would stop or mislead a training."""
     config = _config(root, overrides, task, classes)
     from visionattn.jobs.check import check
 
@@ -48,9 +50,9 @@ def data_preview(
     task: Task = None,
     classes: Classes = None,
     out: Annotated[str, typer.Option(help="Picture to write.")] = "preview.png",
-    count: Annotated[int, typer.Option(min=1, max=200, help="Images.")] = 24,
+    count: Annotated[int, typer.Option(min=1, max=200, help="Images in the picture.")] = 24,
 ) -> None:
-    """A picture of training images as the network would see them, augmented."""
+    """Draw training images as the network sees them, augmented."""
     config = _config(root, overrides, task, classes)
     from visionattn.jobs.check import preview_data
 
@@ -63,15 +65,17 @@ def data_preview(
 def masks_convert(
     root: Annotated[str, typer.Argument(metavar="DIR", help="Data set, or a folder of masks.")],
     overrides: Overrides = None,
-    map: Annotated[list[str] | None, typer.Option(metavar="OLD:NEW", help="Value to change, also a range: 128-255:1.")] = None,
+    map: Annotated[
+        list[str] | None, typer.Option(metavar="OLD:NEW", help="Value to change, or a range (128-255:1); may be given several times.")
+    ] = None,
     palette: Annotated[
         str | None, typer.Option(help="Colours of RGB and palette masks: a file of `index name R G B`, or ade20k, cityscapes, voc, camvid.")
     ] = None,
     out: Annotated[str | None, typer.Option(help="New folder; default: DIR-masks.", show_default=False)] = None,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Replace the masks themselves.")] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Overwrite the masks instead of writing copies.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write masks anew with other values, as PNGs of class numbers; the old ones stay."""
+    """Write copies of masks with other values, as PNGs of class numbers; the old ones stay."""
     from dataclasses import asdict
 
     from visionattn.data.masks.convert import convert_masks, mask_settings, parse_map
@@ -100,7 +104,7 @@ def masks_from(
     out: Annotated[str | None, typer.Option(help="New folder; default: FOLDER_OR_FILE-masks.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw annotations as masks, in a new folder that training reads, and report what is in them."""
+    """Draw annotations as masks, in a new folder that training reads, and report their classes and faults."""
     from dataclasses import asdict
 
     from visionattn.data.masks.annotations.draw import draw_masks

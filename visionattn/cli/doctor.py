@@ -8,7 +8,7 @@ from visionattn.cli.options import Json, console_for, print_json
 
 
 def doctor(as_json: Json = False) -> None:
-    """Versions, devices, optional parts and a self-check: a report to paste into an issue."""
+    """Print versions, devices, optional packages and a self-check, to paste into an issue."""
     from visionattn.jobs.doctor import diagnose, diagnosis_text
 
     console = console_for(as_json)

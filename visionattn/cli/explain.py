@@ -18,30 +18,34 @@ def explain(
             metavar="RUN|KEY=VALUE", help="Run, checkpoint or weights. Settings that differ, for example augment.resize=[512,512]."
         ),
     ],
-    image: Annotated[str | None, typer.Option(help="File of the image.", show_default=False)] = None,
+    image: Annotated[str | None, typer.Option(help="Image to explain.", show_default=False)] = None,
     query: Annotated[
         str | None,
         typer.Option(
-            metavar="X,Y", help="Pixel from which attention is drawn; of segmentation the one whose class is explained.", show_default=False
+            metavar="X,Y",
+            help="Pixel (column, row) from which attention is drawn; in segmentation its class is explained.",
+            show_default=False,
         ),
     ] = None,
     method: Annotated[
         str | None,
         typer.Option(
-            help="Of attention, routing, relevance, gradcam, gradcam++, hirescam, layercam, xgradcam, eigencam, scorecam; with commas.",
+            help="One or several, with commas: attention, routing, relevance, gradcam, gradcam++, hirescam, layercam, xgradcam, "
+            "eigencam, scorecam.",
             show_default="the first four",
         ),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(min=1, help="Stage, from 1: its attention head by head, maps of its output.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Stage, counted from 1: draw its attention head by head, and maps of its output.", show_default=False),
     ] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="Class to explain.", show_default="the predicted one")] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Steps of the deletion and insertion scores; 0 leaves them out.")] = 16,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of the deletion and insertion scores; 0: no scores.")] = 16,
     out: Annotated[str | None, typer.Option(help="New folder for the results.", show_default="explain/NAME in the run")] = None,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """Pictures of what a model made of an image: attention from a point, routing, maps of a class and their scores."""
+    """Draw what a model looked at in an image: attention from a point, routing, maps of a class and their scores."""
     sources, settings = sources_and_settings(arguments, device)
     require_models(sources, "explain")
     if image is None:

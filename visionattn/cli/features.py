@@ -17,23 +17,23 @@ Words = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN|FILE|KEY=VALUE",
-        help="Run, checkpoint or weights; then files, folders, globs or, with --split, a data set. Settings that differ.",
+        help="Run, checkpoint or weights; then files, folders or globs (with --split a data set); then settings that differ.",
     ),
 ]
-Images = Annotated[int, typer.Option(min=1, help="Images per step, of classification.")]
+Images = Annotated[int, typer.Option(min=1, help="Images per step (classifiers).")]
 _MOST_ROWS = 40  # of a table on the terminal
 
 
 def features(
     arguments: Words,
     out: Annotated[str | None, typer.Option(help="NAME.npy, or a folder.", show_default=False)] = None,
-    split: Annotated[str | None, typer.Option(help="train, val or test: images with labels.", show_default=False)] = None,
-    bags: Annotated[bool, typer.Option("--bags", help="A file for each folder of patches, which task=bags trains on.")] = False,
+    split: Annotated[str | None, typer.Option(help="train, val or test: images of a data set, with labels.", show_default=False)] = None,
+    bags: Annotated[bool, typer.Option("--bags", help="Write one file per folder of patches, for task=bags.")] = False,
     batch_size: Images = 32,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """Features of images, as the classifier sees them: an array, and a table of ids and labels."""
+    """Write the features of images, as the classifier sees them: an array, and a table of ids and labels."""
     model, data, settings = _words(arguments, device, "features")
     if out is None:
         raise UserError("VA-C005", "no place for the features: give --out FOLDER, or --out NAME.npy")
@@ -55,16 +55,16 @@ def features(
 
 def neighbors(
     arguments: Words,
-    data: Annotated[str | None, typer.Option(help="Data set to search, its training images; default: that of the run.")] = None,
-    features: Annotated[str | None, typer.Option(help="Saved features to search instead, of visionattn features.")] = None,
-    split: Annotated[str | None, typer.Option(help="Instead of files: val or test, and how many get the right label.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set whose training images are searched; default: that of the run.")] = None,
+    features: Annotated[str | None, typer.Option(help="Search features saved by visionattn features instead.")] = None,
+    split: Annotated[str | None, typer.Option(help="Instead of files: train, val or test; prints the share of right labels.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours per image.")] = 5,
     out: Annotated[str | None, typer.Option(help="Folder for neighbors.csv and neighbors.png.")] = None,
     batch_size: Images = 32,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """The nearest training images of files, by their features; with --split how often neighbours have the right label."""
+    """Find the training images nearest to files by their features; with --split, measure how often their labels are right."""
     model, query, settings = _words(arguments, device, "neighbors")
     from visionattn.jobs.neighbors import COLUMNS, find_neighbors
 

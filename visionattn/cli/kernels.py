@@ -19,7 +19,7 @@ KernelDevice = Annotated[str | None, typer.Option("--device", help="cpu, cuda, c
 
 @app.command("list", epilog="Example: visionattn kernels list --device cuda")
 def kernels_list(device: KernelDevice = None, as_json: Json = False) -> None:
-    """Which backends of each operation run on a device, and why others do not."""
+    """List which backends of each operation run on a device, and why others do not."""
     from visionattn.kernels.selftest import list_backends
 
     place = device_named(device)
@@ -36,7 +36,7 @@ def kernels_list(device: KernelDevice = None, as_json: Json = False) -> None:
 @app.command("selftest", epilog="Example: visionattn kernels selftest --dtype bfloat16")
 def kernels_selftest(
     device: KernelDevice = None,
-    dtype: Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default: all that are usual there.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float64, float32, float16 or bfloat16; default: those of the device.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare every backend that runs on a device with the definition in float64, forward and backward pass."""

@@ -83,7 +83,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Attention backbones for vision: train, evaluate, predict.",
+    help="Attention backbones for vision: train, evaluate, predict, explain, export.",
     epilog="Start with: visionattn train --config quickstart",
 )
 

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
-app = typer.Typer(no_args_is_help=True, help="The zoo: list, info, compare.")
+app = typer.Typer(no_args_is_help=True, help="Models and their figures: list, info, compare.")
 
 
 @app.command("list", epilog='Example: visionattn models list "swin*"')
 def models_list(
-    pattern: Annotated[str, typer.Argument(help="Glob.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Glob on the name.")] = "*",
     pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models with published weights.")] = False,
     license: Annotated[str | None, typer.Option(help="Only models with weights under this licence, for example mit.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Names, parameters and cost of all models."""
+    """List models with parameters, cost, published top-1 and weights."""
     from visionattn.models.weights.records import list_records, records_of, shipped_facts
 
     facts = shipped_facts()  # of all families, none of which is imported for it
@@ -68,8 +68,10 @@ def models_list(
 
 
 @app.command("info", epilog="Example: visionattn models info swin_tiny")
-def models_info(name: str, as_json: Json = False) -> None:
-    """Everything about one model."""
+def models_info(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model, or timm:NAME for one of timm.")], as_json: Json = False
+) -> None:
+    """Print everything about one model: cost, channels, arguments, preprocessing, weights, source."""
     from visionattn.models import model_info
 
     facts = model_info(name)
@@ -91,11 +93,13 @@ def models_compare(
     size: ImageSize = 224,
     batch: BatchSize = 8,
     rounds: Rounds = 5,
-    attn: Annotated[str, typer.Option(metavar="NAME,...", help="Also with each of these attention modules in the blocks of a CNN.")] = "",
-    plot: Annotated[str | None, typer.Option(help="Draw top-1 over speed into this file: .png, .svg or .pdf.", show_default=False)] = None,
+    attn: Annotated[str, typer.Option(metavar="NAME,...", help="CNNs: also with each of these attention modules in their blocks.")] = "",
+    plot: Annotated[
+        str | None, typer.Option(help="Draw published top-1 over speed: a .png, .svg or .pdf file.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Parameters, cost, published top-1, and the speed of inference on this machine, side by side."""
+    """Put models side by side: parameters, cost, published top-1, and the speed of inference on this machine."""
     if plot is not None and Path(plot).suffix.lower() not in PLOT_SUFFIXES:
         what = f'--plot: expected a file that ends in {", ".join(PLOT_SUFFIXES)}, got "{plot}"'
         raise UserError("VA-C002", what, fix=f"--plot {Path(plot).stem or 'models'}.png")

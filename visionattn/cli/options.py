@@ -23,7 +23,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN|KEY=VALUE",
-        help="Run, folder of folds, checkpoint or weights: of several the mean. Settings that differ, for example eval.flips=both.",
+        help="Run, folder of folds, checkpoint, weights or exported ONNX file; several are averaged. Settings that differ, for example "
+        "eval.flips=both.",
     ),
 ]
 Thresholds = Annotated[
@@ -31,11 +32,11 @@ Thresholds = Annotated[
     typer.Option(
         "--threshold",
         metavar="NUMBER|CLASS=NUMBER,...",
-        help="Least probability of an answer, for all classes or by class (eval.threshold).",
+        help="Lowest probability for an answer, for all classes or by class (eval.threshold).",
         show_default=False,
     ),
 ]
-UsedDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu or a GPU (train.device).", show_default=False)]
+UsedDevice = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps (train.device).", show_default=False)]
 
 # Where the words of the command line are kept in a context of typer.
 TYPED = "visionattn.typed"

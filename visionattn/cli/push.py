@@ -13,8 +13,8 @@ from visionattn.names import typed
 def push(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or one of its checkpoints.")],
     target: Annotated[str, typer.Argument(metavar="OWNER/NAME|FOLDER", help="Model on the Hugging Face hub, or a new folder here.")],
-    license: Annotated[str, typer.Option(help="Licence that you give the weights, for example mit.")] = "",
-    public: Annotated[bool, typer.Option("--public", help="Everybody sees a model that is new on the hub; default: only you.")] = False,
+    license: Annotated[str, typer.Option(help="Licence under which you share the weights, for example mit.")] = "",
+    public: Annotated[bool, typer.Option("--public", help="Create a new model on the hub as public; default: private.")] = False,
     as_json: Json = False,
 ) -> None:
     """Share a trained model: weights, config and a model card, on the Hugging Face hub or as a folder."""

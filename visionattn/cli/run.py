@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     overrides: Overrides = None,
-    config: Annotated[str | None, typer.Option(help="Path or shipped name, see: visionattn config list.")] = None,
-    data: Annotated[str | None, typer.Option(help="Folder of the data (data.root).")] = None,
-    model: Annotated[str | None, typer.Option(help="Backbone (model.name).")] = None,
+    config: Annotated[str | None, typer.Option(help="Path or name of a config, see: visionattn config list.")] = None,
+    data: Annotated[str | None, typer.Option(help="Folder or file of the data (data.root).")] = None,
+    model: Annotated[str | None, typer.Option(help="Backbone, see: visionattn models list (model.name).")] = None,
     weights: Annotated[str | None, typer.Option(help="Weights to start from: a tag, a file, a run or none (model.weights).")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set (train.epochs).")] = None,
     batch_size: Annotated[str | None, typer.Option(help="Samples per step and device (train.batch_size).")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate (optim.lr).")] = None,
     val_fraction: Annotated[float | None, typer.Option(help="Hold out this share for validation (data.val_fraction).")] = None,
-    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: a run per fold of the data.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or a GPU (train.device).")] = None,
+    folds: Annotated[int | None, typer.Option(min=2, help="Cross-validate: train one run per fold.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps (train.device).")] = None,
     devices: Annotated[str | None, typer.Option(help="Train on several GPUs, for example 0,1.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Train with so many processes, on GPUs or on the CPU.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Run folder to resume, bit for bit, or the folder of --folds.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Number of processes to train with, on GPUs or on the CPU.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Run folder (or the folder of --folds) to resume, bit for bit.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, run one step, write nothing.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings of the data check stop.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at warnings of the data check.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model and evaluate it; the task follows from the layout of --data, or from the config (task)."""
+    """Train a model and evaluate it; the task follows from the config, or from the layout of --data."""
     settings = list(overrides or [])
     _require_settings(settings, context)
     flags = {
@@ -121,17 +121,18 @@ def train(
 
 def evaluate(
     arguments: Sources,
-    data: Annotated[str | None, typer.Option(help="Other data than the run's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to measure on; default: those of the run.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Samples per step.")] = None,
     threshold: Thresholds = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="First fit the run's temperature (of several labels per image: thresholds) to val.")
+        bool,
+        typer.Option("--calibrate", help="First fit a temperature (several labels: thresholds) to val, which eval and predict then use."),
     ] = False,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """Metrics of a run or a checkpoint on a split, or of the mean of several."""
+    """Measure a run, a checkpoint or an exported file on a split; of several models, the mean of their probabilities."""
     sources, settings = sources_and_settings(arguments, device, threshold)
     require_models(sources, "eval")
     for number, word in enumerate(sources[1:], 1):
@@ -153,21 +154,22 @@ def predict(
         list[str] | None,
         typer.Option(help="File, folder or glob; may be given several times, or follow RUN.", show_default=False),
     ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for the results; without it they are only printed.")] = None,
     save: Annotated[
         str | None,
         typer.Option(
-            help="What to write to --out: json,csv,probs; of segmentation also mask,overlay,coco,confidence.",
-            show_default="json,csv or mask,overlay",
+            help="What to write to --out. Classes: json,csv,probs. Segmentation also mask,overlay,coco,confidence. Volumes: "
+            "mask,overlay,json,csv. Bags: json,csv,attention,heatmap.",
+            show_default="by task",
         ),
     ] = None,
-    topk: Annotated[int, typer.Option(min=1, help="Classes per image.")] = 5,
+    topk: Annotated[int, typer.Option(min=1, help="Classes per image in the results.")] = 5,
     threshold: Thresholds = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step, of classification.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step (classifiers).")] = 32,
     device: UsedDevice = None,
     as_json: Json = False,
 ) -> None:
-    """Predict on files: classes of images, pixels, voxels or bags; with several runs, the mean of their probabilities."""
+    """Predict on files: classes of images, pixels, voxels or bags; of several models, the mean of their probabilities."""
     models, settings = sources_and_settings(arguments, device, threshold)
     require_models(models, "predict")
     if not source:

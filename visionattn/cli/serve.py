@@ -18,11 +18,11 @@ def serve(
             metavar="RUN|KEY=VALUE", help="Run, checkpoint, weights or exported file. Settings that differ, for example eval.flips=both."
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, which others can reach.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     max_mb: Annotated[float, typer.Option(min=0.01, help="Largest upload in megabytes.")] = 20,
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Largest image in millions of pixels.")] = 36,
-    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; further ones are told to come back.")] = 16,
+    queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; further ones are refused with 503.")] = 16,
     threshold: Thresholds = None,
     device: UsedDevice = None,
 ) -> None:

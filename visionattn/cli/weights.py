@@ -19,7 +19,7 @@ def weights_list(
     license: Annotated[str | None, typer.Option(help="Only weights under this licence, for example mit.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Published weights: metrics, licences, sources, what their hash is checked against, and whether they are in the cache."""
+    """List published weights: metrics, licences, sources, what their hash is checked against, whether they are in the cache."""
     from visionattn.models.weights.download import cached_path
     from visionattn.models.weights.records import list_records, list_segmenters
 
@@ -77,11 +77,11 @@ def weights_download(
 def weights_import(
     file: Annotated[str, typer.Argument(metavar="FILE", help=".pth or .safetensors, in the authors' layout or another known one.")],
     model: Annotated[str | None, typer.Option(help="Needed only if several models fit and the file name contains none.")] = None,
-    tag: Annotated[str | None, typer.Option(help="Name among the weights of the model; default: the published one, or the file's.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Tag to import it under; default: the published one, or the name of the file.")] = None,
     classes: Annotated[str | None, typer.Option(help="Text file with one class per line, if not ImageNet's.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Import a local file: its model is recognised from its content; use it by name in train, eval and predict."""
+    """Import a local file: its model is recognised from its content; train, eval and predict then take it by name."""
     from visionattn.models.weights.importing import import_file
 
     console = console_for(as_json)
@@ -133,7 +133,7 @@ def weights_verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check the hashes of files in the cache against the published ones, or against those of the first use."""
+    """Compare the hashes of files in the cache with the published ones, or with those of the first use."""
     from visionattn.models.weights.download import cached_path, check_cached
     from visionattn.models.weights.records import find_weights, list_segmenters, local_records, records
 

@@ -150,7 +150,7 @@ class OptimConfig(Section):
         "train.batch_size), for CNNs times 2, and for larger networks times sqrt(3 million / parameters).",
     )
     lr_batch: int | None = setting(
-        None, "Batch size the rate is given for: lr grows with batch x accum x processes; null: lr as it is.", ge=1
+        None, "Batch size that optim.lr is given for: the rate grows with batch x accum x processes; null: the rate does not change.", ge=1
     )
     weight_decay: Annotated[float, Field(ge=0)] | Auto = setting(
         "auto", "Weight decay; norms, biases and the family's own list are left out; auto: 0.05."
@@ -162,11 +162,11 @@ class OptimConfig(Section):
         "Factor on the rate from each layer to the one before it; null: none; auto: null, from weights the first layer of attention "
         "of 20 million parameters learns at 0.3 of the rate.",
     )
-    clip_grad: float | None = setting(5.0, "Largest gradient norm; null: no clipping.", gt=0)
+    clip_grad: float | None = setting(5.0, "Norm to which larger gradients are clipped; null: no clipping.", gt=0)
 
 
 class ScheduleConfig(Section):
-    name: Literal["cosine", "poly", "step", "constant"] = setting("cosine", "Learning rate over the run, set at each step.")
+    name: Literal["cosine", "poly", "step", "constant"] = setting("cosine", "Course of the learning rate over the run, set at each step.")
     warmup_epochs: Annotated[float, Field(ge=0)] | Auto = setting(
         "auto", "Epochs of linear warm-up from a thousandth of the rate; at most half of the run; auto: 0, from weights a tenth of the run."
     )
@@ -179,7 +179,7 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1)] | Auto = setting(
-        "auto", "Passes over the training set; auto: 20, from weights as many as show 20,000 samples, but 10 to 40."
+        "auto", "Passes over the training set; auto: 20, from weights the number that shows 20,000 samples, within 10 to 40."
     )
     steps: int | None = setting(None, "Optimizer steps of the run, instead of train.epochs; its last epoch may be cut off.", ge=1)
     max_time: str | None = setting(None, "Time after which the run ends, for example 90s, 30m or 1h30m, counted over resumptions.")
@@ -188,23 +188,27 @@ class TrainConfig(Section):
     batch_size: Annotated[int, Field(ge=1)] | Auto = setting(
         32, "Samples per step and device; auto: what fits, with train.accum for steps of optim.lr_batch samples, or of 32 per device."
     )
-    accum: int = setting(1, "Steps whose gradients are added before an update.", ge=1)
+    accum: int = setting(1, "Batches whose gradients are added before an update.", ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "auto is bf16 where the device computes it fast, else fp32.")
     device: str = setting("auto", "cpu, mps, cuda or one GPU by its number, cuda:1; auto takes CUDA or MPS where available.")
     ema: float | None = setting(None, "Decay of the moving average of the weights (then evaluated and exported); null: none.", gt=0, lt=1)
-    freeze: list[str] | str = setting("none", "What is not trained: none, backbone, or names: [stem, stages.0, '*.norm*'].")
+    freeze: list[str] | str = setting(
+        "none", "Parts that are not trained: none, backbone, or names of modules: [stem, stages.0, '*.norm*']."
+    )
     channels_last: bool | Literal["auto"] = setting("auto", "Memory layout; auto: on for the CNN families.")
     deterministic: bool = setting(True, "Use deterministic operations where torch has them.")
     save_every: int = setting(0, "Optimizer steps between checkpoints; 0: at each epoch's end.", ge=0)
     save_signal: str | None = setting(
-        None, "A signal that saves and stops as SIGTERM does, for example SIGUSR1 of a scheduler that warns before the end."
+        None, "A signal that saves and stops as SIGTERM does, for example SIGUSR1, which a scheduler sends before time runs out."
     )
     on_nan: Literal["stop", "skip", "rollback"] = setting(
         "stop", "A loss or gradient that is not finite: stop, leave the step out, or go back to the weights of the last checkpoint."
     )
-    nan_limit: int = setting(3, "Steps left out in a row, or returns to a checkpoint in a run, before it stops nevertheless.", ge=1)
+    nan_limit: int = setting(
+        3, "Largest number of steps left out in a row, or of returns to a checkpoint in a run, before the run stops.", ge=1
+    )
     shard: bool = setting(
-        False, "Share weights, gradients and optimizer state out among the processes (FSDP2), for models too large for one device."
+        False, "Divide weights, gradients and optimizer state among the processes (FSDP2), for models too large for one device."
     )
     process_timeout: float = setting(1800.0, "Seconds that processes wait for each other before the run ends.", gt=0)
 

@@ -76,7 +76,7 @@ def diagnosis_text(report: dict[str, Any]) -> str:
     lines.append(("cache", f"{report['cache']} ({files})   offline: {kept['offline'] or 'no'}"))
     if report["families"]:
         good = sum(text == "ok" for text in report["families"].values())
-        lines.append(("self-check", f"{good} of {len(report['families'])} families forward ok in {report['seconds']} s"))
+        lines.append(("self-check", f"{good} of {len(report['families'])} networks forward ok in {report['seconds']} s"))
         lines += [("", f"! {problem}") for problem in report["problems"]]
         lines.append(("", "nothing to fix" if not report["problems"] else f"{len(report['problems'])} problems"))
     return "\n".join(f"{label:<11} {text}" for label, text in lines)

@@ -33,9 +33,9 @@ def evaluate(
     calibrate: bool = False,
     console: Console | None = None,
 ) -> Evaluation:
-    """Metrics of a run or a checkpoint on a split; preprocessing, target and model come from it.
+    """Measure a run or a checkpoint on a split; preprocessing, target and model come from it.
 
-    Of several, the probabilities that they give are averaged. The result is printed. With the data and the settings of the run
+    The probabilities of several models are averaged. The result is printed. With the data and the settings of the run
     itself it is also written to `eval/<split>/` in its folder, and that of the validation split to its report; if that is not possible,
     a line says so.
 

@@ -78,13 +78,13 @@ def explain(
     settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> Explanation:
-    """Draw what a model made of an image.
+    """Draw what a model looked at in an image: attention from a point, routing, maps of a class and their scores.
 
     Args:
         source: see `load_model`.
         image: a file.
-        point: column and row in pixels of the file from which attention is drawn; of segmentation its class is explained. None: the
-            middle, of segmentation the surest pixel of the class.
+        point: column and row in pixels of the file from which attention is drawn; in segmentation its class is explained. None: the
+            middle, in segmentation the most certain pixel of the class.
         class_name: None: the predicted class.
         methods: of `METHODS`; (): those of `DEFAULT` that the model and the installed packages have.
         stage: stage whose layers are drawn, head by head, and whose map is weighed by class activation maps, counted from 1; None: the

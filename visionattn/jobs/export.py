@@ -76,10 +76,10 @@ def export(
     settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> Exported:
-    """Write a model to one file, with everything that its use needs in the metadata.
+    """Write a model to one file, with classes, preprocessing, sizes and licences in the metadata.
 
     The file takes normalised images `[B, C, H, W]`, float32, of any number and, where the family allows it, of any size. Its outputs are
-    compared with those of the model before it gets its name: a file that differs by more than 1e-4 is refused and nothing remains of it.
+    compared with those of the model before it gets its name: a file that differs by more than 1e-4 is deleted.
 
     Args:
         source: see `load_model`; one of them.

@@ -56,11 +56,11 @@ def train_folds(
     options: Sequence[str] = (),
     **overrides: Any,
 ) -> FoldsResult:
-    """Train a model per fold of the training and validation samples, and validate it on that fold.
+    """Cross-validate: for each fold of the training and validation samples, train on the others and validate on it.
 
     Args:
         config, strict, console, overrides: as in `train`.
-        folds: how many.
+        folds: number of folds.
         train_fold: trains one; default: `train` in this process.
         options: further words of the command that resumes, which is printed when a fold does not end.
 

@@ -74,8 +74,8 @@ def find_neighbors(
         query: files, folders or globs; None with `split`.
         data: data set whose training split is searched; None for that of the run.
         features: saved features of `extract_features` to search instead.
-        split: asks for the images of this split of the data set, and how many get the right label; of the training split each image
-            without itself.
+        split: search for the images of this split of the data set, and measure how many get the right label; in the training split no
+            image is its own neighbour.
         k: neighbours per image.
         out: folder for `neighbors.csv` and `neighbors.png`; None saves nothing.
         batch_size: images per step, of classification.

@@ -38,22 +38,22 @@ def predict(
     settings: Sequence[str] = (),
     console: Console | None = None,
 ) -> tuple[Sequence[Any], list[tuple[str, str]]]:
-    """Predictions for files, in their order.
+    """Predict on files; the predictions are in the order of the files.
 
-    Of classification they are `Prediction`s: classes with probabilities; of volumes `LabelMap`s, of bags `BagPrediction`s. Of
-    segmentation they are `MaskPrediction`s, made one image at a time, whose class maps are kept as compressed PNGs:
-    `prediction.class_map()` decodes one. Many predictions lie on the disk, in a temporary file or in `out`, and are loaded one at a time.
+    Classifiers give `Prediction`s (classes with probabilities), volumes `LabelMap`s, bags `BagPrediction`s. Segmentation gives
+    `MaskPrediction`s, made one image at a time, whose class maps are kept as compressed PNGs: `prediction.class_map()` decodes one.
+    Many predictions are kept on the disk, in a temporary file or in `out`, and loaded one at a time.
 
     Args:
         source: see `load_models`; of several the probabilities are averaged, and the settings of the first are used.
         files: a file, a folder (searched recursively) or a glob, or several.
-        topk: classes per image, of classification.
-        batch_size: files per step, of classification.
+        topk: classes per image, for classifiers.
+        batch_size: files per step, for classifiers.
         out: folder for the results; None saves nothing.
         save: what to write there: "json", "csv" and "probs" (the probabilities of all classes), and of segmentation also "mask"
             (palette PNGs of the image's size, whose pixels are class numbers), "confidence" (grey PNGs, 255 where the class is
-            certain), "overlay" and "coco" (a file of polygons for annotation tools). (): the task's default, json and csv, or mask
-            and overlay.
+            certain), "overlay" and "coco" (a file of polygons for annotation tools). Volumes have "mask", "overlay", "json" and
+            "csv", bags "json", "csv", "attention" and "heatmap". (): the task's default.
         settings: as in `evaluate`.
         console: where progress is printed.
 

@@ -78,7 +78,7 @@ def create_segmenter(
         in_chans: input channels.
         img_size: size of the images in training; the network accepts any size from 32 px.
         drop_path_rate: stochastic depth.
-        aux: also train an auxiliary head on the last but one map; None follows the published recipes of the head.
+        aux: also train an auxiliary head on the second-to-last map; None follows the published recipes of the head.
         backbone_args: arguments of the backbone's class.
         **head_args: arguments of the head's class; they override those of the preset.
 

@@ -26,7 +26,7 @@ FIXED = ("data.mean", "data.std")  # but not these of them
 
 
 def register_task(task: Task) -> None:
-    """Add a task of your own.
+    """Register a task of your own, an instance of a subclass of `Task`.
 
     Raises:
         ValueError: the name is taken.

@@ -26,7 +26,7 @@ class ImageDataConfig(DataConfig):
     std: list[float] | Auto | None = setting("auto", "Standard deviation of each channel that is divided by, as data.mean.")
     preview: list[int] | Auto | None = setting(
         "auto",
-        "Channels that pictures show of images with others than 1 or 3, or of 16 bits and floats, counted from 1: one, or red, green and "
+        "Channels, counted from 1, that pictures show of images of 16 bits, floats, or other than 1 or 3 channels: one, or red, green and "
         "blue, [4, 3, 2]; auto: the first three, with stretched contrast; null: pictures of 8 bits, as they are.",
     )
     max_bytes: int = setting(

@@ -37,7 +37,7 @@ class VolumeDataConfig(DataConfig):
     cache: Literal["none", "ram", "disk"] = setting(
         "ram", "Where prepared training volumes are kept, up to data.cache_bytes: in memory, on the disk (read patch by patch), or nowhere."
     )
-    cache_bytes: int = setting(2**32, "Room for data.cache in bytes; volumes beyond it are prepared each time.", ge=0)
+    cache_bytes: int = setting(2**32, "Size limit of data.cache in bytes; volumes beyond it are prepared each time.", ge=0)
 
     def at(self, root: str) -> Self:
         return super().at(root).model_copy(update={"format": "auto", "cache": "none"})
@@ -53,6 +53,6 @@ class VolumeAugmentConfig(Section):
     rotate: float = setting(15.0, "Largest rotation about each axis in degrees.", ge=0, le=180)
     scale: float = setting(0.2, "Largest relative change of scale.", ge=0, lt=1)
     spatial: float = setting(0.3, "Probability of rotation and scaling.", ge=0, le=1)
-    noise: float = setting(0.1, "Standard deviation of Gaussian noise, in those of a normalised volume.", ge=0)
+    noise: float = setting(0.1, "Standard deviation of Gaussian noise, relative to that of the volume.", ge=0)
     intensity: float = setting(0.2, "Strength of random brightness, contrast and gamma.", ge=0, lt=1)
     blur: float = setting(1.0, "Largest sigma of a Gaussian blur in voxels.", ge=0)
