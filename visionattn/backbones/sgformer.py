@@ -162,12 +162,16 @@ def attend_in_windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tupl
     size, window, step = (q.shape[1], q.shape[2]), (WINDOW, WINDOW), (1, 1)
     q, k, v = (pad_to_groups(x, window, step) for x in (q, k, v))
     shape = q.shape
+    whole = shape[1:3] == size  # nothing to mask
     queries, keys, values = (groups(x, window, step) for x in (q, k, v))  # B windows heads N d
     scores = (queries * q.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-    weights = (scores + border_mask(shape, size, window, step, q.device, q.dtype)).softmax(-1)
+    weights = (scores if whole else scores + border_mask(shape, size, window, step, q.device, q.dtype)).softmax(-1)
     keep_weights("significance_attention", weights, size=size, window_size=window)
-    inside = groups(pad_to_groups(torch.ones_like(q[:1, : size[0], : size[1], :1, :1]), window, step), window, step)  # 1 windows 1 N 1
-    received = (weights.detach() * inside).sum((2, 3)) / (weights.shape[2] * inside.sum((2, 3)))  # B windows N
+    if whole:
+        received = weights.detach().mean((2, 3))  # B windows N
+    else:
+        inside = groups(pad_to_groups(torch.ones_like(q[:1, : size[0], : size[1], :1, :1]), window, step), window, step)  # 1 windows 1 N 1
+        received = (weights.detach() * inside).sum((2, 3)) / (weights.shape[2] * inside.sum((2, 3)))
     one = torch.Size((*shape[:3], 1, 1))
     on_map = from_groups(received[:, :, None, :, None], one, window, step)[:, : size[0], : size[1], 0, 0]
     return from_groups(weights @ values, shape, window, step)[:, : size[0], : size[1]], on_map
