@@ -29,7 +29,7 @@ from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention, keep_weights
 from visionattn.kernels.strided.reference import border_mask, from_groups, groups, pad_to_groups
-from visionattn.layers import DepthwiseConv, drop_path_rates, init_layer, pad_to_multiple
+from visionattn.layers import DepthwiseConv, drop_path_rates, init_layer, pad_to_multiple, resized
 
 WINDOW = 7
 # Positions that share a key, of the least significant share of the map to the most significant one, by the stride of averaged keys.
@@ -61,7 +61,7 @@ class Stem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/4 W/4 C
         x = self.convs[2](F.gelu(self.convs[1](F.gelu(self.convs[0](x)))))
-        return self.norm(x.permute(0, 2, 3, 1)) + resized(self.pos_embed, (x.shape[2], x.shape[3]))  # type: ignore[no-any-return]
+        return self.norm(x.permute(0, 2, 3, 1)) + resized(self.pos_embed, (x.shape[2], x.shape[3]), "bilinear")  # type: ignore[no-any-return]
 
 
 class Merging(nn.Module):
@@ -74,13 +74,6 @@ class Merging(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 C'
         x = self.convs[2](F.gelu(self.convs[1](F.gelu(self.convs[0](x.permute(0, 3, 1, 2))))))
         return x.permute(0, 2, 3, 1)
-
-
-def resized(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a table `[H, W, C]` of positions."""
-    if table.shape[:2] == size:
-        return table
-    return F.interpolate(table.permute(2, 0, 1)[None], size=size, mode="bilinear")[0].permute(1, 2, 0)
 
 
 def sinusoids(height: int, width: int, dim: int) -> torch.Tensor:
@@ -379,7 +372,7 @@ class SGFormer(Backbone):
         if given is None or given.dim() != 3 or given.shape == table.shape:
             return []
         size = (table.shape[0], table.shape[1])
-        state[name] = resized(given.float(), size).to(given.dtype)
+        state[name] = resized(given.float(), size, "bilinear").to(given.dtype)
         return [f"position table {given.shape[0]}x{given.shape[1]} -> {size[0]}x{size[1]}, bilinear"]
 
 
