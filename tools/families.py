@@ -99,7 +99,7 @@ DESCRIPTIONS = {
                 ],
             ),
         ),
-        ("neighborhood_attention",),
+        ("neighborhood_attention", "window_attention"),
     ),
     "BiFormer": Description(
         "biformer",
@@ -447,8 +447,9 @@ DESCRIPTIONS = {
                 ],
             ),
         ),
+        ("inline_attention", "window_attention"),
     ),
-    "CrossFormer": Description(
+    "CrossFormer, CrossFormer++": Description(
         "crossformer",
         "its window, then positions at regular distances",
         "Blocks alternate between attention among neighbours and attention among positions that are a fixed interval apart, which "
@@ -458,7 +459,7 @@ DESCRIPTIONS = {
             ("short distance", [("add", "norm", "@ attention in windows"), MLP]),
             ("long distance", [("add", "norm", "@ attention on a grid of interval I"), MLP]),
         ),
-        ("window_attention",),
+        ("strided_attention",),
     ),
     "SG-Former": Description(
         "sgformer",
@@ -498,4 +499,3 @@ DESCRIPTIONS = {
         KINDS_OF_VIT,
     ),
 }
-DESCRIPTIONS["CrossFormer, CrossFormer++"] = DESCRIPTIONS["CrossFormer"]
