@@ -99,7 +99,7 @@ DESCRIPTIONS = {
                 ],
             ),
         ),
-        ("neighborhood_attention",),
+        ("neighborhood_attention", "window_attention"),
     ),
     "BiFormer": Description(
         "biformer",
@@ -451,7 +451,7 @@ DESCRIPTIONS = {
         ),
         ("inline_attention", "window_attention"),
     ),
-    "CrossFormer": Description(
+    "CrossFormer, CrossFormer++": Description(
         "crossformer",
         "its window, then positions at regular distances",
         "Blocks alternate between attention among neighbours and attention among positions that are a fixed interval apart, which "
@@ -501,4 +501,3 @@ DESCRIPTIONS = {
         KINDS_OF_VIT,
     ),
 }
-DESCRIPTIONS["CrossFormer, CrossFormer++"] = DESCRIPTIONS["CrossFormer"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from visionattn.kernels import dilated_depthwise_conv2d, neighborhood_attention, window_attention
 from visionattn.kernels.padding import without_padding
@@ -43,6 +47,47 @@ def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
     if torch.compiler.is_exporting():
         return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
     return tuple(one) == tuple(other)
+
+
+def resized(table: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """Resize a table `[H, W, C]` of positions."""
+    if same_size(table.shape[:2], size):
+        return table
+    return F.interpolate(table.permute(2, 0, 1)[None], size=size, mode=mode)[0].permute(1, 2, 0)
+
+
+class KeptStatistics:
+    """Context in which the batch norms of a module leave their running statistics as they are; it may be entered again."""
+
+    def __init__(self, module: object) -> None:
+        modules = module.modules() if isinstance(module, nn.Module) else ()
+        self.norms = [norm for norm in modules if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+        self.before: list[tuple[float | None, torch.Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        for norm in self.norms:
+            count = norm.num_batches_tracked
+            self.before.append((norm.momentum, None if count is None else count.clone()))
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
+            norm.momentum = momentum
+            if count is not None:
+                norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
+        self.before.clear()
+
+
+def recomputed(block: Callable[..., Any], *inputs: torch.Tensor) -> Any:
+    """Call a block, whose activations are computed again in the backward pass; the batch norms in it see a batch once all the same.
+
+    Args:
+        block: a module, or a `partial` of one.
+    """
+    if torch.compiler.is_compiling():  # what a compiled graph computes again updates nothing
+        return checkpoint(block, *inputs, use_reentrant=False)
+    module = getattr(block, "func", block)
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), KeptStatistics(module)))
 
 
 def mean_regularizer(model: nn.Module) -> torch.Tensor | float:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import visionattn as va
 from tests.parity import Record
 from tests.tiny import TINY
 from visionattn.backbones.agent_attention import pool_to
+from visionattn.errors import UserError
 from visionattn.models.weights.recognise import recognise
 
 
@@ -49,6 +51,32 @@ def test_files_for_another_size_of_image(family: str, lines: set[str]) -> None:
     with torch.no_grad():
         assert torch.allclose(target(image), source(image), atol=1e-5)
         assert not torch.allclose(source(image), source(image.flip(3)), atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["AgentSwin", "InLineSwin"])
+@pytest.mark.parametrize(("size", "lines"), [((96, 192), {"11x11", "5x5"}), ((256, 256), set())])
+def test_windows_of_a_network_built_for_another_size(family: str, size: tuple[int, int], lines: set[str]) -> None:
+    """They shrink and shift as those of a network that only gets images of this size."""
+    name, args = TINY[family]
+    args = {**args, "depths": (1, 1, 2, 2), "num_classes": 5}
+    source, target = (va.create_model(name, img_size=built, **args).eval() for built in (224, size))
+    for parameter in source.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    report = va.load_checkpoint(target, source.state_dict())
+    tables = [line.split()[5].rstrip(",") for line in report.reshaped if line.startswith("relative position tables 13x13 -> ")]
+    assert set(tables) == lines
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert torch.allclose(target(image), source(image), atol=1e-4)
+
+
+def test_bias_tables_of_another_window() -> None:
+    """Resized bicubically, as Swin's."""
+    source, target = tiny("InLineSwin"), tiny("InLineSwin", img_size=384, window_size=12)
+    report = va.load_checkpoint(target, source.state_dict())
+    assert report.reshaped == ["relative position tables 13x13 -> 23x23, bicubic (2 tables)"]
+    with pytest.raises(UserError, match="VA-W003"):
+        va.load_checkpoint(target, source.state_dict(), allow=("classifier",))
 
 
 @pytest.mark.parametrize(("name", "model"), [("agent_pvt_t__128x128", "agent_pvt_tiny"), ("agent_swin_t__128x128", "agent_swin_tiny")])

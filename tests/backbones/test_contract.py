@@ -186,6 +186,8 @@ def test_gradients_reach_every_parameter_and_checkpointing_changes_nothing(name:
             continue
         assert one.grad is not None and (one.grad.abs().sum() > 0 or no_effect(key)), key
         assert torch.allclose(one.grad, two.grad, rtol=1e-4, atol=1e-5 * float(one.grad.abs().max())), key
+    for (key, one), two in zip(model.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-5), key  # running statistics saw the batch once
 
 
 def no_effect(key: str) -> bool:

@@ -15,7 +15,9 @@ from visionattn.backbones.inline_deit import InLineDeiT
 from visionattn.backbones.inline_pvt import InLinePVT
 
 
-def test_each_image_and_channel_is_convolved_by_its_kernel() -> None:
+@pytest.mark.parametrize("traced", [False, True])
+def test_each_image_and_channel_is_convolved_by_its_kernel(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: traced)
     x, kernels = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randn(2, 4, 9, dtype=torch.float64)
     rows = x.permute(0, 3, 1, 2).reshape(1, 8, 3, 5)  # images and channels, each a group
     want = F.conv2d(rows, kernels.reshape(8, 1, 3, 3), padding=1, groups=8).view(2, 4, 3, 5).permute(0, 2, 3, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,11 +25,12 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_significance_is_the_attention_that_a_position_receives() -> None:
+@pytest.mark.parametrize("width", [9, 14])
+def test_significance_is_the_attention_that_a_position_receives(width: int) -> None:
     """Of windows that the border cuts off, only positions that exist attend, and only to such."""
-    q, k, v = draw(3, 2, 7, 9, 2, 4).unbind(0)
+    q, k, v = draw(3, 2, 7, width, 2, 4).unbind(0)
     out, received = attend_in_windows(q, k, v)
-    for left, right in ((0, 7), (7, 9)):
+    for left, right in ((0, 7), (7, width)):
         cell = [x[:, :, left:right] for x in (q, k, v)]
         want, of_cell = attend_everywhere(*cell)
         assert torch.allclose(out[:, :, left:right], want, atol=1e-12)

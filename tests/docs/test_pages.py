@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 
 import pytest
 
 from tests.docs.blocks import ROOT
 from tests.tools import tool
+from visionattn.attention import ATTENTION
 
 
 @pytest.mark.parametrize("name", ["make_reference", "make_families", "make_zoo"])
@@ -37,3 +39,16 @@ def test_every_family_has_its_drawing() -> None:
     pages = {path.stem for path in (ROOT / "docs/families").glob("*.md")} - {"index"}
     assert pages <= described, "a family without a description in tools/families.py"
     assert all((ROOT / "docs/families" / f"{page}.svg").is_file() for page in pages)
+
+
+def test_pages_name_the_operations_of_their_family() -> None:
+    pages = {path.stem for path in (ROOT / "docs/kernels").glob("*.md")}
+    with tool("make_families") as families:
+        for section, (modules, _, _) in families.FAMILIES.items():
+            names = [name for module in modules for name in vars(importlib.import_module(f"visionattn.backbones.{module}"))]
+            assert pages.intersection(names) <= set(families.description(section).kernels), section
+
+
+def test_every_attention_module_is_documented() -> None:
+    documented = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", (ROOT / "docs/modules.md").read_text(), re.MULTILINE))))
+    assert set(ATTENTION) <= documented

@@ -7,6 +7,7 @@ import torch
 
 from tests.kernels.accuracy import check_accuracy, check_traced
 from visionattn.kernels import inline_attention
+from visionattn.kernels.linear import fast
 from visionattn.kernels.selftest import draw_qkv
 
 
@@ -44,6 +45,15 @@ def test_weights_sum_to_one_and_distinguish_lengths(backend: str) -> None:
 def test_gradients_in_float64(backend: str) -> None:
     tensors = [tensor.requires_grad_() for tensor in inputs((1, 2, 2, 2, 2))]
     assert torch.autograd.gradcheck(lambda *given: inline_attention(*given, backend=backend), tensors)
+
+
+def test_values_of_a_large_map_do_not_vanish_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fast, "emulated", lambda x: False)  # as on a GPU
+    q, k, v = inputs((1, 96, 96, 1, 8))
+    given = [10 * q, k, 0.01 * v]
+    want = inline_attention(*given)
+    got = inline_attention(*(tensor.half() for tensor in given))
+    assert (got - want).abs().max() < 2e-3 * want.abs().max()
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])

@@ -20,6 +20,7 @@ from torch import nn
 
 from visionattn.backbones.base import Backbone
 from visionattn.kernels import agent_attention
+from visionattn.kernels.pooling import bin_shares
 from visionattn.layers import DepthwiseConv, init_layer, same_size
 
 GRID = 7  # side of the coarse position biases
@@ -28,15 +29,9 @@ AGENTS = (3, 4, 7, 7)  # agents per side, by stage
 
 def pool_to(x: torch.Tensor, side: int) -> torch.Tensor:
     """Average a map `[B, H, W, ...]` over `side` x `side` areas, which overlap where it does not divide the map (adaptive pooling)."""
-
-    def shares(length: int) -> torch.Tensor:  # side, length
-        start = torch.arange(side, device=x.device)[:, None] * length
-        place = torch.arange(length, device=x.device)
-        inside = (place >= start // side) & (place < (start + length + side - 1) // side)
-        return inside.to(x.dtype) / inside.sum(1, keepdim=True).to(x.dtype)
-
-    rows = torch.tensordot(shares(x.shape[1]), x, dims=([1], [1])).transpose(0, 1)  # B side W ...
-    return torch.tensordot(shares(x.shape[2]), rows, dims=([1], [2])).movedim(0, 2)
+    rows, cols = (bin_shares(length, side, x) for length in x.shape[1:3])
+    x = torch.tensordot(rows, x, dims=([1], [1])).transpose(0, 1)  # B side W ...
+    return torch.tensordot(cols, x, dims=([1], [2])).movedim(0, 2)
 
 
 def along(table: torch.Tensor, length: int) -> torch.Tensor:
@@ -163,10 +158,3 @@ def file_size(state: dict[str, torch.Tensor], stride: int) -> dict[str, Any]:
     upstream = len(sides[0]) == 5
     height, width = stride * sides[0][3 if upstream else 2], stride * sides[1][-1]
     return {"img_size": height if height == width else (height, width)}
-
-
-def resized(table: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """Resize a table `[H, W, C]` of positions."""
-    if same_size(table.shape[:2], size):
-        return table
-    return F.interpolate(table.permute(2, 0, 1)[None], size=size, mode=mode)[0].permute(1, 2, 0)

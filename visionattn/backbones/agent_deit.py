@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from torch import nn
 
-from visionattn.backbones.agent_attention import AgentBackbone, Block, PositionBias, file_size, our_biases, pool_to, resized, sizes_of
+from visionattn.backbones.agent_attention import AgentBackbone, Block, PositionBias, file_size, our_biases, pool_to, sizes_of
 from visionattn.backbones.base import rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import agent_attention, dense_attention
-from visionattn.layers import DepthwiseConv, drop_path_rates, pad_to_multiple
+from visionattn.layers import DepthwiseConv, drop_path_rates, pad_to_multiple, resized
 
 
 class ClassAgentAttention(nn.Module):

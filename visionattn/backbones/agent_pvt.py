@@ -24,12 +24,11 @@ from visionattn.backbones.agent_attention import (
     Block,
     file_size,
     our_biases,
-    resized,
     sizes_of,
 )
 from visionattn.backbones.base import rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import Stage, drop_path_rates, pad_to_multiple
+from visionattn.layers import Stage, drop_path_rates, pad_to_multiple, resized
 
 
 class Embedding(nn.Module):

@@ -22,7 +22,7 @@ from torch import nn
 
 from visionattn.backbones.agent_attention import AGENTS, AgentAttention, AgentBackbone, Block, file_size, our_biases, sizes_of
 from visionattn.backbones.registry import register_backbone
-from visionattn.backbones.swin import rename_swin
+from visionattn.backbones.swin import rename_swin, resized_window_table
 from visionattn.layers import PatchEmbed, PatchMerging, Stage, SwinBlock, drop_path_rates
 
 
@@ -61,6 +61,7 @@ class AgentSwin(AgentBackbone):
     ) -> None:
         dims, strides = ([first * 2**index for index in range(len(depths))] for first in (embed_dim, 4))
         super().__init__(in_chans=in_chans, channels=dims, strides=strides, out_norm=out_norm)
+        self.window_size = window_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, 4)
         self.stages, least = nn.ModuleList(), []
         sizes = sizes_of(img_size, strides)
@@ -71,7 +72,7 @@ class AgentSwin(AgentBackbone):
                 if index < agent_depths[stage]:
                     blocks.append(Block(dim, self.attention(dim, heads, stage, size), mlp_ratio, rate, eps=1e-5))
                 else:
-                    shift = window // 2 if index % 2 and window < min(size) else 0
+                    shift = window // 2 if index % 2 else 0  # of no effect where a window is the whole map
                     blocks.append(SwinBlock(dim, heads, window, shift, mlp_ratio, rate, dense=out_norm))
             self.stages.append(Stage(PatchMerging(dim // 2) if stage else None, list(blocks)))
             least.append(1 if out_norm or depths[stage] <= agent_depths[stage] else window)  # windows shrink on smaller maps
@@ -96,6 +97,28 @@ class AgentSwin(AgentBackbone):
         tables = [value.shape[0] for key, value in state.items() if key.endswith("relative_position_bias_table")]
         window = {"window_size": (math.isqrt(tables[0]) + 1) // 2} if tables else {}
         return {**file_size(state, 4), **window}
+
+    def adapt(self, state: dict[str, torch.Tensor]) -> list[str]:
+        """Resize the position biases of a file for images of another size, and its bias tables for other windows.
+
+        Tables of another window are resized bicubically, as in `swin.py`. Where a map is smaller than the window, the middle of the
+        table is taken, which is what windows that shrink on small maps read.
+        """
+        notes: dict[str, int] = {}
+        for name, table in self.named_parameters():
+            given = state.get(name)
+            if not name.endswith("relative_position_bias_table") or given is None or given.shape == table.shape:
+                continue
+            old, new, whole = math.isqrt(given.shape[0]), math.isqrt(table.shape[0]), 2 * self.window_size - 1
+            if given.dim() != 2 or given.shape[1] != table.shape[1] or old**2 != given.shape[0]:
+                continue  # different width: the strict load reports it
+            if old != whole:
+                given = resized_window_table(given, whole)
+            border = (whole - new) // 2
+            state[name] = given.unflatten(0, (whole, whole))[border : border + new, border : border + new].flatten(0, 1)
+            line = f"relative position tables {old}x{old} -> {new}x{new}, {'middle' if old == whole else 'bicubic'}"
+            notes[line] = notes.get(line, 0) + 1
+        return [*super().adapt(state), *(f"{line} ({count} tables)" for line, count in notes.items())]
 
 
 def _variant(

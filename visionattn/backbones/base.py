@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from timm.models import FeatureInfo
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+
+from visionattn.layers import recomputed
 
 
 def rename_keys(state: dict[str, torch.Tensor], rules: Sequence[tuple[str, str]], drop: str = "") -> dict[str, torch.Tensor]:
@@ -193,7 +194,7 @@ class Backbone(nn.Module):
     def run_block(self, block: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """Run `block(x)`, recomputing activations in the backward pass if checkpointing is on."""
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
+            return recomputed(block, x)  # type: ignore[no-any-return]
         return block(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -17,7 +17,12 @@ from visionattn.kernels import inline_attention
 
 def convolve_each(x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     """Convolve each image and channel of a map `[B, H, W, C]` with a 3x3 kernel of its own, `[B, C, 9]`, and zeros outside."""
-    height, width = x.shape[1:3]
+    batch, height, width, dim = x.shape
+    if not torch.compiler.is_compiling():
+        groups = x.permute(0, 3, 1, 2).reshape(1, batch * dim, height, width)
+        out = F.conv2d(groups, kernels.reshape(batch * dim, 1, 3, 3), padding=1, groups=batch * dim)
+        return out.view(batch, dim, height, width).permute(0, 2, 3, 1)
+    # A traced graph may be open in the number of images, which that of groups cannot depend on.
     padded, taps = F.pad(x, (0, 0, 1, 1, 1, 1)), kernels[:, None, None].unbind(4)  # B 1 1 C
     out = padded[:, :height, :width] * taps[0]
     for tap in range(1, 9):

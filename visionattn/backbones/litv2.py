@@ -41,7 +41,8 @@ def interpolated(x: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> tor
             row, col = top + down, left + right
             share = (1 - (rows - row).abs()) * (1 - (cols - col).abs())
             inside = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-            index = row.clamp(0, height - 1).long() * width + col.clamp(0, width - 1).long()
+            # Whole numbers first: offsets of a training that diverges may be NaN, which no bound holds.
+            index = row.long().clamp(0, height - 1) * width + col.long().clamp(0, width - 1)
             corner = flat.gather(1, index.flatten(1)[..., None].expand(-1, -1, dim)).unflatten(1, tuple(index.shape[1:]))
             out = out + corner * (share * inside).to(x.dtype)[..., None]
     return out

@@ -29,7 +29,7 @@ from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
 from visionattn.kernels import dense_attention, keep_weights
 from visionattn.kernels.strided.reference import border_mask, from_groups, groups, pad_to_groups
-from visionattn.layers import DepthwiseConv, drop_path_rates, init_layer, pad_to_multiple
+from visionattn.layers import DepthwiseConv, drop_path_rates, init_layer, pad_to_multiple, resized
 
 WINDOW = 7
 # Positions that share a key, of the least significant share of the map to the most significant one, by the stride of averaged keys.
@@ -61,7 +61,7 @@ class Stem(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B 3 H W -> B H/4 W/4 C
         x = self.convs[2](F.gelu(self.convs[1](F.gelu(self.convs[0](x)))))
-        return self.norm(x.permute(0, 2, 3, 1)) + resized(self.pos_embed, (x.shape[2], x.shape[3]))  # type: ignore[no-any-return]
+        return self.norm(x.permute(0, 2, 3, 1)) + resized(self.pos_embed, (x.shape[2], x.shape[3]), "bilinear")  # type: ignore[no-any-return]
 
 
 class Merging(nn.Module):
@@ -74,13 +74,6 @@ class Merging(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # B H W C -> B H/2 W/2 C'
         x = self.convs[2](F.gelu(self.convs[1](F.gelu(self.convs[0](x.permute(0, 3, 1, 2))))))
         return x.permute(0, 2, 3, 1)
-
-
-def resized(table: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a table `[H, W, C]` of positions."""
-    if table.shape[:2] == size:
-        return table
-    return F.interpolate(table.permute(2, 0, 1)[None], size=size, mode="bilinear")[0].permute(1, 2, 0)
 
 
 def sinusoids(height: int, width: int, dim: int) -> torch.Tensor:
@@ -162,12 +155,16 @@ def attend_in_windows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tupl
     size, window, step = (q.shape[1], q.shape[2]), (WINDOW, WINDOW), (1, 1)
     q, k, v = (pad_to_groups(x, window, step) for x in (q, k, v))
     shape = q.shape
+    whole = shape[1:3] == size  # nothing to mask
     queries, keys, values = (groups(x, window, step) for x in (q, k, v))  # B windows heads N d
     scores = (queries * q.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-    weights = (scores + border_mask(shape, size, window, step, q.device, q.dtype)).softmax(-1)
+    weights = (scores if whole else scores + border_mask(shape, size, window, step, q.device, q.dtype)).softmax(-1)
     keep_weights("significance_attention", weights, size=size, window_size=window)
-    inside = groups(pad_to_groups(torch.ones_like(q[:1, : size[0], : size[1], :1, :1]), window, step), window, step)  # 1 windows 1 N 1
-    received = (weights.detach() * inside).sum((2, 3)) / (weights.shape[2] * inside.sum((2, 3)))  # B windows N
+    if whole:
+        received = weights.detach().mean((2, 3))  # B windows N
+    else:
+        inside = groups(pad_to_groups(torch.ones_like(q[:1, : size[0], : size[1], :1, :1]), window, step), window, step)  # 1 windows 1 N 1
+        received = (weights.detach() * inside).sum((2, 3)) / (weights.shape[2] * inside.sum((2, 3)))
     one = torch.Size((*shape[:3], 1, 1))
     on_map = from_groups(received[:, :, None, :, None], one, window, step)[:, : size[0], : size[1], 0, 0]
     return from_groups(weights @ values, shape, window, step)[:, : size[0], : size[1]], on_map
@@ -375,7 +372,7 @@ class SGFormer(Backbone):
         if given is None or given.dim() != 3 or given.shape == table.shape:
             return []
         size = (table.shape[0], table.shape[1])
-        state[name] = resized(given.float(), size).to(given.dtype)
+        state[name] = resized(given.float(), size, "bilinear").to(given.dtype)
         return [f"position table {given.shape[0]}x{given.shape[1]} -> {size[0]}x{size[1]}, bilinear"]
 
 

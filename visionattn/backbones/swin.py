@@ -121,6 +121,13 @@ def from_unfold(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.unflatten(-1, (-1, 2, 2)).transpose(-3, -1).flatten(-3)  # ... C row col -> ... col row C
 
 
+def resized_window_table(table: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize a table of relative position biases `[L * L, heads]` to `[side * side, heads]`."""
+    old = math.isqrt(table.shape[0])
+    grid = table.float().T.reshape(1, -1, old, old)
+    return F.interpolate(grid, size=(side, side), mode="bicubic").view(-1, side * side).T.to(table.dtype)
+
+
 class Swin(Backbone):
     """Swin Transformer.
 
@@ -203,8 +210,7 @@ class Swin(Backbone):
             old, new = (int(rows**0.5) for rows in (given.shape[0], table.shape[0]))
             if given.dim() != 2 or given.shape[1] != table.shape[1] or old**2 != given.shape[0]:
                 continue  # different width: the strict load reports it
-            grid = given.float().T.reshape(1, -1, old, old)
-            state[name] = F.interpolate(grid, size=(new, new), mode="bicubic").view(-1, new * new).T.to(given.dtype)
+            state[name] = resized_window_table(given, new)
             line = f"relative position tables {old}x{old} -> {new}x{new}, bicubic"
             notes[line] = notes.get(line, 0) + 1
         return [f"{line} ({count} tables)" for line, count in notes.items()]

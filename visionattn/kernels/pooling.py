@@ -15,7 +15,7 @@ def adaptive_average(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x, (size[0], size[1]))
-    rows, cols = (_bins(length, bins, x) for length, bins in zip(x.shape[2:], size, strict=True))
+    rows, cols = (bin_shares(length, bins, x) for length, bins in zip(x.shape[2:], size, strict=True))
     return rows @ x @ cols.transpose(0, 1)
 
 
@@ -37,7 +37,7 @@ def _windows(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
-def _bins(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
+def bin_shares(length: int, bins: int, like: torch.Tensor) -> torch.Tensor:
     """Weights `[bins, length]` of an adaptive average along one axis."""
     cell, position = torch.arange(bins, device=like.device)[:, None], torch.arange(length, device=like.device)
     first, end = cell * length // bins, ((cell + 1) * length + bins - 1) // bins

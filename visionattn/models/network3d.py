@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+
+from visionattn.layers import recomputed
 
 
 class Network3d(nn.Module):
@@ -28,7 +29,7 @@ class Network3d(nn.Module):
 
     def run(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         """Call a block, whose activations are computed again in the backward pass if that is asked for."""
-        found: Any = checkpoint(block, *inputs, use_reentrant=False) if self.grad_checkpointing and self.training else block(*inputs)
+        found: Any = recomputed(block, *inputs) if self.grad_checkpointing and self.training else block(*inputs)
         return found
 
     @staticmethod

@@ -33,7 +33,9 @@ def inline_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale
         with torch.autocast("cpu", enabled=False):
             return inline_attention(q.float(), k.float(), v.float(), scale=scale).to(q.dtype)
     shape = q.shape
-    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))  # B heads N d
-    mean = v.mean(2, keepdim=True)
-    covariance = (k - k.mean(2, keepdim=True)).transpose(-2, -1) @ (v * (scale / k.shape[2]))
-    return (mean + q @ covariance).transpose(1, 2).reshape(shape)
+    q, k, v = (x.flatten(1, 2).transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # B * heads N d
+    mean = v.mean(1, keepdim=True)
+    # A factor of the product itself, and nothing added to it (beta): multiplied by 1 / N, values of a large map vanish in float16.
+    covariance = torch.baddbmm(mean.detach(), k.transpose(1, 2), v - mean, beta=0, alpha=scale / k.shape[1])
+    out = torch.baddbmm(mean, q, covariance)
+    return out.unflatten(0, (shape[0], shape[3])).transpose(1, 2).reshape(shape)
