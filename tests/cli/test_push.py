@@ -97,8 +97,9 @@ def test_the_card_states_what_is_known(trained: Trained, tmp_path: Path) -> None
     assert markdown("<b>a_b|c\n") == "\\<b\\>a\\_b\\|c\\\\n"
 
 
-def test_commands_of_the_card_for_a_folder_with_a_space(trained: Trained, tmp_path: Path) -> None:
-    done("push", trained.run, tmp_path / "my flowers")
+def test_commands_of_the_card_for_a_folder_with_a_space(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done("push", trained.run, "~/my flowers")  # a shell does not expand it in quotes
     card = (tmp_path / "my flowers/README.md").read_text()
     assert "visionattn predict 'my flowers' --source" in card and card.count('create_model("local-dir:my flowers", pretrained=True)') == 2
     assert str(tmp_path) not in card, "where the folder was made is private"

@@ -61,23 +61,22 @@ def push(source: str | Path, target: str | Path, *, license: str = "", public: b
         UserError: VA-R003, no run there; VA-R007, the folder exists; VA-W008, the hub cannot be reached or refuses; as `load_model`.
     """
     console = console or Console()
-    model_id = hub_id(target)
+    model_id, folder = hub_id(target), Path(target).expanduser()
     if model_id is None:
-        _require_new(Path(target))
+        _require_new(folder)
     else:
         _require_token(model_id)
     _require_run(Path(source))
     loaded = load_model(source, lambda text: console.field("", text))
-    name = model_id.rpartition("/")[2] if model_id else Path(target).resolve().name
+    name = model_id.rpartition("/")[2] if model_id else folder.resolve().name
     called = f"{HUB}{model_id}" if model_id else name  # in the card: where the folder is here concerns nobody else
     if loaded.config.plugins:
         console.warn(f"the model needs code of its own, which is not shared: {shown(', '.join(loaded.config.plugins))}")
     if model_id is None:
-        folder = Path(target)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as temporary:
             sizes = _write(temporary, loaded, Path(source), name, called, license)
-        return Pushed(str(target), str(folder), sizes)
+        return Pushed(str(folder), str(folder), sizes)
     with tempfile.TemporaryDirectory() as scratch:
         sizes = _write(Path(scratch), loaded, Path(source), name, called, license)
         console.field("uploading", f"{', '.join(sizes)} ({sum(sizes.values()) / 2**20:,.1f} MiB) to {endpoint()}/{model_id}")
