@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from PIL import Image
 
 import visionattn as va
 from tests.commands import CLASSES, Trained, done, only_run, refused, settings, tree
+from visionattn.console import Console
+from visionattn.jobs import quantize
 from visionattn.runs.load import load_model
 from visionattn.runs.shareable import shareable
+from visionattn.tasks import CHANGEABLE, change_config
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -114,12 +118,60 @@ def test_files_that_are_not_ours(trained: Trained, exported: Path, tmp_path: Pat
         ("config", "[", "VA-W005"),
         ("target", '["config", "x"]', "VA-W005"),
         ("sizes", '{"size": 3}', "VA-W005"),
+        ("sizes", '{"size": [32, 32], "step": -1, "least": 0}', "VA-W005"),
+        ("licences", "5", "VA-W005"),
+        ("classes", '["a"]', "VA-W003"),
+        ("classes", "[[1], [2], [3]]", "VA-W005"),
+        ("preprocessing", "{}", "VA-W005"),
+        ("preprocessing", '{"crop_pct": 1e-4}', "VA-W005"),  # an image of 320,000 pixels a side
+        ("preprocessing", '{"mean": [0.5], "std": [0.5]}', "VA-W005"),
+        ("preprocessing", '{"std": [0, 0, 0]}', "VA-W005"),
     ):
         model = onnx.load(exported)
         facts = {item.key: item.value for item in model.metadata_props}
         onnx.helper.set_model_props(model, {k: v for k, v in {**facts, key: value}.items() if v is not None})
         onnx.save(model, path)
         refused(tmp_path, code, 4, "predict", path, trained.data / "test")
+
+
+def changed(source: Path, path: Path, **values: object) -> None:
+    """A copy with other metadata."""
+    model = onnx.load(source)
+    facts = {item.key: item.value for item in model.metadata_props} | {key: json.dumps(value) for key, value in values.items()}
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, path)
+
+
+def test_a_graph_that_is_not_that_of_its_metadata(trained: Trained, exported: Path, tmp_path: Path) -> None:
+    path = tmp_path / "any.onnx"
+    changed(exported, path, sizes={"size": [32, 32], "step": 1, "least": 0})
+    text = refused(tmp_path, "VA-M005", 2, "predict", path, trained.data / "test" / "rose", "eval.scales=[1.5]")
+    assert "2 images of 48x48 px" in text
+    model = onnx.load(exported)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for node in list(model.graph.node):
+        if "image" in node.input:
+            node.input[list(node.input).index("image")] = "single"
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", ["image"], ["single"], to=onnx.TensorProto.FLOAT))
+    onnx.save(model, path)
+    assert "tensor(double)" in refused(tmp_path, "VA-W003", 4, "predict", path, trained.data / "test")
+
+
+def test_calibration_takes_of_every_image(trained: Trained, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "CALIBRATION_IMAGES", 4)
+    monkeypatch.setattr(quantize, "_WINDOWS", 1)
+    loaded = load_model(trained.run)
+    loaded = replace(loaded, config=change_config(loaded.config, ["eval.flips=horizontal", "eval.batch_size=2"], CHANGEABLE))
+    inputs = quantize._training_inputs(exported, loaded, Console(quiet=True))
+    assert len(inputs) == 4 and len({image.tobytes() for image in inputs}) == 4
+
+
+def test_a_file_of_a_folder_lies_where_the_command_was_given(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("push", trained.run, tmp_path / "flowers")
+    monkeypatch.chdir(tmp_path / "flowers")
+    done("export", ".", "--format", "safetensors", "--verify", 1)
+    done("export", "local-dir:../flowers", "--format", "onnx", "--verify", 1)
+    assert {path.name for path in Path.cwd().glob("flowers.*")} == {"flowers.safetensors", "flowers.onnx"}
 
 
 def test_a_refused_file_leaves_nothing(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,10 +245,7 @@ def test_segmentation_of_any_size(tmp_path: Path) -> None:
     metrics = [json.loads(done("eval", model, "--data", tmp_path / "roads", EXACT, "--json").stdout)["metrics"] for model in (run, path)]
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
     shutil.rmtree(run)
-    model = onnx.load(path)
-    facts = {item.key: item.value for item in model.metadata_props}
-    onnx.helper.set_model_props(model, {**facts, "sizes": json.dumps({"size": [64, 64], "step": 0, "least": 0})})
-    onnx.save(model, path)
+    changed(path, path, sizes={"size": [64, 64], "step": 0, "least": 0})
     text = refused(tmp_path, "VA-M004", 2, "predict", path, tmp_path / "roads/images/val")
     assert "64x64 px, got 45x70 px" in text and "predict in windows: eval.mode=slide 'eval.tile=[64, 64]'" in text
     done("predict", path, tmp_path / "roads/images/val", "eval.mode=slide", "eval.tile=[64, 64]")

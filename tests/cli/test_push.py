@@ -11,10 +11,12 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 import visionattn
-from tests.commands import Trained, done, refused, va
+from tests.commands import Trained, done, refused, tree, va
 from tests.hub import Hub, hub_server
+from visionattn.files import sha256_of
 from visionattn.integrations.timm import register
 from visionattn.models.weights.hub import RUN
 from visionattn.report.card import markdown
@@ -93,6 +95,31 @@ def test_the_card_states_what_is_known(trained: Trained, tmp_path: Path) -> None
     ):
         assert text in body, text
     assert markdown("<b>a_b|c\n") == "\\<b\\>a\\_b\\|c\\\\n"
+
+
+def test_commands_of_the_card_for_a_folder_with_a_space(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done("push", trained.run, "~/my flowers")  # a shell does not expand it in quotes
+    card = (tmp_path / "my flowers/README.md").read_text()
+    assert "visionattn predict 'my flowers' --source" in card and card.count('create_model("local-dir:my flowers", pretrained=True)') == 2
+    assert str(tmp_path) not in card, "where the folder was made is private"
+
+
+def test_figures_are_of_the_weights_beside_them(trained: Trained, tmp_path: Path) -> None:
+    run = trained.copy(tmp_path)
+    last = run / "checkpoints" / "last"
+    meta, weights = json.loads((last / "meta.json").read_text()), last / "model.safetensors"
+    save_file({name: value + 1 if value.is_floating_point() else value for name, value in load_file(weights).items()}, weights)
+    (last / "meta.json").write_text(json.dumps({**meta, "sha256": {**meta["sha256"], weights.name: sha256_of(weights)}}))
+    before = tree(run / "eval")
+    done("eval", last)
+    assert tree(run / "eval") == before, "the evaluation of the best checkpoint"
+    done("push", last, tmp_path / "other")
+    assert "Not evaluated." in (tmp_path / "other/README.md").read_text()
+    (run / "checkpoints" / "best").rename(run / "best")  # another one is the best from now on
+    assert json.loads(done("compare", run, trained.run, "--json").stdout)["runs"][0]["interval"] == {}
+    done("push", run, tmp_path / "later")
+    assert "Not evaluated." in (tmp_path / "later/README.md").read_text()
 
 
 @pytest.mark.parametrize("name", list(TASKS))

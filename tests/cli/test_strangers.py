@@ -55,7 +55,10 @@ def test_code_that_a_run_names_is_not_imported(trained: Trained, tmp_path: Path,
     assert (run / "PWNED").exists()
 
 
-@pytest.mark.parametrize("target", [None, [], {}, {"classes": 3}, {"classes": None}, "x"])
+@pytest.mark.parametrize(
+    "target",
+    [None, [], {}, {"classes": 3}, {"classes": None}, "x", {"classes": [[1], [2], [3]]}, {"classes": "abc"}],
+)
 def test_w005_a_target_of_anything_else(trained: Trained, tmp_path: Path, target: object) -> None:
     checkpoint = trained.copy(tmp_path) / "checkpoints" / "best"
     meta = json.loads((checkpoint / "meta.json").read_text())

@@ -6,6 +6,7 @@ import io
 import random
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -274,3 +275,19 @@ def test_files_of_channels(tmp_path: Path) -> None:
     assert images.stamp(0) != before
     with pytest.raises(UnreadableFile, match="different sizes"):
         images.read(0)
+
+
+@pytest.mark.parametrize("made", [npy, lambda array: tiff(array, photometric="minisblack")])
+def test_the_limit_counts_the_values_of_an_array_once(made: Callable[[np.ndarray], bytes]) -> None:
+    """Either of the first and the last axis may be channels; the other is not counted too."""
+    data = made(np.zeros((60, 50, 5), np.uint8))
+    assert header_facts(data, max_bytes=10**5).decoded == 60 * 50 * 5
+    with pytest.raises(UnreadableFile, match="15,000 bytes decoded"):
+        header_facts(data, max_bytes=14_999)
+
+
+def test_sides_below_nothing_are_damage() -> None:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (-1, 10, 3)})
+    with pytest.raises(UnreadableFile, match="an array of -1 x 10 x 3"):
+        header_facts(buffer.getvalue() + bytes(30), max_bytes=10**6)

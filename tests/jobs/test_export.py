@@ -239,6 +239,17 @@ def test_a_program_that_cuts_padding_off_holds_with_and_without_padding() -> Non
     assert difference(model, program, [(1, (8, 9)), (3, (12, 8)), (2, (7, 11)), (1, (9, 16))]) == 0
 
 
+def test_a_graph_that_was_exported_with_one_window_holds_for_several(tmp_path: Path) -> None:
+    model = cut("DaViT", depths=(1,), num_heads=(1,), window_size=16)
+    network = written(model, model.export_sizes((36, 40)), tmp_path)
+    assert difference(model, network, [(1, (36, 40)), (2, (75, 140))]) < 1e-5
+
+
+def test_outputs_of_zeros_are_equal() -> None:
+    zeros = torch.zeros(2, 3)
+    assert job._difference(zeros, zeros) == 0 and job._difference(zeros + 1e-9, zeros) > 1
+
+
 def test_a_family_that_states_nothing_has_one_size() -> None:
     class Own(Backbone):
         pass

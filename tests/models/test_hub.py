@@ -25,6 +25,7 @@ from visionattn.errors import UserError
 from visionattn.files import cache_folder
 from visionattn.integrations.timm import register
 from visionattn.models.weights import folders
+from visionattn.models.weights import hub as hub_module
 from visionattn.models.weights.folders import open_folder
 from visionattn.models.weights.hub import model_folder, weights_file
 from visionattn.models.weights.recognise import Recognised
@@ -124,6 +125,9 @@ def test_a_damaged_config_is_reported(tmp_path: Path) -> None:
         "[",
         "[]",
         json.dumps({"architecture": "va_swin_tiny", "pretrained_cfg": {"mean": "x"}}),
+        json.dumps({"architecture": "va_swin_tiny", "pretrained_cfg": {"mean": []}}),
+        json.dumps({"architecture": "va_swin_tiny", "pretrained_cfg": {"std": [0, 0, 0]}}),
+        json.dumps({"architecture": "va_swin_tiny", "pretrained_cfg": {"crop_pct": 1e-5}}),
         json.dumps({"model_type": "swin"}),
     ):
         (tmp_path / "config.json").write_text(text)
@@ -132,6 +136,22 @@ def test_a_damaged_config_is_reported(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "va_swin_tiny", "model_args": {"checkpoint_path": "/etc/passwd"}}))
     with pytest.raises(UserError, match="VA-M002"):
         open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{"num_classes": 2}, {"model_args": {**TINY, "depths": "abc"}}, {"num_classes": -1}])
+def test_a_config_of_another_model_predicts_nothing(config: dict[str, Any], tmp_path: Path) -> None:
+    for name, content in ours(**config).items():
+        (tmp_path / name).write_bytes(content)
+    picture(tmp_path / "photo.png", 0, 1)
+    result = command("predict", tmp_path, tmp_path / "photo.png")
+    assert result.exit_code == 4 and "VA-W00" in result.stderr and not result.stdout
+
+
+@pytest.mark.parametrize("entry", [{"lfs": [1]}, {"size": 1e999}, {"blobId": None}])
+def test_answers_of_something_else_than_a_hub(entry: dict[str, Any], hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = {"rfilename": "config.json", "size": 2, "blobId": "0" * 40, **entry}
+    monkeypatch.setattr(hub_module, "_text", lambda *given: json.dumps({"sha": "0" * 40, "siblings": [file]}).encode())
+    assert "not that of a hub" in failure("hf-hub:me/swin", "VA-W001").why
 
 
 def test_everything_takes_a_model_of_the_hub(hub: Hub, tmp_path: Path) -> None:

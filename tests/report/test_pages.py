@@ -150,6 +150,13 @@ def test_a_comparison(tmp_path: Path) -> None:
     assert found["settings"]["optim.lr"] == ["0.1", "0.2"] and found["notes"] == []
 
 
+def test_settings_that_differ_late(tmp_path: Path) -> None:
+    folder = f"data.root=/data/{'very-' * 20}long"
+    runs = [make_run(tmp_path / name, f"{folder}/{name}", f"optim.lr={0.1 + step}") for name, step in (("one", 0), ("two", 1e-8))]
+    settings = va.compare([run.path for run in runs], console=Console(quiet=True)).settings
+    assert [text[-3:] for text in settings["data.root"]] == ["one", "two"] and settings["optim.lr"] == ["0.1", "0.10000001"]
+
+
 def test_runs_that_cannot_be_compared_say_so(tmp_path: Path) -> None:
     one, two = make_run(tmp_path / "a/001"), make_run(tmp_path / "b/001", state="interrupted", epochs=2, data="other", seconds=None)
     notes = va.compare([one.path, two.path], console=Console(quiet=True)).notes()
@@ -167,7 +174,7 @@ def test_folders_of_strangers(tmp_path: Path) -> None:
         file.write(
             '{"kind": "epoch", "step": 1, "epoch": "<x>", "train_loss": "<x>"}\n{"kind": "epoch", "step": 2, "epoch": 9, "val_top1": NaN}\n'
         )
-        file.write('{"kind": "step", "step": 1, "loss": null, "lr": [1]}\n{"step": 3}\n[1]\n')
+        file.write('{"kind": "step", "step": 1, "loss": null, "lr": [1]}\n{"kind": "step", "step": "<x>", "loss": 1}\n{"step": 3}\n[1]\n')
     for name in ("eval/val/metrics.json", "data/check.json"):
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text(

@@ -30,6 +30,7 @@ class Stack:
         height, width: as stored.
         channels: of the image; pages are channels where the file says so.
         pages: what may be channels as well: pages without a meaning, or the other of the first and the last axis; 0 if nothing is.
+        values: their number in the file.
         dtype: of the values.
         alpha: whether the last channel is marked as transparency.
         orientation: as in EXIF.
@@ -40,6 +41,7 @@ class Stack:
     width: int
     channels: int
     pages: int
+    values: int
     dtype: np.dtype[Any]
     alpha: bool
     orientation: int
@@ -48,8 +50,7 @@ class Stack:
     @property
     def decoded(self) -> int:
         """Bytes of the values as stored, and of the array that is made of them."""
-        values = self.height * self.width * max(self.channels, self.pages)
-        return values * (self.dtype.itemsize + (0 if self.dtype == np.uint8 else 4))
+        return self.values * (self.dtype.itemsize + (0 if self.dtype == np.uint8 else 4))
 
 
 def is_array_file(start: bytes) -> bool:
@@ -110,7 +111,7 @@ def _npy_stack(file: IO[bytes], size: float) -> Stack:
     channels = 1 if axis is None else shape[axis]
     height, width = (side for position, side in enumerate(shape) if position != axis)
     other = 0 if axis is None else shape[2 - axis]
-    return Stack(height, width, channels, other, dtype, False, 1, read)
+    return Stack(height, width, channels, other, math.prod(shape), dtype, False, 1, read)
 
 
 def channel_axis(shape: Sequence[int], wanted: int | None = None) -> int | None:
@@ -119,7 +120,7 @@ def channel_axis(shape: Sequence[int], wanted: int | None = None) -> int | None:
     Raises:
         ValueError: neither two nor three axes, or an empty one.
     """
-    if len(shape) not in (2, 3) or not all(shape):
+    if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"an array of {_sides(shape)}: expected height x width, with channels as the first or the last axis")
     if len(shape) == 2:
         return None
@@ -176,7 +177,8 @@ def tiff_stack(file: IO[bytes]) -> Stack:
         place = axis if not other else plane if first_only else 2 - (axis or 0)
         return _channels_last(array, place)
 
-    return Stack(height, width, channels, pages, np.dtype(series.dtype), alpha, 1 if tag is None else int(tag.value), read)
+    orientation = 1 if tag is None else int(tag.value)
+    return Stack(height, width, channels, pages, math.prod(shape), np.dtype(series.dtype), alpha, orientation, read)
 
 
 def _refuse_bomb(tiff: Any, page: Any, size: int) -> None:

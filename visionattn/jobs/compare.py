@@ -39,7 +39,7 @@ def compare(
     if len(folders) < 2:
         what = f"a comparison needs two runs or more, got {counted(len(folders), 'run')}"
         raise UserError("VA-C005", what, fix="visionattn compare RUN RUN")
-    page = None if html is None else Path(html)
+    page = None if html is None else Path(html).expanduser()
     if page is not None and page.exists():
         raise UserError("VA-R007", f"{shown(str(page))} exists already", fix="another --html FILE, or remove it")
     comparison = Comparison([_summary(folder) for folder in folders])

@@ -18,7 +18,7 @@ from visionattn.jobs.report import report_run
 from visionattn.names import typed
 from visionattn.report.tables import print_evaluation, save_evaluation
 from visionattn.runs.calibration import Calibration, with_calibration, write_calibration
-from visionattn.runs.load import LoadedModel, load_models
+from visionattn.runs.load import LoadedModel, best_weights, load_models
 from visionattn.tasks import CHANGEABLE, change_config, name_plugins
 from visionattn.tasks.base import Dataset, Display, Evaluation, Member, Metrics
 
@@ -35,7 +35,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a run or a checkpoint on a split; preprocessing, target and model come from it.
 
-    The probabilities of several models are averaged. The result is printed. With the data and the settings of the run
+    The probabilities of several models are averaged. The result is printed. With the data, the settings and the best weights of the run
     itself it is also written to `eval/<split>/` in its folder, and that of the validation split to its report; if that is not possible,
     a line says so.
 
@@ -68,7 +68,9 @@ def evaluate(
     if home is not None and data is None and not _change_result(settings):
         folder = home / "eval" / split
         try:
-            save_evaluation(folder, result, task.pictures(target), dataset, task.unit)
+            save_evaluation(
+                folder, result, task.pictures(target), dataset, task.unit, weights=models[0].weights if len(models) == 1 else ""
+            )
             run, model = models[0].run, models[0].model
             if split == "val" and run is not None and Path(_name(source)) == run.path:
                 device = next(model.parameters()).device
@@ -192,9 +194,12 @@ def _require_same_samples(configs: Sequence[RunConfig], splits: Sequence[Split],
 def _home(source: str | Path | Sequence[str | Path], models: Sequence[LoadedModel]) -> Path | None:
     """The folder of a run, or of folds, that an evaluation belongs to."""
     given = [source] if isinstance(source, (str, Path)) else list(source)
-    if len(given) == 1 and len(models) > 1:
+    if len(given) > 1:
+        return None
+    if len(models) > 1:
         return Path(given[0])
-    return models[0].run.path if len(given) == 1 and models[0].run is not None else None
+    run = models[0].run
+    return run.path if run is not None and models[0].weights == best_weights(run) else None  # not that of another checkpoint
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

@@ -108,7 +108,7 @@ def explain(
     loaded = LoadedModel(
         loaded.task, loaded.config.model_copy(update={"data": loaded.config.data.at("")}), loaded.model, loaded.target, loaded.run
     )
-    folder = _folder(loaded, path, point) if out is None else Path(out)
+    folder = _folder(loaded, path, point) if out is None else Path(out).expanduser()
     require_new([folder])
     explained = memory_explained(partial(out_of_memory_in_inference, "the explanation", 1))
     with open_accelerator(loaded.config.train) as accelerator, explained:

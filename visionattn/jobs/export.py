@@ -13,10 +13,11 @@ import torch
 
 from visionattn.backbones import Sizes
 from visionattn.console import Console
-from visionattn.errors import UserError, did_you_mean
+from visionattn.errors import UserError, did_you_mean, lacks_memory
 from visionattn.files import atomic_path, require_space
 from visionattn.jobs.quantize import Quantized, quantize_static
 from visionattn.kernels.dispatch import use_backend
+from visionattn.models.weights.hub import LOCAL_DIR
 from visionattn.names import shown, typed
 from visionattn.runs.exported import Facts, OnnxNetwork, quiet_libraries, require_onnx
 from visionattn.runs.load import LoadedModel, load_models
@@ -27,6 +28,10 @@ FORMATS = ("onnx", "pt2", "safetensors")
 TOLERANCE = 1e-4  # of the largest output
 OLDEST_TORCH = "2.8"  # torch.export of 2.7 stops at an open number of images
 TRIED_TORCH = "2.14"
+
+# Pixels of a side at which no map is as small as a window or a kernel: a map of one window would be a constant of an ONNX graph, which then
+# fails on larger ones. A program of torch.export has to hold for the size of the model itself, and refuses others by its guards.
+_ROOMY = 832
 
 _LARGEST = 3 * 2**29  # bytes of weights; a file of ONNX cannot hold 2 GiB
 
@@ -160,7 +165,8 @@ def _place(source: str, loaded: LoadedModel, format: str, quantize: str | None, 
         UserError: VA-C002, another ending than that of the format; VA-R007, it exists.
     """
     ending = f".{quantize}.{format}" if quantize else f".{format}"
-    home = Path.cwd() / Path(source).name if loaded.run is None else loaded.run.path / "export" / "model"
+    named = Path(source.removeprefix(LOCAL_DIR))
+    home = Path.cwd() / (named.resolve() if named.exists() else named).name if loaded.run is None else loaded.run.path / "export" / "model"
     path = home.with_name(home.name + ending) if out is None else Path(out).expanduser()
     if path.suffix != f".{format}":
         what = f"--out: a file of format {format} ends in .{format}, got {shown(path.name)}"
@@ -189,7 +195,7 @@ def _licences(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _write_onnx(model: Any, channels: int, facts: Facts, path: Path) -> str:
-    program = _program(model, channels, facts.sizes)
+    program = _program(model, channels, facts.sizes, least=_ROOMY)
     names = {0: "batch", 2: "height", 3: "width"} if facts.sizes.step else {0: "batch"}
     with _explained("converted to ONNX", facts.sizes), quiet_libraries():
         graph: Any = torch.onnx.export(
@@ -224,12 +230,17 @@ _WRITERS: dict[str, Callable[[Any, int, Facts, Path], str]] = {
 }
 
 
-def _program(model: Any, channels: int, sizes: Sizes) -> torch.export.ExportedProgram:
-    """The graph of a model, of plain operations of PyTorch."""
+def _program(model: Any, channels: int, sizes: Sizes, *, least: int = 0) -> torch.export.ExportedProgram:
+    """The graph of a model, of plain operations of PyTorch.
+
+    Args:
+        least: least side of the image with which a graph of open size is traced.
+    """
     open_axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if sizes.step:
         open_axes |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    image = torch.randn(2, channels, *sizes.size)
+    height, width = (max(side, -(-least // sizes.step) * sizes.step) if sizes.step else side for side in sizes.size)
+    image = torch.randn(2, channels, height, width)
     # The definition of each operation: the fast forms cut the work by the size of the map, which would freeze it.
     with _explained("traced", sizes), quiet_libraries(), torch.no_grad(), use_backend("reference"):
         return torch.export.export(model, (image,), dynamic_shapes=(open_axes,), strict=False)  # newer releases default to it
@@ -244,12 +255,18 @@ def _explained(what: str, sizes: Sizes) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # exporters raise errors of many kinds
-        why = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        if lacks_memory(error):
+            raise
+        why = _reason(error)
         fix = "images of one size may work: --dynamic batch" if sizes.step else ""
         raise UserError("VA-M005", f"the model cannot be {what}", why=why, fix=fix) from error
+
+
+def _reason(error: Exception) -> str:
+    """What a library says of its error, in a line."""
+    text = error.why or error.what if isinstance(error, UserError) else str(error)
+    return text.strip().partition("\n")[0][:300] or type(error).__name__
 
 
 # ---------------------------------------------------------------- check
@@ -297,7 +314,9 @@ def _outputs(run: Run, image: torch.Tensor) -> torch.Tensor:
     try:
         return run(image)
     except Exception as error:  # runtimes raise errors of many kinds
-        why, where = str(error).strip().partition("\n")[0][:300], f"{len(image)} images of {image.shape[2]}x{image.shape[3]} px"
+        if lacks_memory(error):
+            raise
+        why, where = _reason(error), f"{len(image)} images of {image.shape[2]}x{image.shape[3]} px"
         raise UserError("VA-M005", "the exported file cannot be run, and was not kept", where=where, why=why) from error
 
 
@@ -305,5 +324,5 @@ def _difference(found: Any, wanted: Any) -> float:
     """Largest difference relative to the largest wanted value; infinite where shapes differ or a value is not finite."""
     if found.shape != wanted.shape:
         return float("inf")
-    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    difference = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(torch.finfo(wanted.dtype).tiny))
     return difference if difference == difference else float("inf")

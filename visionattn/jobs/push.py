@@ -18,11 +18,12 @@ from visionattn.files import atomic_folder, require_space, sha256_of
 from visionattn.models.weights.download import offline
 from visionattn.models.weights.hub import CARD, CONFIG, HUB, RUN, WEIGHTS, endpoint, is_model_id, is_run_folder
 from visionattn.models.weights.records import Weights
-from visionattn.names import shown, typed
+from visionattn.names import shown
 from visionattn.report.card import CardFacts, model_card
+from visionattn.report.summary import RunSummary
 from visionattn.runs.checkpoint import read_meta
 from visionattn.runs.folder import RunFolder
-from visionattn.runs.load import LoadedModel, best_checkpoint, load_model
+from visionattn.runs.load import LoadedModel, best_checkpoint, best_weights, load_model
 from visionattn.runs.shareable import shareable
 
 FILES = (CONFIG, WEIGHTS, CARD)
@@ -60,23 +61,22 @@ def push(source: str | Path, target: str | Path, *, license: str = "", public: b
         UserError: VA-R003, no run there; VA-R007, the folder exists; VA-W008, the hub cannot be reached or refuses; as `load_model`.
     """
     console = console or Console()
-    model_id = hub_id(target)
+    model_id, folder = hub_id(target), Path(target).expanduser()
     if model_id is None:
-        _require_new(Path(target))
+        _require_new(folder)
     else:
         _require_token(model_id)
     _require_run(Path(source))
     loaded = load_model(source, lambda text: console.field("", text))
-    name = model_id.rpartition("/")[2] if model_id else Path(target).resolve().name
-    called = f"{HUB}{model_id}" if model_id else str(target)
+    name = model_id.rpartition("/")[2] if model_id else folder.resolve().name
+    called = f"{HUB}{model_id}" if model_id else name  # in the card: where the folder is here concerns nobody else
     if loaded.config.plugins:
         console.warn(f"the model needs code of its own, which is not shared: {shown(', '.join(loaded.config.plugins))}")
     if model_id is None:
-        folder = Path(target)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as temporary:
             sizes = _write(temporary, loaded, Path(source), name, called, license)
-        return Pushed(called, str(folder), sizes)
+        return Pushed(str(folder), str(folder), sizes)
     with tempfile.TemporaryDirectory() as scratch:
         sizes = _write(Path(scratch), loaded, Path(source), name, called, license)
         console.field("uploading", f"{', '.join(sizes)} ({sum(sizes.values()) / 2**20:,.1f} MiB) to {endpoint()}/{model_id}")
@@ -143,7 +143,7 @@ def _write(folder: Path, loaded: LoadedModel, source: Path, title: str, called: 
     }
     exchange = loaded.task.exchange_config(config, loaded.target, loaded.model)
     (folder / CONFIG).write_text(json.dumps({**exchange, RUN: section}, indent=1), encoding="utf-8")
-    card = model_card(_facts(loaded, title, license, exchange), typed(called), loaded.task.display, loaded.task.unit)
+    card = model_card(_facts(loaded, title, license, exchange), called, loaded.task.display, loaded.task.unit)
     (folder / CARD).write_text(card, encoding="utf-8", errors="backslashreplace")
     return {name: (folder / name).stat().st_size for name in FILES}
 
@@ -199,15 +199,10 @@ def _preprocessing(loaded: LoadedModel, exchange: Mapping[str, Any]) -> dict[str
 
 
 def _evaluation(loaded: LoadedModel) -> dict[str, Any]:
-    """The validation of the run; empty if there is none."""
-    path = None if loaded.run is None else loaded.run.path / "eval" / "val" / "metrics.json"
-    if path is None or not path.is_file():
+    """The validation of these weights; empty if there is none."""
+    if loaded.run is None or loaded.weights != best_weights(loaded.run):
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    return RunSummary.of(loaded.run, loaded.config, loaded.task).evaluation
 
 
 # ---------------------------------------------------------------- the hub

@@ -21,6 +21,7 @@ from visionattn.runs.load import LoadedModel
 from visionattn.tasks.base import Evaluation
 
 CALIBRATION_IMAGES = 128  # spread over the training split
+_WINDOWS = 4  # inputs of an image: windows and flips of large images are many
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,20 @@ def _training_inputs(path: Path, loaded: LoadedModel, console: Console) -> list[
     config = loaded.config.model_copy(update={"train": train, "data": loaded.config.data.read_once()})
     task, target = loaded.task, loaded.target
     dataset = task.eval_dataset(config, recorder, task.read_split(config, "train", target))
-    chosen = np.linspace(0, len(dataset) - 1, min(CALIBRATION_IMAGES, len(dataset))).round().astype(int).tolist()
     predictor = task.predictor(config, target, recorder, torch.device("cpu"))
-    for batch in eval_loader(_Part(dataset, chosen), task.eval_batch_size(config), 0):
+    inputs: list[np.ndarray] = []
+    for batch in eval_loader(_Part(dataset, _spread(len(dataset), CALIBRATION_IMAGES)), task.eval_batch_size(config), 0):
         if len(batch):
             with torch.inference_mode():
                 predictor(batch)
-    return recorder.inputs[: 4 * CALIBRATION_IMAGES]  # windows of large images are many
+            inputs += [recorder.inputs[index] for index in _spread(len(recorder.inputs), _WINDOWS * len(batch))]
+            recorder.inputs.clear()
+    return inputs
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
 
 
 def _with_metadata(path: Path, facts: Facts) -> None:

@@ -41,6 +41,7 @@ from visionattn.report.trackers import require_packages, tracking
 from visionattn.runs.checkpoint import load_weights, read_meta, recover_checkpoints
 from visionattn.runs.folder import RunFolder, environment
 from visionattn.runs.interrupts import interrupting, stop_signals
+from visionattn.runs.load import best_weights
 from visionattn.runs.state import running
 from visionattn.tasks import load_config, run_config, task_of
 from visionattn.tasks.base import Dataset
@@ -397,7 +398,7 @@ def _finish(trainer: Trainer, prepared: Prepared, console: Console) -> TrainResu
     device, autocast = trainer.accelerator.device, trainer.accelerator.autocast
     evaluation = evaluate_model(task, config, target, model, setup.objective, loader, split="val", device=device, autocast=autocast)
     pictures, display, unit = task.pictures(target), task.display, task.unit
-    save_evaluation(run.path / "eval" / "val", evaluation, pictures, setup.val_set, unit)
+    save_evaluation(run.path / "eval" / "val", evaluation, pictures, setup.val_set, unit, weights=best_weights(run))
     print_evaluation(evaluation, display, unit, console)
 
     def text(value: float | None, decimals: int) -> str:

@@ -14,11 +14,12 @@ from timm.layers import to_2tuple
 
 from visionattn.backbones import Backbone
 from visionattn.backbones.registry import Variant, check_arguments, get_variant
+from visionattn.errors import UserError, lacks_memory
 from visionattn.kernels.dispatch import use_backend
 from visionattn.models.classifier import Classifier
 from visionattn.models.weights.download import CachedFile, fetch
 from visionattn.models.weights.folders import open_folder
-from visionattn.models.weights.hub import is_hub, model_folder
+from visionattn.models.weights.hub import CONFIG, is_hub, model_folder
 from visionattn.models.weights.load import load_checkpoint
 from visionattn.models.weights.records import Record, find_record, records_of, shipped_facts, split_name
 
@@ -136,7 +137,13 @@ def _create_from_folder(name: str, pretrained: bool, checkpoint_path: str | Path
     size = found.cfg.get("input_size", (None,))[1:] or None
     facts: dict[str, Any] = {"num_classes": found.num_classes, "in_chans": found.in_chans, "img_size": size}
     source = checkpoint_path or (found.weights if pretrained else None)
-    model: Any = create_model(found.name, checkpoint_path=source, **{**facts, **found.args, **chosen})
+    try:
+        model: Any = create_model(found.name, checkpoint_path=source, **{**facts, **found.args, **chosen})
+    except (TypeError, ValueError, RuntimeError) as error:  # from torch, about the value of an argument
+        if chosen or isinstance(error, UserError) or lacks_memory(error):
+            raise
+        what = f"{found.name} cannot be built with the arguments in {CONFIG} of the model"
+        raise UserError("VA-W005", what, where=str(folder / CONFIG), why=str(error)[:300]) from error
     if not given["features_only"]:
         stated = {key: value for key, value in found.cfg.items() if key != "input_size"}
         stated |= {key: _channels(stated[key], model.in_chans) for key in ("mean", "std") if key in stated}

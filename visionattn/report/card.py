@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 import yaml
 
 from visionattn import __version__
-from visionattn.names import shown
+from visionattn.models.weights.hub import LOCAL_DIR, is_hub
+from visionattn.names import shown, typed
 from visionattn.tasks.base import Display
 
 _MOST_CLASSES = 200  # that are listed
@@ -52,7 +54,7 @@ def model_card(facts: CardFacts, source: str, display: Display, unit: str) -> st
     """Format the card.
 
     Args:
-        source: how the model is named in a command, `hf-hub:OWNER/NAME` or a folder.
+        source: the model as commands take it, `hf-hub:OWNER/NAME` or a folder.
         display: how metrics are shown.
         unit: what a case is called.
     """
@@ -117,16 +119,17 @@ def _results(facts: CardFacts, display: Display, unit: str) -> str:
 
 
 def _use(facts: CardFacts, source: str) -> str:
-    lines = ["```bash", "pip install visionattn", f"visionattn predict {source} --source FILE_OR_FOLDER", "```"]
+    lines = ["```bash", "pip install visionattn", f"visionattn predict {typed(source)} --source FILE_OR_FOLDER", "```"]
     if facts.plugins:
         lines.insert(2, "# The model has code of its own, which is not part of this folder and has to be importable.")
     if facts.in_timm:
-        name = source if ":" in source else f"local-dir:{source}"
-        lines += ["", "```python", "import visionattn", "", f'model = visionattn.create_model("{name}", pretrained=True)', "```", ""]
+        name = json.dumps(source if is_hub(source) else f"{LOCAL_DIR}{source}", ensure_ascii=False)  # also a text of Python
+        lines += ["", "```python", "import visionattn", "", f"model = visionattn.create_model({name}, pretrained=True)", "```", ""]
         lines += ["In timm, after `visionattn.integrations.timm.register()`:", "", "```python"]
         lines += ["import timm", "from visionattn.integrations.timm import register", "", "register()"]
-        lines += [f'model = timm.create_model("{name}", pretrained=True)', "```"]
-    lines += ["", f"To start a training of your own from it: `visionattn train --data FOLDER --model {facts.backbone} --weights {source}`."]
+        lines += [f"model = timm.create_model({name}, pretrained=True)", "```"]
+    train = f"visionattn train --data FOLDER --model {facts.backbone} --weights {typed(source)}"
+    lines += ["", f"To start a training of your own from it: `{train}`."]
     return "\n".join(lines)
 
 

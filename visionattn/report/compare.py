@@ -48,7 +48,7 @@ class Comparison:
         values = [flat(run.config.model_dump(mode="json")) for run in self.runs]
         keys = [key for key in dict.fromkeys(key for found in values for key in found) if not key.startswith(_LEFT_OUT)]
         rows = {key: [_setting(found[key]) if key in found else _ABSENT for found in values] for key in keys}
-        return {key: texts for key, texts in rows.items() if len(set(texts)) > 1}
+        return {key: list(map(_shortened, texts)) for key, texts in rows.items() if len(set(texts)) > 1}
 
     @property
     def ranked(self) -> list[RunSummary]:
@@ -172,5 +172,9 @@ def _facts(run: RunSummary) -> dict[str, str]:
 
 
 def _setting(value: Any) -> str:
-    text = "null" if value is None else '""' if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _LONG else f"{text[:_LONG]} ..."
+    return "null" if value is None else '""' if value == "" else f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _shortened(text: str) -> str:
+    """A setting without its middle if it is long: paths differ in their ends."""
+    return text if len(text) <= _LONG else f"{text[: _LONG // 2]} ... {text[-_LONG // 2 :]}"

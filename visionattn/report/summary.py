@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 from visionattn.config.schema import RunConfig
 from visionattn.console import duration
+from visionattn.errors import UserError
 from visionattn.files import counted
 from visionattn.runs.folder import RunFolder
+from visionattn.runs.load import best_weights
 from visionattn.tasks.base import Display, Task
 
 _LARGEST = 2**27  # bytes of a JSON file that is read for a page
@@ -66,8 +69,9 @@ class RunSummary:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """The lines of steps, with their place in epochs as `at`."""
-        per_epoch = self.epochs[0]["step"] / self.epochs[0]["epoch"] if self.epochs and self.epochs[0]["epoch"] else 1
-        lines = [line for line in self.history if line.get("kind") == "step"]
+        first = self.epochs[0] if self.epochs else {}
+        per_epoch = (number(first.get("step")) or 1) / (first.get("epoch") or 1)
+        lines = [line for line in self.history if line.get("kind") == "step" and number(line.get("step")) is not None]
         return [{**line, "at": line["step"] / max(per_epoch, 1e-9)} for line in lines]
 
     def points(self, key: str) -> list[tuple[float, float]]:
@@ -142,8 +146,12 @@ class RunSummary:
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
-        """Content of `eval/val/metrics.json`: that of the last evaluation of the best checkpoint; empty if there is none."""
-        return read_object(self.path / "eval" / "val" / "metrics.json")
+        """Content of `eval/val/metrics.json`: the evaluation of the best checkpoint; empty if there is none, or of an earlier one only."""
+        found = read_object(self.path / "eval" / "val" / "metrics.json")
+        with suppress(UserError):  # a run is compared without its checkpoints too
+            if found.get("weights", best := best_weights(RunFolder(self.path))) != best:
+                return {}
+        return found
 
     @property
     def metrics(self) -> dict[str, float | None]:

@@ -18,7 +18,7 @@ MOST_ROWS = 60  # of a table on the terminal
 
 
 def evaluation_dict(evaluation: Evaluation) -> dict[str, Any]:
-    """The object that `eval --json` prints and `metrics.json` holds."""
+    """The object that `eval --json` prints; `metrics.json` holds it too."""
     return {
         "task": evaluation.task,
         "split": evaluation.split,
@@ -64,12 +64,16 @@ def print_evaluation(evaluation: Evaluation, display: Display, unit: str, consol
         console.warn(f"{counted(len(evaluation.unreadable), unit)} could not be read, not counted: {named}{more}")
 
 
-def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, dataset: Dataset, unit: str) -> None:
-    """Write `metrics.json`, `per_class.csv`, `per_<unit>.csv`, the task's figures and `worst/`, all or nothing."""
+def save_evaluation(folder: Path, evaluation: Evaluation, pictures: Pictures, dataset: Dataset, unit: str, *, weights: str = "") -> None:
+    """Write `metrics.json`, `per_class.csv`, `per_<unit>.csv`, the task's figures and `worst/`, all or nothing.
+
+    Args:
+        weights: sha256 of the weights that were evaluated; empty of several models.
+    """
     scores = evaluation.scores
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as temporary:
-        (temporary / "metrics.json").write_text(json_text(evaluation_dict(evaluation)), encoding="utf-8")
+        (temporary / "metrics.json").write_text(json_text({**evaluation_dict(evaluation), "weights": weights}), encoding="utf-8")
         if scores.per_class:
             rows = [["" if value is None else value for value in row.values()] for row in scores.per_class]
             (temporary / "per_class.csv").write_text(csv_text(list(scores.per_class[0]), rows), encoding="utf-8")

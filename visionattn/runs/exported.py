@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from visionattn.backbones import Sizes
 from visionattn.config.schema import RunConfig
-from visionattn.errors import UserError
+from visionattn.errors import UserError, lacks_memory
+from visionattn.models.weights.folders import Preprocessing
 from visionattn.models.weights.load import read_file
-from visionattn.tasks import saved_config, task_of
+from visionattn.tasks import saved_config, saved_target, task_of
 from visionattn.tasks.base import Target, Task
 
 MARK = "visionattn"  # key of the metadata of every file that we export; its value is the version of the other keys
@@ -32,6 +34,13 @@ LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 
 # The entries of a model's `pretrained_cfg` that its use needs.
 _PREPROCESSING = ("architecture", "input_size", "mean", "std", "interpolation", "crop_pct", "shown")
+
+
+class _Stated(dict[str, Any]):
+    """What a file states of preprocessing; what it does not is an error where it is needed."""
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError("VA-W005", f"the metadata of the exported file do not state {key}")
 
 
 @dataclass(frozen=True)
@@ -81,22 +90,45 @@ class Facts:
         """Read the metadata of a file.
 
         Raises:
-            UserError: VA-W003, the file was not exported by this package; VA-W005, damaged; VA-C001, VA-C002, VA-C006 for its config.
+            UserError: VA-W003, the file was not exported by this package; VA-W005, damaged; VA-C001, VA-C002, VA-C006 for its config;
+                VA-C002, a task whose networks are not exported.
         """
         if metadata.get(MARK) != VERSION:
             what = f"{path.name} was not exported by visionattn" if MARK not in metadata else f"{path.name}: metadata of another version"
             raise UserError("VA-W003", what, where=str(path), fix="export it: visionattn export RUN --format onnx")
         try:
-            config, preprocessing, sizes, licences, names = (
+            values, preprocessing, sizes, licences, names = (
                 json.loads(metadata[key]) for key in ("config", "preprocessing", "sizes", "licences", "target")
             )
-            target = {name: json.loads(metadata[name]) for name in names}
-            sizes = Sizes(**{**sizes, "size": tuple(sizes["size"])})
-            preprocessing = {key: tuple(value) if isinstance(value, list) else value for key, value in preprocessing.items()}
+            config = saved_config(values)
+            channels = task_of(config).network_input(config)[0]
+            target = saved_target(task_of(config), config, {name: json.loads(metadata[name]) for name in names})
+            sizes = TypeAdapter(Sizes).validate_python(sizes)
+            if min(*sizes.size, sizes.step + 1, sizes.least + 1) < 1:
+                raise ValueError(f"sizes: {sizes}")
+            return cls(config, target, _preprocessing(preprocessing, channels), sizes, dict(licences))
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:  # the metadata are whatever the file says
-            why = f"{type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {str(error)[:300]}"
             raise UserError("VA-W005", f"the metadata of {path.name} describe no model", where=str(path), why=why) from error
-        return cls(saved_config(config), target, preprocessing, sizes, dict(licences))
+
+
+def _preprocessing(stated: Mapping[str, Any], channels: int) -> _Stated:
+    """What a file states of preprocessing, for images of `channels`.
+
+    Raises:
+        ValueError: values that no image can be prepared by.
+    """
+    found = _Stated(Preprocessing.of(stated))
+    if "architecture" in stated:
+        found["architecture"] = str(stated["architecture"])
+    if "shown" in stated:
+        found["shown"] = TypeAdapter(tuple[int, ...]).validate_python(stated["shown"])
+    counts = {name: len(found[name]) for name in ("mean", "std") if name in found}
+    if set(counts.values()) - {channels} or not all(0 <= place < channels for place in found.get("shown", ())):
+        raise ValueError(f"preprocessing is not of {channels} channels")
+    return found
 
 
 class OnnxNetwork(nn.Module):
@@ -107,7 +139,7 @@ class OnnxNetwork(nn.Module):
         num_classes: channels of the output.
 
     Raises:
-        UserError: VA-M004, in `forward`: a size that the file does not hold for.
+        UserError: in `forward`: VA-M004, a size that the file does not hold for; VA-M005, its runtime fails.
     """
 
     def __init__(self, session: Any, facts: Facts) -> None:
@@ -125,7 +157,13 @@ class OnnxNetwork(nn.Module):
                 fix=self.facts.task.size_advice(self.facts.sizes.size),
             )
         pixels = image.detach().float().cpu().contiguous().numpy()
-        (output,) = self.session.run(None, {self.session.get_inputs()[0].name: pixels})
+        try:
+            (output,) = self.session.run(None, {self.session.get_inputs()[0].name: pixels})
+        except Exception as error:  # its errors have no common type
+            if lacks_memory(error):
+                raise
+            where, why = f"{len(image)} images of {size[0]}x{size[1]} px", str(error).partition("\n")[0][:300]
+            raise UserError("VA-M005", "ONNX Runtime cannot compute the network of the file", where=where, why=why) from error
         return torch.from_numpy(output).to(image.device)
 
 
@@ -133,7 +171,8 @@ def open_onnx(path: Path) -> tuple[Facts, OnnxNetwork]:
     """The facts and the network of an exported ONNX file.
 
     Raises:
-        UserError: VA-R007, ONNX Runtime is not installed; VA-W003, VA-W005, the file; as `Facts.read`.
+        UserError: VA-R007, ONNX Runtime is not installed; VA-W003, another network than its metadata describe; VA-W005, not an ONNX
+            file; as `Facts.read`.
     """
     require_onnx()
     import onnxruntime
@@ -148,7 +187,27 @@ def open_onnx(path: Path) -> tuple[Facts, OnnxNetwork]:
         fix = "export it: visionattn export RUN --format onnx"
         raise UserError("VA-W005", f"{path.name} is not a readable ONNX file", where=str(path), why=why, fix=fix) from error
     facts = Facts.read(session.get_modelmeta().custom_metadata_map, path)
+    if wrong := _mismatch(session, facts):
+        what = f"the network in {path.name} is not the one that its metadata describe"
+        raise UserError("VA-W003", what, where=str(path), why=wrong, fix="export it: visionattn export RUN --format onnx")
     return facts, OnnxNetwork(session, facts)
+
+
+def _mismatch(session: Any, facts: Facts) -> str:
+    """How a graph differs from its metadata; empty if it does not."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        return f"it has {len(inputs)} inputs and {len(outputs)} outputs, not one of each"
+    (image,), (output,), channels = inputs, outputs, facts.task.network_input(facts.config)[0]
+    if len(image.shape) != 4 or image.shape[1] != channels or len(output.shape) < 2:
+        return f"it computes {output.shape} from {image.shape}, and the images have {channels} channels"
+    if {image.type, output.type} != {"tensor(float)"}:
+        return f"it computes {output.type} from {image.type}, not tensor(float)"
+    names = facts.target.get("classes")
+    one_of_two = len(output.shape) == 4 and output.shape[1] == 1  # segmentation separates two classes by one logit
+    if names is not None and output.shape[1] != len(names) and not (one_of_two and len(names) == 2):
+        return f"it has {output.shape[1]} outputs for {len(names)} classes"
+    return ""
 
 
 def open_weights(path: Path) -> tuple[Facts, nn.Module] | None:

@@ -26,7 +26,7 @@ from visionattn.runs.checkpoint import (
 )
 from visionattn.runs.exported import open_onnx, open_weights
 from visionattn.runs.folder import RunFolder, fold_folders
-from visionattn.tasks import TASKS, saved_config, task_of
+from visionattn.tasks import TASKS, saved_config, saved_target, task_of
 from visionattn.tasks.base import Target, Task
 
 
@@ -158,7 +158,7 @@ def _load_checkpoint(checkpoint: Path, name: str | None, run: RunFolder | None) 
     config = saved_config(meta.get("config"))
     task, target = task_of(config), target_of(meta)
     try:
-        model: Any = task.build_model(config, target)
+        model: Any = task.build_model(config, saved_target(task, config, target))
     except (KeyError, TypeError, AttributeError) as error:  # the target is whatever the file says
         why = f"{type(error).__name__}: {error}"
         raise UserError("VA-W005", "the checkpoint describes no model", where=str(checkpoint), why=why) from error
@@ -195,6 +195,16 @@ def config_of_run(path: Path) -> RunConfig:
 def target_of(meta: dict[str, Any]) -> Target:
     """Meaning of the outputs of a checkpoint."""
     return meta["target"] if "target" in meta else {key: meta[key] for key in ("classes", "palette") if key in meta}
+
+
+def best_weights(run: RunFolder) -> str:
+    """sha256 of the weights that a run is used with.
+
+    Raises:
+        UserError: as `best_checkpoint`.
+    """
+    hashes = read_meta(best_checkpoint(run))["sha256"]
+    return str(hashes[weights_name(hashes)])
 
 
 def best_checkpoint(run: RunFolder) -> Path:

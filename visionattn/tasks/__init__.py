@@ -12,7 +12,7 @@ from visionattn.config.read import override_values, read_values, require_section
 from visionattn.config.schema import RunConfig
 from visionattn.errors import UserError
 from visionattn.tasks.bags import Bags
-from visionattn.tasks.base import Task
+from visionattn.tasks.base import Target, Task
 from visionattn.tasks.classification import Classification
 from visionattn.tasks.segmentation import Segmentation
 from visionattn.tasks.volumes import Volumes
@@ -126,6 +126,26 @@ def saved_config(values: Any, origins: dict[str, Origin] | None = None) -> RunCo
     if isinstance(plugins, list):
         require_plugins([name for name in plugins if isinstance(name, str)])
     return _validated(values, origins)
+
+
+def saved_target(task: Task, config: RunConfig, target: Any) -> Target:
+    """Check the meaning of outputs that a file holds.
+
+    Raises:
+        KeyError, TypeError, AttributeError: the task cannot use it.
+    """
+    for key in ("classes", "display_classes", "palette"):
+        rows = target.get(key) or []
+        if not isinstance(rows, list) or not all(_is_colour(row) if key == "palette" else isinstance(row, str) for row in rows):
+            raise TypeError(f"{key}: expected a list of {'colours' if key == 'palette' else 'names'}")
+        if rows and len(rows) != len(target["classes"]):
+            raise TypeError(f"{key}: expected {len(target['classes'])}, got {len(rows)}")
+    task.describe(config, target)
+    return dict(target)
+
+
+def _is_colour(row: Any) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) == 3 and all(isinstance(value, int) and 0 <= value < 256 for value in row)
 
 
 def _task_with(values: dict[str, Any]) -> str:

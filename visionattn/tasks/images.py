@@ -91,7 +91,8 @@ def with_normalisation(model: Any, config: Any) -> Any:
 
 def normalisation(model: Any) -> dict[str, Any]:
     """The arguments of transforms that normalise for a model."""
-    return {name: model.pretrained_cfg.get(name) for name in ("mean", "std", "shown")}
+    cfg = model.pretrained_cfg
+    return {"mean": cfg["mean"], "std": cfg["std"], "shown": cfg.get("shown")}
 
 
 def unnormalise(image: torch.Tensor, cfg: dict[str, Any]) -> np.ndarray:

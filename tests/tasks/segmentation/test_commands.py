@@ -147,7 +147,7 @@ def test_values_are_those_of_the_predictions(trained: Path, polyps: Path) -> Non
     for name, value in wanted.items():
         assert found["metrics"][name] == pytest.approx(value, rel=1e-5), name
     assert found["metrics"]["hd95"] >= 0 and found["per_class"][1]["hd95_unit"] == "px"
-    assert json.loads((trained / "eval/test/metrics.json").read_text()) == found
+    assert json.loads((trained / "eval/test/metrics.json").read_text()).items() >= found.items()
 
 
 def test_windows_flips_and_other_data(trained: Path, polyps: Path) -> None:

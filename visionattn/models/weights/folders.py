@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from visionattn.backbones.registry import get_variant, list_models
 from visionattn.errors import UserError
@@ -36,11 +36,11 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
-    input_size: tuple[int, int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    input_size: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    mean: tuple[float, ...] | None = Field(None, min_length=1)
+    std: tuple[PositiveFloat, ...] | None = Field(None, min_length=1)
     interpolation: Literal["bicubic", "bilinear"] | None = None
-    crop_pct: float | None = Field(None, gt=0, le=1)
+    crop_pct: float | None = Field(None, ge=0.1, le=1)  # images are enlarged by its inverse
     license: str | None = None
 
     @classmethod

@@ -200,7 +200,7 @@ def _ask(name: str, revision: str, authorization: Mapping[str, str]) -> _Commit:
         pickles = {key: _Entry(key, 0, "", "") for key in entries if key.endswith((".bin", ".pth", ".pt", ".ckpt"))}
         if not _COMMIT.fullmatch(content["sha"]):
             raise ValueError("sha")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise Unavailable(f"the answer is not that of a hub ({type(error).__name__}: {str(error)[:80]})") from error
     return _Commit(content["sha"], pickles | found)
 

@@ -58,7 +58,8 @@ def _open_folder(folder: Path) -> PublishedModel:
     if not found.num_classes:
         fix = f"train one: visionattn train --model {found.name} {typed(f'model.weights={folder}')} --data FOLDER"
         raise UserError("VA-M003", f"the model in {folder} has no classifier", fix=fix)
-    model: Classifier = create_model(f"{LOCAL_DIR}{folder}", pretrained=True)
+    model: Classifier = create_model(f"{LOCAL_DIR}{folder}")
+    load_checkpoint(model, found.weights, allow=("position",)).log(found.weights)  # with its own classifier, or not at all
     size = model.pretrained_cfg["input_size"][1:]
     args = {key: value for key, value in found.args.items() if key in signature(type(model.backbone)).parameters}
     settings = ClassifierConfig(name=found.name, weights="none", in_chans=found.in_chans, img_size=size, args=args)

@@ -44,7 +44,9 @@ class ClassifyEvalConfig(ClassEvalConfig):
         "auto", "Metric that chooses the best checkpoint; auto: top1, or macro_f1 for multi-label."
     )
     batch_size: int | None = setting(None, "Images per evaluation step; null: as in training.", ge=1)
-    crop_pct: float | None = setting(None, "Share of the resized image that is kept by the centre crop; null: the model's own.", gt=0, le=1)
+    crop_pct: float | None = setting(
+        None, "Share of the resized image that is kept by the centre crop; null: the model's own.", ge=0.1, le=1
+    )
     flips: Literal["none", "horizontal", "both"] = setting("none", "Average over flips of the image: none, left-right, or up-down too.")
     scales: list[float] = setting([], "Average over the image at these scales, for example [1, 1.25]; empty: only model.img_size.")
     average: Literal["logits", "probabilities"] = setting("logits", "Quantity averaged over flips and scales.")
