@@ -29,13 +29,3 @@ def test_deformable_convolutions_begin_as_ordinary_ones() -> None:
     want = F.gelu(merging.norm(merging.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
     with torch.no_grad():
         assert torch.allclose(merging(x), want, atol=1e-6)
-
-
-def test_deformable_convolutions_begin_as_ordinary_ones() -> None:
-    name, args = TINY["LITv2"]
-    model = va.create_model(name, **args)
-    merging = model.backbone.stages[2].downsample.eval()
-    x = torch.randn(2, 6, 8, merging.conv.in_channels)
-    want = F.gelu(merging.norm(merging.conv(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
-    with torch.no_grad():
-        assert torch.allclose(merging(x), want, atol=1e-6)
