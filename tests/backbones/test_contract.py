@@ -134,11 +134,11 @@ def test_dense_mode_norms_every_map_and_reads_a_classifiers_file(name: str) -> N
             "sgformer",
         )  # no norms of outputs in their dense code, or none at all, or those of the classifier
         return
-    classifier, dense = small(name), small(name, features_only=True, out_norm=True, output_stride=32).eval()
+    classifier, dense = small(name), small(name, features_only=True, out_norm=True, output_stride=32)
     report = va.load_checkpoint(dense, classifier.state_dict())
     assert len(report.skipped) == bool(dense.out_norms)
     with torch.no_grad():
-        maps = dense(torch.randn(1, 3, 65, 97))
+        maps = dense.train()(torch.randn(2, 3, 65, 97))  # fresh batch norms have statistics of no image
     for feature in maps:  # the norms are fresh: each position has mean 0 and deviation 1
         assert torch.allclose(feature.mean(1), torch.zeros(()), atol=1e-4)
         assert torch.allclose(feature.std(1, correction=0), torch.ones(()), atol=1e-2)
@@ -234,6 +234,18 @@ def test_meta_construction_and_init_leave_no_nan(name: str) -> None:
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     model = initialised(model)
     assert torch.isfinite(model.eval()(torch.randn(1, 3, 64, 64))).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "std"),
+    [
+        ("casvit_xsmall", "backbone.stages.1.blocks.0.mlp.0.weight", (3 * 16) ** -0.5),  # torch's own, of 16 channels
+        ("overlock_xtiny", "backbone.stages.1.downsample.0.weight", 0.02),
+        ("overlock_xtiny", "backbone.stages.2.blocks.0.rpb2", 0.0),
+    ],
+)
+def test_initialisation_is_that_of_the_authors(name: str, part: str, std: float) -> None:
+    assert float(small(name).get_parameter(part).detach().std()) == pytest.approx(std, rel=0.1)
 
 
 def test_layer_groups_and_weight_decay_cover_the_parameters(name: str) -> None:

@@ -162,16 +162,17 @@ class ChannelAffine(nn.Module):
 
 
 def init_parts(network: nn.Module) -> None:
-    """Initialise all parameters of a network of these modules except `rpb1` and `rpb2`."""
+    """Initialise all parameters of a network of these modules; the biases of its kernels, `rpb1` and `rpb2`, begin at 0."""
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm2d, LayerNorm2d, GRN, ChannelAffine)):
             module.reset_parameters()
         elif isinstance(module, nn.Conv2d):
-            if module.bias is None:  # a batch norm follows
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            else:
-                trunc_normal_(module.weight, std=0.02)
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, MixingBlock):
+            nn.init.zeros_(module.rpb1)
+            nn.init.zeros_(module.rpb2)
 
 
 def conv_mlp(dim: int, hidden: int) -> list[nn.Module]:
@@ -230,8 +231,6 @@ class MixingBlock(nn.Module):
     def reset_parameters(self) -> None:
         """Initialise all parameters."""
         init_parts(self)
-        trunc_normal_(self.rpb1, std=0.02)
-        trunc_normal_(self.rpb2, std=0.02)
 
     def mix(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Convolve the values, each group of channels with kernels of its own for each position.

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import DropPath
 from torch import nn
 
 from visionattn.backbones.base import Backbone, rename_keys
 from visionattn.backbones.registry import register_backbone
-from visionattn.layers import drop_path_rates
+from visionattn.layers import drop_path_rates, init_layer
 
 
 def depthwise(dim: int) -> nn.Conv2d:
@@ -139,12 +139,7 @@ class CASViT(Backbone):
 
     def init_weights(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.reset_parameters()
-            elif isinstance(module, nn.Conv2d):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            init_layer(module)
 
     def final_norm(self) -> nn.Module:
         return nn.BatchNorm2d(self.stage_channels[-1])

@@ -194,6 +194,10 @@ class LITv2(Backbone):
     def init_weights(self) -> None:
         for module in self.modules():
             init_layer(module)
+        for module in self.modules():
+            if isinstance(module, DeformableMerging):  # which begins as an ordinary convolution
+                nn.init.zeros_(module.offset.weight)
+                nn.init.zeros_(module.offset.bias)  # type: ignore[arg-type]  # it has one
 
     def final_norm(self) -> nn.Module:
         return LayerNorm2d(self.stage_channels[-1], eps=1e-5)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d
 from torch import nn
 
 from visionattn.attention.contmix import (
@@ -244,9 +244,6 @@ class OverLoCK(Backbone):
 
     def init_weights(self) -> None:
         init_parts(self)
-        for name, parameter in self.named_parameters():
-            if name.endswith(TABLES):
-                trunc_normal_(parameter, std=0.02)
 
     def final_norm(self) -> nn.Module:
         return FeatureProjection(self.stage_channels[-1], NUM_FEATURES, bias=False)
