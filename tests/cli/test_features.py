@@ -169,3 +169,12 @@ def test_no_image_is_kept(trained: Trained, tmp_path: Path, monkeypatch: pytest.
     assert len((tmp_path / "out/probabilities.csv").read_text().splitlines()) == 41
     saved = np.load(tmp_path / "features/features.npy", allow_pickle=False)
     np.testing.assert_array_equal(saved, features.values)
+
+
+@pytest.mark.parametrize("command", ["predict RUN IMAGE", "features RUN IMAGE", "neighbors RUN IMAGE", "data preview DATA --count 1"])
+def test_a_home_that_no_shell_expanded(command: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    given = {"RUN": trained.run, "IMAGE": trained.data / "test/rose", "DATA": trained.data}
+    done(*(given.get(word, word) for word in command.split()), "--out=~/found.png")
+    assert (tmp_path / "found.png").exists() and not (tmp_path / "~").exists()

@@ -124,6 +124,7 @@ def test_files_have_to_agree(fields: Path, tmp_path: Path) -> None:
 
 
 def test_the_check_is_kept(fields: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     first = done("data", "check", fields)
     monkeypatch.setattr("visionattn.data.sources.image_facts", None)
     assert done("data", "check", fields).output == first.output

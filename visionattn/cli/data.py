@@ -56,8 +56,9 @@ def data_preview(
     config = _config(root, overrides, task, classes)
     from visionattn.jobs.check import preview_data
 
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    preview_data(config, Path(out), count)
+    path = Path(out).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    preview_data(config, path, count)
     console_for().line(out)
 
 
@@ -82,8 +83,10 @@ def masks_convert(
 
     if not map and palette is None:
         raise UserError("VA-C002", "nothing to convert: give --map or --palette", fix="Example: --map 128:1")
-    settings, target = mask_settings(overrides or []), Path(out) if out else None
-    done = convert_masks(Path(root), map=parse_map(map or []), palette=palette, out=target, in_place=in_place, settings=settings)
+    settings, target = mask_settings(overrides or []), Path(out).expanduser() if out else None
+    done = convert_masks(
+        Path(root).expanduser(), map=parse_map(map or []), palette=palette, out=target, in_place=in_place, settings=settings
+    )
     if as_json:
         print_json(asdict(done))
         return
@@ -110,7 +113,8 @@ def masks_from(
     from visionattn.data.masks.annotations.draw import draw_masks
 
     console = console_for(as_json)
-    done = draw_masks(Path(source), images=Path(images) if images else None, out=Path(out) if out else None, console=console)
+    pictures, folder = (Path(given).expanduser() if given else None for given in (images, out))
+    done = draw_masks(Path(source).expanduser(), images=pictures, out=folder, console=console)
     if as_json:
         print_json(asdict(done))
         return

@@ -87,7 +87,7 @@ def extract_features(
     """
     console = console or Console(quiet=True)
     model = open_model(source, settings, console)
-    target = None if out is None else feature_files(Path(out))
+    target = None if out is None else feature_files(Path(out).expanduser())
     if target is not None:
         require_new(target)
     found = features_of_split(model, data, split, batch_size, console) if split else features_of_files(model, data, batch_size, console)
@@ -123,7 +123,7 @@ def extract_bags(
     Raises:
         UserError: VA-D002, patches that are in no folder of a slide; as `extract_features`.
     """
-    console, root, out = console or Console(quiet=True), Path(folder), Path(out)
+    console, root, out = console or Console(quiet=True), Path(folder).expanduser(), Path(out).expanduser()
     slides: dict[Path, list[int]] = {}
     require_new([out])
     model = open_model(source, settings, console)

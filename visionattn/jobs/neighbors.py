@@ -95,7 +95,7 @@ def find_neighbors(
     model = open_model(source, settings, console)
     if data is None and features is None and not model.config.data.has_source:
         raise UserError("VA-C005", "nothing to search: the model has no data of its own", fix="--data FOLDER")
-    files = [] if out is None else [Path(out) / "neighbors.csv", Path(out) / "neighbors.png"]
+    files = [] if out is None else [Path(out).expanduser() / name for name in ("neighbors.csv", "neighbors.png")]
     require_new(files)
     references = load_features(Path(features), model) if features else features_of_split(model, data, "train", batch_size, console)
     if split is None:
@@ -111,7 +111,7 @@ def find_neighbors(
     similarity, rows = nearest(queries.values, references.values, k, itself=itself)
     found = Neighbors(queries, references, rows, similarity, _agreement(queries, references, rows))
     if files:
-        Path(out or "").mkdir(parents=True, exist_ok=True)
+        files[0].parent.mkdir(parents=True, exist_ok=True)
         atomic_write(files[0], csv_lines(COLUMNS, found.table()))
         _draw(found, files[1])
         console.field("written", "\n".join(map(str, files)))

@@ -72,7 +72,7 @@ def predict(
     train = inference_settings(models[0].config.train, console.warn)
     configs = [change_config(loaded.config.model_copy(update={"train": train}), settings, CHANGEABLE) for loaded in models]
     configs = [config.model_copy(update={"data": config.data.at("")}) for config in configs]  # not what they were trained on
-    task, config, target = models[0].task, configs[0], None if out is None else Path(out)
+    task, config, target = models[0].task, configs[0], None if out is None else Path(out).expanduser()
     members = task.ensemble([Member(changed, loaded.model) for changed, loaded in zip(configs, models, strict=True)])
     formats = tuple(save) or task.default_formats
     if wrong := set(formats) - set(task.formats):
