@@ -171,10 +171,10 @@ class Gated(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.patches, self.attn = nn.Conv2d(3, 16, 3, 4, 1), build_attention(name, 16)
+        self.patches, self.attn, self.fc = nn.Conv2d(3, 16, 3, 4, 1), build_attention(name, 16), nn.Linear(16, 3)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.attn(self.patches(image)).mean((2, 3))  # type: ignore[no-any-return]
+        return self.fc(self.attn(self.patches(image)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow
