@@ -23,7 +23,8 @@ from visionattn.models.weights.download import SUFFIXES, offline, weights_folder
 from visionattn.models.weights.records import shipped_facts
 from visionattn.runs.folder import environment
 
-OPTIONAL = ("triton", "onnx", "datasets", "monai", "nibabel", "pydicom", "pytorch_grad_cam")
+# Of each extra what its commands import; beside it Triton, which comes with some builds of torch.
+OPTIONAL = ("triton", "onnxruntime", "datasets", "mlflow", "h5py", "monai", "nibabel", "pydicom", "pytorch_grad_cam", "fastapi")
 
 
 def diagnose(*, self_check: bool = True, console: Console | None = None) -> dict[str, Any]:
