@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def push(source: str | Path, target: str | Path, *, license: str = "", public: b
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as temporary:
             sizes = _write(temporary, loaded, Path(source), name, called, license)
-        return Pushed(str(folder), str(folder), sizes)
+        return Pushed(os.path.expanduser(target), str(folder), sizes)  # with the ./ that tells a folder from a name
     with tempfile.TemporaryDirectory() as scratch:
         sizes = _write(Path(scratch), loaded, Path(source), name, called, license)
         console.field("uploading", f"{', '.join(sizes)} ({sum(sizes.values()) / 2**20:,.1f} MiB) to {endpoint()}/{model_id}")
