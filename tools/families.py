@@ -212,8 +212,8 @@ DESCRIPTIONS = {
         "3 x 3 convolutions; a gate per channel and row, and per channel and column",
         "As ECA-Net, with gates for positions: the means of each row and of each column go through a convolution along them, group norm "
         "and a sigmoid. The map is multiplied by both.",
-        "CNNs for which position along an axis matters: roads, text, organs. There are no published weights, so it trains from scratch, or "
-        "from a run of yours.",
+        "CNNs for images in which position along an axis matters: roads, text, organs. No weights are published: train from scratch, or "
+        "from a run of your own.",
         (
             (
                 "bottleneck of ELA-ResNet",
@@ -495,7 +495,7 @@ DESCRIPTIONS = {
         "A plain vision transformer on patches of 16 pixels without a class token, whose attention is chosen by name: softmax, a "
         "sigmoid per weight, flow and Gaussian kernel attention, which are linear in the number of positions, heads that each position "
         "chooses, keys that are drawn at random in training, or softmax attention to tokens pooled with their surroundings.",
-        "Comparing kinds of attention with everything else equal. There are no published weights.",
+        "Comparing attention mechanisms with everything else equal. No weights are published.",
         (("ViT block", [("add", "norm", "@ attention of one of seven kinds"), MLP]),),
         ("dense_attention",),
         KINDS_OF_VIT,

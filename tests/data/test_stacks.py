@@ -286,7 +286,7 @@ def test_the_limit_counts_the_values_of_an_array_once(made: Callable[[np.ndarray
         header_facts(data, max_bytes=14_999)
 
 
-def test_sides_below_nothing_are_damage() -> None:
+def test_negative_sides_are_damage() -> None:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (-1, 10, 3)})
     with pytest.raises(UnreadableFile, match="an array of -1 x 10 x 3"):

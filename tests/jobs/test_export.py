@@ -51,7 +51,7 @@ LONG_PROGRAMS = (
 SIZE = (64, 96)
 LARGE = {"OverLoCK": (208, 224)}  # whose least size is larger
 # SG-Former sorts tokens by a score. Where two nearly tie, the model itself is 1.4e-5 off in float32 of what it computes in float64, and the
-# file 4e-7; so of it what export promises of every file is required.
+# file 4e-7; so it is held to the limit that export promises for every file.
 LIMIT = {"SGFormer": 1e-4}
 
 

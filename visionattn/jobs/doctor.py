@@ -23,7 +23,7 @@ from visionattn.models.weights.download import SUFFIXES, offline, weights_folder
 from visionattn.models.weights.records import shipped_facts
 from visionattn.runs.folder import environment
 
-# Of each extra what its commands import; beside it Triton, which comes with some builds of torch.
+# Packages that the commands of each extra import, and Triton, which comes with some builds of torch.
 OPTIONAL = ("triton", "onnxruntime", "datasets", "mlflow", "h5py", "monai", "nibabel", "pydicom", "pytorch_grad_cam", "fastapi")
 
 

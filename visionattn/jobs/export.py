@@ -29,9 +29,10 @@ TOLERANCE = 1e-4  # of the largest output
 OLDEST_TORCH = "2.8"  # torch.export of 2.7 stops at an open number of images
 TRIED_TORCH = "2.14"
 
-# Pixels of a side at which no map is as small as a window or a kernel: a map of one window would be a constant of an ONNX graph, which then
-# fails on larger ones. A program of torch.export has to hold for the size of the model itself, and refuses others by its guards.
-_ROOMY = 832
+# Least side, in pixels, of the image that an ONNX graph of open size is traced with. On smaller ones a map may be a single window, whose
+# number would become a constant of the graph, and larger images would fail. A program of torch.export has to hold for the size of the model
+# itself, and refuses others by its guards.
+_TRACED_SIDE = 832
 
 _LARGEST = 3 * 2**29  # bytes of weights; a file of ONNX cannot hold 2 GiB
 
@@ -195,7 +196,7 @@ def _licences(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def _write_onnx(model: Any, channels: int, facts: Facts, path: Path) -> str:
-    program = _program(model, channels, facts.sizes, least=_ROOMY)
+    program = _program(model, channels, facts.sizes, least=_TRACED_SIDE)
     names = {0: "batch", 2: "height", 3: "width"} if facts.sizes.step else {0: "batch"}
     with _explained("converted to ONNX", facts.sizes), quiet_libraries():
         graph: Any = torch.onnx.export(
@@ -234,7 +235,7 @@ def _program(model: Any, channels: int, sizes: Sizes, *, least: int = 0) -> torc
     """The graph of a model, of plain operations of PyTorch.
 
     Args:
-        least: least side of the image with which a graph of open size is traced.
+        least: smallest side, in pixels, of the image that a graph of open size is traced with.
     """
     open_axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if sizes.step:
@@ -264,7 +265,7 @@ def _explained(what: str, sizes: Sizes) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """What a library says of its error, in a line."""
+    """Return the first line of an error message, at most 300 characters."""
     text = error.why or error.what if isinstance(error, UserError) else str(error)
     return text.strip().partition("\n")[0][:300] or type(error).__name__
 

@@ -37,7 +37,7 @@ _PREPROCESSING = ("architecture", "input_size", "mean", "std", "interpolation", 
 
 
 class _Stated(dict[str, Any]):
-    """What a file states of preprocessing; what it does not is an error where it is needed."""
+    """Preprocessing read from a file; looking up a key that the file lacks raises VA-W005."""
 
     def __missing__(self, key: str) -> Any:
         raise UserError("VA-W005", f"the metadata of the exported file do not state {key}")
@@ -115,10 +115,10 @@ class Facts:
 
 
 def _preprocessing(stated: Mapping[str, Any], channels: int) -> _Stated:
-    """What a file states of preprocessing, for images of `channels`.
+    """Check the preprocessing in the metadata of a file, for images of `channels` channels.
 
     Raises:
-        ValueError: values that no image can be prepared by.
+        ValueError: values that cannot be used to prepare an image.
     """
     found = _Stated(Preprocessing.of(stated))
     if "architecture" in stated:
